@@ -1,0 +1,1 @@
+"""Prefect flows that orchestrate `pipelines`, and the `msrrn` command line."""

@@ -1,0 +1,86 @@
+"""The model artifact: a directory with `weights.safetensors` and `card.json`. Nothing in it is unpickled."""
+
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import safetensors
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from msrrn.landmarks import SCHEME
+from msrrn.network import LEVELS, MSRRN, ModelConfig
+
+WEIGHTS: Final = "weights.safetensors"
+CARD: Final = "card.json"
+FORMAT: Final = 1
+
+
+class ArtifactError(ValueError):
+    """A model artifact is missing, damaged, or of another format. The message names file, field and remedy."""
+
+
+class Card(BaseModel):
+    """What a model is, what it saw, and what it may be used for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = FORMAT
+    name: str = Field("msrrn", description="what annotations quote as the model's name")
+    version: str = Field(description="digest of the weights, what annotations quote as its version")
+    scheme: Literal["ibug-68"] = SCHEME
+    levels: tuple[int, int, int] = LEVELS
+    crop_margin: float = Field(description="side of the crop over the side of the face box")
+    detector: str = Field(description="whose boxes the model was trained on")
+    config: ModelConfig
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="dataset, settings, seed, code version"
+    )
+    metrics: dict[str, Any] = Field(default_factory=dict, description="validation figures and their protocol")
+    licence: str = "of the annotations it was trained on; those of 300-W allow research only"
+
+
+def save(directory: Path, model: MSRRN, card: Card) -> None:
+    """Writes the artifact's two files into an existing directory; the caller publishes it."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, directory / WEIGHTS)
+    (directory / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_card(directory: Path) -> Card:
+    """Reads and checks `card.json`.
+
+    Raises:
+        ArtifactError: there is none, it is not JSON, or a field is missing, unknown or wrong.
+    """
+    path = directory / CARD
+    try:
+        return Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ArtifactError(f"{directory}: no {CARD}, so it is not a model artifact; give the directory "
+                            "that `msrrn train` printed") from None  # fmt: skip
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path}: not JSON ({error}); copy the artifact again") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"{path}: field `{field}`: {first['msg']}; it was made by another version"
+        ) from None
+
+
+def load(directory: Path) -> tuple[MSRRN, Card]:
+    """Loads the model in evaluation mode, on the CPU.
+
+    Raises:
+        ArtifactError: the card is wrong, or the weights are missing, damaged or of other shapes.
+    """
+    card = read_card(directory)
+    model = MSRRN(card.config)
+    path = directory / WEIGHTS
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (FileNotFoundError, safetensors.SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path}: weights cannot be loaded ({reason}); copy the artifact again") from None
+    return model.eval(), card

@@ -1,0 +1,86 @@
+"""Augmentation as in the paper (pixel noise, mirror, rotation), plus jitter of the face box.
+
+Every draw comes from a generator seeded by (seed, face id, copy): order, workers and restarts change
+nothing. Geometry is drawn as parameters and applied when the crop is sampled, so that pixels are
+resampled only once.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from msrrn.landmarks import MIRROR
+
+
+class AugmentationSettings(BaseModel):
+    """How copies of a training face differ from it. Part of a dataset's name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    copies: int = Field(8, ge=0, le=1000, description="augmented copies of each training face, beside itself")
+    noise_sigma: float = Field(
+        0.5,
+        ge=0,
+        le=2,
+        description="Gaussian pixel noise, in standard deviations of the crop's own grey values",
+    )
+    max_rotation: float = Field(15.0, ge=0, le=180, description="degrees, uniform in ±")
+    mirror_probability: float = Field(0.5, ge=0, le=1)
+    box_shift: float = Field(0.06, ge=0, le=0.5, description="sd of the box centre, in sides of the box")
+    box_scale: float = Field(0.08, ge=0, le=0.5, description="sd of the logarithm of the box side")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One copy's parameters. `roll` in degrees, `shift` in sides of the box, `noise_sigma` as in the settings."""
+
+    copy: int
+    roll: float
+    mirrored: bool
+    shift: tuple[float, float]
+    scale: float
+    noise_sigma: float
+
+
+IDENTITY: Final = Draw(copy=0, roll=0.0, mirrored=False, shift=(0.0, 0.0), scale=1.0, noise_sigma=0.0)
+
+
+def generator(seed: int, face_id: str, copy: int) -> np.random.Generator:
+    """The generator of one copy of one face."""
+    digest = hashlib.sha256(f"{seed}\x1f{face_id}\x1f{copy}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
+
+
+def draw(settings: AugmentationSettings, rng: np.random.Generator, copy: int) -> Draw:
+    """Draws a copy's parameters; copy 0 is the face itself. Jitter is cut at 2.5 standard deviations."""
+    if copy == 0:
+        return IDENTITY
+    roll = rng.uniform(-settings.max_rotation, settings.max_rotation)
+    mirrored = bool(rng.random() < settings.mirror_probability)
+    jitter = np.clip(rng.standard_normal(3), -2.5, 2.5)
+    shift = (float(jitter[0] * settings.box_shift), float(jitter[1] * settings.box_shift))
+    scale = float(np.exp(jitter[2] * settings.box_scale))
+    return Draw(copy, float(roll), mirrored, shift, scale, settings.noise_sigma)
+
+
+def add_noise(crop: NDArray[np.uint8], sigma: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Per-pixel Gaussian noise on a grey crop (H, W), rounded and clipped to uint8.
+
+    The paper says σ = 0.5 without a scale. On grey values of 0 to 255 that would round away, on values
+    of 0 to 1 it would drown the face (half the range, a signal-to-noise ratio far below 1). The scale on
+    which it is a strong but sensible augmentation is that of the standardised crop, zero mean and unit
+    variance, which is also what the network reads: σ is in standard deviations of the crop's own pixels.
+    """
+    if sigma == 0:
+        return crop
+    noise = rng.standard_normal(crop.shape, dtype=np.float32) * np.float32(sigma * crop.std())
+    return np.clip(np.rint(crop + noise), 0, 255).astype(np.uint8)
+
+
+def mirror_shape(shape: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Renames the landmarks `(..., 68, 2)` of a picture that was mirrored: left becomes right."""
+    return shape[..., MIRROR, :]

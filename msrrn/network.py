@@ -1,0 +1,143 @@
+"""The multiscale recurrent regression network (MSRRN).
+
+A CNN predicts the initial shape S⁰ from the coarsest level. Then one regressor f, the same weights at
+every stage, reads patches around the current landmarks at the next finer level, updates a recurrent
+state and gives a residual: Sᵗ = Sᵗ⁻¹ + f(I⁽ᵗ⁾ ∘ Sᵗ⁻¹), t = 1..T.
+
+Source: Wang, Sun, Lu, Feng & Zhou, "Multiscale recurrent regression networks for face alignment",
+Applied Informatics 4:13, 2017. What that text leaves open (channels, widths, the form of the memory)
+is chosen here and lives in `ModelConfig`.
+
+Suffixes: B faces, L landmarks, P pixels a side of a patch, C channels.
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from msrrn.landmarks import NUM_LANDMARKS
+from msrrn.sampling import sample_patches
+
+LEVELS: Final = (50, 100, 200)
+"""Pixels a side of the pyramid, coarse to fine: stage t reads level t."""
+
+COORDINATES: Final = 2 * NUM_LANDMARKS
+
+
+class ModelConfig(BaseModel):
+    """Everything that fixes the network's tensors; it travels in the model card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str = "paper"
+    patch: int = Field(16, ge=12, le=40, multiple_of=4, description="pixels a side of a patch")
+    patch_channels: tuple[int, int] = (16, 16)
+    initial_channels: tuple[int, int, int] = (16, 32, 48)
+    hidden: int = Field(256, ge=8, description="width of the fully connected layers and of the memory")
+
+
+PRESETS: Final[dict[str, ModelConfig]] = {"paper": ModelConfig()}
+
+
+class Stages(NamedTuple):
+    """What an unrolled pass gives: `shapes` (B, T+1, L, 2), S⁰ first, in [0, 1] of the crop."""
+
+    shapes: Tensor
+
+    @property
+    def final(self) -> Tensor:
+        return self.shapes[:, -1]
+
+
+def standardise(pixels: Tensor) -> Tensor:
+    """uint8 or float crops (B, H, W) → float32 of zero mean and unit variance, each crop by itself."""
+    values = pixels.float()
+    mean = values.mean(dim=(1, 2), keepdim=True)
+    deviation = values.std(dim=(1, 2), keepdim=True, correction=0)
+    return (values - mean) / deviation.clamp_min(1.0)
+
+
+class InitialShapeNet(nn.Module):
+    """The CNN that predicts S⁰ from the 50 px level, as an offset from the training set's mean shape."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        first, second, third = config.initial_channels
+        self.features = nn.Sequential(
+            nn.Conv2d(1, first, 5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(first, second, 4), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(second, third, 3), nn.ReLU(), nn.MaxPool2d(2),
+        )  # fmt: skip
+        self.head = nn.Sequential(
+            nn.Linear(4 * 4 * third, config.hidden), nn.ReLU(), nn.Linear(config.hidden, COORDINATES)
+        )
+
+    def forward(self, images_BHW: Tensor) -> Tensor:
+        """(B, 50, 50) → offsets (B, L, 2) in [0, 1] of the crop."""
+        channels = images_BHW[:, None].contiguous(memory_format=torch.channels_last)
+        return self.head(self.features(channels).flatten(1)).view(-1, NUM_LANDMARKS, 2)
+
+
+class RecurrentRegressor(nn.Module):
+    """f: patches and memory → residual and memory, the same weights at every stage."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        first, second = config.patch_channels
+        self.features = nn.Sequential(
+            nn.Conv2d(1, first, 5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(first, second, 3), nn.ReLU(), nn.MaxPool2d(2),
+        )  # fmt: skip
+        side = ((config.patch - 4) // 2 - 2) // 2
+        self.input = nn.Linear(NUM_LANDMARKS * second * side * side, config.hidden)
+        self.memory = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.output = nn.Linear(config.hidden, COORDINATES)
+
+    def forward(self, patches_BLPP: Tensor, state_BH: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the residual (B, L, 2) in [0, 1] of the crop, and the new state (B, H)."""
+        batch = patches_BLPP.shape[0]
+        patches = patches_BLPP.flatten(0, 1)[:, None].contiguous(memory_format=torch.channels_last)
+        features = self.features(patches).view(batch, -1)
+        state_BH = torch.tanh(self.input(features) + self.memory(state_BH))
+        return self.output(state_BH).view(batch, NUM_LANDMARKS, 2), state_BH
+
+
+class MSRRN(nn.Module):
+    """The unrolled network. `mean_shape` (L, 2) is the training set's, in [0, 1] of the crop."""
+
+    mean_shape: Tensor
+
+    def __init__(self, config: ModelConfig, mean_shape: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        if mean_shape is None:
+            mean_shape = torch.full((NUM_LANDMARKS, 2), 0.5)
+        self.register_buffer("mean_shape", mean_shape.float())
+        self.initial = InitialShapeNet(config)
+        self.regressor = RecurrentRegressor(config)
+        self.to(memory_format=torch.channels_last)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for outputs in (self.initial.head[-1], self.regressor.output):
+            # Start from S⁰ = mean shape and Sᵗ = Sᵗ⁻¹: the first gradients then see the true residuals.
+            assert isinstance(outputs, nn.Linear)
+            nn.init.normal_(outputs.weight, std=1e-3)
+        nn.init.orthogonal_(self.regressor.memory.weight, gain=0.5)
+
+    def forward(self, level_50: Tensor, level_100: Tensor, level_200: Tensor) -> Stages:
+        """Pyramid (B, 50, 50), (B, 100, 100), (B, 200, 200), uint8 or float → every stage's shape."""
+        levels = [standardise(level) for level in (level_50, level_100, level_200)]
+        shape_BL2 = self.mean_shape + self.initial(levels[0])
+        state_BH = shape_BL2.new_zeros(shape_BL2.shape[0], self.config.hidden)
+        shapes = [shape_BL2]
+        for level in levels:
+            patches = sample_patches(level, shape_BL2, self.config.patch)
+            residual, state_BH = self.regressor(patches, state_BH)
+            shape_BL2 = shape_BL2 + residual
+            shapes.append(shape_BL2)
+        return Stages(torch.stack(shapes, dim=1))

@@ -1,0 +1,76 @@
+"""From crops to landmarks: the one way in which a trained network is asked."""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from msrrn.landmarks import inter_pupil
+from msrrn.metrics import point_error
+from msrrn.network import LEVELS, MSRRN
+
+STAGES: Final = ("mean_shape", "initial", "stage_1", "stage_2", "stage_3")
+"""Names of the shapes that a prediction holds, in order."""
+
+CONFIDENCE_STEP: Final = 0.05
+
+
+class Prediction(NamedTuple):
+    """For B faces; coordinates in [0, 1] of the crop, float32."""
+
+    stages: NDArray[np.float32]
+    """(B, 5, 68, 2), in the order of `STAGES`."""
+    confidence: NDArray[np.float32]
+    """(B,) in (0, 1]: exp(-r / 0.05) with r the mean step of the last stage over the pupils' distance.
+    It orders faces by doubt; it is not calibrated."""
+
+    @property
+    def shapes(self) -> NDArray[np.float32]:
+        """(B, 68, 2), the last stage."""
+        return self.stages[:, -1]
+
+
+def area_halve(level: Tensor) -> Tensor:
+    """(B, H, W) uint8 → (B, H/2, W/2) float: 2 × 2 area average, rounded half up as OpenCV does."""
+    return torch.floor(functional.avg_pool2d(level[:, None].float(), 2)[:, 0] + 0.5)
+
+
+class Predictor:
+    """Runs a network over crops in batches of a fixed size, without gradients."""
+
+    def __init__(self, model: MSRRN, batch: int = 64, device: str = "cpu") -> None:
+        self.model = model.to(device).eval()
+        self.batch = batch
+        self.device = device
+
+    def predict(self, image_200: NDArray[np.uint8]) -> Prediction:
+        """Grey crops (B, 200, 200) uint8 → shapes; B = 0 is fine.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        side = LEVELS[-1]
+        if image_200.dtype != np.uint8 or image_200.shape[1:] != (side, side):
+            raise ValueError(
+                f"crops must be uint8 (B, {side}, {side}), not {image_200.dtype} {image_200.shape}"
+            )
+        parts = [
+            self._predict_batch(image_200[start : start + self.batch])
+            for start in range(0, len(image_200), self.batch)
+        ]
+        stages = np.concatenate([np.zeros((0, len(STAGES), 68, 2), np.float32), *parts])
+        step = point_error(stages[:, -1], stages[:, -2])
+        confidence = np.exp(-step / np.maximum(inter_pupil(stages[:, -1]), 1e-6) / CONFIDENCE_STEP)
+        return Prediction(stages, confidence.astype(np.float32))
+
+    @torch.inference_mode()
+    def _predict_batch(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        level_200 = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)
+        level_100 = area_halve(level_200)
+        shapes = self.model(area_halve(level_100), level_100, level_200).shapes
+        mean = self.model.mean_shape.expand(len(crops), 1, -1, -1)
+        result: NDArray[np.float32] = torch.cat([mean, shapes], dim=1).cpu().numpy()
+        return result

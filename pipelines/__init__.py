@@ -1,0 +1,1 @@
+"""The data plane: each stage is a plain function over datasets that runs without Prefect."""

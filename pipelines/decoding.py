@@ -1,0 +1,162 @@
+"""Bytes of a picture → upright RGB, within limits.
+
+The header is read first (Pillow, lazily), so that a picture too large is refused before any pixel is
+decoded. OpenCV decodes the common formats; Pillow decodes the rest, and is asked again where OpenCV
+gives up, to tell what is wrong. Samples of 16 bits are scaled to 8. Alpha is dropped, not
+composited: there is no background to choose, and the colours under it are the photograph's.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
+"""What is opened at all: raster formats whose decoders start no other program."""
+_BY_OPENCV: Final = {"JPEG", "MPO", "PNG", "WEBP", "BMP"}
+_JPEG_START: Final = b"\xff\xd8\xff"
+_JPEG_END: Final = b"\xff\xd9"
+_SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", b"II*\0", b"MM\0*", b"GIF8")
+_HEIC_BRANDS: Final = {b"heic", b"heix", b"hevc", b"mif1", b"msf1"}
+_PNG_EXIF_MARKS: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one picture may cost. `max_side` and `max_pixels` hold for the stored size."""
+
+    max_bytes: int = 200 * 1024 * 1024
+    max_pixels: int = 120_000_000
+    max_side: int = 32_000
+
+
+class Undecodable(Exception):  # noqa: N818 - a state of an input, which becomes a row
+    """A picture that cannot be used; `reason` is a stable code, `message` is for people.
+
+    Reasons of `decode`: empty, not_an_image, truncated, corrupt, too_large.
+    Reasons of `pipelines.sources.archive`: unsafe_member, unreadable, and three of the above.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """`rgb` is (H, W, 3) uint8, upright. `orientation` is EXIF 1 to 8, `stored_size` (width, height)."""
+
+    rgb: NDArray[np.uint8]
+    orientation: int
+    stored_size: tuple[int, int]
+
+
+def decode(data: bytes, limits: Limits | None = None) -> Photo:
+    """Decodes the first frame of a picture; raises `Undecodable` and nothing else for bad bytes."""
+    limits = limits or Limits()
+    if not data:
+        raise Undecodable("empty", "the file has no bytes")
+    if len(data) > limits.max_bytes:
+        raise Undecodable("too_large", f"{len(data)} bytes, the limit is {limits.max_bytes}")
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own bomb warning starts below our limit, EXIF warnings concern tags we do not read.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                _check_size(image.size, limits)
+                orientation = _orientation(image, data)
+                stored = _by_opencv(data) if image.format in _BY_OPENCV else None
+                upright = _by_pillow(image) if stored is None else _turned(stored, orientation)
+    except (Undecodable, MemoryError):
+        raise
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise _explained(error, data) from error
+    height, width = upright.shape[:2]
+    return Photo(upright, orientation, (height, width) if orientation >= 5 else (width, height))
+
+
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
+    if max(size) > limits.max_side or width * height > limits.max_pixels:
+        allowed = f"at most {limits.max_side} a side and {limits.max_pixels} in all"
+        raise Undecodable("too_large", f"{width}×{height} pixels, {allowed}")
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    # getexif decodes every pixel of a PNG that has no EXIF, looking for it behind them.
+    if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF_MARKS):
+        return 1
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, TypeError, KeyError, IndexError):  # broken EXIF, perhaps sound pixels
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _by_opencv(data: bytes) -> NDArray[np.uint8] | None:
+    """(H, W, 3) as stored, or None where OpenCV finds fault. A JPEG may lack its end marker alone."""
+    stored = _imdecode(data)
+    if stored is None and data.startswith(_JPEG_START):
+        scan = data.rstrip(_JPEG_END[:1])
+        # A scan that is whole decodes to the same whatever follows it; one cut short takes it for pixels.
+        first, second = (_imdecode(scan + filler * 4096 + _JPEG_END) for filler in (b"\0", b"\x55"))
+        if first is not None and second is not None and np.array_equal(first, second):
+            return first
+    return stored
+
+
+def _imdecode(data: bytes) -> NDArray[np.uint8] | None:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+    return None if decoded is None else np.asarray(decoded, np.uint8)
+
+
+def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3), upright; loading a TIFF turns it, for the others `exif_transpose` does."""
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        grey = (np.asarray(upright) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if upright.mode in {"I", "F"}:
+        raise Undecodable("not_an_image", "samples of 32 bits have no defined white: convert to 8 or 16 bits")
+    return np.array(upright.convert("RGB"), np.uint8)
+
+
+def _turned(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    if orientation == 1:
+        return stored
+    turned = np.swapaxes(stored, 0, 1) if orientation >= 5 else stored
+    if orientation in {3, 4, 7, 8}:
+        turned = turned[::-1]
+    if orientation in {2, 3, 6, 7}:
+        turned = turned[:, ::-1]
+    return np.ascontiguousarray(turned)
+
+
+def _explained(error: Exception, data: bytes) -> Undecodable:
+    text = str(error) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        return Undecodable("too_large", text)
+    if isinstance(error, UnidentifiedImageError) and not data.startswith(_SIGNATURES):
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+            return Undecodable("not_an_image", "HEIC is not supported: convert the picture to JPEG")
+        return Undecodable("not_an_image", "no known picture format")
+    webp_end = 8 + int.from_bytes(data[4:8], "little") if data.startswith(b"RIFF") else 0
+    if isinstance(error, EOFError) or "truncated" in text.lower() or len(data) < webp_end:
+        return Undecodable("truncated", "the picture ends before its last pixel")
+    if isinstance(error, UnidentifiedImageError):
+        return Undecodable("corrupt", "the header is damaged")
+    return Undecodable("corrupt", text)

@@ -1,0 +1,73 @@
+"""The one way in which a long job's units are run: in this process, or on Ray.
+
+A unit is deterministic and owns its outputs, so running it again is always right: Ray retries a unit
+whose worker died, and a job that was killed runs what is not finished.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
+
+Shared = TypeVar("Shared")
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+
+UNIT_RETRIES: Final = 3
+
+
+def default_workers() -> int:
+    """One worker for each core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_ray(workers: int) -> None:
+    """Joins the cluster at `RAY_ADDRESS`, or starts a local Ray with `workers` CPUs. Repeatable."""
+    # Ray's defaults would report usage, print its workers' lines and wait two seconds for each poll.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    local = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+
+
+def run_units(
+    work: Callable[[Shared, Unit], Result], shared: Shared, units: Sequence[Unit], workers: int
+) -> Iterator[Result]:
+    """Yields `work(shared, unit)` for every unit, in the order in which units finish.
+
+    `shared` is sent to each worker machine once. With one worker, or one unit, everything runs in this
+    process. Memory is bounded by two units a worker. An exception of `work` ends the job.
+    """
+    if min(workers, len(units)) <= 1:
+        yield from (work(shared, unit) for unit in units)
+        return
+    start_ray(workers)
+    import ray
+
+    remote = ray.remote(num_cpus=1, max_retries=UNIT_RETRIES)(_run_one)
+    reference = ray.put(shared)
+    waiting = list(reversed(units))
+    running: list[ray.ObjectRef] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < 2 * workers:
+                running.append(remote.remote(work, reference, waiting.pop()))
+            done, running = ray.wait(running, num_returns=1)
+            yield ray.get(done[0])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    finally:
+        for reference_left in running:
+            ray.cancel(reference_left, force=False)
+
+
+def _run_one(work: Callable[[Shared, Unit], Result], shared: Shared, unit: Unit) -> Result:
+    import cv2
+
+    cv2.setNumThreads(1)
+    return work(shared, unit)

@@ -1,0 +1,188 @@
+"""Detector + model on annotated photos: errors per face, per subset and per stage."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msrrn.geometry import Box
+from msrrn.metrics import auc, failure_rate, nrmse_io, nrmse_ip, share_under
+from msrrn.predictor import STAGES
+from pipelines.decoding import Undecodable, decode
+from pipelines.detection import HogDetector
+from pipelines.engine import run_units
+from pipelines.errors import UserError
+from pipelines.models import Model
+from pipelines.prepare import PhotoGroup, boxed_faces, group_photos
+from pipelines.pyramid import crop, frame_around
+from pipelines.shards import LeftOut
+
+PHOTOS_PER_UNIT: Final = 16
+
+Selection = Literal["held-out", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class FaceResult:
+    """One evaluated face. Shapes are 0-based pixels of the upright image."""
+
+    uri: str
+    annotation_uri: str
+    photo_sha256: str
+    subset: str
+    missed: bool
+    """the detector did not find it: the box is predicted from its annotation"""
+    box: Box
+    truth: NDArray[np.float64]
+    """(68, 2)"""
+    stages: NDArray[np.float64]
+    """(5, 68, 2), in the order of `STAGES`"""
+    confidence: float
+
+    @property
+    def nrmse_ip(self) -> NDArray[np.floating]:
+        """(5,), a fraction for each stage."""
+        return nrmse_ip(self.stages, self.truth)
+
+    @property
+    def nrmse_io(self) -> NDArray[np.floating]:
+        return nrmse_io(self.stages, self.truth)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Results of one model on one set of faces."""
+
+    model: str
+    detector: str
+    trained_on: dict[str, Any]
+    selection: str
+    faces: tuple[FaceResult, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def faces_digest(self) -> str:
+        """Names the faces and their annotations: two evaluations compare only where it is the same."""
+        digest = hashlib.sha256()
+        for face in self.faces:
+            digest.update(f"{face.photo_sha256} {face.annotation_uri}\n".encode())
+            digest.update(np.ascontiguousarray(face.truth, "<f8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        """One object for each subset and `all`, fractions; `all` also says the protocol."""
+        subsets = sorted({face.subset for face in self.faces})
+        rows = {name: _row([face for face in self.faces if face.subset == name]) for name in subsets}
+        return rows | {
+            "all": _row(self.faces)
+            | {
+                "protocol": {
+                    "normalisation": "ip: distance of the pupils (mean of each eye's six points); "
+                    "io: distance of the outer eye corners",
+                    "boxes": f"{self.detector}; a missed face gets a box predicted from its annotation",
+                    "model": self.model,
+                    "trained_on": self.trained_on,
+                    "selection": self.selection,
+                    "faces_digest": self.faces_digest,
+                    "left_out": len(self.left_out),
+                }
+            }
+        }
+
+
+def evaluate(
+    model: Model,
+    sources: Sequence[str],
+    selection: Selection,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Evaluates a model on the annotated photos of the sources.
+
+    `held-out` takes the photos that a source declares `val` or `test`; where it declares none, all.
+
+    Raises:
+        UserError: a source is unusable, or not one face could be evaluated.
+    """
+    groups, left_out = group_photos(sources)
+    chosen = [group for group in groups if group.declared_split in ("val", "test")]
+    if selection == "all" or not chosen:
+        chosen, selection = groups, "all"
+    units = [
+        tuple(chosen[start : start + PHOTOS_PER_UNIT]) for start in range(0, len(chosen), PHOTOS_PER_UNIT)
+    ]
+    faces: list[FaceResult] = []
+    done = 0
+    for results, rejected in run_units(_evaluate_unit, model, units, workers):
+        faces += results
+        left_out += rejected
+        done += PHOTOS_PER_UNIT
+        progress(min(done, len(chosen)), len(chosen))
+    if not faces:
+        raise UserError(f"{', '.join(sources)}: no face could be evaluated ({len(left_out)} inputs left out)")
+    faces.sort(key=lambda face: (face.uri, face.annotation_uri))
+    left_out.sort(key=lambda item: (item.uri, item.reason))
+    trained_on = {key: model.card.training.get(key) for key in ("dataset", "faces", "faces_by_source")}
+    return Evaluation(model.label, model.card.detector, trained_on, selection, tuple(faces), tuple(left_out))
+
+
+def _evaluate_unit(model: Model, unit: Sequence[PhotoGroup]) -> tuple[list[FaceResult], list[LeftOut]]:
+    results: list[FaceResult] = []
+    left_out: list[LeftOut] = []
+    for group in unit:
+        try:
+            photo = decode(group.faces[0].read())
+        except Undecodable as error:
+            left_out += [
+                LeftOut(uri=face.annotation_uri, reason=error.reason, message=str(error))
+                for face in group.faces
+            ]
+            continue
+        boxed = list(boxed_faces(group, photo, HogDetector()(photo.rgb), left_out))
+        frames = [frame_around(detection.box) for _, (detection, _) in boxed]
+        if not frames:
+            continue
+        prediction = model.predictor.predict(np.stack([crop(photo.rgb, frame) for frame in frames]))
+        for index, (face, (detection, found)) in enumerate(boxed):
+            stages = frames[index].shape_to_upright(prediction.stages[index].astype(np.float64))
+            results.append(
+                FaceResult(
+                    uri=face.uri,
+                    annotation_uri=face.annotation_uri,
+                    photo_sha256=group.sha256,
+                    subset=face.subset,
+                    missed=not found,
+                    box=detection.box,
+                    truth=face.shape,
+                    stages=stages,
+                    confidence=float(prediction.confidence[index]),
+                )
+            )
+    return results, left_out
+
+
+def _row(faces: Sequence[FaceResult]) -> dict[str, Any]:
+    ip = np.stack([face.nrmse_ip for face in faces])
+    io = np.stack([face.nrmse_io for face in faces])
+    detected = np.array([not face.missed for face in faces])
+    stages = {name: _figures(ip[:, index], io[:, index], detected) for index, name in enumerate(STAGES)}
+    counts = {"faces": len(faces), "missed": int((~detected).sum())}
+    return counts | stages[STAGES[-1]] | {"stages": {name: counts | row for name, row in stages.items()}}
+
+
+def _figures(
+    ip: NDArray[np.floating], io: NDArray[np.floating], detected: NDArray[np.bool_]
+) -> dict[str, float | None]:
+    return {
+        "nrmse_ip": float(ip.mean()),
+        "nrmse_io": float(io.mean()),
+        "nrmse_ip_detected": float(ip[detected].mean()) if detected.any() else None,
+        "auc_ip_010": auc(ip, 0.10),
+        "auc_io_008": auc(io, 0.08),
+        "failure_ip_010": failure_rate(ip, 0.10),
+        "under_ip_005": share_under(ip, 0.05),
+        "under_ip_010": share_under(ip, 0.10),
+    }

@@ -1,0 +1,148 @@
+"""Figures as SVG text: the same input gives the same bytes.
+
+Lettering takes the colour of the page around it (`currentColor`), so a figure reads on light and on
+dark. One unit is one pixel on a phone 360 px wide. The type `Markup` tells the page that a text is
+a figure of ours, and safe to embed.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.typing import RcKeyType
+
+_INK: Final = "#010203"
+"""Stands for `currentColor`, which matplotlib does not know; no figure uses it otherwise."""
+_COLOURS: Final = ("#2b86c5", "#d55e00", "#009e73", "#cc79a7", "#c98b00", "#7f7f7f")
+"""After Okabe and Ito's colour-blind safe set, kept mid-light to read on black and on white."""
+_DASHES: Final = ("-", "--", "-.", ":")
+_STYLE: Final[dict[RcKeyType, Any]] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": _INK,
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 12,
+    "grid.alpha": 0.18,
+    "grid.color": _INK,
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 11.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "lines.linewidth": 2.0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "msrrn",
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _INK,
+    "xtick.labelsize": 11.5,
+    "ytick.color": _INK,
+    "ytick.labelsize": 11.5,
+}
+_CED_STEPS: Final = 240
+
+
+def ced_figure(errors: Mapping[str, Sequence[float]], limit: float, xlabel: str) -> Markup:
+    """Cumulative error distribution of each stage or model: the % of faces with an error up to x.
+
+    x runs from 0 to `limit`, in the unit of the errors; the legend keeps the order given. An error
+    that is not finite counts as a face beyond every limit.
+    """
+    with rc_context(_STYLE):
+        figure, axes = _axes(xlabel, "% of faces")
+        grid = np.linspace(0.0, limit, _CED_STEPS + 1)
+        for index, (name, values) in enumerate(errors.items()):
+            ordered = np.sort(np.asarray(values, dtype=np.float64))
+            share = 100 * np.searchsorted(ordered, grid, side="right") / max(1, ordered.size)
+            label = name if ordered.size else f"{name} (no faces)"
+            _line(axes, index, grid if ordered.size else [], share if ordered.size else [], label)
+        axes.set_xlim(0, limit)
+        axes.set_ylim(0, 102)
+        axes.set_yticks(range(0, 101, 20))
+        _legend(axes, "lower right")
+        return _svg(figure)
+
+
+def curves_figure(
+    series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, log_y: bool = False
+) -> Markup:
+    """Lines through (x, y) points, one for each series; points that cannot be shown leave a gap."""
+    with rc_context(_STYLE):
+        figure, axes = _axes(xlabel, ylabel)
+        if log_y:
+            axes.set_yscale("log", nonpositive="mask")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+        for index, (name, points) in enumerate(series.items()):
+            x, y = np.asarray(points, dtype=np.float64).reshape(-1, 2).T
+            line = _line(axes, index, x, np.where(np.isfinite(y), y, np.nan), name)
+            if len(x) <= 12:
+                line.set_marker("o")
+                line.set_markersize(4.5)
+        _legend(axes, "best")
+        return _svg(figure)
+
+
+def histogram_figure(values: Sequence[float], bins: int, xlabel: str) -> Markup:
+    """Counts of `values` in `bins` equal bins; values that are not finite are left out."""
+    with rc_context(_STYLE):
+        figure, axes = _axes(xlabel, "count")
+        numbers = np.asarray(values, dtype=np.float64)
+        numbers = numbers[np.isfinite(numbers)]
+        if numbers.size:
+            axes.hist(numbers, bins=bins, color=_COLOURS[0], rwidth=0.92)
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axes.grid(visible=False, axis="x")
+        else:
+            _nothing(axes)
+        return _svg(figure)
+
+
+def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.tick_params(length=0, pad=5)
+    return figure, axes
+
+
+def _line(
+    axes: Axes, index: int, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, name: str
+) -> Line2D:
+    (line,) = axes.plot(x, y, color=_COLOURS[index % len(_COLOURS)], linestyle=_DASHES[index % len(_DASHES)])
+    # matplotlib hides labels that begin with an underscore; a zero-width space keeps them.
+    line.set_label(f"\u200b{name}" if name.startswith("_") else name)
+    return line
+
+
+def _legend(axes: Axes, location: Literal["best", "lower right"]) -> None:
+    if axes.get_lines():
+        axes.legend(loc=location)
+    else:
+        _nothing(axes)
+
+
+def _nothing(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center")
+
+
+def _svg(figure: Figure) -> Markup:
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    # The declaration and the document type have no place inside HTML, and name an external DTD.
+    return Markup(text[text.index("<svg") :].replace(_INK, "currentColor"))

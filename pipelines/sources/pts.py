@@ -1,0 +1,96 @@
+"""The `.pts` files of 300-W: 68 points as text, 1-based (the first pixel's centre is 1, 1)."""
+
+import math
+import re
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msrrn.geometry import Box
+from msrrn.landmarks import NUM_LANDMARKS
+
+_MAX_BYTES: Final = 1 << 20
+_HEADER: Final = re.compile(r"(version|n_points)\s*:\s*(\d+)", re.IGNORECASE)
+
+
+class BadAnnotation(Exception):  # noqa: N818 - a state of an input, which becomes a row
+    """An annotation that cannot be used; `reason` is a stable code, `message` is for people.
+
+    Reasons: pts_syntax, pts_count, pts_nan, pts_flat, pts_outside.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+def parse_pts(data: bytes) -> NDArray[np.float64]:
+    """The points of a file, float64 (68, 2), 0-based pixels; with or without header and braces.
+
+    Raises `BadAnnotation`: pts_syntax, pts_count, pts_nan (not finite), pts_flat (no width or no height).
+    """
+    points: list[tuple[float, float]] = []
+    declared = NUM_LANDMARKS
+    for number, line in enumerate(_text(data).splitlines(), start=1):
+        words = line.strip().strip("{}").split()
+        header = _HEADER.fullmatch(" ".join(words))
+        if header:
+            declared = int(header[2]) if header[1].lower() == "n_points" else declared
+        elif words:
+            points.append(_point(words, number))
+    if declared != NUM_LANDMARKS or len(points) != NUM_LANDMARKS:
+        raise BadAnnotation(
+            "pts_count", f"{len(points)} points (header: {declared}) instead of {NUM_LANDMARKS}"
+        )
+    shape = np.array(points, dtype=np.float64) - 1.0
+    if not np.isfinite(shape).all():
+        raise BadAnnotation(
+            "pts_nan", f"point {int(np.argmin(np.isfinite(shape).all(axis=1))) + 1} is not finite"
+        )
+    if not (np.ptp(shape, axis=0) > 0).all():
+        raise BadAnnotation("pts_flat", "all points lie on one horizontal or vertical line")
+    return shape
+
+
+def format_pts(shape: NDArray[np.floating]) -> bytes:
+    """The file of a shape (68, 2), 0-based pixels: header, 1-based, six decimals."""
+    rows = "".join(f"{x:.6f} {y:.6f}\n" for x, y in np.asarray(shape, np.float64) + 1.0)
+    return f"version: 1\nn_points: {len(shape)}\n{{\n{rows}}}\n".encode("ascii")
+
+
+def outside(shape: NDArray[np.floating], width: int, height: int, margin: float = 0.5) -> bool:
+    """Whether a point of `shape` (68, 2) lies further outside the picture than `margin` face-box sides.
+
+    Such an annotation (reason pts_outside) belongs to another picture or another size of it. Points a
+    little outside are usual where a face is cut off by the picture's edge.
+    """
+    return overhang(shape, width, height) > margin
+
+
+def overhang(shape: NDArray[np.floating], width: int, height: int) -> float:
+    """How far outside the picture the outermost point lies, in sides of the tight box; 0 when none is."""
+    box = Box.around(shape)
+    beyond = max(-0.5 - box.x0, -0.5 - box.y0, box.x1 - (width - 0.5), box.y1 - (height - 0.5), 0.0)
+    return beyond / box.side
+
+
+def _text(data: bytes) -> str:
+    if len(data) > _MAX_BYTES:
+        raise BadAnnotation("pts_syntax", f"{len(data)} bytes are too many for {NUM_LANDMARKS} points")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadAnnotation("pts_syntax", "not a text file") from error
+
+
+def _point(words: list[str], line: int) -> tuple[float, float]:
+    try:
+        x, y = (float(word) for word in words)
+    except ValueError as error:
+        raise BadAnnotation("pts_syntax", f"line {line} is not a point: {' '.join(words)[:60]!r}") from error
+    return (x, y) if math.isfinite(x) and math.isfinite(y) else (math.nan, math.nan)

@@ -1,0 +1,208 @@
+"""Dataset → model artifact: Ray Train around the loop of `pipelines.training`, resumable by name.
+
+A run is named by the digest of its dataset and settings. Its checkpoints lie below `OUT/runs/NAME`; its
+artifact appears at `OUT/models/NAME` when it is finished: the weights first, the card last.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from threading import Thread
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from msrrn.artifact import CARD, WEIGHTS, Card, save
+from msrrn.network import PRESETS
+from pipelines.engine import start_ray
+from pipelines.errors import UsageError, UserError
+from pipelines.shards import Manifest, read_manifest, read_samples
+from pipelines.storage import Store
+from pipelines.training import EpochMetrics, TrainSettings, TrainState, mean_shape, train
+
+HISTORY: Final = "history.json"
+STATE: Final = "state.pt"
+CHECKPOINTS_KEPT: Final = 2
+WORKER_FAILURES: Final = 3
+
+Progress = Callable[[EpochMetrics], None]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finished run: where its artifact is, its name, card and history."""
+
+    artifact: Store
+    name: str
+    card: Card
+    history: Sequence[EpochMetrics]
+    reused: bool
+    """the artifact was there already"""
+
+
+def run_name(manifest: Manifest, settings: TrainSettings) -> str:
+    """The digest of what fixes a model: its dataset and settings (not the number of workers)."""
+    text = f"{manifest.name}\n{settings.model_dump_json()}\n{PRESETS[settings.preset].model_dump_json()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def train_model(
+    dataset: str, out: str, settings: TrainSettings, workers: int, progress: Progress = lambda metrics: None
+) -> TrainedModel:
+    """Trains on `workers` Ray workers (0: in this process), or finds the artifact finished.
+
+    Raises:
+        UserError: the dataset is not finished or too small, or training failed.
+    """
+    if settings.preset not in PRESETS:
+        raise UsageError(f"--preset {settings.preset} is unknown; there is: {', '.join(PRESETS)}")
+    if settings.batch % max(workers, 1):
+        raise UsageError(f"--batch {settings.batch} cannot be shared by {workers} workers: give a multiple")
+    store = Store(dataset)
+    manifest = read_manifest(store)
+    name = run_name(manifest, settings)
+    artifact = Store(out).child("models").child(name)
+    if artifact.exists(CARD):
+        return _trained(artifact, name, reused=True)
+    if workers == 0:
+        state = _train_here(store, manifest, settings, progress)
+    else:
+        state = _train_on_ray(store, Store(out).child("runs"), name, settings, workers, progress)
+    _publish(artifact, state, manifest, settings)
+    return _trained(artifact, name, reused=False)
+
+
+def _train_here(store: Store, manifest: Manifest, settings: TrainSettings, progress: Progress) -> TrainState:
+    data, val = (read_samples(store, manifest, split) for split in ("train", "val"))
+    state = TrainState(settings, mean_shape(data))
+    train(state, settings, data, val, lambda now: progress(now.history[-1]))
+    return state
+
+
+def _train_on_ray(
+    store: Store, runs: Store, name: str, settings: TrainSettings, workers: int, progress: Progress
+) -> TrainState:
+    start_ray(workers)
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    with _followed(progress) as reports:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"dataset": store.absolute(), "settings": settings, "reports": reports},
+            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
+            run_config=ray.train.RunConfig(
+                # Ray resumes a run by itself when its name and storage path are those of an earlier one.
+                name=name,
+                storage_path=runs.absolute().url,
+                failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            known = next((line for line in lines if "UserError: " in line), lines[-1])
+            raise UserError(f"training {name} failed: {known.rpartition('UserError: ')[2]}") from error
+    if result.checkpoint is None:
+        raise UserError(f"training {name} left no checkpoint below {runs.url}; run it again with --debug")
+    with result.checkpoint.as_directory() as directory:
+        return _restored(Path(directory), settings)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The loop on one Ray worker."""
+    import ray.train
+    from ray.train.torch import prepare_model
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    settings: TrainSettings = config["settings"]
+    manifest = read_manifest(config["dataset"])
+    data, val = (read_samples(config["dataset"], manifest, split) for split in ("train", "val"))
+    device = str(ray.train.torch.get_device())
+    state = TrainState(settings, mean_shape(data), device)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as directory:
+            state.load_bytes((Path(directory) / STATE).read_bytes())
+
+    def report(now: TrainState) -> None:
+        if rank != 0:
+            ray.train.report(now.history[-1])
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            (Path(directory) / STATE).write_bytes(now.to_bytes())
+            ray.train.report(now.history[-1], checkpoint=ray.train.Checkpoint.from_directory(directory))
+        config["reports"].put(now.history[-1])
+
+    train(state, settings, data, val, report, rank, world, prepare_model)
+
+
+@contextmanager
+def _followed(progress: Progress) -> Iterator[Any]:
+    """A queue that workers put their epochs into; `progress` is called here, in a thread, for each."""
+    from ray.util.queue import Queue
+
+    reports = Queue(actor_options={"num_cpus": 0})
+
+    def follow() -> None:
+        while (metrics := reports.get()) is not None:
+            progress(metrics)
+
+    thread = Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield reports
+    finally:
+        reports.put(None)
+        thread.join(timeout=10)
+        reports.shutdown()
+
+
+def _restored(directory: Path, settings: TrainSettings) -> TrainState:
+    state = TrainState(settings, np.zeros((68, 2), np.float32))
+    state.load_bytes((directory / STATE).read_bytes())
+    return state
+
+
+def _publish(artifact: Store, state: TrainState, manifest: Manifest, settings: TrainSettings) -> None:
+    weights = b"".join(
+        tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in state.model.state_dict().values()
+    )
+    card = Card(
+        version=hashlib.sha256(weights).hexdigest()[:12],
+        crop_margin=manifest.settings["crop_margin"],
+        detector=manifest.settings["detector"],
+        config=state.model.config,
+        training={
+            "dataset": manifest.name,
+            "faces": manifest.counts["train"],
+            "faces_by_source": manifest.faces_by_source,
+            "dataset_settings": manifest.settings,
+            "settings": settings.model_dump(),
+            "code_version": version("msrrn"),
+        },
+        metrics={
+            "protocol": "validation faces of the dataset, crops from detector boxes, NRMSE over the pupils' "
+            "distance (IP), fractions",
+            **{key: value for key, value in state.history[-1].items() if key.startswith("val_")},
+        },
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        save(Path(directory), state.model, card)
+        artifact.publish(HISTORY, json.dumps(state.history, indent=1).encode())
+        for name in (WEIGHTS, CARD):
+            artifact.publish(name, (Path(directory) / name).read_bytes())
+
+
+def _trained(artifact: Store, name: str, reused: bool) -> TrainedModel:
+    card = Card.model_validate_json(artifact.read_bytes(CARD))
+    return TrainedModel(artifact, name, card, json.loads(artifact.read_bytes(HISTORY)), reused)

@@ -1,0 +1,239 @@
+import io
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from msrrn.geometry import upright_to_stored
+from pipelines.decoding import Limits, Undecodable, decode
+
+WIDTH, HEIGHT = 96, 64
+
+
+def _scene() -> NDArray[np.uint8]:
+    """Smooth, different in every corner and in every channel."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    return np.dstack([x * 255 / (WIDTH - 1), y * 255 / (HEIGHT - 1), (x + 2 * y) % 255]).astype(np.uint8)
+
+
+SCENE = _scene()
+SMOOTH = np.dstack([SCENE[..., 0], SCENE[..., 1], 255 - SCENE[..., 0]])
+
+
+def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _picture(pixels: NDArray[np.generic], kind: str = "PNG", **options: object) -> bytes:
+    return _saved(Image.fromarray(pixels), kind, **options)
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def _reason(data: bytes, limits: Limits | None = None) -> str:
+    with pytest.raises(Undecodable) as caught:
+        decode(data, limits)
+    assert caught.value.message
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_orientation_is_turned_upright(kind: str, orientation: int) -> None:
+    lossless = {"JPEG": {"quality": 98, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    data = _picture(SMOOTH, kind, exif=_exif(orientation), **lossless)
+    photo = decode(data)
+    plain = Image.fromarray(SMOOTH)
+    plain.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(plain))
+    assert photo.orientation == orientation
+    assert photo.stored_size == (WIDTH, HEIGHT)
+    assert photo.rgb.shape == expected.shape
+    assert photo.rgb.flags.c_contiguous
+    np.testing.assert_allclose(photo.rgb.astype(int), expected, atol=6 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_points_map_to_the_stored_pixels(orientation: int) -> None:
+    photo = decode(_picture(SCENE, exif=_exif(orientation)))
+    for x, y in ((0, 0), (5, 3), (40, 60)):
+        stored = upright_to_stored(np.array([float(x), float(y)]), photo.orientation, photo.stored_size)
+        column, row = stored.round().astype(int)
+        np.testing.assert_array_equal(photo.rgb[y, x], SCENE[row, column])
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_a_senseless_orientation_is_upright(value: int) -> None:
+    photo = decode(_picture(SCENE, exif=_exif(value)))
+    assert photo.orientation == 1
+    np.testing.assert_array_equal(photo.rgb, SCENE)
+
+
+def test_a_png_with_exif_behind_its_pixels_is_turned() -> None:
+    plain, turned = _picture(SCENE), _picture(SCENE, exif=_exif(6))
+    at = turned.index(b"eXIf") - 4
+    size = struct.unpack(">I", turned[at : at + 4])[0] + 12
+    end = plain.index(b"IEND") - 4
+    assert decode(plain[:end] + turned[at : at + size] + plain[end:]).orientation == 6
+
+
+def test_grey() -> None:
+    grey = SCENE[..., 0]
+    for kind in ("PNG", "TIFF", "BMP"):
+        np.testing.assert_array_equal(decode(_picture(grey, kind)).rgb, np.dstack([grey] * 3))
+    assert np.abs(decode(_picture(grey, "JPEG", quality=98)).rgb[..., 1].astype(int) - grey).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_of_16_bits_spans_the_whole_range(kind: str) -> None:
+    grey = np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.uint16)
+    rgb = decode(_picture(grey, kind)).rgb
+    assert (rgb.min(), rgb.max()) == (0, 255)
+    assert (rgb == rgb[..., :1]).all()
+    np.testing.assert_allclose(rgb[..., 0], grey / 257, atol=1)
+
+
+@pytest.mark.parametrize("kind", [".png", ".tiff"])
+def test_colour_of_16_bits(kind: str) -> None:
+    deep = SCENE.astype(np.uint16) * 257
+    _, encoded = cv2.imencode(kind, deep[..., ::-1])
+    np.testing.assert_allclose(decode(encoded.tobytes()).rgb.astype(int), SCENE, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_alpha_is_dropped_and_the_colours_stay(kind: str) -> None:
+    alpha = np.full((HEIGHT, WIDTH), 40, np.uint8)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = _picture(np.dstack([SCENE, alpha]), kind, **options)
+    np.testing.assert_array_equal(decode(data).rgb, SCENE)
+
+
+def test_grey_with_alpha_and_black_and_white() -> None:
+    grey = Image.fromarray(SCENE[..., 0])
+    both = grey.convert("LA")
+    both.putalpha(7)
+    np.testing.assert_array_equal(decode(_saved(both, "PNG")).rgb[..., 2], SCENE[..., 0])
+    bits = grey.point(lambda value: 255 * (value > 128)).convert("1")
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(decode(_saved(bits, kind)).rgb[..., 0], 255 * (SCENE[..., 0] > 128))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "BMP"])
+def test_palette(kind: str) -> None:
+    indexed = Image.fromarray(SCENE).quantize(32)
+    np.testing.assert_array_equal(decode(_saved(indexed, kind)).rgb, np.asarray(indexed.convert("RGB")))
+
+
+def test_cmyk() -> None:
+    cmyk = Image.fromarray(SMOOTH).convert("CMYK")
+    jpeg = _saved(cmyk, "JPEG", quality=98, subsampling=0)
+    np.testing.assert_allclose(decode(jpeg).rgb.astype(int), SMOOTH, atol=12)
+    np.testing.assert_allclose(decode(_saved(cmyk, "TIFF")).rgb.astype(int), SMOOTH, atol=2)
+
+
+def test_the_first_of_several_frames() -> None:
+    frames = [Image.fromarray(SCENE), Image.fromarray(255 - SCENE)]
+    data = _saved(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode(data).rgb, SCENE)
+
+
+def test_samples_without_a_defined_white_are_refused() -> None:
+    assert _reason(_picture(np.ones((8, 8), np.float32), "TIFF")) == "not_an_image"
+
+
+def test_bytes_that_are_no_picture() -> None:
+    assert _reason(b"") == "empty"
+    for junk in (b"x", b"x" * 5000, b"%PDF-1.7 ...", b"GIF87", b"<svg xmlns='http://www.w3.org/2000/svg'/>"):
+        assert _reason(junk) == "not_an_image"
+    with pytest.raises(Undecodable, match="HEIC"):
+        decode(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF"])
+def test_half_a_picture_is_truncated(kind: str) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    data = _picture(noise, kind)
+    assert _reason(data[: len(data) // 2]) == "truncated"
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(progressive: bool) -> None:
+    data = _picture(SCENE, "JPEG", progressive=progressive)
+    whole = decode(data).rgb
+    for missing in (1, 2):
+        np.testing.assert_array_equal(decode(data[:-missing]).rgb, whole)
+    assert _reason(data[:-20]) == "truncated"
+
+
+def test_a_damaged_png_is_corrupt() -> None:
+    data = bytearray(_picture(SCENE))
+    data[data.index(b"IDAT") + 40] ^= 0x10
+    assert _reason(bytes(data)) == "corrupt"
+
+
+def test_large_pictures_are_refused_by_their_header() -> None:
+    wide = _saved(Image.new("L", (40_000, 2)), "PNG")
+    assert _reason(wide) == "too_large"
+    header_only = wide[:64]
+    assert _reason(header_only) == "too_large"
+
+
+@pytest.mark.parametrize("side", [14_000, 31_999])
+def test_a_bomb_costs_nothing(side: int) -> None:
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    png = bytearray(_picture(SCENE))
+    png[16:29] = header
+    png[29:33] = struct.pack(">I", __import__("zlib").crc32(b"IHDR" + header))
+    assert _reason(bytes(png)) == "too_large"
+
+
+def test_limits_are_settings() -> None:
+    data = _picture(SCENE)
+    assert _reason(data, Limits(max_pixels=WIDTH * HEIGHT - 1)) == "too_large"
+    assert _reason(data, Limits(max_side=WIDTH - 1)) == "too_large"
+    assert _reason(data, Limits(max_bytes=len(data) - 1)) == "too_large"
+    exact = Limits(max_pixels=WIDTH * HEIGHT, max_side=WIDTH, max_bytes=len(data))
+    assert decode(data, exact).stored_size == (WIDTH, HEIGHT)
+
+
+_SEEDS = [_picture(SCENE, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(_SEEDS),
+    st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6),
+    st.integers(0, 400),
+)
+def test_whatever_the_bytes_nothing_else_is_raised(
+    data: bytes, changes: list[tuple[int, int]], cut: int
+) -> None:
+    damaged = bytearray(data)
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    try:
+        photo = decode(bytes(damaged[: len(damaged) - cut]), Limits(max_pixels=1_000_000))
+    except Undecodable as error:
+        assert error.reason in {"empty", "not_an_image", "truncated", "corrupt", "too_large"}
+    else:
+        assert photo.rgb.ndim == 3
+        assert photo.rgb.dtype == np.uint8
+
+
+def test_png_bytes_under_a_jpg_name(data_root: Path) -> None:
+    frame = min((data_root / "photos" / "video-frames").rglob("*.jpg"))
+    data = frame.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    np.testing.assert_array_equal(decode(data).rgb, np.asarray(Image.open(frame).convert("RGB")))
