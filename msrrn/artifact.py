@@ -33,9 +33,7 @@ class Card(BaseModel):
     crop_margin: float = Field(description="side of the crop over the side of the face box")
     detector: str = Field(description="whose boxes the model was trained on")
     config: ModelConfig
-    training: dict[str, Any] = Field(
-        default_factory=dict, description="dataset, settings, seed, code version"
-    )
+    training: dict[str, Any] = Field(default_factory=dict, description="dataset, settings, seed, code version")
     metrics: dict[str, Any] = Field(default_factory=dict, description="validation figures and their protocol")
     licence: str = "of the annotations it was trained on; those of 300-W allow research only"
 
@@ -64,9 +62,7 @@ def read_card(directory: Path) -> Card:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(
-            f"{path}: field `{field}`: {first['msg']}; it was made by another version"
-        ) from None
+        raise ArtifactError(f"{path}: field `{field}`: {first['msg']}; it was made by another version") from None
 
 
 def load(directory: Path) -> tuple[MSRRN, Card]:

@@ -31,7 +31,7 @@ class AugmentationSettings(BaseModel):
     max_rotation: float = Field(15.0, ge=0, le=180, description="degrees, uniform in ±")
     mirror_probability: float = Field(0.5, ge=0, le=1)
     box_shift: float = Field(0.06, ge=0, le=0.5, description="sd of the box centre, in sides of the box")
-    box_scale: float = Field(0.08, ge=0, le=0.5, description="sd of the logarithm of the box side")
+    box_scale: float = Field(0.1, ge=0, le=0.5, description="sd of the logarithm of the box side")
 
 
 @dataclass(frozen=True)

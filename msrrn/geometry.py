@@ -96,7 +96,7 @@ class Similarity:
         return mapped.astype(points.dtype, copy=False)
 
     def inverse(self) -> "Similarity":
-        matrix = np.linalg.inv(self.matrix)
+        matrix = np.asarray(np.linalg.inv(self.matrix), np.float64)
         return Similarity(matrix, -matrix @ self.offset)
 
     def after(self, first: "Similarity") -> "Similarity":
@@ -126,7 +126,7 @@ def fit_similarity(source: Points, target: Points) -> Similarity:
     cos = float((a * b).sum()) / norm
     sin = float((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / norm
     matrix = np.array([[cos, -sin], [sin, cos]])
-    return Similarity(matrix, target_mean - matrix @ source_mean)
+    return Similarity(matrix, np.asarray(target_mean - matrix @ source_mean, np.float64))
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,7 @@ class CropFrame:
     to_crop: Similarity
 
     @classmethod
-    def square(
-        cls, centre: tuple[float, float], side: float, roll: float = 0.0, mirrored: bool = False
-    ) -> Self:
+    def square(cls, centre: tuple[float, float], side: float, roll: float = 0.0, mirrored: bool = False) -> Self:
         """A square of `side` pixels around `centre`.
 
         `roll` (radians) turns the crop's content: a positive roll turns it clockwise on screen.

@@ -8,6 +8,10 @@ Source: Wang, Sun, Lu, Feng & Zhou, "Multiscale recurrent regression networks fo
 Applied Informatics 4:13, 2017. What that text leaves open (channels, widths, the form of the memory)
 is chosen here and lives in `ModelConfig`.
 
+Max-pooling stands before ReLU: the two commute, and a quarter of the values are left to rectify.
+Gradients flow through the sum of residuals and the memory, not through where patches are sampled: that
+path is noisy (it follows single pixels' slopes) and costs half of the training time.
+
 Suffixes: B faces, L landmarks, P pixels a side of a patch, C channels.
 """
 
@@ -54,9 +58,9 @@ class Stages(NamedTuple):
 def standardise(pixels: Tensor) -> Tensor:
     """uint8 or float crops (B, H, W) → float32 of zero mean and unit variance, each crop by itself."""
     values = pixels.float()
-    mean = values.mean(dim=(1, 2), keepdim=True)
-    deviation = values.std(dim=(1, 2), keepdim=True, correction=0)
-    return (values - mean) / deviation.clamp_min(1.0)
+    values = values - values.mean(dim=(1, 2), keepdim=True)
+    variance = values.square().mean(dim=(1, 2), keepdim=True)
+    return values * variance.clamp_min(1.0).rsqrt()
 
 
 class InitialShapeNet(nn.Module):
@@ -66,9 +70,9 @@ class InitialShapeNet(nn.Module):
         super().__init__()
         first, second, third = config.initial_channels
         self.features = nn.Sequential(
-            nn.Conv2d(1, first, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(first, second, 4), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(second, third, 3), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(1, first, 5), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Conv2d(first, second, 4), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Conv2d(second, third, 3), nn.MaxPool2d(2), nn.ReLU(),
         )  # fmt: skip
         self.head = nn.Sequential(
             nn.Linear(4 * 4 * third, config.hidden), nn.ReLU(), nn.Linear(config.hidden, COORDINATES)
@@ -77,7 +81,8 @@ class InitialShapeNet(nn.Module):
     def forward(self, images_BHW: Tensor) -> Tensor:
         """(B, 50, 50) → offsets (B, L, 2) in [0, 1] of the crop."""
         channels = images_BHW[:, None].contiguous(memory_format=torch.channels_last)
-        return self.head(self.features(channels).flatten(1)).view(-1, NUM_LANDMARKS, 2)
+        offsets: Tensor = self.head(self.features(channels).flatten(1))
+        return offsets.view(-1, NUM_LANDMARKS, 2)
 
 
 class RecurrentRegressor(nn.Module):
@@ -87,8 +92,8 @@ class RecurrentRegressor(nn.Module):
         super().__init__()
         first, second = config.patch_channels
         self.features = nn.Sequential(
-            nn.Conv2d(1, first, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(first, second, 3), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(1, first, 5), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Conv2d(first, second, 3), nn.MaxPool2d(2), nn.ReLU(),
         )  # fmt: skip
         side = ((config.patch - 4) // 2 - 2) // 2
         self.input = nn.Linear(NUM_LANDMARKS * second * side * side, config.hidden)
@@ -99,7 +104,7 @@ class RecurrentRegressor(nn.Module):
         """Returns the residual (B, L, 2) in [0, 1] of the crop, and the new state (B, H)."""
         batch = patches_BLPP.shape[0]
         patches = patches_BLPP.flatten(0, 1)[:, None].contiguous(memory_format=torch.channels_last)
-        features = self.features(patches).view(batch, -1)
+        features = self.features(patches).reshape(batch, -1)
         state_BH = torch.tanh(self.input(features) + self.memory(state_BH))
         return self.output(state_BH).view(batch, NUM_LANDMARKS, 2), state_BH
 
@@ -117,7 +122,7 @@ class MSRRN(nn.Module):
         self.register_buffer("mean_shape", mean_shape.float())
         self.initial = InitialShapeNet(config)
         self.regressor = RecurrentRegressor(config)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -136,7 +141,7 @@ class MSRRN(nn.Module):
         state_BH = shape_BL2.new_zeros(shape_BL2.shape[0], self.config.hidden)
         shapes = [shape_BL2]
         for level in levels:
-            patches = sample_patches(level, shape_BL2, self.config.patch)
+            patches = sample_patches(level, shape_BL2.detach(), self.config.patch)
             residual, state_BH = self.regressor(patches, state_BH)
             shape_BL2 = shape_BL2 + residual
             shapes.append(shape_BL2)

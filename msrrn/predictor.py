@@ -54,9 +54,7 @@ class Predictor:
         """
         side = LEVELS[-1]
         if image_200.dtype != np.uint8 or image_200.shape[1:] != (side, side):
-            raise ValueError(
-                f"crops must be uint8 (B, {side}, {side}), not {image_200.dtype} {image_200.shape}"
-            )
+            raise ValueError(f"crops must be uint8 (B, {side}, {side}), not {image_200.dtype} {image_200.shape}")
         parts = [
             self._predict_batch(image_200[start : start + self.batch])
             for start in range(0, len(image_200), self.batch)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import cv2
 import dlib
@@ -13,11 +13,29 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 
 MAX_SIDE: Final = 1024
-MAX_UPSAMPLED_SIDE: Final = 640
+"""Longer side, in pixels, of the copy that is searched: faces from 8 % of it are found.
 
-_CENTRE_X: Final = 0.0
-_CENTRE_Y: Final = 0.0
-_SCALE: Final = 1.0
+Measured on 150 photographs (50 of each of LFPW, HELEN and AFW, 725 px on average, RGB, one core of a
+busy machine): the annotated face is found in 82 % at 640 px (37 ms), 90 % at 768 px (71 ms), 93 % at
+900 px (79 ms). The same in grey: 80, 86 and 91 %.
+"""
+
+MAX_UPSAMPLED_SIDE: Final = 640
+"""Where nothing is found, a copy of twice the size is searched too, if the first is no larger than this.
+
+Doubling costs 4.5 times the first search. It helps small pictures (82 → 91 % at 640 px), but found
+nothing more in those of 900 px.
+"""
+
+MATCH_IOU: Final = 0.3
+"""Overlap (IoU) of a face's own detection with its `expected_box`.
+
+On the 1,812 training faces no best overlap lies between 0.15 and 0.37, and no second best above 0.29.
+"""
+
+_OFFSET_X: Final = -0.009
+_OFFSET_Y: Final = -0.052
+_SIDE: Final = 2.81
 
 
 @dataclass(frozen=True)
@@ -30,7 +48,12 @@ class Detection:
 
 @dataclass(frozen=True)
 class HogDetector:
-    name = "dlib-hog"
+    """dlib's frontal face detector (HOG and a linear classifier); holds nothing, so it is picklable.
+
+    Source: King, "Max-Margin Object Detection", arXiv 1502.00046; Dalal and Triggs, CVPR 2005.
+    """
+
+    name: ClassVar[str] = "dlib-hog"
 
     def __call__(self, rgb: NDArray[np.uint8]) -> list[Detection]:
         """Faces of an upright picture (H, W, 3) uint8, largest box first, ties by x0, then y0."""
@@ -45,19 +68,28 @@ class HogDetector:
 
 
 def expected_box(shape: NDArray[np.floating]) -> Box:
-    """The box the HOG detector would give for an annotated face (68, 2)."""
-    tight = Box.around(shape)
-    (x, y), side = tight.centre, tight.side
-    half = side * _SCALE / 2
-    x, y = x + _CENTRE_X * side, y + _CENTRE_Y * side
-    return Box(x - half, y - half, x + half, y + half)
+    """The box `HogDetector` would give an annotated face (68, 2): for faces that it misses.
+
+    A square around the shape's mean point, its side a multiple of the root mean square distance of the
+    points from there. Measured on the 1,676 of 1,812 training faces of 300-W (LFPW, HELEN, AFW without the
+    validation split) that were detected: the centre's offset is -0.009 sides in x (sd 0.035) and -0.052
+    in y (sd 0.048), the side 2.81 (sd of its logarithm 0.087). The tight box predicts worse: its centre
+    moves with yaw (sd 0.093 in x).
+    """
+    centre = shape.mean(axis=0)
+    side = _SIDE * float(np.sqrt(((shape - centre) ** 2).sum(axis=1).mean()))
+    x, y = float(centre[0]) + _OFFSET_X * side, float(centre[1]) + _OFFSET_Y * side
+    return Box(x - side / 2, y - side / 2, x + side / 2, y + side / 2)
 
 
 def match(detections: Sequence[Detection], shape: NDArray[np.floating]) -> Detection | None:
-    """Which detection is this annotated face's, None when it was missed."""
-    tight = Box.around(shape)
-    best = max(detections, key=lambda item: item.box.iou(tight), default=None)
-    return best if best is not None and best.box.iou(tight) > 0.3 else None
+    """The detection of an annotated face (68, 2), None when it was missed.
+
+    It is the one that overlaps `expected_box` most, if by `MATCH_IOU`.
+    """
+    expected = expected_box(shape)
+    best = max(detections, key=lambda item: item.box.iou(expected), default=None)
+    return best if best is not None and best.box.iou(expected) >= MATCH_IOU else None
 
 
 @cache

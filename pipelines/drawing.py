@@ -98,9 +98,7 @@ def photo_tile(rgb: Picture, faces: Sequence[tuple[Box, Points]], size: int = 40
     return tile
 
 
-def contact_sheet(
-    tiles: Sequence[Picture], columns: int, gap: int = 4, background: Colour = BACKGROUND
-) -> Picture:
+def contact_sheet(tiles: Sequence[Picture], columns: int, gap: int = 4, background: Colour = BACKGROUND) -> Picture:
     """Tiles row by row, `gap` pixels apart; cells have the size of the largest tile.
 
     Fewer tiles than columns make one narrower row; no tiles make a single pixel of background.

@@ -16,13 +16,19 @@ from pipelines.detection import HogDetector
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.models import Model
-from pipelines.prepare import PhotoGroup, boxed_faces, group_photos
+from pipelines.prepare import PhotoGroup, assign_splits, boxed_faces, group_photos
 from pipelines.pyramid import crop, frame_around
+from pipelines.settings import VAL_SHARE
 from pipelines.shards import LeftOut
 
 PHOTOS_PER_UNIT: Final = 16
 
-Selection = Literal["held-out", "all"]
+Selection = Literal["held-out", "val", "all"]
+"""Which photos of the sources are evaluated.
+
+`val`: those that `prepare` holds out of training, declared or by their digest. `held-out`: those that the
+sources declare `val` or `test`; where they declare none, all. `all`: every one.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,21 +105,18 @@ def evaluate(
     selection: Selection,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    val_share: float = VAL_SHARE,
 ) -> Evaluation:
     """Evaluates a model on the annotated photos of the sources.
 
-    `held-out` takes the photos that a source declares `val` or `test`; where it declares none, all.
+    `val_share` is that of the dataset, for the selection `val`.
 
     Raises:
         UserError: a source is unusable, or not one face could be evaluated.
     """
     groups, left_out = group_photos(sources)
-    chosen = [group for group in groups if group.declared_split in ("val", "test")]
-    if selection == "all" or not chosen:
-        chosen, selection = groups, "all"
-    units = [
-        tuple(chosen[start : start + PHOTOS_PER_UNIT]) for start in range(0, len(chosen), PHOTOS_PER_UNIT)
-    ]
+    chosen, selection = _chosen(groups, selection, val_share)
+    units = [tuple(chosen[start : start + PHOTOS_PER_UNIT]) for start in range(0, len(chosen), PHOTOS_PER_UNIT)]
     faces: list[FaceResult] = []
     done = 0
     for results, rejected in run_units(_evaluate_unit, model, units, workers):
@@ -122,11 +125,22 @@ def evaluate(
         done += PHOTOS_PER_UNIT
         progress(min(done, len(chosen)), len(chosen))
     if not faces:
-        raise UserError(f"{', '.join(sources)}: no face could be evaluated ({len(left_out)} inputs left out)")
+        raise UserError(
+            f"{', '.join(sources)}: no face could be evaluated (selection {selection}, "
+            f"{len(chosen)} photos, {len(left_out)} inputs left out); try --split all"
+        )
     faces.sort(key=lambda face: (face.uri, face.annotation_uri))
     left_out.sort(key=lambda item: (item.uri, item.reason))
     trained_on = {key: model.card.training.get(key) for key in ("dataset", "faces", "faces_by_source")}
     return Evaluation(model.label, model.card.detector, trained_on, selection, tuple(faces), tuple(left_out))
+
+
+def _chosen(groups: list[PhotoGroup], selection: Selection, val_share: float) -> tuple[list[PhotoGroup], Selection]:
+    if selection == "val":
+        split_of = assign_splits(groups, val_share)
+        return [group for group in groups if split_of[group.sha256] == "val"], selection
+    declared = [group for group in groups if group.declared_split in ("val", "test")]
+    return (declared, selection) if selection == "held-out" and declared else (groups, "all")
 
 
 def _evaluate_unit(model: Model, unit: Sequence[PhotoGroup]) -> tuple[list[FaceResult], list[LeftOut]]:
@@ -137,17 +151,18 @@ def _evaluate_unit(model: Model, unit: Sequence[PhotoGroup]) -> tuple[list[FaceR
             photo = decode(group.faces[0].read())
         except Undecodable as error:
             left_out += [
-                LeftOut(uri=face.annotation_uri, reason=error.reason, message=str(error))
-                for face in group.faces
+                LeftOut(uri=face.annotation_uri, reason=error.reason, message=str(error)) for face in group.faces
             ]
             continue
         boxed = list(boxed_faces(group, photo, HogDetector()(photo.rgb), left_out))
-        frames = [frame_around(detection.box) for _, (detection, _) in boxed]
+        frames = [frame_around(detection.box, model.card.crop_margin) for _, (detection, _) in boxed]
         if not frames:
             continue
         prediction = model.predictor.predict(np.stack([crop(photo.rgb, frame) for frame in frames]))
         for index, (face, (detection, found)) in enumerate(boxed):
-            stages = frames[index].shape_to_upright(prediction.stages[index].astype(np.float64))
+            stages = np.asarray(
+                frames[index].shape_to_upright(prediction.stages[index].astype(np.float64)), np.float64
+            )
             results.append(
                 FaceResult(
                     uri=face.uri,

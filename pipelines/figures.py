@@ -19,6 +19,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.typing import RcKeyType
 
+from pipelines.page import showable
+
 _INK: Final = "#010203"
 """Stands for `currentColor`, which matplotlib does not know; no figure uses it otherwise."""
 _COLOURS: Final = ("#2b86c5", "#d55e00", "#009e73", "#cc79a7", "#c98b00", "#7f7f7f")
@@ -115,7 +117,7 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    axes.tick_params(length=0, pad=5)
+    axes.tick_params(length=0, pad=6)
     return figure, axes
 
 
@@ -124,7 +126,8 @@ def _line(
 ) -> Line2D:
     (line,) = axes.plot(x, y, color=_COLOURS[index % len(_COLOURS)], linestyle=_DASHES[index % len(_DASHES)])
     # matplotlib hides labels that begin with an underscore; a zero-width space keeps them.
-    line.set_label(f"\u200b{name}" if name.startswith("_") else name)
+    label = showable(name)
+    line.set_label(f"\u200b{label}" if label.startswith("_") else label)
     return line
 
 

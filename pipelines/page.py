@@ -11,23 +11,24 @@ from markupsafe import Markup
 
 _NUMBER: Final = re.compile(r"[-+−±<>≤≥]?\s*\d[\d.,\s]*(e[-+]?\d+)?\s*(%|×|px|ms|s)?", re.IGNORECASE)
 _BLANK: Final = frozenset({"", "-", "–", "—", "nan"})
-_UNSHOWABLE: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
+_UNSHOWABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 """Controls, bidirectional overrides and the lone surrogates of undecodable file names."""
 _REFERENCE: Final = re.compile(r'(\sid="|url\(#|href="#)')
 
 
-def _showable(value: object) -> object:
-    if isinstance(value, Markup):
-        return value
-    return _UNSHOWABLE.sub(lambda found: ascii(found.group())[1:-1], str(value))
+def showable(text: str) -> str:
+    """Text that any viewer can show: what is not a visible character is spelt out, as in `\\x00`."""
+    return _UNSHOWABLE.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def _finalize(value: object) -> object:
+    return value if isinstance(value, Markup) else showable(str(value))
 
 
 _TEMPLATE: Final = Environment(
     loader=PackageLoader("pipelines", ""),
     autoescape=True,
-    finalize=_showable,
+    finalize=_finalize,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -49,9 +50,7 @@ class Page:
     def section(self, heading: str, text: str = "") -> None:
         """Begins a section; blank lines in `text` part its paragraphs."""
         anchor = f"s{len(self._sections) + 1}"
-        self._sections.append(
-            {"anchor": anchor, "heading": heading, "paragraphs": _paragraphs(text), "blocks": []}
-        )
+        self._sections.append({"anchor": anchor, "heading": heading, "paragraphs": _paragraphs(text), "blocks": []})
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
         """Adds a table that scrolls by itself when it is too wide. Columns of numbers align right.

@@ -14,14 +14,15 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
-from msrrn.augmentation import AugmentationSettings, add_noise, draw, generator, mirror_shape
+from msrrn.augmentation import add_noise, draw, generator, mirror_shape
 from pipelines.decoding import Photo, Undecodable, decode
 from pipelines.detection import Detection, HogDetector, expected_box, match
 from pipelines.engine import run_units
 from pipelines.errors import UserError
-from pipelines.pyramid import MARGIN, crop, frame_around, padding, pyramid
+from pipelines.pyramid import crop, frame_around, padding, pyramid
+from pipelines.settings import PrepareSettings
 from pipelines.shards import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -38,21 +39,6 @@ from pipelines.sources.pts import outside
 from pipelines.storage import Store
 
 VAL_BITS: Final = 32
-
-
-class PrepareSettings(BaseModel):
-    """What, beside the photos, fixes a dataset's bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int = 0
-    val_share: float = Field(
-        0.1, ge=0, lt=1, description="share of photos held out where the source names no validation photos"
-    )
-    augmentation: AugmentationSettings = AugmentationSettings()
-    photos_per_shard: int = Field(48, ge=1, le=4096)
-    detector: str = HogDetector.name
-    crop_margin: float = MARGIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,9 +132,7 @@ def plan(
     for group in groups:
         if split_of[group.sha256] == "test":
             left_out.extend(
-                LeftOut(
-                    uri=face.annotation_uri, reason="test_split", message="test photos are never trained on"
-                )
+                LeftOut(uri=face.annotation_uri, reason="test_split", message="test photos are never trained on")
                 for face in group.faces
             )
     name = _dataset_name(groups, split_of, settings)
@@ -272,16 +256,13 @@ def _photo_rows(
     try:
         photo = decode(group.faces[0].read())
     except Undecodable as error:
-        return [], [
-            LeftOut(uri=face.annotation_uri, reason=error.reason, message=str(error)) for face in group.faces
-        ]
+        return [], [LeftOut(uri=face.annotation_uri, reason=error.reason, message=str(error)) for face in group.faces]
     detections = HogDetector()(photo.rgb)
-    rows, left_out = [], []
+    rows: list[dict[str, Any]] = []
+    left_out: list[LeftOut] = []
     for index, (face, detection) in enumerate(boxed_faces(group, photo, detections, left_out)):
         copies = settings.augmentation.copies if split == "train" else 0
-        rows += [
-            _sample(group, face, index, photo, detection, split, copy, settings) for copy in range(copies + 1)
-        ]
+        rows += [_sample(group, face, index, photo, detection, split, copy, settings) for copy in range(copies + 1)]
     return rows, left_out
 
 
@@ -319,7 +300,14 @@ def _sample(
     face_id = f"{group.sha256}:{index}"
     rng = generator(settings.seed, face_id, copy)
     drawn = draw(settings.augmentation, rng, copy)
-    frame = frame_around(detection.box, drawn.shift, drawn.scale, np.deg2rad(drawn.roll), drawn.mirrored)
+    frame = frame_around(
+        detection.box,
+        settings.crop_margin,
+        drawn.shift,
+        drawn.scale,
+        np.deg2rad(drawn.roll),
+        drawn.mirrored,
+    )
     levels = pyramid(add_noise(crop(photo.rgb, frame), drawn.noise_sigma, rng))
     shape = frame.shape_to_crop(face.shape)
     if drawn.mirrored:
@@ -360,9 +348,10 @@ def _manifest(work: Plan, records: Sequence[UnitRecord], settings: PrepareSettin
         left_out += record.left_out
     total = {split: sum(count[split] for count in faces.values()) for split in TRAINED_SPLITS}
     shards = [record.shard for record in records if record.shard]
-    counts = {
+    counts: dict[str, int] = {
         "faces_in": work.faces_in,
-        **total,
+        "train": total["train"],
+        "val": total["val"],
         "left_out": len(left_out),
         "photos": sum(len(unit.photos) for unit in work.units),
         "rows": sum(shard.rows for shard in shards),

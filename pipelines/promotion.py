@@ -13,9 +13,7 @@ class Decision:
     """One sentence with the figures."""
 
 
-def decide(
-    challenger: Mapping[str, Any], champion: Mapping[str, Any] | None, tolerance: float = 0.0
-) -> Decision:
+def decide(challenger: Mapping[str, Any], champion: Mapping[str, Any] | None, tolerance: float = 0.0) -> Decision:
     """Promotes a challenger whose NRMSE (IP, all faces) is not worse than the champion's.
 
     Both evaluations hold `all.nrmse_ip` (a fraction) and `faces_digest`. `tolerance` is a fraction as well: a

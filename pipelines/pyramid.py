@@ -10,10 +10,6 @@ from msrrn.geometry import Box, CropFrame
 from msrrn.network import LEVELS
 
 CROP: Final = LEVELS[-1]
-MARGIN: Final = 1.5
-"""Side of the crop over the side of the face box. Detector boxes cut off the chin and the jaw of many
-faces; at 1.5 nearly every landmark stays inside after the augmentation's rotation and jitter."""
-
 MAX_OVERSAMPLING: Final = 16
 
 
@@ -27,15 +23,19 @@ class Pyramid(NamedTuple):
 
 def frame_around(
     box: Box,
+    margin: float,
     shift: tuple[float, float] = (0.0, 0.0),
     scale: float = 1.0,
     roll: float = 0.0,
     mirrored: bool = False,
 ) -> CropFrame:
-    """The crop of a face box. `shift` is in sides of the box, `scale` multiplies it, `roll` in radians."""
+    """The crop of a face box: a square of `margin` times its side.
+
+    `shift` is in sides of the box, `scale` multiplies the square, `roll` is in radians.
+    """
     x, y = box.centre
     centre = (x + shift[0] * box.side, y + shift[1] * box.side)
-    return CropFrame.square(centre, box.side * MARGIN * scale, roll, mirrored)
+    return CropFrame.square(centre, box.side * margin * scale, roll, mirrored)
 
 
 def crop(rgb: NDArray[np.uint8], frame: CropFrame) -> NDArray[np.uint8]:
@@ -50,7 +50,7 @@ def crop(rgb: NDArray[np.uint8], frame: CropFrame) -> NDArray[np.uint8]:
     fine = cv2.warpAffine(
         grey, frame.pixel_matrix(size), (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    return halve(fine, oversampling)
+    return halve(np.asarray(fine, np.uint8), oversampling)
 
 
 def _grey_around(rgb: NDArray[np.uint8], frame: CropFrame) -> tuple[NDArray[np.uint8], CropFrame]:
@@ -64,7 +64,7 @@ def _grey_around(rgb: NDArray[np.uint8], frame: CropFrame) -> tuple[NDArray[np.u
     # A frame that lies wholly outside still needs the edge pixels that repeat into it.
     x0, x1 = min(x0, width - 1), max(x1, 1)
     y0, y1 = min(y0, height - 1), max(y1, 1)
-    part = cv2.cvtColor(rgb[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY)
+    part = np.asarray(cv2.cvtColor(rgb[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY), np.uint8)
     to_crop = frame.to_crop
     offset = to_crop.offset + to_crop.matrix @ np.array([x0, y0], dtype=np.float64)
     return part, CropFrame(type(to_crop)(to_crop.matrix, offset))
@@ -75,7 +75,7 @@ def halve(image: NDArray[np.uint8], factor: int = 2) -> NDArray[np.uint8]:
     if factor == 1:
         return image
     size = image.shape[0] // factor
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def pyramid(level_200: NDArray[np.uint8]) -> Pyramid:

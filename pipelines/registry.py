@@ -8,6 +8,7 @@ import hashlib
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ _SIGNATURE: Final = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 200, 200), "image_200")]),
     outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 136))]),
 )
+_SERVING_CODE: Final = Path(__file__).with_name("served_model.py")
 _SERVED_WITH: Final = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
 _MODEL_URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[^/@]+))")
 
@@ -106,17 +108,26 @@ def register(run: RunRecord, name: str, artifact: Path, tags: Mapping[str, str])
 def _log_model(mlflow_client: MlflowClient, run: RunRecord, name: str, artifact: Path) -> str:
     experiment_id = mlflow_client.get_run(run.run_id).info.experiment_id
     logged = mlflow_client.create_logged_model(experiment_id, name=name, source_run_id=run.run_id)
-    with tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
+    model = Model(run_id=run.run_id, model_id=logged.model_id)
+    # MLflow would rather infer the schema than be given one, and says so past any filter: hence `record`.
+    unheard = warnings.catch_warnings(record=True, action="ignore", category=UserWarning)
+    with tempfile.TemporaryDirectory(prefix="msrrn-") as folder, unheard:
         mlflow.pyfunc.save_model(
             folder,
-            python_model=Path(__file__).with_name("served_model.py"),
+            python_model=_SERVING_CODE,
             # The package travels with the weights: a server needs nothing that is not on a package index.
             code_paths=[str(Path(str(msrrn.__file__)).parent)],
             artifacts={"model": str(artifact.absolute())},
             signature=_SIGNATURE,
-            pip_requirements=[f"{package}=={installed_version(package)}" for package in _SERVED_WITH],
-            mlflow_model=Model(run_id=run.run_id, model_id=logged.model_id),
+            # Without "+cpu": package indexes know no local versions.
+            pip_requirements=[f"{each}=={installed_version(each).split('+')[0]}" for each in _SERVED_WITH],
+            mlflow_model=model,
         )
+        # MLflow looks for these in the model only, yet writes down where they were on this machine.
+        flavor = model.flavors[mlflow.pyfunc.FLAVOR_NAME]
+        flavor["model_code_path"] = _SERVING_CODE.name
+        flavor["artifacts"]["model"]["uri"] = flavor["artifacts"]["model"]["path"]
+        model.save(Path(folder, "MLmodel"))
         mlflow_client.log_model_artifacts(logged.model_id, folder)
     mlflow_client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
     mlflow_client.finalize_logged_model(logged.model_id, "READY")
@@ -211,10 +222,11 @@ def set_champion(name: str, version: int, decision: Mapping[str, str]) -> None:
             mlflow_client.delete_registered_model_alias(name, CHALLENGER)
 
 
-def set_challenger(name: str, version: int) -> None:
-    """Points `challenger` at `version`."""
+def set_challenger(name: str, version: int, decision: Mapping[str, str]) -> None:
+    """Points `challenger` at `version`; records the decision as tags."""
     with _aliases_of(name) as (mlflow_client, _):
         _find(mlflow_client, name, str(version), None)
+        _note(mlflow_client, name, version, decision)
         mlflow_client.set_registered_model_alias(name, CHALLENGER, str(version))
 
 

@@ -26,6 +26,7 @@ _TEMP_PREFIX: Final = ".tmp-"
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED: Final = {
     errno.EACCES,
+    errno.EEXIST,
     errno.EPERM,
     errno.EROFS,
     errno.ENOTDIR,
@@ -49,7 +50,7 @@ class Store:
     url: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "url", self.url.rstrip("/") or "/")
+        object.__setattr__(self, "url", self.url.rstrip("/") or self.url[:1])
         scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", self.url)
         if not self.url or (scheme and scheme[1] not in {"file", "s3"}) or self.url == "s3:":
             raise UserError(f"cannot open {self.url!r}: give a folder, file:///folder or s3://bucket/prefix")
@@ -65,6 +66,11 @@ class Store:
             return Path(unquote(parts.path) or "/")
         return Path(self.url).expanduser()
 
+    def absolute(self) -> "Store":
+        """The same place for a process with another working directory."""
+        local = self.local_path()
+        return Store(str(local.absolute())) if local else self
+
     def child(self, key: str) -> "Store":
         return Store(f"{self.url.rstrip('/')}/{_checked(key)}")
 
@@ -79,11 +85,14 @@ class Store:
                 return cast(bytes, _s3().cat_file(self._address(key)))
             return self._path(key).read_bytes()
 
-    def open(self, key: str) -> BinaryIO:
-        """A seekable binary file for reading parts of a large object; close it."""
+    def open(self, key: str, readahead: int = 1 << 20) -> BinaryIO:
+        """A seekable binary file for reading parts of a large object; close it.
+
+        `readahead` is how many bytes beyond those asked for one request to S3 brings.
+        """
         with self._explained(key):
             if self._remote:
-                return cast(BinaryIO, _s3().open(self._address(key), "rb", block_size=1 << 20))
+                return cast(BinaryIO, _s3().open(self._address(key), "rb", block_size=readahead))
             return self._path(key).open("rb")
 
     def sizes(self, prefix: str = "") -> dict[str, int | None]:
@@ -173,18 +182,14 @@ class Store:
         except FileNotFoundError as error:
             raise UserError(f"{name} does not exist: check the path, or the bucket and its region") from error
         except NoCredentialsError as error:
-            raise UserError(
-                f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from error
+            raise UserError(f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         except OSError as error:
             if error.errno in _FULL:
                 raise UserError(
                     f"disk full: {name} was not written; nothing half-written was left. Free some space"
                 ) from error
             if isinstance(error, PermissionError) or error.errno in _REFUSED:
-                raise UserError(
-                    f"{name}: {error.strerror or error}; check the path and its rights"
-                ) from error
+                raise UserError(f"{name}: {error.strerror or error}; check the path and its rights") from error
             raise
 
 

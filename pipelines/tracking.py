@@ -8,17 +8,18 @@ no active run. Only one process of a training (rank 0) writes.
 import hashlib
 import os
 import re
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
 from filelock import FileLock
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipelines.errors import UserError
 
@@ -51,7 +52,11 @@ def tracking_uri() -> str:
 
 def shown_uri() -> str:
     """The store for messages: without user and password."""
-    return re.sub(r"//[^/@]*@", "//", tracking_uri())
+    return _without_password(tracking_uri())
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def cache_directory() -> Path:
@@ -76,9 +81,13 @@ def client() -> MlflowClient:
     if database := _sqlite_file():
         try:
             database.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"MLflow store {database}: {error.strerror}; set MLFLOW_TRACKING_URI") from error
-    with reaching_mlflow():
+            # MLflow would try to open what is no database for 100 seconds.
+            with closing(sqlite3.connect(database, timeout=60)) as connection:
+                connection.execute("PRAGMA schema_version")
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"MLflow store {database}: {error}; correct MLFLOW_TRACKING_URI") from error
+    # Two processes that create the tables of one new database at once both fail.
+    with reaching_mlflow(), store_lock() if database else nullcontext():
         return MlflowClient(tracking_uri=tracking_uri())
 
 
@@ -87,16 +96,13 @@ def reaching_mlflow() -> Iterator[None]:
     """Turns what MLflow raises (unreachable, refused, no such thing) into a `UserError` of one line."""
     try:
         yield
-    except MlflowException as error:
-        text = str(error.message).split("\n")[0]
-        cause = re.search(
-            r"Max retries exceeded|Failed to establish|Connection refused|timed out", str(error)
-        )
-        if cause:
+    except (MlflowException, SQLAlchemyError) as error:
+        if re.search("Max retries exceeded|Connection refused|timed out", str(error)):
             raise UserError(
                 f"No MLflow server answers at {shown_uri()}: start it, or correct MLFLOW_TRACKING_URI"
             ) from error
-        raise UserError(f"MLflow at {shown_uri()}: {text[:400]}") from error
+        line = _without_password(str(error).split("\n")[0])
+        raise UserError(f"MLflow at {shown_uri()}: {line[:400]}") from error
 
 
 @contextmanager
@@ -105,6 +111,7 @@ def store_lock() -> Iterator[None]:
 
     Beside a SQLite store it holds off everyone who uses the store; for a server, the processes of this user
     on this machine (promotions from several machines belong in one flow with a concurrency limit of one).
+    `client()` takes it for a moment, so it must not be called inside.
     """
     if database := _sqlite_file():
         path = database.with_name(f"{database.name}.lock")
@@ -169,8 +176,7 @@ def log_history(run: RunRecord, history: Sequence[Mapping[str, float]]) -> None:
     now = time.time_ns() // 1_000_000
     with reaching_mlflow():
         logged = {
-            name: {metric.step for metric in mlflow.get_metric_history(run.run_id, name)}
-            for name in sorted(names)
+            name: {metric.step for metric in mlflow.get_metric_history(run.run_id, name)} for name in sorted(names)
         }
         metrics = [
             Metric(name, float(value), now, int(row["epoch"]))

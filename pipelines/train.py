@@ -22,9 +22,10 @@ from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.network import PRESETS
 from pipelines.engine import start_ray
 from pipelines.errors import UsageError, UserError
+from pipelines.settings import TrainSettings
 from pipelines.shards import Manifest, read_manifest, read_samples
 from pipelines.storage import Store
-from pipelines.training import EpochMetrics, TrainSettings, TrainState, mean_shape, train
+from pipelines.training import EpochMetrics, TrainState, mean_shape, train
 
 HISTORY: Final = "history.json"
 STATE: Final = "state.pt"
@@ -183,6 +184,7 @@ def _publish(artifact: Store, state: TrainState, manifest: Manifest, settings: T
         detector=manifest.settings["detector"],
         config=state.model.config,
         training={
+            "run": run_name(manifest, settings),
             "dataset": manifest.name,
             "faces": manifest.counts["train"],
             "faces_by_source": manifest.faces_by_source,

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from msrrn.metrics import nrmse_ip
@@ -19,33 +18,16 @@ from msrrn.network import MSRRN, PRESETS
 from msrrn.objective import objective
 from msrrn.predictor import STAGES, Predictor, area_halve
 from pipelines.errors import UserError
+from pipelines.settings import TrainSettings
 from pipelines.shards import Samples
 
 EpochMetrics = dict[str, float]
 
 
-class TrainSettings(BaseModel):
-    """What, beside the dataset, fixes a model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    preset: str = "paper"
-    epochs: int = Field(12, ge=1, description="passes over all augmented copies")
-    batch: int = Field(64, ge=2, description="samples of one update, shared by all workers")
-    learning_rate: float = Field(0.02, gt=0, description="peak of the schedule")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0, description="λ of the objective")
-    warmup: float = Field(0.15, ge=0, lt=1, description="share of the steps before the peak")
-    clip_norm: float = Field(1.0, gt=0, description="longest gradient that is followed")
-    seed: int = 0
-
-
 class TrainState:
     """Everything that a checkpoint holds: the network, the optimiser, the next epoch and the history."""
 
-    def __init__(
-        self, settings: TrainSettings, mean_shape: np.ndarray[Any, Any], device: str = "cpu"
-    ) -> None:
+    def __init__(self, settings: TrainSettings, mean_shape: np.ndarray[Any, Any], device: str = "cpu") -> None:
         torch.manual_seed(settings.seed)
         self.model = MSRRN(PRESETS[settings.preset], torch.from_numpy(mean_shape)).to(device)
         self.optimiser = torch.optim.SGD(
@@ -149,11 +131,7 @@ def learning_rate(settings: TrainSettings, epoch: float) -> float:
     done = epoch / settings.epochs
     if done < settings.warmup:
         return settings.learning_rate * max(done / settings.warmup, 1e-3)
-    return (
-        settings.learning_rate
-        * 0.5
-        * (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup)))
-    )
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup)))
 
 
 def _step(

@@ -33,8 +33,9 @@ def base_radius(uv: Array) -> Array:
     slice_scale = slice_scale * (1 - 0.08 * np.clip((y + 0.3) / 2, 0, 1) ** 2)
     front = 1.38 + 0.3 * (np.cos(azimuth) < 0) * np.cos(azimuth) ** 2
     skull = slice_scale / np.sqrt((np.sin(azimuth) / 1.19) ** 2 + (np.cos(azimuth) / front) ** 2)
-    neck = 0.78
-    t = np.clip((y - 1.45) / 0.55, 0, 1)
+    neck = 0.72
+    start = 1.0 + 0.45 * np.clip(np.cos(azimuth) * 2, 0, 1)
+    t = np.clip((y - start) / 0.6, 0, 1)
     t = t * t * (3 - 2 * t)
     return np.asarray(skull * (1 - t) + neck * t)
 
@@ -75,6 +76,11 @@ def _anchor_base() -> Array:
     return at_radius(uv, base_radius(uv))
 
 
+def anchored(base: Array, weights: Array, anchors: Array) -> Array:
+    """(M, 3): places on the bare skull moved as `spline_weights` (M, N) says for one person's anchors (N, 3)."""
+    return np.asarray(base + weights @ (anchors - _anchor_base()))
+
+
 def _ears(uv: Array) -> Array:
     azimuth, y = np.abs(uv[..., 0]), uv[..., 1]
     lean = azimuth - 1.78 + 0.12 * (y - 0.25)
@@ -90,7 +96,7 @@ def _grid() -> tuple[Array, Array, Array]:
 def head_grid(anchors: Array, ear_size: float) -> Array:
     """(HEIGHTS, AZIMUTHS, 3): the skin of a person; `ear_size` is how far the ears stand off."""
     base, weights, ears = _grid()
-    points = base + weights @ (anchors - _anchor_base())
+    points = anchored(base, weights, anchors)
     points[:, 0] += np.sign(points[:, 0]) * ears * ear_size
     return np.asarray(points.reshape(len(HEIGHTS), len(AZIMUTHS), 3))
 
@@ -116,7 +122,7 @@ def jaw_candidates(anchors: Array) -> tuple[Array, Array]:
     the hidden jaw bone.
     """
     base, weights, outward = _march()
-    points = base + weights @ (anchors - _anchor_base())
+    points = anchored(base, weights, anchors)
     return points.reshape(17, MARCH_STEPS, 3), outward
 
 

@@ -54,6 +54,6 @@ class AnnotatedSource(Protocol):
 
 def open_annotated(url: str) -> AnnotatedSource:
     """The source at a URL: a folder, local or on S3, in the layout of 300-W."""
-    from pipelines.sources.three_hundred_w import ThreeHundredW
+    from pipelines.sources.three_hundred_w import ThreeHundredW  # readers import this module
 
     return ThreeHundredW(url)

@@ -58,6 +58,7 @@ class Archive:
         """Each item with its bytes, or with why there are none; one item is held at a time.
 
         `max_bytes` is the most that is read of one item (by default that of `decoding.Limits`).
+        Trouble that may pass (a broken connection) is raised as `OSError`, for the caller to retry.
         """
         limit = Limits().max_bytes if max_bytes is None else max_bytes
         if _is_tar(self.url):
@@ -75,16 +76,12 @@ def open_archive(url: str) -> Archive:
     """Lists a folder or a tar; `UserError` when it is neither, or has no input."""
     store = Store(url)
     if url.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")):
-        raise UserError(
-            f"{url} is compressed, which allows no random access: unpack it to a .tar or a folder"
-        )
+        raise UserError(f"{url} is compressed, which allows no random access: unpack it to a .tar or a folder")
     if not store.exists():
         raise UserError(f"{url} does not exist: give a folder of pictures or a .tar")
     archive = _tar(store.url) if _is_tar(url) else _folder(store)
     if not archive.items:
-        raise UserError(
-            f"{url} has no pictures ({archive.ignored} other files): give a folder or a .tar with some"
-        )
+        raise UserError(f"{url} has no pictures ({archive.ignored} other files): give a folder or a .tar with some")
     return archive
 
 
@@ -125,12 +122,12 @@ def _tar(url: str) -> Archive:
     store, name = _split_url(url)
     items: list[ArchiveItem] = []
     ignored = 0
-    with store.open(name) as file:
+    with store.open(name, readahead=1 << 16) as file:
         end = file.seek(0, 2)
         file.seek(0)
         try:
             for item in _members(file, end):
-                if not item.problem and _is_ignored(item.uri):
+                if item.problem in {"", "unsafe_member"} and _is_ignored(item.uri):
                     ignored += 1
                 else:
                     items.append(item)
@@ -146,7 +143,8 @@ def _members(file: BinaryIO, end: int) -> Iterator[ArchiveItem]:
             try:
                 member = tar.next()
             except tarfile.ReadError:
-                return  # the member cut short has been given
+                yield ArchiveItem(_TAIL, end, 0, "truncated")
+                return
             if member is None:
                 break
             tar.members.clear()  # type: ignore[attr-defined]  # or it holds every member of a large archive
@@ -188,11 +186,8 @@ def _checked(item: ArchiveItem, limit: int) -> Undecodable | None:
 
 
 def _read_member(file: BinaryIO, item: ArchiveItem) -> bytes | Undecodable:
-    try:
-        file.seek(item.offset)
-        data = file.read(item.size)
-    except OSError as error:
-        return Undecodable("unreadable", error.strerror or str(error))
+    file.seek(item.offset)
+    data = file.read(item.size)
     if len(data) < item.size:
         return Undecodable("unreadable", "the archive became shorter since it was listed")
     return data
@@ -204,6 +199,4 @@ def _read_file(store: Store, item: ArchiveItem, limit: int) -> bytes | Undecodab
             data = file.read(limit + 1)
     except UserError as error:
         return Undecodable("unreadable", str(error))
-    except OSError as error:
-        return Undecodable("unreadable", error.strerror or str(error))
     return data if len(data) <= limit else Undecodable("too_large", f"the limit is {limit} bytes")

@@ -44,14 +44,10 @@ def parse_pts(data: bytes) -> NDArray[np.float64]:
         elif words:
             points.append(_point(words, number))
     if declared != NUM_LANDMARKS or len(points) != NUM_LANDMARKS:
-        raise BadAnnotation(
-            "pts_count", f"{len(points)} points (header: {declared}) instead of {NUM_LANDMARKS}"
-        )
+        raise BadAnnotation("pts_count", f"{len(points)} points (header: {declared}) instead of {NUM_LANDMARKS}")
     shape = np.array(points, dtype=np.float64) - 1.0
     if not np.isfinite(shape).all():
-        raise BadAnnotation(
-            "pts_nan", f"point {int(np.argmin(np.isfinite(shape).all(axis=1))) + 1} is not finite"
-        )
+        raise BadAnnotation("pts_nan", f"point {int(np.argmin(np.isfinite(shape).all(axis=1))) + 1} is not finite")
     if not (np.ptp(shape, axis=0) > 0).all():
         raise BadAnnotation("pts_flat", "all points lie on one horizontal or vertical line")
     return shape

@@ -57,9 +57,7 @@ class ThreeHundredW:
         validation: frozenset[str] | None,
     ) -> Iterator[AnnotatedPhoto | Rejected]:
         pairs: list[tuple[str, str]] = [
-            (uri, stem)
-            for stem in images.keys() | annotations.keys()
-            for uri in _uris(stem, images, annotations)
+            (uri, stem) for stem in images.keys() | annotations.keys() for uri in _uris(stem, images, annotations)
         ]
         for uri, stem in sorted(pairs):
             if stem not in images:

@@ -1,5 +1,6 @@
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -52,8 +53,11 @@ def _reason(data: bytes, limits: Limits | None = None) -> str:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_every_orientation_is_turned_upright(kind: str, orientation: int) -> None:
-    lossless = {"JPEG": {"quality": 98, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
-    data = _picture(SMOOTH, kind, exif=_exif(orientation), **lossless)
+    options: dict[str, dict[str, object]] = {
+        "JPEG": {"quality": 98, "subsampling": 0},
+        "WEBP": {"lossless": True},
+    }
+    data = _picture(SMOOTH, kind, exif=_exif(orientation), **options.get(kind, {}))
     photo = decode(data)
     plain = Image.fromarray(SMOOTH)
     plain.getexif()[0x0112] = orientation
@@ -155,7 +159,7 @@ def test_samples_without_a_defined_white_are_refused() -> None:
 
 def test_bytes_that_are_no_picture() -> None:
     assert _reason(b"") == "empty"
-    for junk in (b"x", b"x" * 5000, b"%PDF-1.7 ...", b"GIF87", b"<svg xmlns='http://www.w3.org/2000/svg'/>"):
+    for junk in (b"x", b"x" * 5000, b"%PDF-1.7 ...", b"<svg xmlns='http://www.w3.org/2000/svg'/>"):
         assert _reason(junk) == "not_an_image"
     with pytest.raises(Undecodable, match="HEIC"):
         decode(b"\0\0\0\x18ftypheic" + b"\0" * 100)
@@ -195,7 +199,7 @@ def test_a_bomb_costs_nothing(side: int) -> None:
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     png = bytearray(_picture(SCENE))
     png[16:29] = header
-    png[29:33] = struct.pack(">I", __import__("zlib").crc32(b"IHDR" + header))
+    png[29:33] = struct.pack(">I", zlib.crc32(b"IHDR" + header))
     assert _reason(bytes(png)) == "too_large"
 
 
@@ -226,14 +230,19 @@ def test_whatever_the_bytes_nothing_else_is_raised(
     try:
         photo = decode(bytes(damaged[: len(damaged) - cut]), Limits(max_pixels=1_000_000))
     except Undecodable as error:
-        assert error.reason in {"empty", "not_an_image", "truncated", "corrupt", "too_large"}
+        reason = error.reason
     else:
+        reason = ""
         assert photo.rgb.ndim == 3
         assert photo.rgb.dtype == np.uint8
+    assert reason in {"", "empty", "not_an_image", "truncated", "corrupt", "too_large"}
 
 
 def test_png_bytes_under_a_jpg_name(data_root: Path) -> None:
-    frame = min((data_root / "photos" / "video-frames").rglob("*.jpg"))
-    data = frame.read_bytes()
-    assert data.startswith(b"\x89PNG")
-    np.testing.assert_array_equal(decode(data).rgb, np.asarray(Image.open(frame).convert("RGB")))
+    frames = sorted((data_root / "photos" / "video-frames").rglob("*.jpg"))
+    disguised = [data for data in (frame.read_bytes() for frame in frames) if data.startswith(b"\x89PNG")]
+    assert len(disguised) == 12
+    for data in disguised:
+        pixels = np.asarray(Image.open(io.BytesIO(data)))
+        assert pixels.shape[2] == 4
+        np.testing.assert_array_equal(decode(data).rgb, pixels[..., :3])

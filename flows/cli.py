@@ -1,0 +1,99 @@
+"""The program `msrrn`: parses a call, runs one command, turns errors into one line and an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+DESCRIPTION = """\
+Face landmarks at any scale: the multiscale recurrent regression network (MSRRN)
+as a pipeline. Annotated photos in, a better champion out; 68 landmarks on every
+face of an archive."""
+
+EPILOG = """\
+start here:
+  msrrn demo                                        the whole line on synthetic photos, in minutes
+  msrrn retrain --data 300w --archive photos --out work
+  msrrn annotate photos.tar --out annotations       with the champion of the registry
+
+places:
+  a folder, file:///folder or s3://bucket/prefix. MLFLOW_TRACKING_URI (default: mlflow.db in this
+  folder), PREFECT_API_URL, RAY_ADDRESS and AWS_* switch from this machine to servers.
+
+exit codes: 0 done, 1 the job failed, 2 the call is wrong. --debug, anywhere, shows tracebacks."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    while "--debug" in arguments:
+        arguments.remove("--debug")
+    call = parser().parse_args(arguments)
+    _quiet(debug)
+    try:
+        return int(_run(call))
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(error)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where this one stopped")
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every command; commands are declared in `flows.commands`."""
+    from flows.commands import add_commands
+
+    top = argparse.ArgumentParser(
+        "msrrn", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_commands(top.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    return top
+
+
+def _run(call: argparse.Namespace) -> int:
+    code: int = call.run(call) or 0
+    return code
+
+
+def _quiet(debug: bool) -> None:
+    """Servers and libraries speak only when something is wrong, unless one asks by their own variables."""
+    defaults = {
+        "PREFECT_LOGGING_LEVEL": "INFO" if debug else "ERROR",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _explain(error: Exception) -> int:
+    """One or two lines for a person; 2 where the call is wrong, else 1."""
+    from pydantic import ValidationError
+
+    from pipelines.errors import UsageError, UserError
+
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][-1]).replace("_", "-")
+        _fail(f"{option} {first['input']}: {first['msg']}")
+        return 2
+    if isinstance(error, UserError):
+        _fail(str(error))
+        return 2 if isinstance(error, UsageError) else 1
+    _fail(f"{type(error).__name__}: {str(error).strip() or 'no message'}\nRun the command with --debug for details")
+    return 1
+
+
+def _fail(message: str) -> None:
+    print(f"msrrn: {message}", file=sys.stderr)
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())

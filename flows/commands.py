@@ -1,0 +1,480 @@
+"""The commands of `msrrn`: what each is told, and the one call that it makes.
+
+Heavy libraries are imported inside the commands, so that `--help` and a wrong call answer at once.
+"""
+
+import argparse
+import json
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from msrrn.augmentation import AugmentationSettings
+from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
+
+NAME: Final = "msrrn"
+Commands = Any
+"""What `ArgumentParser.add_subparsers` returns; argparse keeps its type to itself."""
+
+Runner = Callable[[argparse.Namespace], int | None]
+
+
+def add_commands(commands: Commands) -> None:
+    """Declares every command."""
+    _demo(commands)
+    _synth(commands)
+    _prepare(commands)
+    _train(commands)
+    _evaluate(commands)
+    _promote(commands)
+    _rollback(commands)
+    _models(commands)
+    _annotate(commands)
+    _retrain(commands)
+
+
+def _command(commands: Commands, name: str, run: Runner, text: str, examples: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text.partition(".")[0],
+        description=textwrap.fill(text, 79),
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _workers(parser: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers", type=_positive, default=cores, help="Ray workers (default: the %(default)s cores here)"
+    )
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def _name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default=NAME, help="registered model (default: %(default)s)")
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="SRC",
+        help="annotated photos: folders of images with .pts files, in the layout of 300-W",
+    )
+
+
+def _split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split",
+        choices=("held-out", "val", "all"),
+        default="held-out",
+        help="which photos: those that the source declares val or test, or all where it declares none "
+        "(held-out, the default); those that `prepare` holds out (val); every one (all)",
+    )
+
+
+def _prepare_options(parser: argparse.ArgumentParser) -> None:
+    copies = AugmentationSettings().copies
+    share = PrepareSettings().val_share
+    parser.add_argument("--copies", type=int, help=f"augmented copies of each training face (default: {copies})")
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        help=f"share of photos held out where the source says none (default: {share})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    default = TrainSettings()
+    parser.add_argument("--preset", help=f"network and objective (default: {default.preset})")
+    parser.add_argument("--epochs", type=int, help=f"passes over all copies (default: {default.epochs})")
+    parser.add_argument("--batch", type=int, help=f"samples of one update (default: {default.batch})")
+    parser.add_argument(
+        "--learning-rate", type=float, help=f"peak of the schedule (default: {default.learning_rate})"
+    )
+
+
+def _given(call: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(call, name) for name in names if getattr(call, name) is not None}
+
+
+def _prepare_settings(call: argparse.Namespace) -> PrepareSettings:
+    augmentation = AugmentationSettings(**_given(call, "copies"))
+    return PrepareSettings(augmentation=augmentation, **_given(call, "val_share", "seed"))
+
+
+def _train_settings(call: argparse.Namespace) -> TrainSettings:
+    return TrainSettings(**_given(call, "preset", "epochs", "batch", "learning_rate", "seed"))
+
+
+def _print_json(result: Any) -> None:
+    print(json.dumps(result, indent=2))
+
+
+def _demo(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.demo import demo
+        from pipelines.tracking import shown_uri
+
+        made = demo(call.out, call.workers)
+        result = made.result
+        if call.json:
+            _print_json({"photos": made.photos, "archive": made.archive, **result.model_dump()})
+            return
+        print(
+            f"\nDone. Validation NRMSE (inter-pupil) {result.nrmse_ip:.2%} on faces never trained on.\n"
+            f"  {result.reason}\n\n"
+            f"  page          {result.report}\n"
+            f"  model         {result.model}\n"
+            f"  registered    {result.registered}\n"
+            f"  annotations   {result.annotations}\n"
+            f"  MLflow store  {shown_uri()}\n\n"
+            "Next, with photos of your own:\n"
+            f"  msrrn annotate YOUR_PHOTOS --model {result.model} --out annotations"
+        )
+
+    parser = _command(
+        commands,
+        "demo",
+        run,
+        "Runs the whole line on synthetic photographs. Draws them, prepares a dataset, trains on two Ray "
+        "workers, evaluates, registers and promotes in MLflow, annotates an archive, writes a page.",
+        "  msrrn demo\n  msrrn demo --out /tmp/demo --workers 4",
+    )
+    parser.add_argument("--out", default="demo-out", help="where everything goes (default: %(default)s)")
+    _workers(parser)
+    _json(parser)
+
+
+def _synth(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.synthesis import synthesise
+
+        with progress("drawing photos") as update:
+            made, reused = synthesise(call.out, call.photos, call.seed, call.workers, update)
+        if call.json:
+            _print_json({"out": call.out, "reused": reused, **made.model_dump()})
+        else:
+            print(f"{call.out}: {made.photos} photos, {made.faces} faces" + " (there already)" * reused)
+
+    parser = _command(
+        commands,
+        "synth",
+        run,
+        "Draws synthetic photographs with exact landmarks. In the layout of 300-W: image + .pts.",
+        "  msrrn synth faces --photos 1000 --seed 1\n  msrrn prepare --data faces --out datasets",
+    )
+    parser.add_argument("out", metavar="OUT", help="folder or s3:// URL to draw into")
+    parser.add_argument("--photos", type=_positive, default=500, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other people (default: 0)")
+    _workers(parser)
+    _json(parser)
+
+
+def _prepare(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.prepare import plan, prepare
+
+        settings = _prepare_settings(call)
+        with progress("dataset") as update:
+            if call.dry_run:
+                work = plan(call.data, call.out, settings, lambda: None)
+                result = {
+                    "dataset": work.dataset.url,
+                    "faces_in": work.faces_in,
+                    "shards": len(work.units),
+                    "left_out": len(work.left_out),
+                }
+            else:
+                dataset, manifest = prepare(call.data, call.out, settings, call.workers, update)
+                result = {"dataset": dataset.url, **manifest.counts, "missed": manifest.missed}
+        if call.json:
+            _print_json(result)
+        else:
+            print("\n".join(f"{key:<10} {value}" for key, value in result.items()))
+
+    parser = _command(
+        commands,
+        "prepare",
+        run,
+        "Makes a dataset of shards from annotated photos. Detects faces, crops them to 200/100/50 px, augments "
+        "the training faces; photos named in a source's val.txt, or a share by digest, are held out. Run again "
+        "after a crash, it does what is missing.",
+        "  msrrn prepare --data 300w --out datasets\n"
+        "  msrrn prepare --data lfpw helen --out s3://bucket/datasets --copies 12 --json\n"
+        "  msrrn prepare --data 300w --out datasets --dry-run",
+    )
+    _data(parser)
+    parser.add_argument("--out", required=True, metavar="URL", help="where datasets go; each gets its own name")
+    _prepare_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be made; make nothing")
+    _workers(parser)
+    _json(parser)
+
+
+def _train(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import epoch_progress
+        from pipelines.retraining import train_tracked
+
+        settings = _train_settings(call)
+        with epoch_progress(settings) as epoch:
+            trained = train_tracked(call.dataset, call.out, settings, call.workers, call.name, epoch)
+        result = {"model": trained.artifact.url, "reused": trained.reused, **trained.history[-1]}
+        if call.json:
+            _print_json(result)
+        else:
+            print("\n".join(f"{key:<26} {value}" for key, value in result.items()))
+
+    parser = _command(
+        commands,
+        "train",
+        run,
+        "Trains the network on a dataset with Ray Train. MLflow follows it; the same call goes on from the last "
+        "checkpoint of a run that was killed, and finds the model of one that was not.",
+        "  msrrn train --dataset datasets/3f2a... --out work\n"
+        "  msrrn train --dataset s3://bucket/datasets/3f2a... --out s3://bucket/work --epochs 40 --workers 8",
+    )
+    parser.add_argument("--dataset", required=True, metavar="URL", help="the dataset that `prepare` printed")
+    parser.add_argument("--out", required=True, metavar="URL", help="where checkpoints and the model go")
+    _train_options(parser)
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and order (default: 0)")
+    _name(parser)
+    _workers(parser)
+    _json(parser)
+
+
+def _evaluate(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.evaluation import evaluate
+        from pipelines.retraining import open_model
+        from pipelines.tables import evaluation_text
+
+        model = open_model(call.model)
+        with progress("evaluating, photos") as update:
+            evaluation = evaluate(model, call.data, call.split, call.workers, update)
+        table = evaluation.table()
+        if call.json == "-":
+            _print_json(table)
+            return
+        if call.json:
+            Path(call.json).write_text(json.dumps(table, indent=2) + "\n")
+        print(evaluation_text(evaluation))
+
+    parser = _command(
+        commands,
+        "evaluate",
+        run,
+        "Measures detector and model on annotated photos. By subset and by stage; NRMSE over the pupils' "
+        "distance (ip) and over the outer eye corners' (io). A face that the detector misses is boxed from its "
+        "annotation, counted in `missed`, and is in every figure but nrmse_ip_detected.",
+        "  msrrn evaluate --model work/models/9c1e... --data 300w\n"
+        "  msrrn evaluate --model models:/msrrn@champion --data helen/testset --json figures.json",
+    )
+    _model(parser, required=True)
+    _data(parser)
+    _split(parser)
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, fractions; - is stdout")
+    _workers(parser)
+
+
+def _model(parser: argparse.ArgumentParser, required: bool) -> None:
+    champion = None if required else f"models:/{NAME}@champion"
+    parser.add_argument(
+        "--model",
+        required=required,
+        default=champion,
+        metavar="M",
+        help="an artifact directory, or models:/NAME@ALIAS" + ("" if required else f" (default: {champion})"),
+    )
+
+
+def _promote(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from pipelines.retraining import promote
+
+        version, decision = promote(call.model, call.data, call.split, call.name, call.workers)
+        result = {
+            "name": version.name,
+            "version": version.version,
+            "promoted": decision.promote,
+            "reason": decision.reason,
+        }
+        if call.json:
+            _print_json(result)
+        else:
+            verdict = "is champion" if decision.promote else "was not promoted"
+            print(f"{version.name} version {version.version} {verdict}. {decision.reason}")
+
+    parser = _command(
+        commands,
+        "promote",
+        run,
+        "Puts a model through the gate. It becomes champion if it is not worse than the champion on the same "
+        "evaluation faces; the decision and its reason are recorded as tags of the version.",
+        "  msrrn promote --model work/models/9c1e... --data 300w\n"
+        "  msrrn promote --model models:/msrrn@challenger --data 300w --json",
+    )
+    _model(parser, required=True)
+    _data(parser)
+    _split(parser)
+    _name(parser)
+    _workers(parser)
+    _json(parser)
+
+
+def _rollback(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        import getpass
+
+        from pipelines.registry import rollback
+
+        new, old = rollback(call.name, call.reason, getpass.getuser())
+        if call.json:
+            _print_json({"name": call.name, "champion": new.version, "previous": old.version})
+        else:
+            print(f"{call.name}: version {new.version} is champion again, version {old.version} is previous")
+
+    parser = _command(
+        commands,
+        "rollback",
+        run,
+        "Makes the previous champion the champion again. The two change places; who and why is recorded.",
+        '  msrrn rollback --reason "misses profiles since Tuesday"',
+    )
+    parser.add_argument("--reason", required=True, help="why, for whoever reads the registry later")
+    _name(parser)
+    _json(parser)
+
+
+def _models(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from dataclasses import asdict
+
+        from pipelines.registry import models
+        from pipelines.tables import models_text
+
+        versions = models(call.name)
+        if call.json:
+            _print_json([asdict(version) for version in versions])
+        else:
+            print(models_text(versions))
+
+    parser = _command(
+        commands,
+        "models",
+        run,
+        "Lists what is in the registry. Newest first, with aliases, figures and the last decision.",
+        "  msrrn models\n  msrrn models --name msrrn --json",
+    )
+    parser.add_argument("--name", help="one registered model (default: all)")
+    _json(parser)
+
+
+def _annotate(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.annotation import annotate
+        from pipelines.retraining import open_model
+
+        settings = AnnotateSettings(**_given(call, "images_per_unit"))
+        with progress("annotating, pictures") as update:
+            summary = annotate(call.source, call.out, open_model(call.model), settings, call.workers, update)
+        if call.json:
+            _print_json({"out": call.out, **summary.model_dump()})
+            return
+        print(
+            f"{call.out}: {summary.images} pictures = {summary.annotated} annotated + {summary.no_face} without "
+            f"a face + {summary.quarantined} quarantined; {summary.faces} faces"
+        )
+        for reason, count in summary.reasons.items():
+            print(f"  quarantined, {reason}: {count}")
+
+    parser = _command(
+        commands,
+        "annotate",
+        run,
+        "Puts 68 landmarks on every face of an archive. Every picture gets a row in OUT/images, annotated, "
+        "no_face or quarantined with its reason; every face a row in OUT/faces and a file in OUT/pts. Run again "
+        "after a crash, it does what is missing.",
+        "  msrrn annotate photos.tar --out annotations\n"
+        "  msrrn annotate photos --out s3://bucket/annotations --model work/models/9c1e... --json",
+    )
+    parser.add_argument("source", metavar="SRC", help="folder or .tar of photos, local or s3://")
+    parser.add_argument("--out", required=True, metavar="URL", help="where tables and .pts files go")
+    _model(parser, required=False)
+    parser.add_argument(
+        "--images-per-unit",
+        type=int,
+        help=f"pictures that are done together or again (default: {AnnotateSettings().images_per_unit})",
+    )
+    _workers(parser)
+    _json(parser)
+
+
+def _retrain(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.retrain import retrain
+        from pipelines.tracking import shown_uri
+
+        result = retrain(
+            call.data,
+            call.out,
+            call.archive,
+            call.name,
+            _prepare_settings(call),
+            _train_settings(call),
+            call.workers,
+        )
+        if call.json:
+            _print_json(result.model_dump())
+            return
+        print(
+            f"\n{result.reason}\n"
+            f"  validation    NRMSE (inter-pupil) {result.nrmse_ip:.2%}\n"
+            f"  page          {result.report}\n"
+            f"  dataset       {result.dataset}\n"
+            f"  model         {result.model}\n"
+            f"  registered    {result.registered}{' (champion)' * result.promoted}\n"
+            f"  annotations   {result.annotations or '-'}\n"
+            f"  MLflow store  {shown_uri()}"
+        )
+
+    parser = _command(
+        commands,
+        "retrain",
+        run,
+        "New annotations in, a better champion out, or nothing changes. Prepares, trains, evaluates, compares "
+        "with the champion, promotes; annotates --archive with the champion; writes OUT/report.html.",
+        "  msrrn retrain --data 300w --out work\n"
+        "  msrrn retrain --data 300w corrections --archive photos.tar --out s3://bucket/work --epochs 40",
+    )
+    _data(parser)
+    parser.add_argument("--archive", metavar="SRC", help="folder or .tar to annotate with the champion")
+    parser.add_argument("--out", required=True, metavar="URL", help="where everything goes")
+    _prepare_options(parser)
+    _train_options(parser)
+    _name(parser)
+    _workers(parser)
+    _json(parser)

@@ -1,0 +1,88 @@
+"""Progress that a person can watch: a bar on a terminal, a line now and then in a log."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pipelines.settings import TrainSettings
+
+LOG_SECONDS: Final = 10.0
+
+Update = Callable[..., None]
+"""`update(done, total)`, or `update(done, total, what)`; a total of 0 is one that is not known yet."""
+
+
+def say(text: str) -> None:
+    """A line for the person who watches, on stderr: stdout belongs to results."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Update]:
+    """Shows how far a step is. The step need not know whether anybody watches."""
+    if sys.stderr.isatty():
+        with _bar(what) as update:
+            yield update
+    else:
+        with _lines(what) as update:
+            yield update
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Update]:
+    columns = (
+        TextColumn("{task.description:<32}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(what, total=None, note="")
+
+        def update(done: int, total: int, text: str | None = None, note: str = "") -> None:
+            bars.update(task, completed=done, total=total or None, description=text or what, note=note)
+
+        yield update
+
+
+@contextmanager
+def _lines(what: str) -> Iterator[Update]:
+    began = last = time.monotonic()
+    latest = ""
+
+    def update(done: int, total: int, text: str | None = None, note: str = "") -> None:
+        nonlocal last, latest
+        latest = f"{text or what}: {done}" + (f" of {total}" if total else "") + (f"  {note}" if note else "")
+        if time.monotonic() - last >= LOG_SECONDS:
+            last = time.monotonic()
+            say(latest)
+
+    yield update
+    say(f"{latest or what} ({time.monotonic() - began:.1f} s)")
+
+
+@contextmanager
+def epoch_progress(settings: TrainSettings) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Shows the epochs of a training, with loss and validation error."""
+    with progress("training, epochs") as update:
+
+        def epoch(metrics: Mapping[str, float]) -> None:
+            error = metrics.get("val_nrmse_ip_stage_3")
+            note = f"loss {metrics['loss']:.4f}" + (f"  val NRMSE IP {error:.2%}" if error else "")
+            update(int(metrics["epoch"]), settings.epochs, note=note)
+
+        yield epoch

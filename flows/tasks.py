@@ -1,0 +1,142 @@
+"""The Prefect tasks: each is one call into `pipelines`, and the artifacts that an operator wants to see.
+
+A task is tried again where storage or a server can fail, never where a person has to act (`UserError`).
+What it made is found by the next try, and by the next run: datasets and models are named by digests.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.progress import epoch_progress, progress, say
+from pipelines.annotation import Summary, annotate
+from pipelines.errors import UserError
+from pipelines.evaluation import Evaluation, evaluate
+from pipelines.models import Model
+from pipelines.prepare import prepare
+from pipelines.promotion import Decision
+from pipelines.registry import ModelVersion
+from pipelines.report import Retraining, retraining_page
+from pipelines.retraining import evaluate_champion, open_model, record, settle, train_tracked
+from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
+from pipelines.shards import Manifest
+from pipelines.storage import Store
+from pipelines.train import TrainedModel
+
+REPORT: Final = "report.html"
+
+
+def _worth_retrying(task: Any, run: Any, state: Any) -> bool:
+    try:
+        state.result()
+    except UserError:
+        return False
+    except Exception:
+        return True
+    return False
+
+
+_station: Final[dict[str, Any]] = {
+    "retries": 2,
+    "retry_delay_seconds": [2, 10],
+    "retry_condition_fn": _worth_retrying,
+    "cache_policy": NO_CACHE,
+}
+
+
+@task(name="prepare dataset", **_station)
+def prepare_dataset(
+    sources: Sequence[str], out: str, settings: PrepareSettings, workers: int
+) -> tuple[Store, Manifest]:
+    """Annotated photos → a dataset of shards below `out`."""
+    with progress("dataset") as update:
+        dataset, manifest = prepare(sources, out, settings, workers, update)
+    say(f"dataset {manifest.name}: " + ", ".join(f"{count} {name}" for name, count in manifest.counts.items()))
+    create_table_artifact(
+        key="dataset",
+        table=[{"source": source, **splits} for source, splits in manifest.faces_by_source.items()],
+        description=f"Dataset {manifest.name} at {dataset.url}: {manifest.counts}",
+    )
+    return dataset, manifest
+
+
+@task(name="train network", **_station)
+def train_network(dataset: str, out: str, settings: TrainSettings, workers: int, name: str) -> TrainedModel:
+    """A dataset → a model artifact, followed by MLflow."""
+    with epoch_progress(settings) as epoch:
+        trained = train_tracked(dataset, out, settings, workers, name, epoch)
+    say(f"model {trained.artifact.url}" + (" (trained before: reused)" if trained.reused else ""))
+    return trained
+
+
+@task(name="evaluate model", **_station)
+def evaluate_model(model: Model, sources: Sequence[str], val_share: float, workers: int) -> Evaluation:
+    """Detector and model on the photos held out of training."""
+    with progress("evaluating, photos") as update:
+        evaluation = evaluate(model, sources, "val", workers, update, val_share)
+    create_table_artifact(
+        key="evaluation",
+        table=[
+            {"subset": name, **{key: value for key, value in row.items() if not isinstance(value, dict)}}
+            for name, row in evaluation.table().items()
+        ],
+        description=f"{evaluation.model}, {evaluation.selection} faces, fractions. "
+        f"Boxes: {evaluation.detector}; ip: over the distance of the pupils.",
+    )
+    return evaluation
+
+
+@task(name="register model", **_station)
+def register_model(artifact: str, model: Model, evaluation: Evaluation, name: str) -> ModelVersion:
+    """Logs the evaluation to the model's MLflow run and registers the model."""
+    return record(artifact, model, evaluation, name)
+
+
+@task(name="gate", **_station)
+def gate(
+    version: ModelVersion, evaluation: Evaluation, sources: Sequence[str], val_share: float, workers: int
+) -> tuple[Decision, Evaluation | None]:
+    """Champion against challenger on the same faces; moves the aliases."""
+    old, old_evaluation = evaluate_champion(version.name, sources, "val", workers, val_share)
+    decision = settle(version, evaluation, old, old_evaluation)
+    verdict = "promoted" if decision.promote else "not promoted"
+    say(f"{version.name} version {version.version} {verdict}: {decision.reason}")
+    create_markdown_artifact(
+        key="promotion", markdown=f"**{version.name} {version.version}: {verdict}.** {decision.reason}"
+    )
+    return decision, old_evaluation
+
+
+@task(name="annotate archive", **_station)
+def annotate_archive(source: str, out: str, model: Model, settings: AnnotateSettings, workers: int) -> Summary:
+    """Landmarks on every face of an archive."""
+    with progress("annotating, pictures") as update:
+        summary = annotate(source, out, model, settings, workers, update)
+    say(
+        f"annotations {out}: {summary.images} pictures = {summary.annotated} annotated + {summary.no_face} "
+        f"without a face + {summary.quarantined} quarantined; {summary.faces} faces"
+    )
+    create_table_artifact(
+        key="annotations",
+        table=[summary.model_dump(exclude={"settings", "reasons"})],
+        description=f"Annotations at {out}. Quarantined: {summary.reasons or 'none'}",
+    )
+    return summary
+
+
+@task(name="write page", **_station)
+def write_page(job: Retraining, sources: Sequence[str], out: Store) -> str:
+    """The page with tables, figures and pictures."""
+    out.publish(REPORT, retraining_page(job, sources).encode())
+    place = f"{out.url}/{REPORT}"
+    create_link_artifact(key="report", link=place, description="The page of this retraining")
+    return place
+
+
+@task(name="open model", **_station)
+def load_model(model: str) -> Model:
+    """Reads an artifact directory or a `models:/` URI."""
+    return open_model(model)

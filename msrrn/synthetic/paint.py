@@ -1,0 +1,119 @@
+"""Brushes: soft shapes, strokes and noise on pictures of float32 RGB in [0, 1]."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from msrrn.synthetic.anatomy import Array, Rng
+
+Picture = NDArray[np.float32]
+Colour = Sequence[float] | Array | Picture
+
+_SHIFT = 4
+
+
+def fixed(points: NDArray[np.floating]) -> NDArray[np.int32]:
+    """Points (..., 2) in pixels as OpenCV's fixed-point coordinates."""
+    return np.round(np.clip(points, -4000, 4000) * (1 << _SHIFT)).astype(np.int32)
+
+
+def smooth(points: NDArray[np.floating], closed: bool, fineness: int = 6) -> Array:
+    """Catmull-Rom curve through points (K, D)."""
+    if closed:
+        p = np.concatenate([points[-1:], points, points[:2]])
+    else:
+        p = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
+    t = np.arange(fineness)[None, :, None] / fineness
+    a, b, c, d = (p[i : len(p) - 3 + i, None, :] for i in range(4))
+    curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    out = curve.reshape(-1, points.shape[1])
+    return np.asarray(out if closed else np.concatenate([out, points[-1:]]))
+
+
+def _window(picture: Picture, points: NDArray[np.floating], margin: float) -> tuple[slice, slice] | None:
+    low = np.floor(points.min(axis=0) - margin).astype(int)
+    high = np.ceil(points.max(axis=0) + margin).astype(int) + 1
+    x0, y0 = np.maximum(low, 0)
+    x1, y1 = np.minimum(high, [picture.shape[1], picture.shape[0]])
+    return (slice(y0, y1), slice(x0, x1)) if x1 - x0 > 0 and y1 - y0 > 0 else None
+
+
+def blend(picture: Picture, colour: Colour, alpha: Picture) -> None:
+    """Lays `colour` (3) or (H, W, 3) over the picture in place, where alpha (H, W) says."""
+    picture += (np.asarray(colour, np.float32) - picture) * alpha[..., None]
+
+
+def _within(colour: Colour, window: tuple[slice, slice]) -> Picture:
+    values = np.asarray(colour, np.float32)
+    return values[window] if values.ndim == 3 else values
+
+
+def fill(
+    picture: Picture, points: NDArray[np.floating], colour: Colour, alpha: float = 1.0, blur: float = 0.0
+) -> None:
+    """A polygon (K, 2), with edges softened over `blur` pixels."""
+    window = _window(picture, points, 3 * blur + 2)
+    if window is None:
+        return
+    part = picture[window]
+    mask = np.zeros(part.shape[:2], np.uint8)
+    shifted = points - [window[1].start, window[0].start]
+    cv2.fillPoly(mask, [fixed(shifted)], 255, cv2.LINE_AA, _SHIFT)
+    soft = mask.astype(np.float32) * np.float32(alpha / 255)
+    if blur > 0.3:
+        soft = cv2.GaussianBlur(soft, (0, 0), blur).reshape(part.shape[:2])
+    blend(part, _within(colour, window), soft)
+
+
+def stroke(
+    picture: Picture,
+    curves: Sequence[NDArray[np.floating]],
+    colour: Colour,
+    width: float,
+    alpha: float = 1.0,
+    blur: float = 0.0,
+    closed: bool = False,
+) -> None:
+    """Polylines (K, 2) of one width. Widths below a pixel are drawn one pixel wide and fainter."""
+    window = _window(picture, np.concatenate(list(curves)), 3 * blur + width + 2)
+    if window is None:
+        return
+    part = picture[window]
+    mask = np.zeros(part.shape[:2], np.uint8)
+    corner = [window[1].start, window[0].start]
+    lines = [fixed(curve - corner) for curve in curves]
+    cv2.polylines(mask, lines, closed, 255, max(1, round(width)), cv2.LINE_AA, _SHIFT)
+    soft = mask.astype(np.float32) * np.float32(alpha * min(1.0, width) / 255)
+    if blur > 0.3:
+        soft = cv2.GaussianBlur(soft, (0, 0), blur).reshape(part.shape[:2])
+    blend(part, _within(colour, window), soft)
+
+
+def ellipse(
+    centre: Sequence[float] | Array, radii: Sequence[float] | Array, turn: float = 0.0, n: int = 28
+) -> Array:
+    """Points (n, 2) of an ellipse, turned by radians."""
+    t = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    p = np.stack([np.cos(t) * radii[0], np.sin(t) * radii[1]], axis=1)
+    c, s = np.cos(turn), np.sin(turn)
+    return np.asarray(p @ np.array([[c, s], [-s, c]]) + np.asarray(centre))
+
+
+def noise(rng: Rng, size: tuple[int, int], cell: float, stretch: float = 1.0) -> Picture:
+    """Smooth noise (height, width) of unit variance before smoothing; `stretch` > 1 makes it tall."""
+    h, w = size
+    small = max(2, round(h / (cell * stretch))), max(2, round(w / cell))
+    values = rng.standard_normal(small, dtype=np.float32)
+    return cv2.resize(values, (w, h), interpolation=cv2.INTER_CUBIC).reshape(h, w)
+
+
+def octaves(rng: Rng, size: tuple[int, int], coarse: float, count: int, gain: float = 0.6) -> Picture:
+    """Noise (height, width) of several scales, about unit variance."""
+    total = np.zeros(size, np.float32)
+    norm = 0.0
+    for i in range(count):
+        total += noise(rng, size, max(coarse / 2**i, 1.0)) * np.float32(gain**i)
+        norm += gain ** (2 * i)
+    return np.asarray(total / np.float32(np.sqrt(norm)))

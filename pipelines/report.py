@@ -1,0 +1,213 @@
+"""The page of a retraining: what went in, what came out, how well, and pictures of it."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from msrrn.geometry import Box
+from msrrn.landmarks import NUM_LANDMARKS
+from msrrn.predictor import STAGES
+from pipelines.annotation import Summary, read_table
+from pipelines.decoding import Undecodable, decode
+from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, photo_tile, to_jpeg
+from pipelines.evaluation import Evaluation, FaceResult
+from pipelines.figures import ced_figure, curves_figure
+from pipelines.page import Page
+from pipelines.promotion import Decision
+from pipelines.shards import Manifest
+from pipelines.sources.archive import open_archive
+from pipelines.storage import Store
+from pipelines.train import TrainedModel
+
+TILES: Final = 12
+COLUMNS: Final = 3
+LEGEND: Final = "light green: annotation, red: prediction"
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """Everything that one retraining made."""
+
+    manifest: Manifest
+    model: TrainedModel
+    evaluation: Evaluation
+    champion: Evaluation | None
+    decision: Decision
+    archive: str | None
+    annotations: Store | None
+    summary: Summary | None
+
+
+def retraining_page(job: Retraining, sources: Sequence[str]) -> str:
+    """The page as one self-contained HTML text. Reads the photos that it shows from their sources."""
+    everything = job.evaluation.table()["all"]
+    page = Page(
+        "Retraining report",
+        f"{job.decision.reason} Model {job.evaluation.model}, dataset {job.manifest.name}, "
+        f"{everything['faces']} evaluation faces.",
+    )
+    _dataset_section(page, job.manifest)
+    _training_section(page, job.model)
+    _evaluation_section(page, job.evaluation, job.champion)
+    _faces_section(page, job.evaluation, sources)
+    if job.summary and job.archive and job.annotations:
+        _annotation_section(page, job.summary, job.archive, job.annotations)
+    return page.html()
+
+
+def _dataset_section(page: Page, manifest: Manifest) -> None:
+    counts = manifest.counts
+    page.section("What went in")
+    page.facts(
+        [
+            ("Faces given", str(counts["faces_in"])),
+            (
+                "For training",
+                f"{counts['train']} faces, {counts['rows'] - counts['val']} samples with copies",
+            ),
+            ("For validation", f"{counts['val']} faces, not augmented"),
+            ("Left out", str(counts["left_out"])),
+            ("Not found by the detector", f"{manifest.missed} faces, boxed from their annotation"),
+            ("Split", "by photo (its SHA-256), before augmentation"),
+        ]
+    )
+    rows = [
+        [source, by_split.get("train", 0), by_split.get("val", 0)]
+        for source, by_split in manifest.faces_by_source.items()
+    ]
+    page.table(["Source", "Train", "Validation"], rows, "Faces by source")
+    if manifest.left_out:
+        shown = [[item.uri, item.reason, item.message] for item in manifest.left_out[:20]]
+        caption = f"Left out: {len(shown)} of {counts['left_out']}; the manifest lists all"
+        page.table(["Input", "Reason", "Message"], shown, caption)
+
+
+def _training_section(page: Page, model: TrainedModel) -> None:
+    page.section("Training")
+    history = model.history
+    page.figure(
+        curves_figure(
+            {"loss": [(row["epoch"], row["loss"]) for row in history]}, "epoch", "loss per face", log_y=True
+        ),
+        "Objective, summed over coordinates and stages, in squared crop sides.",
+    )
+    stages = {
+        stage: [(row["epoch"], 100 * row[key]) for row in history if key in row]
+        for stage in STAGES
+        if (key := f"val_nrmse_ip_{stage}")
+    }
+    if any(stages.values()):
+        page.figure(
+            curves_figure(stages, "epoch", "NRMSE IP, %", log_y=True),
+            "Validation faces of the dataset. No epoch was chosen by them: the last one is the model.",
+        )
+
+
+def _evaluation_section(page: Page, evaluation: Evaluation, champion: Evaluation | None) -> None:
+    table = evaluation.table()
+    protocol = table["all"]["protocol"]
+    page.section(
+        "Accuracy",
+        f"Boxes: {protocol['boxes']}. Normalisation: {protocol['normalisation']}. "
+        f"Trained on: dataset {protocol['trained_on']['dataset']} ({protocol['trained_on']['faces']} faces). "
+        f"Faces: {evaluation.selection}.",
+    )
+    columns = ["", "Faces", "Missed", "IP %", "IO %", "AUC IP 0.10", "Over 0.10 %", "Under 0.05 %"]
+    page.table(columns, [_figures(name, row) for name, row in table.items()], "Last stage, by subset")
+    stages = [_figures(stage, row) for stage, row in table["all"]["stages"].items()]
+    page.table(columns, stages, "All faces, by stage")
+    if champion:
+        rows = [_figures("challenger", table["all"]), _figures("champion", champion.table()["all"])]
+        page.table(columns, rows, "Against the champion, on the same faces")
+    errors = {stage: [float(face.nrmse_ip[index]) for face in evaluation.faces] for index, stage in enumerate(STAGES)}
+    page.figure(ced_figure(errors, 0.2, "NRMSE IP"), "Cumulative error distribution, every stage.")
+
+
+def _figures(name: str, row: dict[str, float]) -> list[object]:
+    return [
+        name,
+        row["faces"],
+        row["missed"],
+        f"{100 * row['nrmse_ip']:.2f}",
+        f"{100 * row['nrmse_io']:.2f}",
+        f"{row['auc_ip_010']:.3f}",
+        f"{100 * row['failure_ip_010']:.1f}",
+        f"{100 * row['under_ip_005']:.1f}",
+    ]
+
+
+def _faces_section(page: Page, evaluation: Evaluation, sources: Sequence[str]) -> None:
+    page.section("Faces")
+    ordered = sorted(evaluation.faces, key=lambda face: float(face.nrmse_ip[-1]))
+    middle = max(0, len(ordered) // 2 - TILES // 2)
+    chosen = {
+        "Best": ordered[:TILES],
+        "Median": ordered[middle : middle + TILES],
+        "Worst": ordered[::-1][:TILES],
+    }
+    for label, faces in chosen.items():
+        tiles = [tile for face in faces if (tile := _face(face, sources)) is not None]
+        errors = ", ".join(f"{100 * face.nrmse_ip[-1]:.1f}" for face in faces)
+        caption = f"{label} {len(tiles)} faces ({LEGEND}). NRMSE IP in %: {errors}."
+        page.picture(to_jpeg(contact_sheet(tiles, COLUMNS)), caption, f"{label} evaluated faces")
+
+
+def _face(face: FaceResult, sources: Sequence[str]) -> Picture | None:
+    for source in sources:
+        store = Store(source)
+        if store.exists(face.uri):
+            rgb = decode(store.read_bytes(face.uri)).rgb
+            return face_tile(rgb, face.box, [(face.truth, TRUTH), (face.stages[-1], PREDICTION)])
+    return None
+
+
+def _annotation_section(page: Page, summary: Summary, source: str, out: Store) -> None:
+    page.section(
+        "Annotated archive",
+        f"{summary.images} pictures = {summary.annotated} annotated + {summary.no_face} without a face "
+        f"+ {summary.quarantined} quarantined; {summary.faces} faces. Model {summary.model}.",
+    )
+    images = read_table(out, "images").select(["uri", "status", "reason", "message"]).to_pylist()
+    rejected = [row for row in images if row["status"] == "quarantined"][:20]
+    if rejected:
+        rows = [[row["uri"], row["reason"], row["message"]] for row in rejected]
+        page.table(["Quarantined", "Reason", "Message"], rows, f"{len(rows)} of {summary.quarantined}")
+    faces = [
+        (row["uri"], Box(*row["box"]), np.asarray(row["landmarks"], np.float64).reshape(NUM_LANDMARKS, 2))
+        for row in read_table(out, "faces").sort_by("confidence").to_pylist()
+    ]
+    annotated = sorted({uri for uri, _, _ in faces})
+    spread = annotated[:: max(1, len(annotated) // TILES)][:TILES]
+    doubtful = faces[:TILES]
+    pictures = _pictures(source, {*spread, *(uri for uri, _, _ in doubtful)})
+    page.picture(
+        to_jpeg(
+            contact_sheet(
+                [
+                    photo_tile(pictures[uri], [(box, shape) for name, box, shape in faces if name == uri], 360)
+                    for uri in spread
+                ],
+                COLUMNS,
+            )
+        ),
+        f"{len(spread)} of the {summary.annotated} pictures with faces, evenly spread.",
+        "Annotated pictures of the archive",
+    )
+    page.picture(
+        to_jpeg(
+            contact_sheet(
+                [face_tile(pictures[uri], box, [(shape, PREDICTION)]) for uri, box, shape in doubtful],
+                COLUMNS,
+            )
+        ),
+        f"The {len(doubtful)} faces with the least confidence.",
+        "Least certain faces of the archive",
+    )
+
+
+def _pictures(source: str, uris: Collection[str]) -> dict[str, Picture]:
+    archive = open_archive(source)
+    wanted = [item for item in archive.items if item.uri in uris]
+    return {item.uri: decode(data).rgb for item, data in archive.read(wanted) if not isinstance(data, Undecodable)}

@@ -1,0 +1,164 @@
+"""The steps of a retraining that join stations: a training that MLflow follows, the record of a model, the gate."""
+
+import getpass
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msrrn.artifact import CARD, WEIGHTS
+from pipelines.errors import UserError
+from pipelines.evaluation import Evaluation, Selection, evaluate
+from pipelines.models import Model, read_model
+from pipelines.promotion import Decision, decide
+from pipelines.registry import ModelVersion, champion, fetch, register, set_challenger, set_champion
+from pipelines.settings import VAL_SHARE, TrainSettings
+from pipelines.shards import read_manifest
+from pipelines.storage import Store
+from pipelines.tracking import RunRecord, finish_run, log_files, log_history, log_metrics, open_run
+from pipelines.train import HISTORY, Progress, TrainedModel, run_name, train_model
+
+
+def open_model(model: str) -> Model:
+    """Reads M: an artifact directory (a folder or `s3://`), or a `models:/name@alias` URI."""
+    if not model.startswith("s3://"):
+        return read_model(fetch(model))
+    with tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
+        store = Store(model)
+        for key in (WEIGHTS, CARD):
+            Path(folder, key).write_bytes(store.read_bytes(key))
+        return read_model(Path(folder))
+
+
+def train_tracked(
+    dataset: str, out: str, settings: TrainSettings, workers: int, name: str, progress: Progress
+) -> TrainedModel:
+    """`train_model`, with an MLflow run of the experiment `name` that shows its curves while it goes on."""
+    manifest = read_manifest(Store(dataset))
+    parameters = {
+        **settings.model_dump(),
+        **{f"dataset.{key}": value for key, value in manifest.settings.items() if key != "augmentation"},
+        **manifest.settings["augmentation"],
+    }
+    tags = {
+        "msrrn.dataset": manifest.name,
+        "msrrn.code_version": manifest.code_version,
+        "msrrn.boxes": manifest.settings["detector"],
+    }
+    run = open_run(name, run_name(manifest, settings), parameters, tags)
+
+    def follow(metrics: Mapping[str, float]) -> None:
+        log_history(run, [metrics])
+        progress(dict(metrics))
+
+    try:
+        trained = train_model(dataset, out, settings, workers, follow)
+    except BaseException:
+        finish_run(run, "FAILED")
+        raise
+    # A run that resumed, or whose artifact was there, still has its whole history.
+    log_history(run, trained.history)
+    finish_run(run, "FINISHED")
+    return trained
+
+
+def record(artifact: str, model: Model, evaluation: Evaluation, name: str) -> ModelVersion:
+    """Logs what evaluation measured to the model's run and registers the model as a version of `name`.
+
+    An artifact that is registered already keeps its version.
+    """
+    table = evaluation.table()
+    run = _run_of(model, name)
+    log_metrics(
+        run,
+        {
+            f"eval.{subset}.{key}": value
+            for subset, row in table.items()
+            for key, value in row.items()
+            if isinstance(value, int | float)
+        },
+    )
+    log_files(run, {"evaluation.json": json.dumps(table, indent=1).encode(), **_history(artifact)})
+    figures, protocol = table["all"], table["all"]["protocol"]
+    tags = {
+        "msrrn.dataset": str(model.card.training.get("dataset")),
+        "msrrn.boxes": protocol["boxes"],
+        "msrrn.normalisation": "inter-pupil (IP)",
+        "msrrn.eval_faces": protocol["faces_digest"],
+        "msrrn.nrmse_ip": f"{figures['nrmse_ip']:.5f}",
+        "msrrn.failure_ip_010": f"{figures['failure_ip_010']:.4f}",
+        "msrrn.code_version": str(model.card.training.get("code_version")),
+        "msrrn.licence": model.card.licence,
+    }
+    with tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
+        for file, data in model.files:
+            Path(folder, file).write_bytes(data)
+        version = register(run, name, Path(folder), tags)
+    finish_run(run, "FINISHED")
+    return version
+
+
+def _run_of(model: Model, name: str) -> RunRecord:
+    training = model.card.training
+    key = str(training.get("run") or model.digest[:16])
+    return open_run(name, key, training.get("settings", {}), {"msrrn.dataset": str(training.get("dataset"))})
+
+
+def _history(artifact: str) -> dict[str, bytes]:
+    if artifact.startswith("models:"):
+        return {}
+    store = Store(artifact)
+    return {HISTORY: store.read_bytes(HISTORY)} if store.exists(HISTORY) else {}
+
+
+def evaluate_champion(
+    name: str, sources: Sequence[str], selection: Selection, workers: int, val_share: float = VAL_SHARE
+) -> tuple[ModelVersion | None, Evaluation | None]:
+    """The champion of `name` and its evaluation on the same faces; (None, None) where there is none."""
+    version = champion(name)
+    if version is None:
+        return None, None
+    model = read_model(fetch(f"models:/{name}/{version.version}"))
+    return version, evaluate(model, sources, selection, workers, val_share=val_share)
+
+
+def settle(
+    version: ModelVersion, evaluation: Evaluation, old: ModelVersion | None, old_evaluation: Evaluation | None
+) -> Decision:
+    """Decides whether `version` becomes champion, moves the aliases and records the decision on the version."""
+    if old is not None and old.version == version.version:
+        return Decision(False, f"Version {version.version} of {version.name} is the champion already.")
+    decision = decide(_compared(evaluation), _compared(old_evaluation) if old_evaluation else None)
+    note = {
+        "decision": "promoted" if decision.promote else "kept the champion",
+        "reason": decision.reason,
+        "who": getpass.getuser(),
+        "eval_faces": evaluation.faces_digest,
+    }
+    if decision.promote:
+        set_champion(version.name, version.version, note)
+    else:
+        set_challenger(version.name, version.version, note)
+    return decision
+
+
+def promote(
+    artifact: str, sources: Sequence[str], selection: Selection, name: str, workers: int
+) -> tuple[ModelVersion, Decision]:
+    """Puts a model (an artifact or a URI) through the gate against the champion of `name`.
+
+    Raises:
+        UserError: the model, the sources or the registry cannot be used.
+    """
+    if artifact.startswith("models:") and not artifact.startswith((f"models:/{name}/", f"models:/{name}@")):
+        raise UserError(f"{artifact} is not a version of {name!r}: give --name, or the artifact's directory")
+    model = open_model(artifact)
+    evaluation = evaluate(model, sources, selection, workers)
+    version = record(artifact, model, evaluation, name)
+    old, old_evaluation = evaluate_champion(name, sources, selection, workers)
+    return version, settle(version, evaluation, old, old_evaluation)
+
+
+def _compared(evaluation: Evaluation) -> dict[str, Any]:
+    return {**evaluation.table(), "faces_digest": evaluation.faces_digest}

@@ -1,0 +1,66 @@
+"""Results as text for a terminal."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.evaluation import Evaluation
+from pipelines.registry import ModelVersion
+
+
+def evaluation_text(evaluation: Evaluation) -> str:
+    """The figures by subset and by stage, in percent, with their protocol."""
+    table = evaluation.table()
+    protocol = table["all"]["protocol"]
+    lines = [
+        f"{evaluation.model} on {len(evaluation.faces)} faces ({evaluation.selection}); trained on dataset "
+        f"{protocol['trained_on']['dataset']}",
+        f"boxes: {protocol['boxes']}",
+        _rendered(("subset", *_COLUMNS), [(name, *_cells(row)) for name, row in table.items()]),
+        _rendered(("stage, all faces", *_COLUMNS), [(n, *_cells(r)) for n, r in table["all"]["stages"].items()]),
+    ]
+    return "\n".join(lines)
+
+
+def models_text(versions: Sequence[ModelVersion]) -> str:
+    """The registry, a line a version."""
+    if not versions:
+        return "no model is registered yet: `msrrn retrain` or `msrrn promote` registers one"
+    columns = ("model", "version", "aliases", "NRMSE IP", "decision", "reason")
+    tags = ("msrrn.nrmse_ip", "msrrn.decision", "msrrn.reason")
+    rows = [
+        (known.name, str(known.version), ", ".join(known.aliases), *(known.tags.get(tag, "") for tag in tags))
+        for known in versions
+    ]
+    return _rendered(columns, rows)
+
+
+_COLUMNS = ("faces", "missed", "IP %", "IO %", "AUC IP .10", "AUC IO .08", "over .10 %", "under .05 %")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(row["faces"]),
+        str(row["missed"]),
+        f"{100 * row['nrmse_ip']:.2f}",
+        f"{100 * row['nrmse_io']:.2f}",
+        f"{row['auc_ip_010']:.3f}",
+        f"{row['auc_io_008']:.3f}",
+        f"{100 * row['failure_ip_010']:.1f}",
+        f"{100 * row['under_ip_005']:.1f}",
+    )
+
+
+def _rendered(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(file=io.StringIO(), width=130)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().rstrip()

@@ -1,0 +1,109 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from msrrn.artifact import Card, save
+from msrrn.network import MSRRN, ModelConfig
+from pipelines import registry, tracking
+from pipelines.errors import UserError
+
+TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(2, 2, 2), hidden=8)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An MLflow server that keeps the artifacts itself, so that clients need nothing but its address."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            _wait(f"{address}/health", process, log)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    for _ in range(300):
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    pytest.fail(f"the MLflow server did not start:\n{log.read_text()[-3000:]}")
+
+
+def test_a_model_goes_through_a_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    torch.manual_seed(0)
+    save(artifact, MSRRN(TINY), Card(version="1", crop_margin=1.3, detector="dlib", config=TINY))
+
+    run = tracking.open_run("training", "key", {"epochs": 2}, {"dataset": "d"})
+    assert tracking.open_run("training", "key", {}, {}) == run
+    history = [{"epoch": epoch, "loss": 1 / epoch, "broken": float("nan")} for epoch in (1, 2, 3)]
+    tracking.log_history(run, history[:2])
+    tracking.log_history(run, history)
+    logged = tracking.client().get_metric_history(run.run_id, "loss")
+    assert sorted(each.step for each in logged) == [1, 2, 3]
+    tracking.log_files(run, {"tables/report.csv": b"a,b\n"})
+    first = registry.register(run, "msrrn", artifact, {"dataset": "d"})
+    assert registry.register(run, "msrrn", artifact, {}) == first
+    tracking.finish_run(run, "FINISHED")
+
+    registry.set_champion("msrrn", first.version, {"decision": "promoted", "reason": "first model"})
+    champion = registry.champion("msrrn")
+    assert champion is not None
+    assert champion.aliases == ("champion",)
+    assert champion.tags["msrrn.reason"] == "first model"
+    fetched = registry.fetch("models:/msrrn@champion")
+    assert fetched.is_relative_to(tmp_path / "cache")
+    assert registry.artifact_digest(fetched) == registry.artifact_digest(artifact)
+    with pytest.raises(UserError, match=r"No model 'other'.*there is msrrn"):
+        registry.fetch("models:/other@champion")
+    # Everything is on the server: nothing was written where the client runs.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "cache"]
+
+
+OPEN_RUN = """
+from pipelines import tracking
+print(tracking.open_run("training", "key", {"epochs": 2}, {}).run_id)
+"""
+
+
+def test_processes_that_start_together_share_one_new_store(tmp_path: Path) -> None:
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    started = [
+        subprocess.Popen([sys.executable, "-c", OPEN_RUN], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    runs = {process.communicate(timeout=60)[0] for process in started}
+    assert [process.returncode for process in started] == [0, 0]
+    assert len(runs) == 1

@@ -1,0 +1,216 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from pipelines.decoding import decode
+from pipelines.errors import UserError
+from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
+from pipelines.sources.pts import BadAnnotation, format_pts, outside, overhang, parse_pts
+from pipelines.storage import Store
+
+SHAPE = np.random.default_rng(0).uniform(10, 200, (68, 2)).round(3)
+PTS = format_pts(SHAPE)
+
+
+def _body(points: NDArray[np.float64]) -> str:
+    return "".join(f"{x} {y}\n" for x, y in points)
+
+
+def _fill(url: str, *keys: str) -> None:
+    for key in keys:
+        Store(url).publish(key, PTS if key.lower().endswith(".pts") else f"bytes of {key}".encode())
+
+
+def _scan(url: str) -> list[AnnotatedPhoto | Rejected]:
+    return list(open_annotated(url).scan())
+
+
+def _photos(url: str) -> dict[str, AnnotatedPhoto]:
+    return {row.uri: row for row in _scan(url) if isinstance(row, AnnotatedPhoto)}
+
+
+def _reason(data: bytes) -> str:
+    with pytest.raises(BadAnnotation) as caught:
+        parse_pts(data)
+    assert caught.value.message
+    return caught.value.reason
+
+
+@given(
+    hnp.arrays(np.float64, (68, 2), elements=st.floats(-1e5, 1e5)).filter(lambda s: np.ptp(s, 0).min() > 1e-3)
+)
+def test_what_is_written_reads_back(shape: NDArray[np.float64]) -> None:
+    np.testing.assert_allclose(parse_pts(format_pts(shape)), shape, rtol=0, atol=1e-6)
+
+
+@given(st.binary(max_size=300) | st.text("0123456789.-einaf{}: \r\n", max_size=300).map(str.encode))
+def test_nothing_but_a_bad_annotation_is_raised(data: bytes) -> None:
+    with pytest.raises(BadAnnotation):
+        parse_pts(data)
+
+
+def test_files_count_from_one() -> None:
+    assert parse_pts(PTS)[0] == pytest.approx(SHAPE[0])
+    first = PTS.decode().splitlines()[3]
+    assert [float(word) for word in first.split()] == pytest.approx(SHAPE[0] + 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _body(SHAPE + 1),
+        PTS.decode().replace("\n", "\r\n"),
+        "version:1\nn_points:  68\n{\n" + _body(SHAPE + 1) + "}",
+        "\ufeffversion: 1\nn_points: 68 \n\n{ \n" + _body(SHAPE + 1).replace(" ", " \t ") + "} \n\n",
+        _body(SHAPE + 1).replace("\n", "  \n"),
+    ],
+    ids=["no header", "windows", "tight", "spaced", "trailing spaces"],
+)
+def test_dialects(text: str) -> None:
+    np.testing.assert_allclose(parse_pts(text.encode()), SHAPE, atol=1e-9)
+
+
+def test_bad_annotations_have_reasons() -> None:
+    lines = PTS.decode().splitlines()
+    assert _reason("\n".join(lines[:-2]).encode()) == "pts_count"
+    assert _reason("\n".join([*lines[:-1], "1 2", "}"]).encode()) == "pts_count"
+    assert _reason(PTS.replace(b"n_points: 68", b"n_points: 29")) == "pts_count"
+    assert _reason(b"") == "pts_count"
+    for value in ("nan", "inf", "-INF", "1e999"):
+        assert _reason("\n".join([*lines[:20], f"{value} 3", *lines[21:]]).encode()) == "pts_nan"
+    for line in ("12.5", "1 2 3", "1,5 2,5", "x y", "points: 3"):
+        assert _reason("\n".join([*lines[:20], line, *lines[21:]]).encode()) == "pts_syntax"
+    assert _reason(b"\xff\xd8\xff\xe0" * 20) == "pts_syntax"
+    assert _reason(b"1 1\n" * 2_000_000) == "pts_syntax"
+    assert _reason(b"-1 -1\n" * 68) == "pts_flat"
+
+
+def test_the_message_names_the_line() -> None:
+    with pytest.raises(BadAnnotation, match=r"line 5 .*'oops'"):
+        parse_pts(PTS.replace(PTS.splitlines()[4], b"oops", 1))
+
+
+def test_points_may_lie_a_little_outside_the_picture() -> None:
+    shape = np.random.default_rng(0).uniform(0, 100, (68, 2))
+    shape[0], shape[1] = (0, 0), (100, 100)
+    assert overhang(shape, 101, 101) == 0
+    assert overhang(shape, 100, 101) == pytest.approx(0.005)
+    for moved in ([-49, 0], [0, -49], [49, 0], [0, 49]):
+        assert not outside(shape + moved, 101, 101)
+    for moved in ([-52, 0], [0, -52], [52, 0], [0, 52]):
+        assert outside(shape + moved, 101, 101)
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_pairs_and_orphans(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    url = str(tmp_path / "faces") if place == "local" else f"{request.getfixturevalue('s3')}/faces"
+    _fill(url, "b/image_092 _01.jpg", "b/image_092 _01.pts", "a/X.JPG", "a/X.PTS", "c/d/e.tiff", "c/d/e.pts")
+    _fill(url, "a/lonely.png", "b/orphan.pts", "b/notes.txt", "c/._e.tiff", ".hidden/y.jpg", ".hidden/y.pts")
+    rows = _scan(url)
+    uris = ["a/X.JPG", "a/lonely.png", "b/image_092 _01.jpg", "b/orphan.pts", "c/d/e.tiff"]
+    assert [row.uri for row in rows] == uris
+    assert {row.uri: row.reason for row in rows if isinstance(row, Rejected)} == {
+        "a/lonely.png": "no_annotation",
+        "b/orphan.pts": "no_image",
+    }
+    photo = _photos(url)["b/image_092 _01.jpg"]
+    assert photo.annotation_uri == "b/image_092 _01.pts"
+    assert photo.shape.shape == (68, 2)
+    assert photo.shape.dtype == np.float64
+    copy = pickle.loads(pickle.dumps(photo))  # noqa: S301
+    assert copy.read() == photo.read() == b"bytes of b/image_092 _01.jpg"
+
+
+def test_a_bad_annotation_stops_nothing(tmp_path: Path) -> None:
+    _fill(str(tmp_path), "a.jpg", "a.pts", "b.jpg", "c.jpg", "c.pts")
+    Store(str(tmp_path)).publish("b.pts", b"1 2\n")
+    good, bad, last = _scan(str(tmp_path))
+    assert isinstance(good, AnnotatedPhoto)
+    assert isinstance(last, AnnotatedPhoto)
+    assert isinstance(bad, Rejected)
+    assert (bad.uri, bad.reason) == ("b.jpg", "pts_count")
+    assert bad.message.startswith("b.pts: 1 points")
+
+
+def test_one_annotation_serves_one_picture(tmp_path: Path) -> None:
+    _fill(str(tmp_path), "a.jpg", "a.png", "a.pts")
+    first, second = _scan(str(tmp_path))
+    assert isinstance(first, AnnotatedPhoto)
+    assert isinstance(second, Rejected)
+    assert (first.uri, second.uri, second.reason) == ("a.jpg", "a.png", "second_image")
+
+
+def test_subsets_and_splits_of_the_official_layout(tmp_path: Path) -> None:
+    url = str(tmp_path / "300w")
+    for stem in ("lfpw/trainset/a", "lfpw/testset/a", "helen/trainset/a", "afw/a", "ibug/a", "Own/a", "a"):
+        _fill(url, f"{stem}.jpg", f"{stem}.pts")
+    assert {uri: (photo.subset, photo.declared_split) for uri, photo in _photos(url).items()} == {
+        "lfpw/trainset/a.jpg": ("lfpw", "train"),
+        "lfpw/testset/a.jpg": ("lfpw", "test"),
+        "helen/trainset/a.jpg": ("helen", "train"),
+        "afw/a.jpg": ("afw", None),
+        "ibug/a.jpg": ("ibug", "test"),
+        "Own/a.jpg": ("Own", None),
+        "a.jpg": ("300w", None),
+    }
+
+
+def test_a_subset_may_be_the_root_itself(tmp_path: Path) -> None:
+    url = str(tmp_path / "300w" / "LFPW")
+    _fill(url, "trainset/a.jpg", "trainset/a.pts")
+    assert _photos(url)["trainset/a.jpg"].subset == "lfpw"
+    assert _photos(f"{url}/trainset/")["a.jpg"].subset == "lfpw"
+
+
+def test_a_validation_list_decides_what_is_not_for_testing(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    for stem in ("lfpw/trainset/a b", "lfpw/trainset/c", "lfpw/testset/d", "afw/e"):
+        _fill(url, f"{stem}.jpg", f"{stem}.pts")
+    Store(url).publish("val.txt", b"lfpw/trainset/a b\r\n\r\n")
+    splits = {uri: photo.declared_split for uri, photo in _photos(url).items()}
+    assert splits == {
+        "afw/e.jpg": "train",
+        "lfpw/testset/d.jpg": "test",
+        "lfpw/trainset/a b.jpg": "val",
+        "lfpw/trainset/c.jpg": "train",
+    }
+
+
+def test_a_wrong_validation_list_is_refused(tmp_path: Path) -> None:
+    _fill(str(tmp_path), "a.jpg", "a.pts", "ibug/b.jpg", "ibug/b.pts")
+    Store(str(tmp_path)).publish("val.txt", b"a\nnone\n")
+    with pytest.raises(UserError, match=r"val\.txt lists 1 pictures that do not exist, first 'none'"):
+        _scan(str(tmp_path))
+    Store(str(tmp_path)).publish("val.txt", b"ibug/b\n")
+    with pytest.raises(UserError, match="a test picture"):
+        _scan(str(tmp_path))
+
+
+def test_nothing_to_read_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent does not exist: a source is a folder"):
+        open_annotated(str(tmp_path / "absent")).scan()
+    with pytest.raises(UserError, match="has no pictures: a source is a folder"):
+        open_annotated(str(tmp_path)).scan()
+    _fill(str(tmp_path), "a.jpg")
+    with pytest.raises(UserError, match=r"1 pictures but no \.pts"):
+        open_annotated(str(tmp_path)).scan()
+
+
+def test_the_real_faces(data_root: Path) -> None:
+    rows = _scan(str(data_root / "300w"))
+    photos = [row for row in rows if isinstance(row, AnnotatedPhoto)]
+    assert len(rows) == len(photos) == 2012
+    assert [row.uri for row in rows] == sorted(row.uri for row in rows)
+    counts = {subset: sum(photo.subset == subset for photo in photos) for subset in ("lfpw", "helen", "afw")}
+    assert counts == {"lfpw": 805, "helen": 870, "afw": 337}
+    assert sum(photo.declared_split == "val" for photo in photos) == 200
+    assert sum(photo.declared_split == "train" for photo in photos) == 1812
+    for photo in photos[::40]:
+        height, width = decode(photo.read()).rgb.shape[:2]
+        assert not outside(photo.shape, width, height)
