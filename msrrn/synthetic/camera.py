@@ -87,14 +87,14 @@ def rasterise(
     p = flat[triangles]
     e1, e2 = p[:, 1] - p[:, 0], p[:, 2] - p[:, 0]
     area = e1[:, 0] * e2[:, 1] - e1[:, 1] * e2[:, 0]
-    low = np.ceil(p.min(axis=1)).astype(np.int64)
-    high = np.floor(p.max(axis=1)).astype(np.int64)
+    low = np.ceil(np.minimum(np.minimum(p[:, 0], p[:, 1]), p[:, 2])).astype(np.int64)
+    high = np.floor(np.maximum(np.maximum(p[:, 0], p[:, 1]), p[:, 2])).astype(np.int64)
     low, high = np.maximum(low, 0), np.minimum(high, np.array(size) - 1)
     facing = (area < -1e-6) if back else (area > 1e-6)
-    shown = np.flatnonzero(facing & (high >= low).all(axis=1))
+    shown = np.flatnonzero(facing & (high[:, 0] >= low[:, 0]) & (high[:, 1] >= low[:, 1]))
     if shown.size == 0:
         return None
-    shown = shown[np.argsort(depth.ravel()[triangles[shown]].mean(axis=1), kind="stable")]
+    shown = shown[np.argsort(depth.ravel()[triangles[shown, 0]], kind="stable")]
     p, area, low, high, triangles = p[shown], area[shown], low[shown], high[shown], triangles[shown]
     width, height = (high - low + 1).T
     owner = np.repeat(np.arange(len(shown)), width * height)

@@ -58,9 +58,7 @@ def draw_covers(rng: Rng, male: bool, age: float) -> list[Cover]:
 
 def _draw_hair(rng: Rng, long: bool, male: bool, age: float) -> Cover:
     fringe = rng.random() < 0.3
-    front = (
-        rng.uniform(-0.75, -0.15) if fringe else rng.uniform(-1.15, -0.75) - 0.3 * age * male * rng.random()
-    )
+    front = rng.uniform(-0.8, -0.36) if fringe else rng.uniform(-1.15, -0.75) - 0.3 * age * male * rng.random()
     if long:
         near = rng.uniform(0.85, 1.6)
         sides = (near, float(np.clip(near + rng.normal(0, 0.2), 0.8, 1.8)))
@@ -71,7 +69,7 @@ def _draw_hair(rng: Rng, long: bool, male: bool, age: float) -> Cover:
         length = rng.uniform(-0.1, 0.7)
     return Cover(
         front=front,
-        slant=rng.normal(0, 0.22) * (1.0 if fringe else 0.5),
+        slant=rng.normal(0, 0.14),
         arch=rng.uniform(-0.1, 0.5),
         sides=sides,
         length=length,
@@ -121,9 +119,7 @@ class Shell:
         below = np.clip((uv[..., 1] - 0.1) / 0.5, 0, 1)
         radius = np.hypot(points[..., 0], points[..., 2] - _CENTRE[2])
         wanted = np.maximum(radius, cover.hang * below)
-        flat = np.stack(
-            [np.sin(uv[..., 0]) * wanted, skull[..., 1], _CENTRE[2] + np.cos(uv[..., 0]) * wanted], -1
-        )
+        flat = np.stack([np.sin(uv[..., 0]) * wanted, skull[..., 1], _CENTRE[2] + np.cos(uv[..., 0]) * wanted], -1)
         points = points + (flat - points) * (below * (cover.length > 0.75))[..., None]
         self._turned = person.camera.turn(points)
         self._pixels = person.camera.project(self._turned)
@@ -167,10 +163,7 @@ def _edges(inside: Array, cover: Cover, size: tuple[int, int], rng: Rng) -> Pict
 
 def _strands(size: tuple[int, int], hair: Array, rng: Rng) -> Picture:
     curl = rng.uniform(1, 14) if rng.random() < 0.75 else 1.0
-    strands = (
-        noise(rng, size, rng.uniform(1.5, 4), curl * 2) * 0.6
-        + noise(rng, size, rng.uniform(5, 14), curl) * 0.5
-    )
+    strands = noise(rng, size, rng.uniform(1.5, 4), curl * 2) * 0.6 + noise(rng, size, rng.uniform(5, 14), curl) * 0.5
     relief = 1 + rng.uniform(0.15, 0.55) * strands
     return np.asarray(np.clip(hair * relief[..., None], 0.005, 1), np.float32)
 
@@ -180,9 +173,7 @@ def _fabric(size: tuple[int, int], rng: Rng) -> Picture:
     if rng.random() < 0.5:
         colours[1] = colours[0] * rng.uniform(0.6, 1.2)
     rows, columns = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
-    waves = np.sin(rows * rng.uniform(0.1, 1.2) + columns * rng.uniform(-0.8, 0.8)) + 0.7 * noise(
-        rng, size, 6
-    )
+    waves = np.sin(rows * rng.uniform(0.1, 1.2) + columns * rng.uniform(-0.8, 0.8)) + 0.7 * noise(rng, size, 6)
     mix = np.clip(waves + 0.5, 0, 1)[..., None]
     return np.asarray(np.clip(colours[0] * (1 - mix) + colours[1] * mix, 0, 1), np.float32)
 

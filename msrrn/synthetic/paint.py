@@ -91,9 +91,7 @@ def stroke(
     blend(part, _within(colour, window), soft)
 
 
-def ellipse(
-    centre: Sequence[float] | Array, radii: Sequence[float] | Array, turn: float = 0.0, n: int = 28
-) -> Array:
+def ellipse(centre: Sequence[float] | Array, radii: Sequence[float] | Array, turn: float = 0.0, n: int = 28) -> Array:
     """Points (n, 2) of an ellipse, turned by radians."""
     t = np.linspace(0, 2 * np.pi, n, endpoint=False)
     p = np.stack([np.cos(t) * radii[0], np.sin(t) * radii[1]], axis=1)

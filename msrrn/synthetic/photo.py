@@ -50,7 +50,7 @@ def draw_photo(seed: int, index: int) -> SyntheticPhoto:
         _draw(picture, person, rng)
         faces.append((landmarks_seen(person.anchors, camera), (camera.yaw, camera.pitch, camera.roll)))
     faces.sort(key=lambda face: -float(np.prod(np.ptp(face[0], axis=0))))
-    done = cv2.cvtColor(develop(picture, rng), cv2.COLOR_RGB2BGR)
+    done = cv2.cvtColor(develop(picture, min(camera.scale for camera in cameras), rng), cv2.COLOR_RGB2BGR)
     quality = int(rng.integers(35, 97))
     _, encoded = cv2.imencode(".jpg", done, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return SyntheticPhoto(
@@ -98,9 +98,7 @@ def _draw_person(rng: Rng, camera: Camera, light: Light) -> Person:
 
 def _draw(picture: Picture, person: Person, rng: Rng) -> None:
     covers = draw_covers(rng, person.looks.male, person.looks.age)
-    shells = [
-        Shell(cover, person, cloth=i > 0 or cover.ragged < 0.021, rng=rng) for i, cover in enumerate(covers)
-    ]
+    shells = [Shell(cover, person, cloth=i > 0 or cover.ragged < 0.021, rng=rng) for i, cover in enumerate(covers)]
     for shell in reversed(shells):
         shell.behind(picture)
     clothes = draw_trunk(picture, person, rng)

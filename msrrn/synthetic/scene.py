@@ -108,18 +108,21 @@ def _thing(scene: Picture, rng: Rng) -> None:
             )
 
 
-def develop(picture: Picture, rng: Rng) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Light to 8 bits (height, width, 3): tone, colour, focus, motion, grain. Geometry stays as it is."""
+def develop(picture: Picture, detail: float, rng: Rng) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Light to 8 bits (height, width, 3): tone, colour, focus, motion, grain. Geometry stays as it is.
+
+    `detail` is the pupil distance in pixels of the smallest face: blur keeps in proportion.
+    """
     size = picture.shape[1], picture.shape[0]
     out = np.clip(picture, 0, 1.2)
     if rng.random() < 0.35:
-        shrink = rng.uniform(0.35, 0.9)
+        shrink = rng.uniform(max(0.35, min(0.9, 26 / detail)), 1.0)
         small = cv2.resize(out, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         out = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.45:
-        out = cv2.GaussianBlur(out, (0, 0), 0.3 + rng.exponential(0.7))
+        out = cv2.GaussianBlur(out, (0, 0), min(0.3 + rng.exponential(0.6), 0.035 * detail))
     if rng.random() < 0.06:
-        reach = int(rng.integers(3, 10))
+        reach = int(rng.integers(3, max(4, detail * 0.12)))
         line = np.zeros((reach, reach), np.float32)
         turn = rng.uniform(0, np.pi)
         arm = np.array([np.cos(turn), np.sin(turn)]) * reach / 2
@@ -135,12 +138,12 @@ def develop(picture: Picture, rng: Rng) -> np.ndarray[tuple[int, ...], np.dtype[
     saturation = 0.0 if rng.random() < 0.08 else rng.uniform(0.5, 1.4)
     out = grey + (out - grey) * np.float32(saturation)
     out *= (rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.06, 3) * (saturation > 0))).astype(np.float32)
-    out = np.clip(out, 0, 1) ** np.float32(rng.uniform(0.6, 1.35))
-    contrast = rng.uniform(0.7, 1.35)
-    out = (out - 0.45) * np.float32(contrast) + np.float32(0.45 + rng.normal(0, 0.05))
-    grain = rng.exponential(0.018)
-    noisy = rng.standard_normal((*picture.shape[:2], 1), dtype=np.float32) + 0.5 * rng.standard_normal(
-        picture.shape, dtype=np.float32
-    )
-    out += noisy * np.float32(min(grain, 0.09))
+    out = np.clip(out, 0, 1) ** np.float32(rng.uniform(0.6, 1.15))
+    contrast = rng.uniform(0.8, 1.4)
+    out = (out - 0.3) * np.float32(contrast) + np.float32(0.3 + rng.normal(0, 0.04))
+    grain = rng.exponential(0.012)
+    noisy = rng.standard_normal((*picture.shape[:2], 1), dtype=np.float32)
+    speckle = rng.standard_normal((size[1] // 2 + 1, size[0] // 2 + 1, 3), dtype=np.float32)
+    noisy = noisy + cv2.resize(speckle, size, interpolation=cv2.INTER_NEAREST) * np.float32(0.5)
+    out += noisy * np.float32(min(grain, 0.05))
     return np.asarray(np.clip(out * 255 + 0.5, 0, 255), np.uint8)

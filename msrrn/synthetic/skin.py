@@ -33,18 +33,14 @@ def draw_looks(rng: Rng) -> Looks:
     tone = rng.beta(1.1, 0.7)
     dark, light = np.array([0.36, 0.24, 0.18]), np.array([0.95, 0.78, 0.68])
     skin = (dark + (light - dark) * tone) * rng.uniform(0.9, 1.1) + rng.normal(0, 0.02, 3)
-    hairs = np.array(
-        [[0.04, 0.03, 0.03], [0.14, 0.08, 0.05], [0.33, 0.2, 0.1], [0.68, 0.52, 0.3], [0.62, 0.6, 0.58]]
-    )
+    hairs = np.array([[0.04, 0.03, 0.03], [0.14, 0.08, 0.05], [0.33, 0.2, 0.1], [0.68, 0.52, 0.3], [0.62, 0.6, 0.58]])
     hair = hairs[rng.choice(5, p=[0.36, 0.24, 0.17, 0.13, 0.10])] * rng.uniform(0.7, 1.3)
     male = bool(rng.random() < 0.55)
     red = np.array([rng.uniform(0.8, 1.0), rng.uniform(0.45, 0.75), rng.uniform(0.45, 0.75)])
     lips = skin * (1 - (1 - red) * rng.uniform(0.2, 1.0))
     if not male and rng.random() < 0.4:
         lips = np.array([rng.uniform(0.3, 0.8), rng.uniform(0.02, 0.3), rng.uniform(0.05, 0.35)])
-    return Looks(
-        np.clip(skin, 0.05, 0.97), np.clip(hair, 0.02, 0.9), np.clip(lips, 0.04, 0.95), rng.random(), male
-    )
+    return Looks(np.clip(skin, 0.05, 0.97), np.clip(hair, 0.02, 0.9), np.clip(lips, 0.04, 0.95), rng.random(), male)
 
 
 def texture_pixels(uv: Array) -> Array:
@@ -161,9 +157,7 @@ def _nose(face: Picture, rng: Rng, looks: Looks) -> None:
         hole = ellipse(base + [side * 3.0, -4.5], (rng.uniform(6, 9), rng.uniform(2.2, 4.5)), side * -0.25)
         fill(face, hole, skin * 0.18, dark, rng.uniform(0.8, 1.8))
         wing = LANDMARKS[35 if side > 0 else 31]
-        crease = smooth(
-            wing + np.array([[side * 4, -22], [side * 9, -12], [side * 7, -1], [side * -2, 3]]), False
-        )
+        crease = smooth(wing + np.array([[side * 4, -22], [side * 9, -12], [side * 7, -1], [side * -2, 3]]), False)
         stroke(face, [crease], skin * 0.45, 2, rng.uniform(0.15, 0.6), 1.3)
         bridge = smooth(np.array([LANDMARKS[39 if side < 0 else 42] + [side * -4, -16], LANDMARKS[28] + [side * 15, 0],
                                   LANDMARKS[30] + [side * 22, -10]]), False)  # fmt: skip
@@ -203,9 +197,7 @@ def _beard(face: Picture, rng: Rng, looks: Looks) -> None:
     ragged = noise(rng, (HEIGHT, WIDTH), 8) * 5
     cheek = np.float32(rng.uniform(0, 25)) * (across < 140)
     chin = (rows > full + cheek + ragged) & (rows < bottom + ragged) & (across < 178)
-    lip = (across < 62) & (
-        np.abs(rows - np.interp(across, [0, 62], [325, 338])) < rng.uniform(7, 12) + ragged * 0.3
-    )
+    lip = (across < 62) & (np.abs(rows - np.interp(across, [0, 62], [325, 338])) < rng.uniform(7, 12) + ragged * 0.3)
     bare_chin = (across > rng.uniform(25, 60)) | (rows < LANDMARKS[57, 1] + 6)
     area = chin | lip if kind <= 2 else (lip if kind == 3 else lip | (chin & ~bare_chin))
     strength = rng.uniform(0.12, 0.5) if kind == 1 else rng.uniform(0.5, 0.95)
@@ -337,9 +329,7 @@ def _eye(
 
     shadow = looks.skin * (0.35 + 0.4 * style[0])
     if style[1] < 0.3 and not looks.male:
-        fill(
-            face, ellipse(lids.mean(axis=0) + [side * 2, -8], (26, 11)), shadow * 0.6, 0.3 + 0.5 * style[2], 3
-        )
+        fill(face, ellipse(lids.mean(axis=0) + [side * 2, -8], (26, 11)), shadow * 0.6, 0.3 + 0.5 * style[2], 3)
     lifted = upper + [0, -6 - 6 * style[3]]
     stroke(face, [lifted], shadow, 2, 0.25 + 0.5 * style[4], 1.0)
 

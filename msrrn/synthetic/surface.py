@@ -29,7 +29,7 @@ def uv_of(points: Array) -> Array:
 def base_radius(uv: Array) -> Array:
     """Distance from the axis (...) of a bald skull on a neck."""
     azimuth, y = uv[..., 0], uv[..., 1]
-    slice_scale = np.sqrt(np.clip(1 - (np.minimum(y + 0.3, 0) / 1.68) ** 2, 0.0, 1.0))
+    slice_scale = np.clip(1 - np.abs(np.minimum(y + 0.3, 0) / 1.68) ** 2.5, 0.0, 1.0) ** 0.4
     slice_scale = slice_scale * (1 - 0.08 * np.clip((y + 0.3) / 2, 0, 1) ** 2)
     front = 1.38 + 0.3 * (np.cos(azimuth) < 0) * np.cos(azimuth) ** 2
     skull = slice_scale / np.sqrt((np.sin(azimuth) / 1.19) ** 2 + (np.cos(azimuth) / front) ** 2)

@@ -10,9 +10,7 @@ from msrrn.synthetic.paint import Picture, ellipse, fill, octaves, smooth, strok
 
 def _shoulders(camera: Camera, spread: float, neckline: float) -> tuple[Array, Array]:
     """Outlines in pixels: the trunk with the neck, and the clothes with their opening."""
-    right = np.array(
-        [[-0.62, 2.0], [-0.85, 2.35], [-1.5 * spread, 2.65], [-2.4 * spread, 3.0], [-2.9 * spread, 4.0]]
-    )
+    right = np.array([[-0.62, 2.0], [-0.85, 2.35], [-1.5 * spread, 2.65], [-2.4 * spread, 3.0], [-2.9 * spread, 4.0]])
     foot = np.array([[-3.1 * spread, 12.0], [3.1 * spread, 12.0]])
     left = right[::-1] * [-1.0, 1.0]
     opening = smooth(np.array([[0.66, 2.15], [0.45, 2.15 + 0.75 * (neckline - 2.15)], [0.0, neckline],
@@ -54,9 +52,7 @@ def draw_clothes(picture: Picture, outline: Array, person: Person, rng: Rng) -> 
     if rng.random() < 0.35:
         shade = rng.uniform(0.05, 1.0) * np.ones(3)
         for side in (-1, 1):
-            flap = np.array(
-                [[side * 0.70, 1.95], [side * 0.85, 2.4], [side * 0.45, 2.95], [side * 0.05, 2.75]]
-            )
+            flap = np.array([[side * 0.70, 1.95], [side * 0.85, 2.4], [side * 0.45, 2.95], [side * 0.05, 2.75]])
             seen = person.camera.see(np.column_stack([flap, np.full(4, -0.7)]))
             fill(picture, seen, shade, 1.0, 0.6)
             stroke(picture, [seen], shade * 0.5, 1, 0.6)
@@ -71,9 +67,7 @@ def draw_glasses(picture: Picture, person: Person, rng: Rng) -> None:
     thick = max(1.0, camera.scale * rng.uniform(0.012, 0.065))
     dark = rng.random() < 0.10
     tint, strength = (
-        (rng.uniform(0, 0.12, 3), rng.uniform(0.75, 1.0))
-        if dark
-        else (rng.uniform(0.3, 1, 3), rng.uniform(0, 0.12))
+        (rng.uniform(0, 0.12, 3), rng.uniform(0.75, 1.0)) if dark else (rng.uniform(0.3, 1, 3), rng.uniform(0, 0.12))
     )
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     rim = np.stack([np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** power * width,

@@ -1,0 +1,37 @@
+# Everything here works on a machine with Python 3.11 or newer, git and make; nothing is installed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test lint lock clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install: $(INSTALLED) ## make the environment in .venv
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "msrrn needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	@touch $@
+
+demo: $(INSTALLED) ## the whole line on synthetic photographs
+	$(BIN)/msrrn demo
+
+lint: $(INSTALLED) ## linter, formatter and type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## environment, linter, type checker, tests
+	$(BIN)/python -m pytest
+
+lock: $(INSTALLED) ## write down the versions that are installed
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; s/ @ .*//' > constraints.txt
+
+clean: ## remove the environment and what the demo made
+	rm -rf $(VENV) demo-out mlflow.db mlflow.db.lock mlartifacts
