@@ -62,7 +62,7 @@ def _run(call: argparse.Namespace) -> int:
 def _quiet(debug: bool) -> None:
     """Servers and libraries speak only when something is wrong, unless one asks by their own variables."""
     defaults = {
-        "PREFECT_LOGGING_LEVEL": "INFO" if debug else "ERROR",
+        "PREFECT_LOGGING_LEVEL": "INFO" if debug else "CRITICAL",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",

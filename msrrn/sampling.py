@@ -20,14 +20,15 @@ def sample_patches(images: Tensor, shapes: Tensor, size: int) -> Tensor:
 
     Returns:
         float `(B, L, size, size)`. Outside the image its edge pixels repeat. A landmark further
-        outside than a patch gives the patch at that distance.
+        outside than a patch gives the patch at that distance; one that is not a number, the first corner.
     """
     batch, side = images.shape[0], images.shape[-1]
     pad = size + 1
     padded = functional.pad(images[:, None], (pad, pad, pad, pad), mode="replicate")[:, 0]
     # Pixel centre u·side − ½ of the image is + pad in the padded one; the patch begins (size − 1)/2 before.
     first = shapes * side - 0.5 + pad - (size - 1) / 2
-    first = first.clamp(0.0, side + 2 * pad - size - 1.001)
+    # What is not a number must not become an index: on a GPU that error ends the whole process.
+    first = first.nan_to_num(0.0).clamp(0.0, side + 2 * pad - size - 1.001)
     whole = first.detach().floor()
     fraction = (first - whole)[..., None, None]
     column, row = whole[..., 0].long(), whole[..., 1].long()

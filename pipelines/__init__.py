@@ -1,1 +1,10 @@
 """The data plane: each stage is a plain function over datasets that runs without Prefect."""
+
+import os
+
+# MLflow reads some of these while it is imported, so they stand before any module of ours can import it.
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 hide a wrong address for minutes

@@ -10,7 +10,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +34,10 @@ from pipelines.storage import Store
 SCHEMA_VERSION: Final = "1"
 RUN: Final = "run.json"
 SUMMARY: Final = "summary.json"
+MAX_NAME: Final = 200
+"""Bytes of a file name; file systems end at 255."""
+MAX_FOLDERS: Final = 2000
+"""Bytes of a picture's folders; a path ends at 4096."""
 STATUSES: Final = ("annotated", "no_face", "quarantined")
 
 _METADATA: Final = {
@@ -127,19 +131,23 @@ def annotate(
         UserError: the source cannot be listed, or `out` holds a run of another model or other settings.
     """
     archive = open_archive(source)
-    job = Job(Store(out), model, settings)
+    archive = replace(archive, url=Store(archive.url).absolute().url)
+    job = Job(Store(out).absolute(), model, settings)
     _claim(job, source)
     size = settings.images_per_unit
     parts = {
         f"{start // size:05d}": archive.part(start, start + size) for start in range(0, len(archive.items), size)
     }
-    records = _finished(job.out, parts)
-    done = sum(len(parts[key].items) for key in records)
+    # Parts beyond the end are of an archive that was larger; they become empty, and stay out of the summary.
+    written = {key.rpartition("part-")[2].removesuffix(".parquet") for key in job.out.keys("images")}
+    beyond = {key: archive.part(0, 0) for key in sorted(written - parts.keys())}
+    records = _finished(job.out, parts | beyond)
+    done = sum(len(parts[key].items) for key in records.keys() & parts.keys())
     progress(done, len(archive.items))
-    pending = [(key, part) for key, part in parts.items() if key not in records]
+    pending = [(key, part) for key, part in (parts | beyond).items() if key not in records]
     for key, record in run_units(_annotate_unit, job, pending, workers):
         records[key] = record
-        done += len(parts[key].items)
+        done += len(parts[key].items) if key in parts else 0
         progress(done, len(archive.items))
     summary = _summary(job, archive, [records[key] for key in parts])
     job.out.publish(SUMMARY, summary.model_dump_json(indent=1).encode())
@@ -279,12 +287,25 @@ def _encode(schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _pts_key(uri: str, face_index: int) -> str:
-    """`pts/` + the picture's own path + the face's index: it joins back, and no two pictures share it."""
+    """`pts/` + the picture's own path + the face's index: it joins back, and no two pictures share it.
+
+    What no file system holds is shortened to its beginning and a digest.
+    """
     folder, _, name = uri.rpartition("/")
-    if len(name.encode("utf-8", "surrogateescape")) > 200:
-        # File systems end names at 255 bytes.
-        name = name[:40] + "-" + hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return "/".join(part for part in ("pts", folder, f"{name}.{face_index}.pts") if part)
+    parts = [_file_name(part) for part in folder.split("/") if part]
+    if sum(len(part.encode()) for part in parts) > MAX_FOLDERS:
+        parts = [_digested(folder)]
+    return "/".join(("pts", *parts, f"{_file_name(name)}.{face_index}.pts"))
+
+
+def _file_name(part: str) -> str:
+    # A folder that ends in .pts could have the name of another picture's file.
+    unusable = len(part.encode()) > MAX_NAME or "\0" in part or part.endswith(".pts")
+    return _digested(part) if unusable else part
+
+
+def _digested(name: str) -> str:
+    return name[:40].replace("\0", "_").replace("/", "_") + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _summary(job: Job, archive: Archive, records: Sequence[UnitRecord]) -> Summary:

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
+from pipelines.errors import UserError
+
 Shared = TypeVar("Shared")
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -42,6 +44,9 @@ def run_units(
 
     `shared` is sent to each worker machine once. With one worker, or one unit, everything runs in this
     process. Memory is bounded by two units a worker. An exception of `work` ends the job.
+
+    Raises:
+        UserError: a unit's worker died, and again each time it was retried.
     """
     if min(workers, len(units)) <= 1:
         yield from (work(shared, unit) for unit in units)
@@ -61,6 +66,11 @@ def run_units(
             yield ray.get(done[0])
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise UserError(
+            f"a worker died {UNIT_RETRIES + 1} times at the same piece of work, perhaps for want of memory; "
+            "what is finished is kept: lower --workers and run again"
+        ) from error
     finally:
         for reference_left in running:
             ray.cancel(reference_left, force=False)

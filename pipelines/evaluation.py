@@ -129,7 +129,7 @@ def evaluate(
             f"{', '.join(sources)}: no face could be evaluated (selection {selection}, "
             f"{len(chosen)} photos, {len(left_out)} inputs left out); try --split all"
         )
-    faces.sort(key=lambda face: (face.uri, face.annotation_uri))
+    faces.sort(key=lambda face: (face.uri, face.annotation_uri, face.photo_sha256, face.truth.tobytes()))
     left_out.sort(key=lambda item: (item.uri, item.reason))
     trained_on = {key: model.card.training.get(key) for key in ("dataset", "faces", "faces_by_source")}
     return Evaluation(model.label, model.card.detector, trained_on, selection, tuple(faces), tuple(left_out))

@@ -43,7 +43,7 @@ def read_model(directory: Path) -> Model:
     """Reads an artifact directory and checks that it loads.
 
     Raises:
-        UserError: it is not a model artifact, or a damaged one.
+        UserError: it is not a model artifact, or a damaged one, or it cannot be read.
     """
     try:
         card = read_card(directory)
@@ -51,6 +51,11 @@ def read_model(directory: Path) -> Model:
         return Model(tuple((name, (directory / name).read_bytes()) for name in (WEIGHTS, CARD)), card)
     except ArtifactError as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(
+            f"{directory} cannot be read as a model artifact ({error.strerror or error}): give the directory "
+            "that `msrrn train` printed"
+        ) from error
 
 
 @cache

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -59,7 +59,7 @@ class PhotoGroup:
         Raises:
             UserError: the same photo is declared in two splits.
         """
-        declared = {face.declared_split: face.uri for face in self.faces if face.declared_split}
+        declared = {face.declared_split: f"{face.root}/{face.uri}" for face in self.faces if face.declared_split}
         if len(declared) > 1:
             (first, first_uri), (second, second_uri) = sorted(declared.items())[:2]
             raise UserError(
@@ -101,7 +101,10 @@ class UnitRecord(BaseModel):
 def group_photos(
     sources: Sequence[str], step: Callable[[], None] = lambda: None
 ) -> tuple[list[PhotoGroup], list[LeftOut]]:
-    """Scans the sources and groups annotations by the SHA-256 of their photo; sorted by that digest."""
+    """Scans the sources and groups annotations by the SHA-256 of their photo; sorted by that digest.
+
+    The order of the sources changes nothing, and what comes out can be read in another working directory.
+    """
     faces: dict[str, list[AnnotatedPhoto]] = {}
     left_out: list[LeftOut] = []
     for url in sources:
@@ -109,13 +112,16 @@ def group_photos(
             if isinstance(item, Rejected):
                 left_out.append(LeftOut(uri=item.uri, reason=item.reason, message=item.message))
             else:
-                faces.setdefault(hashlib.sha256(item.read()).hexdigest(), []).append(item)
+                face = replace(item, root=Store(item.root).absolute().url)
+                faces.setdefault(hashlib.sha256(face.read()).hexdigest(), []).append(face)
             step()
-    groups = [
-        PhotoGroup(digest, tuple(sorted(group, key=lambda face: (face.uri, face.annotation_uri))))
-        for digest, group in sorted(faces.items())
-    ]
+    groups = [PhotoGroup(digest, tuple(sorted(group, key=face_order))) for digest, group in sorted(faces.items())]
     return groups, left_out
+
+
+def face_order(face: AnnotatedPhoto) -> tuple[str, str, str, bytes]:
+    """Sorts annotations; equal only where they say the same (two sources may use the same names)."""
+    return face.uri, face.annotation_uri, face.subset, face.shape.tobytes()
 
 
 def plan(
@@ -192,7 +198,7 @@ def prepare(
     records = _finished(work)
     pending = [unit for unit in work.units if unit.key not in records]
     progress(len(records), len(work.units), "making shards")
-    for key, record in run_units(_make_shard, (work.dataset, settings), pending, workers):
+    for key, record in run_units(_make_shard, (work.dataset.absolute(), settings), pending, workers):
         records[key] = record
         progress(len(records), len(work.units), "making shards")
     manifest = _manifest(work, [records[unit.key] for unit in work.units], settings)
@@ -216,11 +222,15 @@ def _dataset_name(groups: Sequence[PhotoGroup], split_of: dict[str, str], settin
 
 def _finished(work: Plan) -> dict[str, UnitRecord]:
     known = {unit.key for unit in work.units}
+    shards = work.dataset.sizes("shards")
     records = {}
     for key in work.dataset.keys("records"):
         unit = key.removeprefix("records/").removesuffix(".json")
         if unit in known:
-            records[unit] = UnitRecord.model_validate_json(work.dataset.read_bytes(key))
+            record = UnitRecord.model_validate_json(work.dataset.read_bytes(key))
+            # A damaged shard is mended by deleting it: its record then stands for nothing.
+            if record.shard is None or shards.get(record.shard.key) == record.shard.bytes:
+                records[unit] = record
     return records
 
 
@@ -246,7 +256,7 @@ def _make_shard(shared: tuple[Store, PrepareSettings], unit: Unit) -> tuple[str,
         missed=sum(not row["detected"] for row in originals),
         left_out=left_out,
     )
-    dataset.create(f"records/{unit.key}.json", record.model_dump_json().encode())
+    dataset.publish(f"records/{unit.key}.json", record.model_dump_json().encode())
     return unit.key, record
 
 
@@ -283,7 +293,7 @@ def boxed_faces(
         found = match(detections, face.shape)
         box = found or Detection(expected_box(face.shape), float("nan"))
         boxed.append((face, (box, found is not None)))
-    yield from sorted(boxed, key=lambda item: (-item[1][0].box.area, item[0].uri, item[0].annotation_uri))
+    yield from sorted(boxed, key=lambda item: (-item[1][0].box.area, face_order(item[0])))
 
 
 def _sample(

@@ -1,5 +1,6 @@
 """The page of a retraining: what went in, what came out, how well, and pictures of it."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -158,8 +159,10 @@ def _face(face: FaceResult, sources: Sequence[str]) -> Picture | None:
     for source in sources:
         store = Store(source)
         if store.exists(face.uri):
-            rgb = decode(store.read_bytes(face.uri)).rgb
-            return face_tile(rgb, face.box, [(face.truth, TRUTH), (face.stages[-1], PREDICTION)])
+            data = store.read_bytes(face.uri)
+            # Two sources may use the same names for different photos.
+            if hashlib.sha256(data).hexdigest() == face.photo_sha256:
+                return face_tile(decode(data).rgb, face.box, [(face.truth, TRUTH), (face.stages[-1], PREDICTION)])
     return None
 
 

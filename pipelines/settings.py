@@ -38,14 +38,14 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: str = "paper"
+    preset: Literal["paper"] = "paper"
     epochs: int = Field(12, ge=1, description="passes over all augmented copies")
     batch: int = Field(64, ge=2, description="samples of one update, shared by all workers")
     learning_rate: float = Field(0.02, gt=0, description="peak of the schedule")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0, description="λ of the objective")
     warmup: float = Field(0.15, ge=0, lt=1, description="share of the steps before the peak")
-    clip_norm: float = Field(1.0, gt=0, description="longest gradient that is followed")
+    clip_norm: float = Field(5.0, gt=0, description="longest gradient that is followed")
     seed: int = 0
 
 

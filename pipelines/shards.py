@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
 from msrrn.network import LEVELS
@@ -131,13 +132,25 @@ def read_manifest(dataset: Store) -> Manifest:
             f"{dataset.url}: no {MANIFEST}, so it is no finished dataset; "
             "give the URL that `msrrn prepare` printed, or run it again to finish"
         )
-    manifest = Manifest.model_validate_json(dataset.read_bytes(MANIFEST))
-    if manifest.schema_version != SCHEMA_VERSION:
+    name = f"{dataset.url}/{MANIFEST}"
+    try:
+        content = json.loads(dataset.read_bytes(MANIFEST))
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version not in (None, SCHEMA_VERSION):
+            raise UserError(
+                f"{name}: field `schema_version` is {version}, this version reads {SCHEMA_VERSION}; "
+                "prepare the dataset again"
+            )
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"{dataset.url}/{MANIFEST}: field `schema_version` is {manifest.schema_version}, this version "
-            f"reads {SCHEMA_VERSION}; prepare the dataset again"
-        )
-    return manifest
+            f"{name}: field `{field}`: {first['msg']}; it is no dataset of msrrn, or a damaged one: "
+            "give the URL that `msrrn prepare` printed"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{name}: not JSON ({error}); give the URL that `msrrn prepare` printed") from error
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Synthetic photographs with exact landmarks, written in the layout of 300-W, and archives to annotate."""
 
 import io
+import json
 import tarfile
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -14,6 +15,7 @@ from pipelines.sources.pts import format_pts
 from pipelines.storage import Store
 
 RECORD: Final = "synthetic.json"
+CLAIM: Final = "synthetic-claim.json"
 PHOTOS_PER_UNIT: Final = 16
 
 
@@ -37,17 +39,20 @@ def synthesise(
     A photo with several faces is written once for each, `ID_1.jpg` beside `ID_1.pts`, as AFW does.
 
     Raises:
-        UserError: `out` holds another set.
+        UserError: `out` holds another set, or a part of one.
     """
     store = Store(out)
-    if store.exists(RECORD):
-        there = SyntheticSet.model_validate_json(store.read_bytes(RECORD))
-        if (there.photos, there.seed) != (photos, seed):
+    claim = {"photos": photos, "seed": seed}
+    # Claimed first: the photos of a run that was killed must not mix with another seed's.
+    if not store.create(CLAIM, json.dumps(claim).encode()):
+        there = json.loads(store.read_bytes(CLAIM))
+        if there != claim:
             raise UserError(
-                f"{out} holds {there.photos} photos of seed {there.seed}, not {photos} of seed {seed}; "
+                f"{out} holds {there['photos']} photos of seed {there['seed']}, not {photos} of seed {seed}; "
                 "give another folder, or delete that one"
             )
-        return there, True
+    if store.exists(RECORD):
+        return SyntheticSet.model_validate_json(store.read_bytes(RECORD)), True
     units = [range(start, min(start + PHOTOS_PER_UNIT, photos)) for start in range(0, photos, PHOTOS_PER_UNIT)]
     faces = done = 0
     for drawn, count in run_units(_draw_unit, (store.absolute(), seed), units, workers):

@@ -18,21 +18,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
 from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipelines.errors import UserError
-
-# MLflow reads some of these while it is imported.
-os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 hide a wrong address for minutes
-
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 
 KEY_TAG: Final = "msrrn.key"
 _KEY: Final = re.compile(r"[0-9A-Za-z._:-]{1,200}")

@@ -61,8 +61,6 @@ def train_model(
     Raises:
         UserError: the dataset is not finished or too small, or training failed.
     """
-    if settings.preset not in PRESETS:
-        raise UsageError(f"--preset {settings.preset} is unknown; there is: {', '.join(PRESETS)}")
     if settings.batch % max(workers, 1):
         raise UsageError(f"--batch {settings.batch} cannot be shared by {workers} workers: give a multiple")
     store = Store(dataset)

@@ -104,7 +104,7 @@ def train(
             loss = _step(model, state.optimiser, settings, level_200, truth, epoch + step / steps)
             if not math.isfinite(loss):
                 raise UserError(
-                    f"training: the loss is {loss} at epoch {epoch + 1}, batch {step}; "
+                    f"training: the loss is {loss} at epoch {epoch + 1}, batch {step + 1} of {steps}; "
                     "lower --learning-rate, or look at these samples"
                 )
             total += loss

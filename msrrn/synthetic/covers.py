@@ -27,6 +27,8 @@ class Cover:
     """How far down the forehead it comes (a height; the brows are near -0.3)."""
     slant: float
     arch: float
+    part: float
+    """The azimuth of the parting, from which the outline falls to both sides by `arch`."""
     sides: tuple[float, float]
     """The azimuths from which it covers the right and left side of the face."""
     length: float
@@ -70,13 +72,14 @@ def _draw_hair(rng: Rng, long: bool, male: bool, age: float) -> Cover:
     return Cover(
         front=front,
         slant=rng.normal(0, 0.14),
-        arch=rng.uniform(-0.1, 0.5),
+        arch=rng.uniform(-0.05, 0.2) if fringe else abs(rng.normal(0, 0.7 if long else 0.25)),
+        part=rng.normal(0, 0.35),
         sides=sides,
         length=length,
         thickness=rng.uniform(0.08, 0.45) if long else rng.exponential(0.12) + 0.04,
         hang=rng.uniform(0.95, 1.45),
-        ragged=rng.uniform(0.02, 0.16),
-        softness=rng.uniform(0.03, 0.12),
+        ragged=rng.uniform(0.025, 0.14) if fringe else rng.uniform(0.025, 0.06),
+        softness=rng.uniform(0.03, 0.15) if fringe else rng.uniform(0.05, 0.3),
         spares_ears=not long or rng.random() < 0.15,
         brim=0.0,
     )
@@ -95,7 +98,7 @@ def _grid() -> tuple[Array, Array, Array]:
 def _inside(cover: Cover, uv: Array) -> Array:
     """How deep a place lies in the cover's outline, in pupil distances; negative outside."""
     azimuth, y = uv[..., 0], uv[..., 1]
-    front = cover.front + cover.slant * azimuth + cover.arch * azimuth**2 * 0.5 - y
+    front = cover.front + cover.slant * azimuth + cover.arch * (azimuth - cover.part) ** 2 - y
     edge = np.where(azimuth > 0, cover.sides[1], cover.sides[0])
     side = np.minimum((np.abs(azimuth) - edge - 0.12 * np.clip(-y, 0, 1)) * 1.1, cover.length - y)
     inside = np.maximum(front, side)
@@ -109,6 +112,7 @@ class Shell:
     """A cover on a person, ready to be drawn: `behind` before the head, `before` after it."""
 
     def __init__(self, cover: Cover, person: Person, cloth: bool, rng: Rng) -> None:
+        self._hangs = cover.length > 0.75
         uv, base, weights = _grid()
         rows, columns = uv.shape[:2]
         skull = anchored(base, weights, person.anchors).reshape(rows, columns, 3)
@@ -120,7 +124,7 @@ class Shell:
         radius = np.hypot(points[..., 0], points[..., 2] - _CENTRE[2])
         wanted = np.maximum(radius, cover.hang * below)
         flat = np.stack([np.sin(uv[..., 0]) * wanted, skull[..., 1], _CENTRE[2] + np.cos(uv[..., 0]) * wanted], -1)
-        points = points + (flat - points) * (below * (cover.length > 0.75))[..., None]
+        points = points + (flat - points) * (below * self._hangs)[..., None]
         self._turned = person.camera.turn(points)
         self._pixels = person.camera.project(self._turned)
         self._light = person.light
@@ -133,7 +137,8 @@ class Shell:
         self._keep = seen[:-1, :-1].astype(bool)
 
     def behind(self, picture: Picture) -> None:
-        self._draw(picture, back=True)
+        if self._hangs:
+            self._draw(picture, back=True)
 
     def before(self, picture: Picture) -> None:
         self._draw(picture, back=False)

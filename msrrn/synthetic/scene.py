@@ -18,7 +18,7 @@ def draw_background(rng: Rng, size: tuple[int, int]) -> Picture:
     if rng.random() < 0.4:
         scene = cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.6, 9.0))
     scene = cv2.resize(scene, size[::-1], interpolation=cv2.INTER_LINEAR)
-    scene *= (1 + noise(rng, size, rng.uniform(1.5, 6)) * rng.uniform(0, 0.12))[..., None]
+    scene *= (1 + noise(rng, size, rng.uniform(1.5, 6)) * rng.exponential(0.025))[..., None]
     return np.clip(scene, 0, 1, out=scene)
 
 

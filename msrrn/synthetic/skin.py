@@ -59,7 +59,7 @@ def paint_face(rng: Rng, anchors: Array, expression: Expression, looks: Looks) -
     face = np.empty((HEIGHT, WIDTH, 3), np.float32)
     face[:] = looks.skin
     blotches = octaves(rng, (HEIGHT, WIDTH), 90, 3) * rng.uniform(0.01, 0.05)
-    pores = noise(rng, (HEIGHT, WIDTH), rng.uniform(1.0, 3.5)) * rng.uniform(0.0, 0.06)
+    pores = noise(rng, (HEIGHT, WIDTH), rng.uniform(1.0, 3.5)) * rng.uniform(0.0, 0.035)
     face *= (1 + blotches + pores)[..., None]
     _throat(face, rng)
     _cheeks_and_folds(face, rng, expression, looks)
@@ -293,7 +293,7 @@ def _brow(face: Picture, rng: Rng, side: int, looks: Looks) -> None:
     thick = rng.uniform(5, 15) * (1.1 if looks.male else 0.8)
     profile = np.interp(np.linspace(0, 1, n), [0, 0.15, 0.55, 1], [0.6, 1.0, 0.85, 0.15]) * thick
     below = curve + np.stack([np.zeros(n), profile], 1)
-    above = curve - np.stack([np.zeros(n), profile * 0.2], 1)
+    above = curve - np.stack([np.zeros(n), profile * 0.3], 1)
     colour = np.minimum(looks.hair * rng.uniform(0.5, 1.0), looks.skin * 0.7)
     density = rng.uniform(0.3, 0.95)
     fill(

@@ -36,7 +36,10 @@ def draw_trunk(picture: Picture, person: Person, rng: Rng) -> Array:
 
 def draw_clothes(picture: Picture, outline: Array, person: Person, rng: Rng) -> None:
     """Clothes over trunk and neck, with stripes, folds, and at times a collar."""
-    size = picture.shape[:2]
+    top = int(np.clip(outline[:, 1].min() - 8, 0, picture.shape[0]))
+    size = picture.shape[0] - top, picture.shape[1]
+    if size[0] < 4:
+        return
     colour = rng.uniform(0.02, 0.95, 3) if rng.random() < 0.6 else np.full(3, rng.uniform(0.02, 0.95))
     cloth = np.empty((*size, 3), np.float32)
     cloth[:] = colour
@@ -48,7 +51,7 @@ def draw_clothes(picture: Picture, outline: Array, person: Person, rng: Rng) -> 
     folds = octaves(rng, size, rng.uniform(20, 90), 2) * rng.uniform(0.05, 0.25)
     cloth *= (1 + folds)[..., None]
     np.clip(cloth, 0.0, 1.0, out=cloth)
-    fill(picture, outline, cloth * rng.uniform(0.6, 1.1), 1.0, 0.7)
+    fill(picture[top:], outline - [0, top], cloth * rng.uniform(0.6, 1.1), 1.0, 0.7)
     if rng.random() < 0.35:
         shade = rng.uniform(0.05, 1.0) * np.ones(3)
         for side in (-1, 1):

@@ -1,0 +1,127 @@
+"""Small things that tests of the stations share: synthetic photos in the layout of 300-W, untrained models."""
+
+import io
+import multiprocessing
+import os
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from msrrn.artifact import Card, save
+from msrrn.augmentation import AugmentationSettings
+from msrrn.network import MSRRN, ModelConfig
+from msrrn.synthetic import SyntheticPhoto
+from pipelines.models import Model, read_model
+from pipelines.settings import PrepareSettings
+from pipelines.sources.pts import format_pts
+
+TINY = ModelConfig(preset="tiny", patch=12, patch_channels=(2, 2), initial_channels=(4, 4, 4), hidden=16)
+
+SETTINGS = PrepareSettings(augmentation=AugmentationSettings(copies=3), photos_per_shard=2)
+"""Several shards from a handful of photos."""
+
+
+def write_face(folder: Path, stem: str, photo: bytes, shape: NDArray[np.floating], suffix: str = ".jpg") -> None:
+    """One picture beside its `.pts`."""
+    image = folder / f"{stem}{suffix}"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    image.write_bytes(photo)
+    (folder / f"{stem}.pts").write_bytes(format_pts(shape))
+
+
+def write_300w(folder: Path, single: Sequence[SyntheticPhoto], double: Sequence[SyntheticPhoto]) -> None:
+    """The official layout: 4 photos of LFPW and 2 of HELEN, 2 test photos, the rest as AFW is.
+
+    Photos with two faces are there once for each face, with the same bytes. `val.txt` names one of LFPW and
+    one of HELEN.
+    """
+    stems = [f"lfpw/trainset/{n}" for n in range(4)] + [f"helen/trainset/{n}" for n in range(2)]
+    stems += ["lfpw/testset/0", "ibug/image_1 _01"]
+    for stem, photo in zip(stems, single, strict=True):
+        write_face(folder, stem, photo.jpeg, photo.shapes[0])
+    for number, photo in enumerate(double):
+        for index, shape in enumerate(photo.shapes, start=1):
+            write_face(folder, f"afw/{number}_{index}", photo.jpeg, shape)
+    (folder / "val.txt").write_text("lfpw/trainset/3\nhelen/trainset/1\n")
+
+
+def tiny_model(folder: Path, mean_shape: NDArray[np.float32], seed: int = 0) -> Model:
+    """An untrained model: shapes near `mean_shape` of the crop."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    card = Card(version=f"tiny{seed}", crop_margin=1.5, detector="dlib-hog", config=TINY)
+    save(folder, MSRRN(TINY, torch.from_numpy(mean_shape)), card)
+    return read_model(folder)
+
+
+def picture(pixels: NDArray[np.generic], kind: str = "PNG", **options: object) -> bytes:
+    """An array as the bytes of a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
+    """A tar whose members may have any name."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder by its final name; a killed run may leave temporary ones."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".tmp-")
+    }
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When each file was written."""
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def killed_after(seconds: float, work: Callable[..., object], *arguments: object) -> int:
+    """Runs `work` in a process of its own and kills it with SIGKILL; returns its exit code (-9 when killed)."""
+    return _stopped(work, arguments, seconds)
+
+
+def killed_at_write(write: int, work: Callable[..., object], *arguments: object) -> int:
+    """The same, in the moment before it syncs its `write`-th file or directory to the disk."""
+    return _stopped(_counting, (write, work, *arguments), None)
+
+
+def _stopped(work: Callable[..., object], arguments: Sequence[Any], seconds: float | None) -> int:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipelines.annotation", "pipelines.prepare"])
+    process = context.Process(target=work, args=arguments)
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _counting(write: int, work: Callable[..., object], *arguments: object) -> None:
+    left = write
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), 9)
+        sync(descriptor)
+
+    os.fsync = fsync  # this process ends with the test
+    work(*arguments)

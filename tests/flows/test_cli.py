@@ -1,0 +1,169 @@
+"""The command line as people and machines meet it: help, exit codes, one-line errors, JSON."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main, parser
+from pipelines.models import Model
+from pipelines.prepare import prepare
+from pipelines.settings import TrainSettings
+from tests.factories import SETTINGS
+
+COMMANDS = ("demo", "synth", "prepare", "train", "evaluate", "promote", "rollback", "models", "annotate", "retrain")
+
+
+@pytest.fixture
+def artifact(model: Model, tmp_path: Path) -> str:
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    for name, data in model.files:
+        (folder / name).write_bytes(data)
+    return str(folder)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *call: str, code: int = 1) -> str:
+    """Runs a call that fails with `code` and returns its words: at most two lines, no traceback."""
+    assert main(list(call)) == code
+    captured = capsys.readouterr()
+    said = [line for line in captured.err.splitlines() if line.startswith("msrrn: ")]
+    assert len(said) == 1
+    assert "Traceback" not in captured.err
+    assert not captured.out
+    return captured.err[captured.err.index("msrrn: ") :]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"  msrrn {command}" in text.partition("examples:")[2]
+    assert all(len(line) <= 130 for line in text.splitlines())
+
+
+def test_help_states_the_defaults_that_are_used() -> None:
+    text = parser().format_help()
+    assert all(command in text for command in COMMANDS)
+    call = parser().parse_args(["train", "--dataset", "d", "--out", "o"])
+    assert (call.epochs, call.batch, call.preset) == (None, None, None)
+    assert TrainSettings().preset == "paper"
+
+
+def test_sources_may_follow_one_option_or_several() -> None:
+    call = parser().parse_args(["prepare", "--data", "a", "b", "--data", "c", "--out", "o"])
+    assert call.data == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        [],
+        ["fly"],
+        ["prepare", "--out", "o"],
+        ["annotate", "--out", "o"],
+        ["synth", "o", "--photos", "0"],
+        ["evaluate", "--model", "m", "--data", "d", "--split", "some"],
+    ],
+)
+def test_a_wrong_call_exits_with_2(call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(call)
+    assert ended.value.code == 2
+    assert "usage: msrrn" in capsys.readouterr().err
+
+
+def test_a_setting_out_of_its_bounds_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    said = fails(capsys, "prepare", "--data", "d", "--out", "o", "--copies", "-1", code=2)
+    assert "--copies -1" in said
+
+
+def test_an_unknown_preset_is_a_wrong_call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        said = fails(capsys, "train", "--dataset", "d", "--out", "o", "--preset", "best-ever", code=2)
+    assert "best-ever" in said
+    assert "paper" in said
+
+
+def test_a_missing_folder_is_named_with_a_remedy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    assert str(missing) in fails(capsys, "prepare", "--data", str(missing), "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_is_no_artifact_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = fails(capsys, "annotate", str(tmp_path), "--out", str(tmp_path / "out"), "--model", str(tmp_path))
+    assert "card.json" in said
+
+
+def test_tracebacks_only_with_debug(tmp_path: Path) -> None:
+    call = ["prepare", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path), "--debug"]
+    program = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())", *call]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=120, env=dict(os.environ), check=False)
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+
+
+def test_prepare_prints_json_for_machines(
+    annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["prepare", "--data", str(annotated), "--out", str(tmp_path), "--copies", "1", "--workers", "1", "--json"]
+    assert main([*call, "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert not Path(planned["dataset"]).exists()
+    assert main(call) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["dataset"] == planned["dataset"]
+    assert made["faces_in"] == made["train"] + made["val"] + made["left_out"]
+    assert (Path(made["dataset"]) / "manifest.json").is_file()
+
+
+def test_evaluate_writes_the_figures_and_prints_a_table(
+    annotated: Path, artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "figures.json"
+    call = ["evaluate", "--model", artifact, "--data", str(annotated), "--workers", "1"]
+    assert main([*call, "--json", str(figures)]) == 0
+    text = capsys.readouterr().out
+    table = json.loads(figures.read_text())
+    assert set(table) == {"helen", "ibug", "lfpw", "all"}
+    assert table["all"]["faces"] == sum(row["faces"] for name, row in table.items() if name != "all")
+    assert "stage_3" in text
+    assert main([*call, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == table
+
+
+def test_annotate_accounts_for_every_picture(
+    annotated: Path, artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "annotations"
+    call = ["annotate", str(annotated), "--out", str(out), "--model", artifact, "--workers", "1", "--json"]
+    assert main(call) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["images"] == summary["annotated"] + summary["no_face"] + summary["quarantined"]
+    assert summary["faces"] == len(list((out / "pts").rglob("*.pts")))
+
+
+def test_models_of_an_empty_registry_and_rollback_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert main(["models", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert "champion" in fails(capsys, "rollback", "--reason", "to try it")
+
+
+def test_a_dataset_that_is_not_finished_is_refused(
+    annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    dataset, _ = prepare([str(annotated)], str(tmp_path / "datasets"), SETTINGS, workers=1)
+    (Path(dataset.url) / "manifest.json").unlink()
+    said = fails(capsys, "train", "--dataset", dataset.url, "--out", str(tmp_path / "work"))
+    assert "manifest.json" in said

@@ -1,0 +1,115 @@
+"""The whole line, with a real Prefect API, a real Ray and a real MLflow store."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.retrain import RetrainResult, retrain
+from msrrn.augmentation import AugmentationSettings
+from pipelines.registry import champion, models
+from pipelines.settings import PrepareSettings, TrainSettings
+from pipelines.synthesis import synthesise, synthetic_archive
+
+PREPARE = PrepareSettings(augmentation=AugmentationSettings(copies=2), val_share=0.25)
+TRAIN = TrainSettings(epochs=2, batch=8)
+STEPS = {
+    "prepare dataset",
+    "train network",
+    "open model",
+    "evaluate model",
+    "register model",
+    "gate",
+    "annotate archive",
+    "write page",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("line")
+    synthesise(str(folder / "photos"), 16, 3, workers=1)
+    synthetic_archive(str(folder), "album.tar", 3, 16, 3)
+    with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=120):
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield folder
+
+
+def line(place: Path, train: TrainSettings) -> RetrainResult:
+    return retrain(
+        [str(place / "photos")], str(place / "work"), str(place / "album.tar"), "line", PREPARE, train, workers=1
+    )
+
+
+@pytest.fixture(scope="module")
+def first(place: Path) -> RetrainResult:
+    return line(place, TRAIN)
+
+
+def test_the_first_model_becomes_champion_and_annotates_the_archive(place: Path, first: RetrainResult) -> None:
+    assert first.promoted
+    assert first.registered == "models:/line/1"
+    assert (known := champion("line")) is not None
+    assert known.version == 1
+    assert known.tags["msrrn.nrmse_ip"] == f"{first.nrmse_ip:.5f}"
+    assert first.summary is not None
+    assert first.summary.images == 6
+    assert first.summary.reasons == {"empty": 1, "not_an_image": 1, "truncated": 1}
+    page = Path(first.report).read_text()
+    assert "album/half.jpg" in page
+    assert "<img" in page
+
+
+def test_an_operator_sees_every_step_and_its_artifacts(first: RetrainResult) -> None:
+    async def seen() -> tuple[set[str], set[str | None]]:
+        async with get_client() as client:
+            tasks = await client.read_task_runs()
+            artifacts = await client.read_artifacts()
+            return {task.name.rsplit("-", 1)[0] for task in tasks}, {artifact.key for artifact in artifacts}
+
+    tasks, artifacts = asyncio.run(seen())
+    assert tasks >= STEPS
+    assert {"dataset", "evaluation", "promotion", "annotations", "report"} <= artifacts
+
+
+def test_mlflow_holds_parameters_curves_figures_and_a_model_without_pickles(first: RetrainResult) -> None:
+    (version,) = models("line")
+    run = mlflow.MlflowClient().get_run(version.run_id)
+    assert run.data.params["learning_rate"] == str(TRAIN.learning_rate)
+    assert run.data.metrics["eval.all.nrmse_ip"] == pytest.approx(first.nrmse_ip)
+    curve = mlflow.MlflowClient().get_metric_history(version.run_id, "val_nrmse_ip_stage_3")
+    assert [point.step for point in curve] == [1, 2]
+    served = mlflow.pyfunc.load_model("models:/line@champion")
+    crops = np.random.default_rng(0).integers(0, 256, (2, 200, 200), np.uint8)
+    assert served.predict({"image_200": crops}).shape == (2, 136)
+
+
+def test_a_second_run_finds_everything_done_and_changes_nothing(place: Path, first: RetrainResult) -> None:
+    def written() -> dict[Path, int]:
+        made = [
+            path for folder in ("datasets", "models", "annotations") for path in (place / "work" / folder).rglob("*")
+        ]
+        return {path: path.stat().st_mtime_ns for path in made if path.suffix in (".parquet", ".safetensors")}
+
+    before = written()
+    again = line(place, TRAIN)
+    assert written() == before
+    assert not again.promoted
+    assert "champion already" in again.reason
+    assert [version.version for version in models("line")] == [1]
+
+
+def test_a_worse_challenger_does_not_become_champion(place: Path, first: RetrainResult) -> None:
+    worse = line(place, TRAIN.model_copy(update={"epochs": 1, "learning_rate": 1e-6}))
+    assert worse.nrmse_ip > first.nrmse_ip
+    assert not worse.promoted
+    assert (known := champion("line")) is not None
+    assert known.version == 1
+    assert models("line")[0].aliases == ("challenger",)

@@ -1,0 +1,164 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from msrrn.network import LEVELS, MSRRN, PRESETS, ModelConfig, Stages, standardise
+from msrrn.objective import objective
+from msrrn.predictor import area_halve
+
+SMALL = ModelConfig(preset="small", patch=12, patch_channels=(4, 4), initial_channels=(4, 4, 4), hidden=16)
+
+
+def lively(config: ModelConfig = SMALL, seed: int = 0) -> MSRRN:
+    """A network whose residuals depend visibly on the pixels, unlike those of a fresh one."""
+    torch.manual_seed(seed)
+    model = MSRRN(config, 0.25 + 0.5 * torch.rand(68, 2)).eval()
+    outputs = (model.initial.head[-1], model.regressor.output)
+    for linear in outputs:
+        assert isinstance(linear, nn.Linear)
+        nn.init.normal_(linear.weight, std=0.02)
+    return model
+
+
+def smooth_crops(batch: int, seed: int = 0) -> Tensor:
+    """uint8 (B, 200, 200): blobs, values of 5 to 100."""
+    noise = torch.rand(batch, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
+    crops = nn.functional.interpolate(noise, size=(200, 200), mode="bicubic").clamp(0, 1)[:, 0]
+    return (5 + 95 * crops).to(torch.uint8)
+
+
+def levels(crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    level_100 = area_halve(crops)
+    return area_halve(level_100), level_100, crops
+
+
+@torch.no_grad()
+def run(model: MSRRN, crops: Tensor) -> Tensor:
+    stages: Stages = model(*levels(crops))
+    return stages.shapes
+
+
+@pytest.mark.parametrize("config", [SMALL, PRESETS["paper"], ModelConfig(patch=40, hidden=8)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_stage_gives_a_shape(config: ModelConfig, batch: int) -> None:
+    model = MSRRN(config)
+    stages = model(*levels(smooth_crops(batch)))
+    assert stages.shapes.shape == (batch, 1 + len(LEVELS), 68, 2)
+    assert stages.shapes.dtype == torch.float32
+    torch.testing.assert_close(stages.final, stages.shapes[:, -1], atol=0, rtol=0)
+
+
+def test_the_paper_preset_has_this_many_parameters() -> None:
+    model = MSRRN(PRESETS["paper"])
+    count = {name: sum(weight.numel() for weight in part.parameters()) for name, part in model.named_children()}
+    assert count == {"initial": INITIAL, "regressor": REGRESSOR}
+
+
+def test_a_fresh_network_starts_near_the_mean_shape() -> None:
+    torch.manual_seed(0)
+    mean = torch.rand(68, 2)
+    shapes = run(MSRRN(PRESETS["paper"], mean), smooth_crops(2))
+    assert (shapes - mean).abs().max() < 0.1
+
+
+def test_the_network_keeps_its_own_mean_shape() -> None:
+    mean = torch.full((68, 2), 0.25)
+    model = MSRRN(SMALL, mean)
+    mean.zero_()
+    assert (model.mean_shape == 0.25).all()
+    model.load_state_dict(MSRRN(SMALL).state_dict())
+    assert (model.mean_shape == 0.5).all()
+    assert (mean == 0).all()
+
+
+def test_one_regressor_serves_every_stage() -> None:
+    model = lively()
+    with torch.no_grad():
+        model.regressor.memory.weight.zero_()
+        model.regressor.output.bias.normal_(std=0.01)
+    # Every patch of a constant crop is the same, wherever it is: so is then the residual of every stage.
+    residuals = run(model, torch.full((1, 200, 200), 90, dtype=torch.uint8)).diff(dim=1)[0]
+    torch.testing.assert_close(residuals[1], residuals[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(residuals[2], residuals[0], atol=1e-6, rtol=0)
+    assert residuals.abs().max() > 0.01
+
+
+def test_each_stage_reads_its_own_level() -> None:
+    model = lively()
+    crops = smooth_crops(1)
+    coarse_to_fine = list(levels(crops))
+    reference = model(*coarse_to_fine).shapes
+    others = levels(smooth_crops(1, seed=1))
+    for stage, other in enumerate(others):
+        changed = [*coarse_to_fine]
+        changed[stage] = other
+        difference = (model(*changed).shapes - reference).abs().amax(dim=(0, 2, 3))
+        # S⁰ comes from the 50 px level; level t first shows in stage t + 1.
+        first = 0 if stage == 0 else stage + 1
+        assert (difference[:first] == 0).all()
+        assert (difference[first:] > 1e-4).all()
+
+
+def test_the_memory_matters_from_the_second_stage_on() -> None:
+    model = lively()
+    crops = smooth_crops(2)
+    with_memory = run(model, crops)
+    with torch.no_grad():
+        model.regressor.memory.weight.zero_()
+    difference = (run(model, crops) - with_memory).abs().amax(dim=(0, 2, 3))
+    assert (difference[:2] == 0).all()
+    assert (difference[2:] > 1e-4).all()
+
+
+def test_the_shapes_depend_on_the_pixels() -> None:
+    shapes = run(lively(), smooth_crops(2))
+    assert ((shapes[0] - shapes[1]).abs().amax(dim=(1, 2)) > 0.01).all()
+
+
+@pytest.mark.parametrize(("contrast", "brightness"), [(2, 30), (1, 100), (2, 0)])
+def test_brightness_and_contrast_do_not_matter(contrast: int, brightness: int) -> None:
+    model, crops = lively(), smooth_crops(3)
+    coarse, middle, fine = levels(crops)
+    changed = [contrast * level.float() + brightness for level in (coarse, middle, fine)]
+    with torch.no_grad():
+        torch.testing.assert_close(model(*changed).shapes, run(model, crops), atol=1e-4, rtol=0)
+    # As uint8, the levels are rounded anew.
+    torch.testing.assert_close(run(model, contrast * crops + brightness), run(model, crops), atol=1e-3, rtol=0)
+
+
+def test_standardised_crops_have_zero_mean_and_unit_variance() -> None:
+    values = standardise(smooth_crops(3))
+    torch.testing.assert_close(values.mean(dim=(1, 2)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(values.var(dim=(1, 2), unbiased=False), torch.ones(3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("grey", [0, 1, 128, 255])
+def test_constant_crops_give_finite_shapes(grey: int) -> None:
+    assert run(lively(), torch.full((2, 200, 200), grey, dtype=torch.uint8)).isfinite().all()
+
+
+def test_training_on_a_few_faces_reduces_the_loss() -> None:
+    torch.manual_seed(0)
+    crops = smooth_crops(8)
+    truth = 0.5 + 0.2 * torch.rand(68, 2) + 0.05 * torch.randn(8, 1, 2)
+    model = MSRRN(SMALL, truth.mean(dim=0))
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
+    pyramid = levels(crops)
+    losses = []
+    for _ in range(60):
+        loss = objective(model(*pyramid), truth)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert all(weight.grad is not None for weight in model.parameters())
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_the_state_round_trips() -> None:
+    model, other = lively(seed=0), lively(seed=1)
+    crops = smooth_crops(2)
+    assert (run(model, crops) - run(other, crops)).abs().max() > 0.01
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(run(other, crops), run(model, crops), atol=0, rtol=0)
+    assert "mean_shape" in model.state_dict()
