@@ -29,8 +29,8 @@ class Card(BaseModel):
     name: str = Field("msrrn", description="what annotations quote as the model's name")
     version: str = Field(description="digest of the weights, what annotations quote as its version")
     scheme: Literal["ibug-68"] = SCHEME
-    levels: tuple[int, int, int] = LEVELS
-    crop_margin: float = Field(description="side of the crop over the side of the face box")
+    levels: tuple[Literal[50], Literal[100], Literal[200]] = LEVELS
+    crop_margin: float = Field(gt=0, allow_inf_nan=False, description="side of the crop over the side of the face box")
     detector: str = Field(description="whose boxes the model was trained on")
     config: ModelConfig
     training: dict[str, Any] = Field(default_factory=dict, description="dataset, settings, seed, code version")
@@ -54,10 +54,10 @@ def read_card(directory: Path) -> Card:
     path = directory / CARD
     try:
         return Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{directory}: no {CARD}, so it is not a model artifact; give the directory "
                             "that `msrrn train` printed") from None  # fmt: skip
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not JSON ({error}); copy the artifact again") from None
     except ValidationError as error:
         first = error.errors()[0]
@@ -76,7 +76,8 @@ def load(directory: Path) -> tuple[MSRRN, Card]:
     path = directory / WEIGHTS
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
-    except (FileNotFoundError, safetensors.SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        # PyTorch's first line says only that it failed, the second which tensor.
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ArtifactError(f"{path}: weights cannot be loaded ({reason}); copy the artifact again") from None
     return model.eval(), card

@@ -40,6 +40,8 @@ def failure_rate(errors: Errors, threshold: float) -> float:
 def auc(errors: Errors, threshold: float) -> float:
     """Area under the CED up to the threshold, over the threshold; exact for the step function.
 
-    Each face contributes the share of [0, threshold] over which it counts as solved.
+    Each face contributes the share of [0, threshold] over which it counts as solved; what is not a
+    number has failed and contributes nothing.
     """
-    return float(np.mean(np.clip(1 - np.asarray(errors) / threshold, 0.0, 1.0)))
+    solved = np.clip(1 - np.asarray(errors) / threshold, 0.0, 1.0)
+    return float(np.mean(np.nan_to_num(solved, nan=0.0)))

@@ -15,7 +15,7 @@ path is noisy (it follows single pixels' slopes) and costs half of the training 
 Suffixes: B faces, L landmarks, P pixels a side of a patch, C channels.
 """
 
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,16 +30,22 @@ LEVELS: Final = (50, 100, 200)
 COORDINATES: Final = 2 * NUM_LANDMARKS
 
 
+Channels = Annotated[int, Field(ge=1, le=1024)]
+
+
 class ModelConfig(BaseModel):
-    """Everything that fixes the network's tensors; it travels in the model card."""
+    """Everything that fixes the network's tensors; it travels in the model card.
+
+    A card may come from anywhere: its widths are bounded before memory is asked for.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: str = "paper"
     patch: int = Field(16, ge=12, le=40, multiple_of=4, description="pixels a side of a patch")
-    patch_channels: tuple[int, int] = (16, 16)
-    initial_channels: tuple[int, int, int] = (16, 32, 48)
-    hidden: int = Field(256, ge=8, description="width of the fully connected layers and of the memory")
+    patch_channels: tuple[Channels, Channels] = (16, 16)
+    initial_channels: tuple[Channels, Channels, Channels] = (16, 32, 48)
+    hidden: int = Field(256, ge=8, le=4096, description="width of the fully connected layers and of the memory")
 
 
 PRESETS: Final[dict[str, ModelConfig]] = {"paper": ModelConfig()}
@@ -119,7 +125,7 @@ class MSRRN(nn.Module):
         self.config = config
         if mean_shape is None:
             mean_shape = torch.full((NUM_LANDMARKS, 2), 0.5)
-        self.register_buffer("mean_shape", mean_shape.float())
+        self.register_buffer("mean_shape", mean_shape.to(torch.float32, copy=True))
         self.initial = InitialShapeNet(config)
         self.regressor = RecurrentRegressor(config)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -62,7 +62,8 @@ class Predictor:
         stages = np.concatenate([np.zeros((0, len(STAGES), 68, 2), np.float32), *parts])
         step = point_error(stages[:, -1], stages[:, -2])
         confidence = np.exp(-step / np.maximum(inter_pupil(stages[:, -1]), 1e-6) / CONFIDENCE_STEP)
-        return Prediction(stages, confidence.astype(np.float32))
+        # A network that has gone astray steps so far that float32 would round its confidence to 0.
+        return Prediction(stages, np.maximum(confidence, np.finfo(np.float32).tiny).astype(np.float32))
 
     @torch.inference_mode()
     def _predict_batch(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -241,7 +241,7 @@ def _look(
         frames = [frame_around(detection.box, margin) for detection in detections]
         crops = [(frame, crop(photo.rgb, frame)) for frame in frames]
     except Undecodable as error:
-        return row | {"status": "quarantined", "reason": error.reason, "message": str(error)}, [], []
+        return row | {"status": "quarantined", "reason": error.reason, "message": error.message}, [], []
     except Exception as error:
         # A picture that upsets a library is a fact about the picture; the run goes on without it.
         message = f"{type(error).__name__}: {str(error)[:200]}"

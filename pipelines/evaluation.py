@@ -151,7 +151,7 @@ def _evaluate_unit(model: Model, unit: Sequence[PhotoGroup]) -> tuple[list[FaceR
             photo = decode(group.faces[0].read())
         except Undecodable as error:
             left_out += [
-                LeftOut(uri=face.annotation_uri, reason=error.reason, message=str(error)) for face in group.faces
+                LeftOut(uri=face.annotation_uri, reason=error.reason, message=error.message) for face in group.faces
             ]
             continue
         boxed = list(boxed_faces(group, photo, HogDetector()(photo.rgb), left_out))

@@ -71,7 +71,8 @@ def ced_figure(errors: Mapping[str, Sequence[float]], limit: float, xlabel: str)
         axes.set_xlim(0, limit)
         axes.set_ylim(0, 102)
         axes.set_yticks(range(0, 101, 20))
-        _legend(axes, "lower right")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        _legend(axes)
         return _svg(figure)
 
 
@@ -92,7 +93,7 @@ def curves_figure(
             if len(x) <= 12:
                 line.set_marker("o")
                 line.set_markersize(4.5)
-        _legend(axes, "best")
+        _legend(axes)
         return _svg(figure)
 
 
@@ -131,9 +132,10 @@ def _line(
     return line
 
 
-def _legend(axes: Axes, location: Literal["best", "lower right"]) -> None:
+def _legend(axes: Axes) -> None:
     if axes.get_lines():
-        axes.legend(loc=location)
+        # Above the plot, where it can hide no curve.
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2, handlelength=1.8)
     else:
         _nothing(axes)
 

@@ -266,7 +266,9 @@ def _photo_rows(
     try:
         photo = decode(group.faces[0].read())
     except Undecodable as error:
-        return [], [LeftOut(uri=face.annotation_uri, reason=error.reason, message=str(error)) for face in group.faces]
+        return [], [
+            LeftOut(uri=face.annotation_uri, reason=error.reason, message=error.message) for face in group.faces
+        ]
     detections = HogDetector()(photo.rgb)
     rows: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []

@@ -3,6 +3,8 @@
 import io
 import multiprocessing
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from pipelines.models import Model, read_model
 from pipelines.settings import PrepareSettings
 from pipelines.sources.pts import format_pts
 
-TINY = ModelConfig(preset="tiny", patch=12, patch_channels=(2, 2), initial_channels=(4, 4, 4), hidden=16)
+TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(4, 4, 4), hidden=16)
 
 SETTINGS = PrepareSettings(augmentation=AugmentationSettings(copies=3), photos_per_shard=2)
 """Several shards from a handful of photos."""
@@ -125,3 +127,9 @@ def _counting(write: int, work: Callable[..., object], *arguments: object) -> No
 
     os.fsync = fsync  # this process ends with the test
     work(*arguments)
+
+
+def start_msrrn(*arguments: str) -> subprocess.Popen[str]:
+    """The command line, in a process of its own, far from any server or registry of the tests."""
+    command = [sys.executable, "-c", "from flows.cli import entry; entry()", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -29,6 +29,8 @@ class Cover:
     arch: float
     part: float
     """The azimuth of the parting, from which the outline falls to both sides by `arch`."""
+    lowest: float
+    """Above the eyes it never comes lower than this height."""
     sides: tuple[float, float]
     """The azimuths from which it covers the right and left side of the face."""
     length: float
@@ -38,6 +40,7 @@ class Cover:
     softness: float
     spares_ears: bool
     brim: float
+    cloth: bool
 
 
 def draw_covers(rng: Rng, male: bool, age: float) -> list[Cover]:
@@ -46,16 +49,49 @@ def draw_covers(rng: Rng, male: bool, age: float) -> list[Cover]:
     if rng.random() >= (0.14 if male else 0.01):
         covers.append(_draw_hair(rng, long=rng.random() < (0.10 if male else 0.72), male=male, age=age))
     kind = rng.random()
-    if kind < 0.05:
-        low = rng.uniform(-0.85, -0.5)
-        covers.append(Cover(low, 0.0, rng.uniform(0, 0.2), (1.7, 1.7), low + 0.3, rng.uniform(0.12, 0.3), 0, 0.01, 0.03,
-                            False, rng.uniform(0.5, 0.9) if rng.random() < 0.6 else 0.0))  # fmt: skip
-    elif kind < 0.08:
-        low = rng.uniform(-0.9, -0.45)
-        side = rng.uniform(1.0, 1.35)
-        covers.append(Cover(low, 0.0, rng.uniform(-0.1, 0.1), (side, side), 3.4, rng.uniform(0.08, 0.25),
-                            rng.uniform(0.9, 1.2), 0.02, 0.03, False, 0.0))  # fmt: skip
+    if kind < 0.09:
+        covers.append(_draw_hat(rng) if kind < 0.055 else _draw_scarf(rng))
     return covers
+
+
+def _draw_hat(rng: Rng) -> Cover:
+    low = rng.uniform(-0.85, -0.55)
+    return Cover(
+        front=low,
+        slant=rng.normal(0, 0.05),
+        arch=rng.uniform(0, 0.15),
+        part=0.0,
+        lowest=-0.4,
+        sides=(1.7, 1.7),
+        length=low + 0.3,
+        thickness=rng.uniform(0.12, 0.3),
+        hang=0.0,
+        ragged=0.01,
+        softness=0.03,
+        spares_ears=False,
+        brim=rng.uniform(0.5, 0.9) if rng.random() < 0.6 else 0.0,
+        cloth=True,
+    )
+
+
+def _draw_scarf(rng: Rng) -> Cover:
+    side = rng.uniform(1.0, 1.35)
+    return Cover(
+        front=rng.uniform(-0.9, -0.5),
+        slant=0.0,
+        arch=rng.uniform(-0.1, 0.2),
+        part=0.0,
+        lowest=-0.35,
+        sides=(side, side),
+        length=3.4,
+        thickness=rng.uniform(0.08, 0.25),
+        hang=rng.uniform(0.9, 1.2),
+        ragged=0.02,
+        softness=0.03,
+        spares_ears=False,
+        brim=0.0,
+        cloth=True,
+    )
 
 
 def _draw_hair(rng: Rng, long: bool, male: bool, age: float) -> Cover:
@@ -74,6 +110,7 @@ def _draw_hair(rng: Rng, long: bool, male: bool, age: float) -> Cover:
         slant=rng.normal(0, 0.14),
         arch=rng.uniform(-0.05, 0.2) if fringe else abs(rng.normal(0, 0.7 if long else 0.25)),
         part=rng.normal(0, 0.35),
+        lowest=rng.uniform(-0.5, -0.25) if rng.random() < 0.96 else 0.3,
         sides=sides,
         length=length,
         thickness=rng.uniform(0.08, 0.45) if long else rng.exponential(0.12) + 0.04,
@@ -82,6 +119,7 @@ def _draw_hair(rng: Rng, long: bool, male: bool, age: float) -> Cover:
         softness=rng.uniform(0.03, 0.15) if fringe else rng.uniform(0.05, 0.3),
         spares_ears=not long or rng.random() < 0.15,
         brim=0.0,
+        cloth=False,
     )
 
 
@@ -98,7 +136,8 @@ def _grid() -> tuple[Array, Array, Array]:
 def _inside(cover: Cover, uv: Array) -> Array:
     """How deep a place lies in the cover's outline, in pupil distances; negative outside."""
     azimuth, y = uv[..., 0], uv[..., 1]
-    front = cover.front + cover.slant * azimuth + cover.arch * (azimuth - cover.part) ** 2 - y
+    front = cover.front + cover.slant * azimuth + cover.arch * (azimuth - cover.part) ** 2
+    front = np.minimum(front, cover.lowest + 2.5 * np.maximum(np.abs(azimuth) - 0.75, 0)) - y
     edge = np.where(azimuth > 0, cover.sides[1], cover.sides[0])
     side = np.minimum((np.abs(azimuth) - edge - 0.12 * np.clip(-y, 0, 1)) * 1.1, cover.length - y)
     inside = np.maximum(front, side)
@@ -111,13 +150,13 @@ def _inside(cover: Cover, uv: Array) -> Array:
 class Shell:
     """A cover on a person, ready to be drawn: `behind` before the head, `before` after it."""
 
-    def __init__(self, cover: Cover, person: Person, cloth: bool, rng: Rng) -> None:
+    def __init__(self, cover: Cover, person: Person, rng: Rng) -> None:
         self._hangs = cover.length > 0.75
         uv, base, weights = _grid()
         rows, columns = uv.shape[:2]
         skull = anchored(base, weights, person.anchors).reshape(rows, columns, 3)
         inside = _inside(cover, uv)
-        lumps = 1 + rng.uniform(0.05, 0.35) * octaves(rng, (rows, columns), 12, 2) * (not cloth)
+        lumps = 1 + rng.uniform(0.05, 0.35) * octaves(rng, (rows, columns), 12, 2) * (not cover.cloth)
         lift = cover.thickness * np.clip(inside / 0.4, 0.12, 1) * lumps
         points = _CENTRE + (skull - _CENTRE) * (1 + lift / 1.3)[..., None]
         below = np.clip((uv[..., 1] - 0.1) / 0.5, 0, 1)
@@ -130,7 +169,7 @@ class Shell:
         self._light = person.light
         self._detail = (rows * 5, columns * 5)
         self._alpha = _edges(inside, cover, self._detail, rng)
-        self._albedo = _fabric(self._detail, rng) if cloth else _strands(self._detail, person.looks.hair, rng)
+        self._albedo = _fabric(self._detail, rng) if cover.cloth else _strands(self._detail, person.looks.hair, rng)
         seen = cv2.dilate(
             (cv2.resize(self._alpha, (columns, rows)) > 0.02).astype(np.uint8), np.ones((3, 3), np.uint8)
         )

@@ -7,9 +7,10 @@ import numpy as np
 
 from msrrn.synthetic.anatomy import Array, Expression, Rng
 from msrrn.synthetic.camera import Camera, Raster, rasterise
+from msrrn.synthetic.features import paint_features
 from msrrn.synthetic.light import Light, shade
 from msrrn.synthetic.paint import Picture
-from msrrn.synthetic.skin import HEIGHT, TALL, TOP, WIDTH, Looks, paint_face
+from msrrn.synthetic.skin import HEIGHT, TALL, TOP, WIDTH, Looks, paint_skin
 from msrrn.synthetic.surface import AZIMUTHS, HEIGHTS, normals
 
 
@@ -32,7 +33,8 @@ def draw_head(picture: Picture, person: Person, rng: Rng) -> Picture:
     raster = rasterise(person.camera.project(turned), turned[..., 2], size)
     if raster is None:
         return covered
-    albedo = paint_face(rng, person.anchors, person.expression, person.looks)
+    albedo = paint_skin(rng, person.expression, person.looks)
+    paint_features(albedo, rng, person.anchors, person.expression, person.looks)
     diffuse, glossy = shade(turned, normals(turned), person.light)
     y = np.interp(raster.row, np.arange(len(HEIGHTS)), HEIGHTS)
     map_x = (raster.column * ((WIDTH - 1) / (len(AZIMUTHS) - 1))).astype(np.float32)

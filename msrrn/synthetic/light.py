@@ -22,7 +22,7 @@ class Light:
 
 def draw_light(rng: Rng) -> Light:
     lamps = int(rng.integers(1, 4))
-    directions = rng.normal([0.0, -0.45, 0.9], [0.8, 0.55, 0.45], (lamps, 3))
+    directions = rng.normal([0.0, -0.45, 1.0], [0.75, 0.5, 0.4], (lamps, 3))
     if rng.random() < 0.12:
         directions[0] = rng.normal([0.0, 0.0, 1.0], 0.15)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

@@ -16,7 +16,7 @@ _SHIFT = 4
 
 def fixed(points: NDArray[np.floating]) -> NDArray[np.int32]:
     """Points (..., 2) in pixels as OpenCV's fixed-point coordinates."""
-    return np.round(np.clip(points, -4000, 4000) * (1 << _SHIFT)).astype(np.int32)
+    return np.asarray(np.round(np.clip(points, -4000, 4000) * (1 << _SHIFT)), np.int32)
 
 
 def smooth(points: NDArray[np.floating], closed: bool, fineness: int = 6) -> Array:
@@ -30,6 +30,16 @@ def smooth(points: NDArray[np.floating], closed: bool, fineness: int = 6) -> Arr
     curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
     out = curve.reshape(-1, points.shape[1])
     return np.asarray(out if closed else np.concatenate([out, points[-1:]]))
+
+
+def blurred(picture: Picture, sigma: float) -> Picture:
+    """The picture, out of focus."""
+    return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32).reshape(picture.shape)
+
+
+def resized(picture: Picture, size: tuple[int, int], interpolation: int = cv2.INTER_LINEAR) -> Picture:
+    """The picture at `size` (width, height)."""
+    return np.asarray(cv2.resize(picture, size, interpolation=interpolation), np.float32)
 
 
 def _window(picture: Picture, points: NDArray[np.floating], margin: float) -> tuple[slice, slice] | None:
@@ -63,7 +73,7 @@ def fill(
     cv2.fillPoly(mask, [fixed(shifted)], 255, cv2.LINE_AA, _SHIFT)
     soft = mask.astype(np.float32) * np.float32(alpha / 255)
     if blur > 0.3:
-        soft = cv2.GaussianBlur(soft, (0, 0), blur).reshape(part.shape[:2])
+        soft = blurred(soft, blur)
     blend(part, _within(colour, window), soft)
 
 
@@ -87,7 +97,7 @@ def stroke(
     cv2.polylines(mask, lines, closed, 255, max(1, round(width)), cv2.LINE_AA, _SHIFT)
     soft = mask.astype(np.float32) * np.float32(alpha * min(1.0, width) / 255)
     if blur > 0.3:
-        soft = cv2.GaussianBlur(soft, (0, 0), blur).reshape(part.shape[:2])
+        soft = blurred(soft, blur)
     blend(part, _within(colour, window), soft)
 
 
@@ -104,7 +114,7 @@ def noise(rng: Rng, size: tuple[int, int], cell: float, stretch: float = 1.0) ->
     h, w = size
     small = max(2, round(h / (cell * stretch))), max(2, round(w / cell))
     values = rng.standard_normal(small, dtype=np.float32)
-    return cv2.resize(values, (w, h), interpolation=cv2.INTER_CUBIC).reshape(h, w)
+    return resized(values, (w, h), cv2.INTER_CUBIC)
 
 
 def octaves(rng: Rng, size: tuple[int, int], coarse: float, count: int, gain: float = 0.6) -> Picture:

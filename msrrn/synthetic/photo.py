@@ -98,7 +98,7 @@ def _draw_person(rng: Rng, camera: Camera, light: Light) -> Person:
 
 def _draw(picture: Picture, person: Person, rng: Rng) -> None:
     covers = draw_covers(rng, person.looks.male, person.looks.age)
-    shells = [Shell(cover, person, cloth=i > 0 or cover.ragged < 0.021, rng=rng) for i, cover in enumerate(covers)]
+    shells = [Shell(cover, person, rng) for cover in covers]
     for shell in reversed(shells):
         shell.behind(picture)
     clothes = draw_trunk(picture, person, rng)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from msrrn.synthetic.anatomy import Rng
-from msrrn.synthetic.paint import Picture, blend, ellipse, fill, noise, octaves, smooth, stroke
+from msrrn.synthetic.paint import Picture, blend, blurred, ellipse, fill, noise, octaves, resized, smooth, stroke
 
 
 def draw_background(rng: Rng, size: tuple[int, int]) -> Picture:
@@ -16,8 +16,8 @@ def draw_background(rng: Rng, size: tuple[int, int]) -> Picture:
     for _ in range(rng.integers(0, rng.choice([3, 12, 40]))):
         _thing(scene, rng)
     if rng.random() < 0.4:
-        scene = cv2.GaussianBlur(scene, (0, 0), rng.uniform(0.6, 9.0))
-    scene = cv2.resize(scene, size[::-1], interpolation=cv2.INTER_LINEAR)
+        scene = blurred(scene, rng.uniform(0.6, 9.0))
+    scene = resized(scene, size[::-1])
     scene *= (1 + noise(rng, size, rng.uniform(1.5, 6)) * rng.exponential(0.025))[..., None]
     return np.clip(scene, 0, 1, out=scene)
 
@@ -84,8 +84,8 @@ def _thing(scene: Picture, rng: Rng) -> None:
     elif kind == 3:
         text = "".join(chr(c) for c in rng.integers(65, 91, rng.integers(2, 8)))
         patch = np.zeros((h, w), np.uint8)
-        cv2.putText(patch, text, (int(at[0] - size[0]), int(at[1])), int(rng.integers(0, 5)), rng.uniform(0.5, 2.5), 255,
-                    int(rng.integers(1, 5)), cv2.LINE_AA)  # fmt: skip
+        corner, font = (int(at[0] - size[0]), int(at[1])), int(rng.integers(0, 5))
+        cv2.putText(patch, text, corner, font, rng.uniform(0.5, 2.5), 255, int(rng.integers(1, 5)), cv2.LINE_AA)
         blend(scene, colour, patch.astype(np.float32) / np.float32(255))
     elif kind == 4:
         fill(
@@ -117,12 +117,12 @@ def develop(picture: Picture, detail: float, rng: Rng) -> np.ndarray[tuple[int, 
     out = np.clip(picture, 0, 1.2)
     if rng.random() < 0.35:
         shrink = rng.uniform(max(0.35, min(0.9, 26 / detail)), 1.0)
-        small = cv2.resize(out, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-        out = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
+        small = resized(out, (round(size[0] * shrink), round(size[1] * shrink)), cv2.INTER_AREA)
+        out = resized(small, size)
     if rng.random() < 0.45:
-        out = cv2.GaussianBlur(out, (0, 0), min(0.3 + rng.exponential(0.6), 0.035 * detail))
+        out = blurred(out, min(0.3 + rng.exponential(0.6), 0.035 * detail))
     if rng.random() < 0.06:
-        reach = int(rng.integers(3, max(4, detail * 0.12)))
+        reach = int(rng.integers(3, max(4, int(detail * 0.12))))
         line = np.zeros((reach, reach), np.float32)
         turn = rng.uniform(0, np.pi)
         arm = np.array([np.cos(turn), np.sin(turn)]) * reach / 2
@@ -133,7 +133,7 @@ def develop(picture: Picture, detail: float, rng: Rng) -> np.ndarray[tuple[int, 
             np.round(middle + arm).astype(int).tolist(),
             1.0,
         )
-        out = cv2.filter2D(out, -1, line / max(float(line.sum()), 1.0))
+        out = np.asarray(cv2.filter2D(out, -1, line / max(float(line.sum()), 1.0)), np.float32)
     grey = out.mean(axis=2, keepdims=True)
     saturation = 0.0 if rng.random() < 0.08 else rng.uniform(0.5, 1.4)
     out = grey + (out - grey) * np.float32(saturation)
@@ -144,6 +144,6 @@ def develop(picture: Picture, detail: float, rng: Rng) -> np.ndarray[tuple[int, 
     grain = rng.exponential(0.012)
     noisy = rng.standard_normal((*picture.shape[:2], 1), dtype=np.float32)
     speckle = rng.standard_normal((size[1] // 2 + 1, size[0] // 2 + 1, 3), dtype=np.float32)
-    noisy = noisy + cv2.resize(speckle, size, interpolation=cv2.INTER_NEAREST) * np.float32(0.5)
+    noisy = noisy + resized(speckle, size, cv2.INTER_NEAREST) * np.float32(0.5)
     out += noisy * np.float32(min(grain, 0.05))
     return np.asarray(np.clip(out * 255 + 0.5, 0, 255), np.uint8)

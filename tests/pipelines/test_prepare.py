@@ -2,6 +2,8 @@ import hashlib
 import io
 import random
 import shutil
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,14 @@ from PIL import Image
 from msrrn.augmentation import AugmentationSettings
 from msrrn.landmarks import MIRROR
 from msrrn.synthetic import SyntheticPhoto
-from pipelines import prepare as station
 from pipelines.decoding import decode
 from pipelines.errors import UserError
 from pipelines.prepare import assign_splits, group_photos, plan, prepare
 from pipelines.settings import PrepareSettings
-from pipelines.shards import MANIFEST, Manifest, read_samples
+from pipelines.shards import MANIFEST, SCHEMA, Manifest, read_samples
 from pipelines.sources.pts import format_pts, parse_pts
 from pipelines.storage import Store
-from tests.factories import SETTINGS, killed_after, killed_at_write, picture, times, tree, write_face
+from tests.factories import SETTINGS, killed_after, killed_at_write, picture, start_msrrn, times, tree, write_face
 
 Dataset = tuple[Store, Manifest]
 Photos = tuple[list[SyntheticPhoto], list[SyntheticPhoto]]
@@ -39,7 +40,7 @@ def folder_of(dataset: Dataset) -> Path:
 def rows_of(dataset: Dataset, images: bool = False) -> list[dict[str, Any]]:
     """Every row of every shard, in the order of the manifest."""
     store, manifest = dataset
-    names = None if images else [f for f in station.encode_shard.__globals__["SCHEMA"].names if "image" not in f]
+    names = None if images else [f for f in SCHEMA.names if "image" not in f]
     tables = [pq.read_table(io.BytesIO(store.read_bytes(entry.key)), columns=names) for entry in manifest.shards]
     return [row for table in tables for row in table.to_pylist()]
 
@@ -269,7 +270,7 @@ def test_a_place_without_data_is_said_at_once(tmp_path: Path) -> None:
 
 def test_bad_inputs_are_left_out_with_their_reason(photos: Photos, tmp_path: Path) -> None:
     jpeg, shape = photos[0][0].jpeg, photos[0][0].shapes[0]
-    height, width = decode(jpeg).rgb.shape[:2]
+    width = decode(jpeg).rgb.shape[1]
     lines = format_pts(shape).splitlines(keepends=True)
     bad_pts = {
         "pts_count": b"".join([*lines[:-2], lines[-1]]),
@@ -350,10 +351,28 @@ def test_every_kind_of_picture_gives_the_same_face(photos: Photos, tmp_path: Pat
         np.testing.assert_array_equal(rows[kind]["image_200"], rows["rgb"]["image_200"])
 
 
+def test_ctrl_c_ends_in_one_line_and_the_next_run_completes(
+    dataset: Dataset, annotated: Path, tmp_path: Path
+) -> None:
+    call = ["prepare", "--data", str(annotated), "--out", str(tmp_path), "--copies", "100", "--workers", "1"]
+    process = start_msrrn(*call)
+    while not list(tmp_path.rglob("*.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "msrrn: interrupted; the same command goes on where this one stopped"
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob(".tmp-*"))
+    settings = PrepareSettings(augmentation=AugmentationSettings(copies=100))
+    store, manifest = prepare([str(annotated)], str(tmp_path), settings, 1)
+    assert len(read_samples(store, manifest, "train")) == 8 * 101
+
+
 def test_a_full_disk_leaves_nothing_half_written(
     dataset: Dataset, annotated: Path, small_disk: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="disk full: .* was not written"):
+    with pytest.raises(UserError, match=r"disk full: .* was not written"):
         prepare([str(annotated)], str(small_disk), SETTINGS, 1)
     left = tree(small_disk)
     assert f"{dataset[1].name}/{MANIFEST}" not in left

@@ -1,0 +1,183 @@
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card, save
+from msrrn.network import MSRRN, ModelConfig
+from msrrn.predictor import Predictor
+
+SMALL = ModelConfig(preset="small", patch=12, patch_channels=(4, 4), initial_channels=(4, 4, 4), hidden=16)
+
+
+def card(config: ModelConfig = SMALL) -> Card:
+    return Card(
+        version="0123456789ab",
+        crop_margin=1.6,
+        detector="dlib-hog",
+        config=config,
+        training={"dataset": "d1", "faces": 3, "λ": [1, 2.5, None]},
+        metrics={"val_nrmse_ip_stage_3": 0.05},
+        licence="research only",
+    )
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save(tmp_path, MSRRN(SMALL, torch.rand(68, 2)), card())
+    return tmp_path
+
+
+def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    fields = json.loads((directory / CARD).read_text())
+    change(fields)
+    (directory / CARD).write_text(json.dumps(fields))
+
+
+def refused(directory: Path, *words: str) -> None:
+    """Loading fails, and the message names all these words."""
+    with pytest.raises(ArtifactError) as caught:
+        load(directory)
+    message = str(caught.value)
+    assert message.count("\n") <= 1
+    for word in (str(directory), *words):
+        assert word in message
+
+
+def test_what_is_saved_is_loaded(artifact: Path) -> None:
+    torch.manual_seed(0)
+    original = MSRRN(SMALL, torch.rand(68, 2))
+    model, read = load(artifact)
+    assert read == card()
+    assert read_card(artifact) == card()
+    assert not model.training
+    crops = np.random.default_rng(0).integers(0, 256, (2, 200, 200), dtype=np.uint8)
+    np.testing.assert_array_equal(Predictor(model).predict(crops).stages, Predictor(original).predict(crops).stages)
+
+
+def test_the_same_model_is_saved_to_the_same_bytes(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    again = tmp_path_factory.mktemp("again")
+    save(again, *load(artifact))
+    assert sorted(path.name for path in again.iterdir()) == sorted([CARD, WEIGHTS])
+    for name in (CARD, WEIGHTS):
+        assert (again / name).read_bytes() == (artifact / name).read_bytes()
+
+
+def test_without_a_card_it_is_no_artifact(artifact: Path) -> None:
+    (artifact / CARD).unlink()
+    refused(artifact, CARD)
+
+
+def test_a_file_is_no_artifact(artifact: Path) -> None:
+    with pytest.raises(ArtifactError, match=WEIGHTS):
+        load(artifact / WEIGHTS)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"not JSON", b"[" * 200_000])
+def test_a_card_that_is_not_json(artifact: Path, content: bytes) -> None:
+    (artifact / CARD).write_bytes(content)
+    refused(artifact, CARD, "not JSON")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3"])
+def test_a_card_that_is_no_object(artifact: Path, content: str) -> None:
+    (artifact / CARD).write_text(content)
+    refused(artifact, CARD)
+
+
+@pytest.mark.parametrize("field", ["version", "crop_margin", "detector", "config"])
+def test_a_missing_field_is_named(artifact: Path, field: str) -> None:
+    edit(artifact, lambda fields: fields.pop(field))
+    refused(artifact, CARD, f"`{field}`")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("surprise", 1),
+        ("format", 2),
+        ("scheme", "wflw-98"),
+        ("levels", [50, 100, 400]),
+        ("crop_margin", "wide"),
+        ("crop_margin", 0),
+        ("crop_margin", float("nan")),
+        ("crop_margin", float("inf")),
+        ("config.patch", 13),
+        ("config.hidden", 0),
+        ("config.hidden", 10**9),
+        ("config.patch_channels", [0, 16]),
+        ("config.initial_channels", [16, 32, 10**7]),
+        ("config.surprise", 1),
+    ],
+)
+def test_an_unknown_or_wrong_field_is_named(artifact: Path, field: str, value: object) -> None:
+    def change(fields: dict[str, Any]) -> None:
+        *path, last = field.split(".")
+        for name in path:
+            fields = fields[name]
+        fields[last] = value
+
+    edit(artifact, change)
+    refused(artifact, CARD, f"`{field}")
+
+
+def test_missing_weights(artifact: Path) -> None:
+    (artifact / WEIGHTS).unlink()
+    refused(artifact, WEIGHTS)
+
+
+def test_weights_that_are_a_directory(artifact: Path) -> None:
+    (artifact / WEIGHTS).unlink()
+    (artifact / WEIGHTS).mkdir()
+    refused(artifact, WEIGHTS)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 8, 100, -1])
+def test_truncated_weights(artifact: Path, kept: int) -> None:
+    data = (artifact / WEIGHTS).read_bytes()
+    (artifact / WEIGHTS).write_bytes(data[:kept])
+    refused(artifact, WEIGHTS)
+
+
+def test_weights_of_other_shapes_name_the_tensor(artifact: Path) -> None:
+    wider = SMALL.model_copy(update={"hidden": 24})
+    save(artifact, MSRRN(wider), card())
+    refused(artifact, WEIGHTS, "initial.head.0.weight")
+
+
+def test_a_missing_and_an_unknown_tensor_are_named(artifact: Path) -> None:
+    tensors = safetensors.torch.load_file(artifact / WEIGHTS)
+    safetensors.torch.save_file({**tensors, "surprise": torch.zeros(1)}, artifact / WEIGHTS)
+    refused(artifact, WEIGHTS, "surprise")
+    del tensors["mean_shape"]
+    safetensors.torch.save_file(tensors, artifact / WEIGHTS)
+    refused(artifact, WEIGHTS, "mean_shape")
+
+
+class Bomb:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, CARD])
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_nothing_is_unpickled(artifact: Path, file: str, writer: str) -> None:
+    trace = artifact / "unpickled"
+    if writer == "pickle":
+        (artifact / file).write_bytes(pickle.dumps(Bomb(trace)))
+    else:
+        torch.save({"mean_shape": Bomb(trace)}, artifact / file)
+    refused(artifact, file)
+    assert not trace.exists()

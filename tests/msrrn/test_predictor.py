@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from msrrn.landmarks import inter_pupil
+from msrrn.metrics import point_error
+from msrrn.network import MSRRN, PRESETS, ModelConfig
+from msrrn.predictor import CONFIDENCE_STEP, STAGES, Predictor
+from pipelines.pyramid import pyramid
+from tests.msrrn.test_landmarks import FACE
+
+SMALL = ModelConfig(preset="small", patch=12, patch_channels=(4, 4), initial_channels=(4, 4, 4), hidden=16)
+MEAN = torch.from_numpy(FACE * 0.4 + 0.4)
+
+
+def network(config: ModelConfig = SMALL, spread: float = 0.005) -> MSRRN:
+    torch.manual_seed(0)
+    model = MSRRN(config, MEAN)
+    for linear in (model.initial.head[-1], model.regressor.output):
+        assert isinstance(linear, nn.Linear)
+        nn.init.normal_(linear.weight, std=spread)
+    return model
+
+
+def random_crops(batch: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (batch, 200, 200), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("config", [SMALL, PRESETS["paper"]])
+def test_a_face_gets_the_same_shape_alone_and_in_any_batch(config: ModelConfig) -> None:
+    model, crops = network(config), random_crops(7)
+    together = Predictor(model, batch=64).predict(crops)
+    alone = np.concatenate([Predictor(model, batch=64).predict(crops[index : index + 1]).stages for index in range(7)])
+    # Within 0.0004 px of the 200 px crop: sums are made in another order.
+    np.testing.assert_allclose(alone, together.stages, atol=2e-6, rtol=0)
+    np.testing.assert_allclose(Predictor(model, batch=3).predict(crops).stages, together.stages, atol=2e-6, rtol=0)
+    backwards = Predictor(model, batch=2).predict(crops[::-1])
+    np.testing.assert_allclose(backwards.stages[::-1], together.stages, atol=2e-6, rtol=0)
+    np.testing.assert_allclose(backwards.confidence[::-1], together.confidence, atol=1e-4)
+    assert np.abs(together.stages[0, -1] - together.stages[1, -1]).max() > 1e-3
+
+
+def test_the_same_call_gives_the_same_bytes() -> None:
+    crops = random_crops(3)
+    first, second = (Predictor(network()).predict(crops) for _ in range(2))
+    assert first.stages.tobytes() == second.stages.tobytes()
+    assert first.confidence.tobytes() == second.confidence.tobytes()
+
+
+def test_stages_stand_in_their_order() -> None:
+    model, crops = network(), random_crops(2)
+    prediction = Predictor(model).predict(crops)
+    assert len(STAGES) == prediction.stages.shape[1] == 5
+    assert prediction.stages.shape == (2, 5, 68, 2)
+    np.testing.assert_array_equal(prediction.stages[:, STAGES.index("mean_shape")], [MEAN.float().numpy()] * 2)
+    levels = [np.stack(level) for level in zip(*(pyramid(image) for image in crops), strict=True)]
+    with torch.no_grad():
+        stages = model(*(torch.from_numpy(level) for level in reversed(levels))).shapes
+    np.testing.assert_allclose(prediction.stages[:, 1:], stages.numpy(), atol=2e-6)
+    np.testing.assert_array_equal(prediction.shapes, prediction.stages[:, STAGES.index("stage_3")])
+
+
+def test_no_faces_give_no_shapes() -> None:
+    prediction = Predictor(network()).predict(np.zeros((0, 200, 200), np.uint8))
+    assert prediction.stages.shape == (0, 5, 68, 2)
+    assert prediction.shapes.shape == (0, 68, 2)
+    assert prediction.confidence.shape == (0,)
+    assert prediction.stages.dtype == prediction.confidence.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((200, 200), np.uint8),
+        ((2, 100, 100), np.uint8),
+        ((2, 200, 100), np.uint8),
+        ((2, 200, 200, 3), np.uint8),
+        ((2, 200, 200), np.float32),
+        ((2, 200, 200), np.int16),
+    ],
+)
+def test_other_inputs_are_refused(shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    with pytest.raises(ValueError, match=r"crops must be uint8 \(B, 200, 200\)"):
+        Predictor(network()).predict(np.zeros(shape, dtype))
+
+
+def test_views_of_larger_arrays_are_read_as_they_look() -> None:
+    crops = np.random.default_rng(0).integers(0, 256, (4, 200, 400), dtype=np.uint8)[::2, :, ::-2]
+    predictor = Predictor(network())
+    np.testing.assert_array_equal(predictor.predict(crops).stages, predictor.predict(crops.copy()).stages)
+
+
+def test_confidence_follows_the_last_step() -> None:
+    prediction = Predictor(network()).predict(random_crops(5))
+    step = point_error(prediction.stages[:, -1], prediction.stages[:, -2]) / inter_pupil(prediction.shapes)
+    np.testing.assert_allclose(prediction.confidence, np.exp(-step / CONFIDENCE_STEP), rtol=1e-5)
+    assert (prediction.confidence < 1).all()
+    assert len(set(prediction.confidence.tolist())) == 5
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 100.0])
+def test_confidence_is_above_0_and_at_most_1(spread: float) -> None:
+    confidence = Predictor(network(spread=spread)).predict(random_crops(4)).confidence
+    assert (confidence > 0).all()
+    assert (confidence <= 1).all()
+    assert (confidence == 1).all() == (spread == 0)
+
+
+def test_predicting_leaves_no_gradients() -> None:
+    model = network()
+    Predictor(model).predict(random_crops(1))
+    assert not model.training
+    assert all(weight.grad is None for weight in model.parameters())

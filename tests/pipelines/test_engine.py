@@ -1,0 +1,69 @@
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.engine import default_workers, run_units
+from pipelines.errors import UserError
+
+
+def test_one_worker_runs_here_and_in_order() -> None:
+    seen = []
+
+    def work(shared: str, unit: int) -> tuple[int, str, int]:
+        seen.append(unit)
+        return os.getpid(), shared, unit
+
+    results = run_units(work, "shared", range(3), workers=1)
+    assert next(results) == (os.getpid(), "shared", 0)
+    assert seen == [0]  # the next unit waits until its result is wanted
+    assert [unit for _, _, unit in results] == [1, 2]
+
+
+def test_a_single_unit_starts_no_ray() -> None:
+    assert list(run_units(lambda shared, unit: (os.getpid(), unit), None, ["u"], 8)) == [(os.getpid(), "u")]
+    assert list(run_units(lambda shared, unit: unit, None, [], 8)) == []
+
+
+def test_there_is_a_worker_for_each_core() -> None:
+    assert 1 <= default_workers() <= (os.cpu_count() or 1)
+
+
+def test_units_run_in_other_processes(ray_of_two: int) -> None:
+    results = dict(run_units(lambda shared, unit: (unit, (os.getpid(), shared)), "s", range(9), ray_of_two))
+    assert sorted(results) == list(range(9))
+    assert os.getpid() not in {pid for pid, _ in results.values()}
+    assert {shared for _, shared in results.values()} == {"s"}
+
+
+def _dies(always: bool) -> Callable[[Path, int], int]:
+    def work(marks: Path, unit: int) -> int:
+        mark = marks / str(unit)
+        if unit == 1 and (always or not mark.exists()):
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return unit
+
+    return work
+
+
+def test_a_unit_whose_worker_dies_once_is_done_again(ray_of_two: int, tmp_path: Path) -> None:
+    assert sorted(run_units(_dies(always=False), tmp_path, range(4), ray_of_two)) == [0, 1, 2, 3]
+    assert (tmp_path / "1").exists()
+
+
+def test_a_unit_that_kills_every_worker_is_explained(ray_of_two: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a worker died 4 times at the same piece of work"):
+        list(run_units(_dies(always=True), tmp_path, range(4), ray_of_two))
+
+
+def test_an_error_of_the_work_arrives_as_it_is(ray_of_two: int) -> None:
+    def work(shared: None, unit: int) -> int:
+        if unit == 2:
+            raise UserError("photo.jpg: field x: remedy")
+        return unit
+
+    with pytest.raises(UserError, match=r"^photo\.jpg: field x: remedy$"):
+        list(run_units(work, None, range(4), ray_of_two))
