@@ -12,6 +12,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 
 from flows.progress import epoch_progress, progress, say
+from pipelines import retraining
 from pipelines.annotation import Summary, annotate
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, evaluate
@@ -20,7 +21,7 @@ from pipelines.prepare import prepare
 from pipelines.promotion import Decision
 from pipelines.registry import ModelVersion
 from pipelines.report import Retraining, retraining_page
-from pipelines.retraining import evaluate_champion, open_model, record, settle, train_tracked
+from pipelines.retraining import open_model, record, train_tracked
 from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
 from pipelines.shards import Manifest
 from pipelines.storage import Store
@@ -100,14 +101,13 @@ def gate(
     version: ModelVersion, evaluation: Evaluation, sources: Sequence[str], val_share: float, workers: int
 ) -> tuple[Decision, Evaluation | None]:
     """Champion against challenger on the same faces; moves the aliases."""
-    old, old_evaluation = evaluate_champion(version.name, sources, "val", workers, val_share)
-    decision = settle(version, evaluation, old, old_evaluation)
+    decision, champion = retraining.gate(version, evaluation, sources, "val", workers, val_share)
     verdict = "promoted" if decision.promote else "not promoted"
     say(f"{version.name} version {version.version} {verdict}: {decision.reason}")
     create_markdown_artifact(
         key="promotion", markdown=f"**{version.name} {version.version}: {verdict}.** {decision.reason}"
     )
-    return decision, old_evaluation
+    return decision, champion
 
 
 @task(name="annotate archive", **_station)

@@ -30,7 +30,9 @@ class Card(BaseModel):
     version: str = Field(description="digest of the weights, what annotations quote as its version")
     scheme: Literal["ibug-68"] = SCHEME
     levels: tuple[Literal[50], Literal[100], Literal[200]] = LEVELS
-    crop_margin: float = Field(gt=0, allow_inf_nan=False, description="side of the crop over the side of the face box")
+    crop_margin: float = Field(
+        gt=0, allow_inf_nan=False, description="side of the crop over the side of the face box"
+    )
     detector: str = Field(description="whose boxes the model was trained on")
     config: ModelConfig
     training: dict[str, Any] = Field(default_factory=dict, description="dataset, settings, seed, code version")

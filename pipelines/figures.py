@@ -7,7 +7,7 @@ a figure of ours, and safe to embed.
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from markupsafe import Markup

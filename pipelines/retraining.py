@@ -112,23 +112,25 @@ def _history(artifact: str) -> dict[str, bytes]:
     return {HISTORY: store.read_bytes(HISTORY)} if store.exists(HISTORY) else {}
 
 
-def evaluate_champion(
-    name: str, sources: Sequence[str], selection: Selection, workers: int, val_share: float = VAL_SHARE
-) -> tuple[ModelVersion | None, Evaluation | None]:
-    """The champion of `name` and its evaluation on the same faces; (None, None) where there is none."""
-    version = champion(name)
-    if version is None:
-        return None, None
-    model = read_model(fetch(f"models:/{name}/{version.version}"))
-    return version, evaluate(model, sources, selection, workers, val_share=val_share)
+def gate(
+    version: ModelVersion,
+    evaluation: Evaluation,
+    sources: Sequence[str],
+    selection: Selection,
+    workers: int,
+    val_share: float = VAL_SHARE,
+) -> tuple[Decision, Evaluation | None]:
+    """Challenger against champion on the same faces: decides, moves the aliases, records why on the version.
 
-
-def settle(
-    version: ModelVersion, evaluation: Evaluation, old: ModelVersion | None, old_evaluation: Evaluation | None
-) -> Decision:
-    """Decides whether `version` becomes champion, moves the aliases and records the decision on the version."""
+    Returns the decision, and the champion's evaluation where one was needed.
+    """
+    old = champion(version.name)
     if old is not None and old.version == version.version:
-        return Decision(False, f"Version {version.version} of {version.name} is the champion already.")
+        return Decision(False, f"Version {version.version} of {version.name} is the champion already."), None
+    old_evaluation = None
+    if old is not None:
+        model = read_model(fetch(f"models:/{old.name}/{old.version}"))
+        old_evaluation = evaluate(model, sources, selection, workers, val_share=val_share)
     decision = decide(_compared(evaluation), _compared(old_evaluation) if old_evaluation else None)
     note = {
         "decision": "promoted" if decision.promote else "kept the champion",
@@ -136,11 +138,9 @@ def settle(
         "who": getpass.getuser(),
         "eval_faces": evaluation.faces_digest,
     }
-    if decision.promote:
-        set_champion(version.name, version.version, note)
-    else:
-        set_challenger(version.name, version.version, note)
-    return decision
+    move = set_champion if decision.promote else set_challenger
+    move(version.name, version.version, note)
+    return decision, old_evaluation
 
 
 def promote(
@@ -156,8 +156,8 @@ def promote(
     model = open_model(artifact)
     evaluation = evaluate(model, sources, selection, workers)
     version = record(artifact, model, evaluation, name)
-    old, old_evaluation = evaluate_champion(name, sources, selection, workers)
-    return version, settle(version, evaluation, old, old_evaluation)
+    decision, _ = gate(version, evaluation, sources, selection, workers)
+    return version, decision
 
 
 def _compared(evaluation: Evaluation) -> dict[str, Any]:

@@ -109,10 +109,18 @@ def train(
                 )
             total += loss
         state.epoch = epoch + 1
-        metrics = {"epoch": float(state.epoch), "loss": total / steps}
+        metrics = {"epoch": float(state.epoch), "loss": _mean_over_ranks(total, world, device) / steps}
         metrics["learning_rate"] = learning_rate(settings, state.epoch)
         state.history.append(metrics | validate(predictor, val))
         on_epoch(state)
+
+
+def _mean_over_ranks(value: float, world: int, device: torch.device) -> float:
+    if world == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return total.item() / world
 
 
 def epoch_batches(

@@ -126,6 +126,6 @@ def test_landmarks_follow_their_pixels(copy: int, mirrored: bool) -> None:
         name = MIRROR[landmark] if mirrored else landmark
         np.testing.assert_allclose(found, in_crop[name] * 200 - 0.5, atol=0.1)
     # A mirrored face is a face again: its right eye lies to the left of its left eye.
-    turned_back = in_crop @ np.array([[np.cos(a := np.deg2rad(parameters.roll) * (-1) ** mirrored), -np.sin(a)],
-                                      [np.sin(a), np.cos(a)]])
+    angle = np.deg2rad(-parameters.roll if mirrored else parameters.roll)
+    turned_back = in_crop @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     assert turned_back[36:42, 0].max() < turned_back[42:48, 0].min()

@@ -30,9 +30,7 @@ boxes = st.builds(
     st.floats(0.5, 5000),
     st.floats(0.5, 5000),
 )
-frames = st.builds(
-    CropFrame.square, st.tuples(coordinates, coordinates), st.floats(5, 5000), angles, st.booleans()
-)
+frames = st.builds(CropFrame.square, st.tuples(coordinates, coordinates), st.floats(5, 5000), angles, st.booleans())
 
 
 @given(similarities, clouds)
@@ -137,7 +135,9 @@ def test_the_four_corners_and_the_side(centre: tuple[float, float], side: float)
     frame = CropFrame.square(centre, side)
     np.testing.assert_allclose(frame.shape_to_upright(CORNERS), centre + (CORNERS - 0.5) * side, atol=1e-6)
     mirrored = CropFrame.square(centre, side, mirrored=True)
-    np.testing.assert_allclose(mirrored.shape_to_upright(CORNERS), centre + (CORNERS - 0.5) * [-side, side], atol=1e-6)
+    np.testing.assert_allclose(
+        mirrored.shape_to_upright(CORNERS), centre + (CORNERS - 0.5) * [-side, side], atol=1e-6
+    )
     assert frame.side == pytest.approx(side)
 
 

@@ -58,7 +58,8 @@ def test_a_fresh_network_starts_near_the_mean_shape() -> None:
     torch.manual_seed(0)
     mean = torch.rand(68, 2)
     shapes = run(MSRRN(PRESETS["paper"], mean), smooth_crops(2))
-    assert (shapes - mean).abs().max() < 0.1
+    # In training faces, landmarks are about 0.1 of the crop away from the mean shape.
+    assert (shapes - mean).square().mean(dim=(0, 2, 3)).sqrt().max() < 0.08
 
 
 def test_the_network_keeps_its_own_mean_shape() -> None:
@@ -122,8 +123,9 @@ def test_brightness_and_contrast_do_not_matter(contrast: int, brightness: int) -
     changed = [contrast * level.float() + brightness for level in (coarse, middle, fine)]
     with torch.no_grad():
         torch.testing.assert_close(model(*changed).shapes, run(model, crops), atol=1e-4, rtol=0)
-    # As uint8, the levels are rounded anew.
-    torch.testing.assert_close(run(model, contrast * crops + brightness), run(model, crops), atol=1e-3, rtol=0)
+    # As uint8, a pyramid would round anew but for blocks of 4 × 4 equal pixels.
+    blocks = crops[:, ::4, ::4].repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    torch.testing.assert_close(run(model, contrast * blocks + brightness), run(model, blocks), atol=1e-4, rtol=0)
 
 
 def test_standardised_crops_have_zero_mean_and_unit_variance() -> None:

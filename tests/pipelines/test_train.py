@@ -140,6 +140,7 @@ def test_two_workers_train_as_one_does_though_one_is_killed(
     assert set(epochs) == {1, 2, 3}
     assert len(both.history) == 3
     for row, other in zip(both.history, alone.history, strict=True):
+        print({key: abs(row[key] / other[key] - 1) for key in row if other[key]})
         assert row == pytest.approx(other, rel=1e-3)
     assert read_model(local(both)).card.version == both.card.version
 

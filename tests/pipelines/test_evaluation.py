@@ -1,0 +1,150 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msrrn.predictor import STAGES
+from msrrn.synthetic import SyntheticPhoto
+from pipelines import evaluation as station
+from pipelines.detection import Detection
+from pipelines.errors import UserError
+from pipelines.evaluation import Evaluation, evaluate
+from pipelines.models import Model
+from pipelines.sources.pts import parse_pts
+from tests.factories import picture, write_face
+
+FIGURES = {
+    "faces",
+    "missed",
+    "nrmse_ip",
+    "nrmse_io",
+    "auc_ip_010",
+    "auc_io_008",
+    "failure_ip_010",
+    "under_ip_005",
+    "under_ip_010",
+    "nrmse_ip_detected",
+}
+SHARES = {"auc_ip_010", "auc_io_008", "failure_ip_010", "under_ip_005", "under_ip_010"}
+
+
+@pytest.fixture(scope="module")
+def everything(model: Model, annotated: Path) -> Evaluation:
+    return evaluate(model, [str(annotated)], "all", workers=1)
+
+
+def test_the_table_has_the_figures_of_the_protocol(everything: Evaluation) -> None:
+    table = json.loads(json.dumps(everything.table(), allow_nan=False))
+    assert set(table) == {"afw", "helen", "ibug", "lfpw", "all"}
+    for name, row in table.items():
+        assert set(row) == FIGURES | {"stages"} | ({"protocol"} if name == "all" else set())
+        assert list(row["stages"]) == ["mean_shape", "initial", "stage_1", "stage_2", "stage_3"]
+        for figures in (row, *row["stages"].values()):
+            assert set(figures) >= FIGURES
+            assert all(0 <= figures[share] <= 1 for share in SHARES)
+            assert figures["under_ip_005"] <= figures["under_ip_010"] <= 1 - figures["failure_ip_010"] + 1e-9
+            assert 1.2 < figures["nrmse_ip"] / figures["nrmse_io"] < 1.6
+        assert {key: row[key] for key in FIGURES} == {key: row["stages"]["stage_3"][key] for key in FIGURES}
+    assert {name: row["faces"] for name, row in table.items()} == {
+        "afw": 4,
+        "helen": 2,
+        "ibug": 1,
+        "lfpw": 5,
+        "all": 12,
+    }
+    assert table["all"]["missed"] == sum(face.missed for face in everything.faces)
+    protocol = table["all"]["protocol"]
+    assert protocol["selection"] == "all"
+    assert "dlib-hog" in protocol["boxes"]
+    assert "pupils" in protocol["normalisation"]
+
+
+def test_figures_are_those_of_the_faces(everything: Evaluation, annotated: Path) -> None:
+    everyone = everything.table()["all"]
+    errors = []
+    for face in everything.faces:
+        truth = parse_pts((annotated / face.annotation_uri).read_bytes())
+        np.testing.assert_array_equal(face.truth, truth)
+        pupils = np.linalg.norm(truth[36:42].mean(axis=0) - truth[42:48].mean(axis=0))
+        errors.append(np.linalg.norm(face.stages - truth, axis=-1).mean(axis=-1) / pupils)
+    means = np.mean(errors, axis=0)
+    for index, stage in enumerate(STAGES):
+        assert everyone["stages"][stage]["nrmse_ip"] == pytest.approx(means[index], rel=1e-5)
+    last = np.array(errors)[:, -1]
+    assert everyone["failure_ip_010"] == pytest.approx(np.mean(last > 0.10))
+    assert everyone["under_ip_010"] == pytest.approx(np.mean(last < 0.10))
+    assert 0 < everyone["stages"]["mean_shape"]["nrmse_ip"] < 1.5
+
+
+def test_a_missed_face_counts_in_every_figure_but_one(
+    model: Model, annotated: Path, everything: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = everything.faces[0]
+
+    class Blind:
+        def __call__(self, rgb: np.ndarray) -> list[Detection]:
+            found = rgb.shape[:2] == shape
+            return [Detection(wanted.box, 1.0)] if found else []
+
+    folder = annotated / wanted.uri
+    shape = station.decode(folder.read_bytes()).rgb.shape[:2]
+    monkeypatch.setattr(station, "HogDetector", Blind)
+    blind = evaluate(model, [str(annotated)], "all", 1)
+    row = blind.table()["all"]
+    seen = [face for face in blind.faces if not face.missed]
+    assert row["faces"] == 12
+    assert row["missed"] == 12 - len(seen) > 0
+    assert row["nrmse_ip"] == pytest.approx(np.mean([face.nrmse_ip[-1] for face in blind.faces]))
+    if seen:
+        assert row["nrmse_ip_detected"] == pytest.approx(np.mean([face.nrmse_ip[-1] for face in seen]))
+    nobody = Evaluation("m", "d", {}, "all", tuple(face for face in blind.faces if face.missed), ())
+    assert nobody.table()["all"]["nrmse_ip_detected"] is None
+    json.dumps(nobody.table(), allow_nan=False)
+
+
+def test_selections(model: Model, annotated: Path, tmp_path: Path) -> None:
+    held_out = evaluate(model, [str(annotated)], "held-out", 1)
+    assert {face.annotation_uri for face in held_out.faces} == {
+        "lfpw/trainset/3.pts",
+        "helen/trainset/1.pts",
+        "lfpw/testset/0.pts",
+        "ibug/image_1 _01.pts",
+    }
+    val = evaluate(model, [str(annotated)], "val", 1)
+    assert {face.annotation_uri for face in val.faces} == {"lfpw/trainset/3.pts", "helen/trainset/1.pts"}
+    assert (held_out.selection, val.selection) == ("held-out", "val")
+    shutil.copytree(annotated / "afw", tmp_path / "afw")
+    undeclared = evaluate(model, [str(tmp_path / "afw")], "held-out", 1)
+    assert (undeclared.selection, len(undeclared.faces)) == ("all", 4)
+    with pytest.raises(UserError, match=r"no face could be evaluated \(selection val, 0 photos.*try --split all"):
+        evaluate(model, [str(tmp_path / "afw")], "val", 1, val_share=0)
+
+
+def test_the_order_of_sources_changes_nothing(
+    model: Model, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path
+) -> None:
+    for source, photo in zip("ab", photos[0], strict=False):
+        write_face(tmp_path / source, "x/same name", photo.jpeg, photo.shapes[0])
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    first, second = evaluate(model, [a, b], "all", 1), evaluate(model, [b, a], "all", 1)
+    assert first.faces_digest == second.faces_digest
+    assert first.table() == second.table()
+    assert evaluate(model, [a], "all", 1).faces_digest != first.faces_digest
+
+
+def test_bad_inputs_are_left_out_and_counted(
+    model: Model, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path
+) -> None:
+    shape = photos[0][0].shapes[0]
+    write_face(tmp_path, "a/good", photos[0][0].jpeg, shape)
+    write_face(tmp_path, "a/empty", b"", shape)
+    write_face(tmp_path, "a/outside", picture(np.zeros((8, 8), np.uint8)), shape, ".png")
+    made = evaluate(model, [str(tmp_path)], "all", 1)
+    assert [face.uri for face in made.faces] == ["a/good.jpg"]
+    assert {item.uri: item.reason for item in made.left_out} == {
+        "a/empty.pts": "empty",
+        "a/outside.pts": "pts_outside",
+    }
+    assert made.table()["all"]["protocol"]["left_out"] == 2

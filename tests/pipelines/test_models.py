@@ -1,0 +1,73 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msrrn.artifact import CARD, WEIGHTS
+from pipelines.errors import UserError
+from pipelines.models import Model, read_model
+from tests.factories import tiny_model
+
+MEAN = np.random.default_rng(0).uniform(0.2, 0.8, (68, 2)).astype(np.float32)
+CROPS = np.random.default_rng(1).integers(0, 256, (3, 200, 200), dtype=np.uint8)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    tiny_model(tmp_path / "artifact", MEAN)
+    return tmp_path / "artifact"
+
+
+def test_a_model_travels(artifact: Path) -> None:
+    model = read_model(artifact)
+    expected = model.predictor.predict(CROPS)
+    shutil.rmtree(artifact)
+    copy: Model = pickle.loads(pickle.dumps(model))  # noqa: S301
+    assert copy == model
+    assert hash(copy) == hash(model)
+    np.testing.assert_array_equal(copy.predictor.predict(CROPS).stages, expected.stages)
+    assert expected.stages.shape == (3, 5, 68, 2)
+
+
+def test_the_predictor_is_made_once(artifact: Path, tmp_path: Path) -> None:
+    model = read_model(artifact)
+    assert model.predictor is model.predictor
+    assert pickle.loads(pickle.dumps(model)).predictor is model.predictor  # noqa: S301
+    other = tiny_model(tmp_path / "other", MEAN, seed=1)
+    assert other.predictor is not model.predictor
+    assert other.digest != model.digest
+    assert (model.label, other.label) == ("msrrn tiny0", "msrrn tiny1")
+
+
+def test_what_is_no_artifact_is_explained(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent: no card\.json, so it is not a model artifact"):
+        read_model(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"cannot be read as a model artifact \(Not a directory\): give the dir"):
+        read_model(artifact / CARD)
+    (tmp_path / "folders" / CARD).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"folders cannot be read as a model artifact \(Is a directory\)"):
+        read_model(tmp_path / "folders")
+
+
+def test_a_damaged_artifact_is_explained(artifact: Path) -> None:
+    weights, card = ((artifact / key).read_bytes() for key in (WEIGHTS, CARD))
+    damaged = [
+        (WEIGHTS, weights[: len(weights) // 2], r"weights\.safetensors: weights cannot be loaded"),
+        (WEIGHTS, b"", r"weights\.safetensors: weights cannot be loaded"),
+        (CARD, b"{", r"card\.json: not JSON"),
+        (CARD, json.dumps(json.loads(card) | {"scheme": "wflw-98"}).encode(), "field `scheme`"),
+        (CARD, card.replace(b'"hidden": 16', b'"hidden": 24'), "weights cannot be loaded"),
+    ]
+    for key, data, explained in damaged:
+        (artifact / WEIGHTS).write_bytes(weights)
+        (artifact / CARD).write_bytes(card)
+        (artifact / key).write_bytes(data)
+        with pytest.raises(UserError, match=explained):
+            read_model(artifact)
+    (artifact / CARD).write_bytes(card)
+    (artifact / WEIGHTS).unlink()
+    with pytest.raises(UserError, match="weights cannot be loaded"):
+        read_model(artifact)
