@@ -4,11 +4,17 @@ A task is tried again where storage or a server can fail, never where a person h
 What it made is found by the next try, and by the next run: datasets and models are named by digests.
 """
 
+import base64
 from collections.abc import Sequence
 from typing import Any, Final
 
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 
 from flows.progress import epoch_progress, progress, say
@@ -20,7 +26,7 @@ from pipelines.models import Model
 from pipelines.prepare import prepare
 from pipelines.promotion import Decision
 from pipelines.registry import ModelVersion
-from pipelines.report import Retraining, retraining_page
+from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
 from pipelines.retraining import open_model, record, train_tracked
 from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
 from pipelines.shards import Manifest
@@ -132,6 +138,10 @@ def write_page(job: Retraining, sources: Sequence[str], out: Store) -> str:
     """The page with tables, figures and pictures."""
     out.publish(REPORT, retraining_page(job, sources).encode())
     place = f"{out.url}/{REPORT}"
+    worst = base64.b64encode(faces_sheet(by_error(job.evaluation)[::-1][:TILES], sources)).decode()
+    create_image_artifact(
+        key="worst-faces", image_url=f"data:image/jpeg;base64,{worst}", description=f"The worst faces; {LEGEND}."
+    )
     create_link_artifact(key="report", link=place, description="The page of this retraining")
     return place
 

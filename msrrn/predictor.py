@@ -67,7 +67,8 @@ class Predictor:
 
     @torch.inference_mode()
     def _predict_batch(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        level_200 = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)
+        # A copy, since torch takes no negative strides, which NumPy leaves on an axis of length 1.
+        level_200 = torch.from_numpy(crops.copy()).to(self.device)
         level_100 = area_halve(level_200)
         shapes = self.model(area_halve(level_100), level_100, level_200).shapes
         mean = self.model.mean_shape.expand(len(crops), 1, -1, -1)

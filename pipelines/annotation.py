@@ -36,8 +36,8 @@ RUN: Final = "run.json"
 SUMMARY: Final = "summary.json"
 MAX_NAME: Final = 200
 """Bytes of a file name; file systems end at 255."""
-MAX_FOLDERS: Final = 2000
-"""Bytes of a picture's folders; a path ends at 4096."""
+MAX_FOLDERS: Final = 600
+"""Bytes of a picture's folders; a path ends at 4096, and making folders goes one call deeper for each."""
 STATUSES: Final = ("annotated", "no_face", "quarantined")
 
 _METADATA: Final = {
@@ -170,7 +170,10 @@ def _claim(job: Job, source: str) -> None:
     }
     if job.out.create(RUN, json.dumps(mine, indent=1).encode()):
         return
-    theirs = json.loads(job.out.read_bytes(RUN))
+    try:
+        theirs = dict(json.loads(job.out.read_bytes(RUN)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{job.out.url}/{RUN} is not the record of a run ({error}); give another --out") from error
     for field, value in mine.items():
         if theirs.get(field) != value:
             raise UserError(
@@ -292,9 +295,8 @@ def _pts_key(uri: str, face_index: int) -> str:
     What no file system holds is shortened to its beginning and a digest.
     """
     folder, _, name = uri.rpartition("/")
-    parts = [_file_name(part) for part in folder.split("/") if part]
-    if sum(len(part.encode()) for part in parts) > MAX_FOLDERS:
-        parts = [_digested(folder)]
+    deep = len(folder.encode()) > MAX_FOLDERS
+    parts = [_digested(folder)] if deep else [_file_name(part) for part in folder.split("/") if part]
     return "/".join(("pts", *parts, f"{_file_name(name)}.{face_index}.pts"))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -141,7 +142,7 @@ def _figures(name: str, row: dict[str, float]) -> list[object]:
 
 def _faces_section(page: Page, evaluation: Evaluation, sources: Sequence[str]) -> None:
     page.section("Faces")
-    ordered = sorted(evaluation.faces, key=lambda face: float(face.nrmse_ip[-1]))
+    ordered = by_error(evaluation)
     middle = max(0, len(ordered) // 2 - TILES // 2)
     chosen = {
         "Best": ordered[:TILES],
@@ -149,10 +150,20 @@ def _faces_section(page: Page, evaluation: Evaluation, sources: Sequence[str]) -
         "Worst": ordered[::-1][:TILES],
     }
     for label, faces in chosen.items():
-        tiles = [tile for face in faces if (tile := _face(face, sources)) is not None]
         errors = ", ".join(f"{100 * face.nrmse_ip[-1]:.1f}" for face in faces)
-        caption = f"{label} {len(tiles)} faces ({LEGEND}). NRMSE IP in %: {errors}."
-        page.picture(to_jpeg(contact_sheet(tiles, COLUMNS)), caption, f"{label} evaluated faces")
+        caption = f"{label} {len(faces)} faces ({LEGEND}). NRMSE IP in %: {errors}."
+        page.picture(faces_sheet(faces, sources), caption, f"{label} evaluated faces")
+
+
+def by_error(evaluation: Evaluation) -> list[FaceResult]:
+    """The evaluated faces, best first."""
+    return sorted(evaluation.faces, key=lambda face: float(face.nrmse_ip[-1]))
+
+
+def faces_sheet(faces: Sequence[FaceResult], sources: Sequence[str]) -> bytes:
+    """JPEG of the faces with annotation and prediction, in order; their photos are read from the sources."""
+    tiles = [tile for face in faces if (tile := _face(face, sources)) is not None]
+    return to_jpeg(contact_sheet(tiles, COLUMNS))
 
 
 def _face(face: FaceResult, sources: Sequence[str]) -> Picture | None:
@@ -175,22 +186,26 @@ def _annotation_section(page: Page, summary: Summary, source: str, out: Store) -
     images = read_table(out, "images").select(["uri", "status", "reason", "message"]).to_pylist()
     rejected = [row for row in images if row["status"] == "quarantined"][:20]
     if rejected:
-        rows = [[row["uri"], row["reason"], row["message"]] for row in rejected]
-        page.table(["Quarantined", "Reason", "Message"], rows, f"{len(rows)} of {summary.quarantined}")
+        shown = [[row["uri"], row["reason"], row["message"]] for row in rejected]
+        page.table(["Quarantined", "Reason", "Message"], shown, f"{len(shown)} of {summary.quarantined}")
+    rows = read_table(out, "faces").sort_by("confidence").to_pylist()
     faces = [
-        (row["uri"], Box(*row["box"]), np.asarray(row["landmarks"], np.float64).reshape(NUM_LANDMARKS, 2))
-        for row in read_table(out, "faces").sort_by("confidence").to_pylist()
+        (row["sha256"], Box(*row["box"]), np.asarray(row["landmarks"], np.float64).reshape(NUM_LANDMARKS, 2))
+        for row in rows
     ]
-    annotated = sorted({uri for uri, _, _ in faces})
-    spread = annotated[:: max(1, len(annotated) // TILES)][:TILES]
+    annotated = sorted({row["uri"]: row["sha256"] for row in rows}.items())
+    spread = [digest for _, digest in annotated[:: max(1, len(annotated) // TILES)][:TILES]]
     doubtful = faces[:TILES]
-    pictures = _pictures(source, {*spread, *(uri for uri, _, _ in doubtful)})
+    wanted = {*spread, *(digest for digest, _, _ in doubtful)}
+    pictures = _pictures(source, {row["uri"] for row in rows if row["sha256"] in wanted})
+    spread = [digest for digest in spread if digest in pictures]
+    doubtful = [face for face in doubtful if face[0] in pictures]
     page.picture(
         to_jpeg(
             contact_sheet(
                 [
-                    photo_tile(pictures[uri], [(box, shape) for name, box, shape in faces if name == uri], 360)
-                    for uri in spread
+                    photo_tile(pictures[digest], [(box, shape) for own, box, shape in faces if own == digest], 360)
+                    for digest in spread
                 ],
                 COLUMNS,
             )
@@ -201,7 +216,7 @@ def _annotation_section(page: Page, summary: Summary, source: str, out: Store) -
     page.picture(
         to_jpeg(
             contact_sheet(
-                [face_tile(pictures[uri], box, [(shape, PREDICTION)]) for uri, box, shape in doubtful],
+                [face_tile(pictures[digest], box, [(shape, PREDICTION)]) for digest, box, shape in doubtful],
                 COLUMNS,
             )
         ),
@@ -211,6 +226,11 @@ def _annotation_section(page: Page, summary: Summary, source: str, out: Store) -
 
 
 def _pictures(source: str, uris: Collection[str]) -> dict[str, Picture]:
+    """Pictures by their SHA-256: a name may be there twice, or have another picture since."""
     archive = open_archive(source)
-    wanted = [item for item in archive.items if item.uri in uris]
-    return {item.uri: decode(data).rgb for item, data in archive.read(wanted) if not isinstance(data, Undecodable)}
+    pictures: dict[str, Picture] = {}
+    for _, data in archive.read([item for item in archive.items if item.uri in uris]):
+        if isinstance(data, bytes):
+            with suppress(Undecodable):
+                pictures[hashlib.sha256(data).hexdigest()] = decode(data).rgb
+    return pictures

@@ -83,9 +83,9 @@ def draw_expression(rng: Rng) -> Expression:
     if kind == 1:
         smile = rng.uniform(0.2, 0.9)
     elif kind == 2:
-        smile, part, jaw = rng.uniform(0.3, 1.3), rng.uniform(0.25, 1.2), abs(rng.normal(0.0, 0.13))
+        smile, part, jaw = rng.uniform(0.3, 1.3), rng.uniform(0.2, 1.0), abs(rng.normal(0.0, 0.13))
     elif kind == 3:
-        jaw, part, smile = rng.uniform(0.05, 1.0), rng.uniform(0.1, 0.7), rng.normal(0.1, 0.3)
+        jaw, part, smile = rng.uniform(0.05, 0.85), rng.uniform(0.1, 0.6), rng.normal(0.1, 0.3)
     elif kind == 4:
         pucker, part = rng.uniform(0.2, 1.0), rng.uniform(0.0, 0.4)
     lids = float(np.clip(rng.normal(1.0, 0.17) - 0.15 * max(smile, 0.0), 0.35, 1.6))
@@ -148,7 +148,7 @@ def _identity(a: Array, rng: Rng) -> Array:
     width, height, tilt, spacing = (
         1 + 0.05 * normal(),
         1 + 0.12 * normal(),
-        0.014 * normal(),
+        0.010 * normal(),
         0.018 * normal(),
     )
     for eye, sign in ((slice(36, 42), -1.0), (slice(42, 48), 1.0)):

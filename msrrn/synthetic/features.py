@@ -4,7 +4,7 @@ import numpy as np
 
 from msrrn.synthetic.anatomy import Array, Expression, Rng
 from msrrn.synthetic.paint import Picture, ellipse, fill, noise, smooth, stroke
-from msrrn.synthetic.skin import HEIGHT, LANDMARKS, UNIT, WIDTH, Looks
+from msrrn.synthetic.skin import LANDMARKS, UNIT, Looks
 
 
 def paint_features(face: Picture, rng: Rng, anchors: Array, expression: Expression, looks: Looks) -> None:
@@ -26,14 +26,14 @@ def paint_features(face: Picture, rng: Rng, anchors: Array, expression: Expressi
 def _mouth(face: Picture, rng: Rng, anchors: Array, e: Expression, looks: Looks) -> None:
     outer, inner = smooth(LANDMARKS[48:60], True), smooth(LANDMARKS[60:68], True)
     fill(face, outer + [0, 7], looks.skin * 0.5, rng.uniform(0.0, 0.5), 4)
-    grain = (1 + noise(rng, (HEIGHT, WIDTH), 2.5, 3.0) * rng.uniform(0, 0.1))[..., None]
     window = np.s_[
         int(outer[:, 1].min()) - 8 : int(outer[:, 1].max()) + 9,
         int(outer[:, 0].min()) - 8 : int(outer[:, 0].max()) + 9,
     ]
     part, shift = face[window], np.array([window[1].start, window[0].start])
+    grain = (1 + noise(rng, (part.shape[0], part.shape[1]), 2.5, 3.0) * rng.uniform(0, 0.1))[..., None]
     strength, soft = rng.uniform(0.45, 1.0), rng.uniform(0.6, 1.8)
-    fill(part, outer - shift, looks.lips * grain[window], strength, soft)
+    fill(part, outer - shift, looks.lips * grain, strength, soft)
     upper = np.concatenate([LANDMARKS[48:55], LANDMARKS[[64, 63, 62, 61, 60]]])
     fill(part, smooth(upper, True) - shift, looks.lips * 0.6, rng.uniform(0.2, 0.6), soft)
     shine = (LANDMARKS[[59, 58, 57, 56, 55]] + LANDMARKS[[60, 67, 66, 65, 64]]) / 2
@@ -107,7 +107,7 @@ def _brow(face: Picture, rng: Rng, side: int, looks: Looks) -> None:
     below = curve + np.stack([np.zeros(n), profile], 1)
     above = curve - np.stack([np.zeros(n), profile * 0.3], 1)
     colour = np.minimum(looks.hair * rng.uniform(0.5, 1.0), looks.skin * 0.7)
-    density = rng.uniform(0.3, 0.95)
+    density = rng.uniform(0.45, 1.0)
     fill(
         face,
         np.concatenate([above, below[::-1]]),
@@ -152,7 +152,7 @@ def _eye(
     white = np.array([0.97, 0.94, 0.92]) * (0.72 + 0.28 * style[5])
     ball[:] = white
     stroke(ball, [outline - shift], white * 0.45, 5, 0.6, 2.5, closed=True)
-    radius = 0.092 + 0.02 * (style[2] - 0.5)
+    radius = 0.098 + 0.02 * (style[2] - 0.5)
     centre = lids.mean(axis=0) - shift + gaze * [across, UNIT] + [0, -0.02 * down]
     iris = np.array([[0.16, 0.08, 0.04], [0.3, 0.2, 0.1], [0.35, 0.45, 0.55], [0.3, 0.4, 0.28]])
     colour = iris[min(int(style[0] * 6), 3)] if looks.hair.mean() > 0.15 else iris[int(style[0] * 1.2)]
@@ -169,8 +169,8 @@ def _eye(
     lash = looks.hair * 0.25
     makeup = 1.0 + 2.0 * style[1] * (not looks.male)
     stretch = 1.0 if opened > 0.3 else 2.5
-    stroke(face, [upper], lash, (1.0 + makeup) * stretch, 0.55 + 0.4 * style[2], 0.5)
-    stroke(face, [lower], looks.skin * 0.4, 1.2 * stretch, 0.25 + 0.5 * style[3], 0.6)
+    stroke(face, [upper], lash, (1.0 + makeup) * stretch, 0.7 + 0.3 * style[2], 0.5)
+    stroke(face, [lower], looks.skin * 0.35, 1.3 * stretch, 0.35 + 0.5 * style[3], 0.6)
     if makeup > 1.8:
         stroke(face, [np.array([outer, outer + [side * 7, -5]])], lash, 2, 0.8, 0.6)
     inner = lids[0] if side > 0 else lids[3]

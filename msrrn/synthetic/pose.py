@@ -21,9 +21,9 @@ def _held_within(rng: Rng, spread: float, limit: float, even: float) -> float:
 def draw_pose(rng: Rng) -> tuple[float, float, float]:
     """Yaw, pitch and roll in degrees (see `camera.rotation` for the signs)."""
     return (
-        _held_within(rng, 13.0, MAX_YAW, 0.25),
-        _held_within(rng, 7.0, MAX_PITCH, 0.10),
-        _held_within(rng, 8.0, MAX_ROLL, 0.10),
+        _held_within(rng, 13.0, MAX_YAW, 0.20),
+        _held_within(rng, 7.0, MAX_PITCH, 0.06),
+        _held_within(rng, 8.0, MAX_ROLL, 0.06),
     )
 
 

@@ -108,8 +108,8 @@ def _cheeks_and_folds(face: Picture, rng: Rng, e: Expression, looks: Looks) -> N
         fill(
             face,
             ellipse(socket.mean(axis=0) + [side * -4, -6], (28, 17)),
-            skin * 0.55,
-            rng.uniform(0, 0.45),
+            skin * 0.5,
+            rng.uniform(0.1, 0.5),
             7,
         )
     if looks.age > 0.6:

@@ -128,6 +128,10 @@ def jaw_candidates(anchors: Array) -> tuple[Array, Array]:
 
 def normals(points: NDArray[np.floating]) -> Array:
     """Unit normals (H, W, 3) out of the head, of a grid (H, W, 3) in picture axes or the head's own."""
-    down, right = np.gradient(points, axis=0), np.gradient(points, axis=1)
+    down, right = np.empty_like(points), np.empty_like(points)
+    down[1:-1] = points[2:] - points[:-2]
+    down[0], down[-1] = points[1] - points[0], points[-1] - points[-2]
+    right[:, 1:-1] = points[:, 2:] - points[:, :-2]
+    right[:, 0], right[:, -1] = points[:, 1] - points[:, 0], points[:, -1] - points[:, -2]
     out = np.cross(right, down)
     return np.asarray(out / np.maximum(np.linalg.norm(out, axis=-1, keepdims=True), 1e-9))

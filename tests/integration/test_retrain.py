@@ -76,7 +76,7 @@ def test_an_operator_sees_every_step_and_its_artifacts(first: RetrainResult) -> 
 
     tasks, artifacts = asyncio.run(seen())
     assert tasks >= STEPS
-    assert {"dataset", "evaluation", "promotion", "annotations", "report"} <= artifacts
+    assert {"dataset", "evaluation", "promotion", "annotations", "worst-faces", "report"} <= artifacts
 
 
 def test_mlflow_holds_parameters_curves_figures_and_a_model_without_pickles(first: RetrainResult) -> None:

@@ -135,9 +135,8 @@ def test_the_four_corners_and_the_side(centre: tuple[float, float], side: float)
     frame = CropFrame.square(centre, side)
     np.testing.assert_allclose(frame.shape_to_upright(CORNERS), centre + (CORNERS - 0.5) * side, atol=1e-6)
     mirrored = CropFrame.square(centre, side, mirrored=True)
-    np.testing.assert_allclose(
-        mirrored.shape_to_upright(CORNERS), centre + (CORNERS - 0.5) * [-side, side], atol=1e-6
-    )
+    flipped = centre + (CORNERS - 0.5) * [-side, side]
+    np.testing.assert_allclose(mirrored.shape_to_upright(CORNERS), flipped, atol=1e-6)
     assert frame.side == pytest.approx(side)
 
 

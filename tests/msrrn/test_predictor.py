@@ -90,8 +90,9 @@ def test_other_inputs_are_refused(shape: tuple[int, ...], dtype: type[np.generic
 
 
 def test_views_of_larger_arrays_are_read_as_they_look() -> None:
-    crops = np.random.default_rng(0).integers(0, 256, (4, 200, 400), dtype=np.uint8)[::2, :, ::-2]
-    predictor = Predictor(network())
+    crops = np.random.default_rng(0).integers(0, 256, (4, 200, 400), dtype=np.uint8)[::-2, :, ::-2]
+    crops.flags.writeable = False
+    predictor = Predictor(network(), batch=1)
     np.testing.assert_array_equal(predictor.predict(crops).stages, predictor.predict(crops.copy()).stages)
 
 
@@ -109,6 +110,15 @@ def test_confidence_is_above_0_and_at_most_1(spread: float) -> None:
     assert (confidence > 0).all()
     assert (confidence <= 1).all()
     assert (confidence == 1).all() == (spread == 0)
+
+
+def test_a_collapsed_shape_still_has_a_confidence() -> None:
+    model = network(spread=0.0)
+    with torch.no_grad():
+        model.regressor.output.bias.copy_(((0.5 - MEAN) / 3).flatten())
+    prediction = Predictor(model).predict(random_crops(1))
+    assert inter_pupil(prediction.shapes) < 1e-6
+    assert 0 < prediction.confidence < 1e-30
 
 
 def test_predicting_leaves_no_gradients() -> None:

@@ -15,7 +15,7 @@ from msrrn.synthetic.pose import MAX_PITCH, MAX_ROLL, MAX_YAW, draw_pose, landma
 from msrrn.synthetic.surface import head_grid
 
 SEED = 2024
-PHOTOS = 32
+PHOTOS = 28
 
 
 @pytest.fixture(scope="module")

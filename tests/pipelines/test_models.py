@@ -45,11 +45,14 @@ def test_the_predictor_is_made_once(artifact: Path, tmp_path: Path) -> None:
 def test_what_is_no_artifact_is_explained(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent: no card\.json, so it is not a model artifact"):
         read_model(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"cannot be read as a model artifact \(Not a directory\): give the dir"):
+    with pytest.raises(UserError, match=r"card\.json: no card\.json, so it is not a model artifact"):
         read_model(artifact / CARD)
-    (tmp_path / "folders" / CARD).mkdir(parents=True)
-    with pytest.raises(UserError, match=r"folders cannot be read as a model artifact \(Is a directory\)"):
-        read_model(tmp_path / "folders")
+    for key in (CARD, WEIGHTS):
+        folder = Path(shutil.copytree(artifact, tmp_path / f"folder {key}"))
+        (folder / key).unlink()
+        (folder / key).mkdir()
+        with pytest.raises(UserError, match=f"folder {key}.* (artifact|cannot be loaded)"):
+            read_model(folder)
 
 
 def test_a_damaged_artifact_is_explained(artifact: Path) -> None:

@@ -121,7 +121,7 @@ def test_calls_that_cannot_work_are_refused(dataset: Dataset, tmp_path: Path) ->
 def test_two_workers_train_as_one_does_though_one_is_killed(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_of_two: int
 ) -> None:
-    """Measured: the same epochs with two workers differ by rounding alone, since they share every batch."""
+    """They share every batch, so their figures differ by rounding alone: measured, by one part in a million."""
     settings = TrainSettings(epochs=3, batch=16)
     alone = train_model(dataset[0].url, str(tmp_path / "alone"), settings, 0)
     killed: list[int] = []
@@ -140,8 +140,7 @@ def test_two_workers_train_as_one_does_though_one_is_killed(
     assert set(epochs) == {1, 2, 3}
     assert len(both.history) == 3
     for row, other in zip(both.history, alone.history, strict=True):
-        print({key: abs(row[key] / other[key] - 1) for key in row if other[key]})
-        assert row == pytest.approx(other, rel=1e-3)
+        assert row == pytest.approx(other, rel=1e-4)
     assert read_model(local(both)).card.version == both.card.version
 
 
