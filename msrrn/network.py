@@ -135,7 +135,7 @@ class MSRRN(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for outputs in (self.initial.head[-1], self.regressor.output):
-            # Start from S⁰ = mean shape and Sᵗ = Sᵗ⁻¹: the first gradients then see the true residuals.
+            # Start near S⁰ = mean shape and Sᵗ = Sᵗ⁻¹: the first gradients then see residuals close to the true ones.
             assert isinstance(outputs, nn.Linear)
             nn.init.normal_(outputs.weight, std=1e-3)
         nn.init.orthogonal_(self.regressor.memory.weight, gain=0.5)

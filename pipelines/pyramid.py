@@ -41,8 +41,9 @@ def frame_around(
 def crop(rgb: NDArray[np.uint8], frame: CropFrame) -> NDArray[np.uint8]:
     """Grey crop (200, 200) of an upright picture (H, W, 3).
 
-    One bilinear resampling; where the picture is finer than the crop, it samples k × k points a pixel
-    and averages them, so that nothing aliases. Outside the picture its edge pixels repeat.
+    One bilinear resampling; where the picture is finer than the crop, it samples k × k points a pixel and
+    averages them (a box filter: detail just below the crop's resolution can leave a faint pattern, a
+    checkerboard of a much larger picture comes out grey). Outside the picture its edge pixels repeat.
     """
     oversampling = int(np.clip(np.ceil(frame.side / CROP), 1, MAX_OVERSAMPLING))
     size = CROP * oversampling

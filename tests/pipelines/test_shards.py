@@ -53,8 +53,10 @@ def test_samples_are_the_rows_of_a_split(dataset: Dataset) -> None:
     for split, count in wanted.items():
         samples = read_samples(store, manifest, split)
         assert len(samples) == count == len(samples.source)
-        assert (samples.image_200.shape, samples.image_200.dtype) == ((count, 200, 200), np.uint8)
-        assert (samples.landmarks.shape, samples.landmarks.dtype) == ((count, 68, 2), np.float32)
+        assert samples.image_200.shape == (count, 200, 200)
+        assert samples.image_200.dtype == np.uint8
+        assert samples.landmarks.shape == (count, 68, 2)
+        assert samples.landmarks.dtype == np.float32
     assert samples.copy.tolist() == [0, 0]
     first = pq.read_table(io.BytesIO(shard(dataset, "val"))).to_pylist()[0]
     assert samples.landmarks[0].ravel().tolist() == first["landmarks"]

@@ -1,0 +1,122 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, event
+
+from msrrn.artifact import CARD, WEIGHTS
+from msrrn.network import PRESETS
+from pipelines import retraining, tracking
+from pipelines.errors import UserError
+from pipelines.models import Model
+from pipelines.registry import champion, models
+from pipelines.retraining import open_model, promote, train_tracked
+from pipelines.settings import TrainSettings
+from pipelines.shards import Manifest
+from pipelines.storage import Store
+from pipelines.train import run_name
+from tests.factories import TINY, tiny_model
+
+Dataset = tuple[Store, Manifest]
+
+
+def _no_sync(connection: Any, _: object) -> None:
+    connection.execute("PRAGMA synchronous=OFF")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An MLflow store in a current directory of its own."""
+    event.listen(Engine, "connect", _no_sync)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(tmp_path_factory.mktemp("store"))
+        patch.setitem(PRESETS, "paper", TINY)
+        yield
+    event.remove(Engine, "connect", _no_sync)
+
+
+def write(folder: Path, model: Model) -> str:
+    folder.mkdir()
+    for name, data in model.files:
+        (folder / name).write_bytes(data)
+    return str(folder)
+
+
+def run_of(name: str, key: str) -> Any:
+    return tracking.client().get_run(tracking.open_run(name, key, {}, {}).run_id)
+
+
+def test_mlflow_follows_a_training(dataset: Dataset, tmp_path: Path) -> None:
+    settings = TrainSettings(epochs=3, batch=8)
+    trained = train_tracked(dataset[0].url, str(tmp_path), settings, 0, "followed", lambda metrics: None)
+    client = tracking.client()
+    (experiment,) = client.search_experiments(filter_string="name = 'followed'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["batch"] == "8"
+    assert run.data.params["copies"] == "3"
+    assert run.data.tags["msrrn.dataset"] == dataset[1].name
+    losses = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted({(each.step, each.value) for each in losses}) == [
+        (row["epoch"], row["loss"]) for row in trained.history
+    ]
+
+
+def test_a_training_that_fails_is_seen_to_fail(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise UserError("training: the loss is nan")
+
+    monkeypatch.setattr(retraining, "train_model", fails)
+    with pytest.raises(UserError, match="the loss is nan"):
+        train_tracked(dataset[0].url, str(tmp_path), TrainSettings(), 0, "failed", lambda metrics: None)
+    client = tracking.client()
+    (experiment,) = client.search_experiments(filter_string="name = 'failed'")
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+def test_models_go_through_the_gate(model: Model, annotated: Path, tmp_path: Path) -> None:
+    sources = [str(annotated)]
+    good = write(tmp_path / "good", model)
+    first, decision = promote(good, sources, "val", "gate", 1)
+    assert decision.promote
+    assert "first model" in decision.reason
+    again, decision = promote(good, sources, "val", "gate", 1)
+    assert again.version == first.version
+    assert not decision.promote
+    assert "champion already" in decision.reason
+    tiny_model(tmp_path / "worse", np.full((68, 2), 0.9, np.float32), seed=3)
+    worse, decision = promote(str(tmp_path / "worse"), sources, "val", "gate", 1)
+    assert not decision.promote
+    assert "is worse" in decision.reason
+    assert (known := champion("gate")) is not None
+    assert known.version == first.version
+    tags = models("gate")[0].tags
+    assert models("gate")[0].version == worse.version
+    assert models("gate")[0].aliases == ("challenger",)
+    assert tags["msrrn.reason"] == decision.reason
+    assert tags["msrrn.normalisation"] == "inter-pupil (IP)"
+    assert float(tags["msrrn.nrmse_ip"]) > float(known.tags["msrrn.nrmse_ip"])
+    with pytest.raises(UserError, match="models:/gate@champion is not a version of 'other'"):
+        promote("models:/gate@champion", sources, "val", "other", 1)
+    assert open_model("models:/gate@champion").digest == model.digest
+
+
+def test_a_model_is_opened_wherever_it_is(model: Model, tmp_path: Path, s3: str) -> None:
+    for name, data in model.files:
+        Store(f"{s3}/models").publish(name, data)
+    assert open_model(f"{s3}/models") == model
+    assert open_model(write(tmp_path / "here", model)) == model
+    with pytest.raises(UserError, match=rf"absent/({WEIGHTS}|{CARD}) does not exist"):
+        open_model(f"{s3}/absent")
+    with pytest.raises(UserError, match="nowhere"):
+        open_model(str(tmp_path / "nowhere"))
+
+
+def test_a_run_is_found_again_by_what_it_was_trained_on(dataset: Dataset) -> None:
+    key = run_name(dataset[1], TrainSettings())
+    assert run_of("again", key).info.run_id == run_of("again", key).info.run_id
