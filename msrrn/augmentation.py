@@ -26,7 +26,7 @@ class AugmentationSettings(BaseModel):
         0.5,
         ge=0,
         le=2,
-        description="Gaussian pixel noise, in standard deviations of the crop's own grey values",
+        description="strongest Gaussian pixel noise, in standard deviations of the crop's own grey values",
     )
     max_rotation: float = Field(15.0, ge=0, le=180, description="degrees, uniform in ±")
     mirror_probability: float = Field(0.5, ge=0, le=1)
@@ -64,7 +64,8 @@ def draw(settings: AugmentationSettings, rng: np.random.Generator, copy: int) ->
     jitter = np.clip(rng.standard_normal(3), -2.5, 2.5)
     shift = (float(jitter[0] * settings.box_shift), float(jitter[1] * settings.box_shift))
     scale = float(np.exp(jitter[2] * settings.box_scale))
-    return Draw(copy, float(roll), mirrored, shift, scale, settings.noise_sigma)
+    sigma = float(rng.uniform(0.0, settings.noise_sigma))
+    return Draw(copy, float(roll), mirrored, shift, scale, sigma)
 
 
 def add_noise(crop: NDArray[np.uint8], sigma: float, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -74,6 +75,9 @@ def add_noise(crop: NDArray[np.uint8], sigma: float, rng: np.random.Generator) -
     of 0 to 1 it would drown the face (half the range, a signal-to-noise ratio far below 1). The scale on
     which it is a strong but sensible augmentation is that of the standardised crop, zero mean and unit
     variance, which is also what the network reads: σ is in standard deviations of the crop's own pixels.
+    0.5 is the strongest: each copy draws its own σ up to it. With 0.5 on every copy the last stage, which
+    alone sees pixels that no average has cleaned, learned to ignore detail: on 300-W's validation faces it
+    was no better than the stage before.
     """
     if sigma == 0:
         return crop

@@ -39,7 +39,7 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: Literal["paper"] = "paper"
-    epochs: int = Field(12, ge=1, description="passes over all augmented copies")
+    epochs: int = Field(16, ge=1, description="passes over all augmented copies")
     batch: int = Field(64, ge=2, description="samples of one update, shared by all workers")
     learning_rate: float = Field(0.02, gt=0, description="peak of the schedule")
     momentum: float = Field(0.9, ge=0, lt=1)

@@ -77,7 +77,7 @@ class ThreeHundredW:
         except BadAnnotation as error:
             return Rejected(uri, error.reason, f"{annotation_uri}: {error.message}")
         subset = _subset(self.url, uri)
-        split = _split(uri, subset, stem, validation)
+        split = _split(self.url, uri, subset, stem, validation)
         return AnnotatedPhoto(store.url, uri, annotation_uri, subset, split, shape)
 
     def _validation(self, store: Store, images: Iterable[str]) -> frozenset[str] | None:
@@ -93,7 +93,7 @@ class ThreeHundredW:
                 "write paths below its folder, without suffix"
             )
         for stem in listed:
-            if _is_test(stem, _subset(self.url, stem)):
+            if _is_test(self.url, stem, _subset(self.url, stem)):
                 raise UserError(f"{name} lists {stem!r}, a test picture: take it out of the list")
         return frozenset(listed)
 
@@ -107,22 +107,30 @@ def _folders(uri: str) -> tuple[str, ...]:
 
 
 def _subset(url: str, uri: str) -> str:
-    """A known name among the folders below the root, else in the root's own path, else the first folder."""
+    """A known name among the folders below the root, else in the root's own path, else the first folder.
+
+    Photos that lie in no folder are the root's, by its own name.
+    """
     below = _folders(uri)
-    root = [part for part in url.rstrip("/").split("/") if part]
-    for part in (*below, *reversed(root)):
+    for part in (*below, *reversed(_root(url))):
         if part.lower() in SUBSETS:
             return part.lower()
-    return below[0] if below else root[-1]
+    return below[0] if below else _root(url)[-1]
 
 
-def _is_test(uri: str, subset: str) -> bool:
-    return subset == "ibug" or "testset" in (part.lower() for part in _folders(uri))
+def _root(url: str) -> tuple[str, ...]:
+    place = Store(url).absolute()
+    local = place.local_path()
+    return local.resolve().parts if local else tuple(place.url.split("/"))
 
 
-def _split(uri: str, subset: str, stem: str, validation: frozenset[str] | None) -> Split | None:
-    if _is_test(uri, subset):
+def _is_test(url: str, uri: str, subset: str) -> bool:
+    return subset == "ibug" or "testset" in (part.lower() for part in (*_folders(uri), *_root(url)))
+
+
+def _split(url: str, uri: str, subset: str, stem: str, validation: frozenset[str] | None) -> Split | None:
+    if _is_test(url, uri, subset):
         return "test"
     if validation is not None:
         return "val" if stem in validation else "train"
-    return "train" if "trainset" in (part.lower() for part in _folders(uri)) else None
+    return "train" if "trainset" in (part.lower() for part in (*_folders(uri), *_root(url))) else None

@@ -128,9 +128,7 @@ def test_a_tar_damaged_in_the_middle(tmp_path: Path) -> None:
     assert _read(_opened(tmp_path, bytes(whole))) == {"a.jpg": b"a" * 600, "(end of archive)": "corrupt"}
 
 
-@given(
-    cut=st.integers(1, 4096), flips=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=4)
-)
+@given(cut=st.integers(1, 4096), flips=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=4))
 def test_damage_is_a_row_or_a_plain_error(
     cut: int, flips: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -251,6 +249,4 @@ def test_the_real_photographs(data_root: Path) -> None:
     archive = open_archive(str(data_root / "photos"))
     assert len(archive.items) == 414
     assert archive.ignored == 1
-    assert all(
-        isinstance(data, bytes) and len(data) == item.size for item, data in archive.read(archive.items[:20])
-    )
+    assert all(isinstance(data, bytes) and len(data) == item.size for item, data in archive.read(archive.items[:20]))

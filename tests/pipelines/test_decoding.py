@@ -221,9 +221,7 @@ _SEEDS = [_picture(SCENE, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF"
     st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6),
     st.integers(0, 400),
 )
-def test_whatever_the_bytes_nothing_else_is_raised(
-    data: bytes, changes: list[tuple[int, int]], cut: int
-) -> None:
+def test_whatever_the_bytes_nothing_else_is_raised(data: bytes, changes: list[tuple[int, int]], cut: int) -> None:
     damaged = bytearray(data)
     for place, value in changes:
         damaged[place % len(damaged)] = value

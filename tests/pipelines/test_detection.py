@@ -44,9 +44,7 @@ def test_faces_come_largest_first_and_always_the_same(photograph: Photograph) ->
     assert another(rgb) == found
 
 
-def test_faces_are_found_in_copies_of_any_size_in_their_own_pixels(
-    data_root: Path, photograph: Photograph
-) -> None:
+def test_faces_are_found_in_copies_of_any_size_in_their_own_pixels(data_root: Path, photograph: Photograph) -> None:
     matched = {"as it is": 0, "large": 0, "small": 0}
     annotations = sorted((data_root / "300w" / "helen" / "trainset").glob("*.pts"))[:5]
     for annotation in annotations:
@@ -68,16 +66,12 @@ def test_pictures_without_a_face(size: tuple[int, int]) -> None:
 
 
 @given(st.integers(0, 50), st.floats(0.1, 20), st.floats(-500, 500), st.floats(-500, 500))
-def test_the_expected_box_moves_and_grows_with_the_face(
-    seed: int, scale: float, dx: float, dy: float
-) -> None:
+def test_the_expected_box_moves_and_grows_with_the_face(seed: int, scale: float, dx: float, dy: float) -> None:
     shape = _shape(seed)
     moved = expected_box(shape * scale + [dx, dy])
     plain = expected_box(shape)
     assert moved.side == pytest.approx(plain.side * scale)
-    assert moved.centre == pytest.approx(
-        (plain.centre[0] * scale + dx, plain.centre[1] * scale + dy), abs=1e-6
-    )
+    assert moved.centre == pytest.approx((plain.centre[0] * scale + dx, plain.centre[1] * scale + dy), abs=1e-6)
 
 
 @given(

@@ -42,9 +42,7 @@ def _reason(data: bytes) -> str:
     return caught.value.reason
 
 
-@given(
-    hnp.arrays(np.float64, (68, 2), elements=st.floats(-1e5, 1e5)).filter(lambda s: np.ptp(s, 0).min() > 1e-3)
-)
+@given(hnp.arrays(np.float64, (68, 2), elements=st.floats(-1e5, 1e5)).filter(lambda s: np.ptp(s, 0).min() > 1e-3))
 def test_what_is_written_reads_back(shape: NDArray[np.float64]) -> None:
     np.testing.assert_allclose(parse_pts(format_pts(shape)), shape, rtol=0, atol=1e-6)
 
@@ -214,3 +212,11 @@ def test_the_real_faces(data_root: Path) -> None:
     for photo in photos[::40]:
         height, width = decode(photo.read()).rgb.shape[:2]
         assert not outside(photo.shape, width, height)
+
+
+@pytest.mark.parametrize(("folder", "split"), [("testset", "test"), ("trainset", "train"), ("faces", None)])
+def test_the_split_is_read_from_the_roots_own_path_too(tmp_path: Path, folder: str, split: str | None) -> None:
+    url = str(tmp_path / "helen" / folder)
+    _fill(url, "a.jpg", "a.pts")
+    photo = _photos(url)["a.jpg"]
+    assert (photo.subset, photo.declared_split) == ("helen", split)
