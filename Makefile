@@ -33,5 +33,5 @@ test: lint ## environment, linter, type checker, tests
 lock: $(INSTALLED) ## write down the versions that are installed
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; s/ @ .*//' > constraints.txt
 
-clean: ## remove the environment and what the demo made
-	rm -rf $(VENV) demo-out mlflow.db mlflow.db.lock mlartifacts
+clean: ## remove the environment and what the demo made (mlflow.db may hold real champions: it stays)
+	rm -rf $(VENV) demo-out

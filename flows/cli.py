@@ -21,7 +21,7 @@ places:
   a folder, file:///folder or s3://bucket/prefix. MLFLOW_TRACKING_URI (default: mlflow.db in this
   folder), PREFECT_API_URL, RAY_ADDRESS and AWS_* switch from this machine to servers.
 
-exit codes: 0 done, 1 the job failed, 2 the call is wrong. --debug, anywhere, shows tracebacks."""
+exit codes: 0 done, 1 the job failed, 2 the call is wrong, 130 interrupted. --debug, anywhere, shows tracebacks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,15 +74,8 @@ def _quiet(debug: bool) -> None:
 
 def _explain(error: Exception) -> int:
     """One or two lines for a person; 2 where the call is wrong, else 1."""
-    from pydantic import ValidationError
-
     from pipelines.errors import UsageError, UserError
 
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][-1]).replace("_", "-")
-        _fail(f"{option} {first['input']}: {first['msg']}")
-        return 2
     if isinstance(error, UserError):
         _fail(str(error))
         return 2 if isinstance(error, UsageError) else 1

@@ -5,13 +5,19 @@ Heavy libraries are imported inside the commands, so that `--help` and a wrong c
 
 import argparse
 import json
-import os
+import re
+import shutil
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from msrrn.augmentation import AugmentationSettings
+from pipelines.engine import default_workers
+from pipelines.errors import UsageError
 from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
 
 NAME: Final = "msrrn"
@@ -55,9 +61,11 @@ def _positive(text: str) -> int:
 
 
 def _workers(parser: argparse.ArgumentParser) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
-        "--workers", type=_positive, default=cores, help="Ray workers (default: the %(default)s cores here)"
+        "--workers",
+        type=_positive,
+        default=default_workers(),
+        help="Ray workers (default: the %(default)s cores here)",
     )
 
 
@@ -66,7 +74,13 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", default=NAME, help="registered model (default: %(default)s)")
+    parser.add_argument("--name", type=_model_name, default=NAME, help="registered model (default: %(default)s)")
+
+
+def _model_name(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_-]{1,100}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: a name has letters, digits, - and _ only")
+    return text
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -80,13 +94,13 @@ def _data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _split(parser: argparse.ArgumentParser) -> None:
+def _split(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--split",
         choices=("held-out", "val", "all"),
-        default="held-out",
-        help="which photos: those that the source declares val or test, or all where it declares none "
-        "(held-out, the default); those that `prepare` holds out (val); every one (all)",
+        default=default,
+        help="which photos: those that the source declares val or test, or all where it declares none (held-out); "
+        "those that `prepare` holds out (val); every one (all) (default: %(default)s)",
     )
 
 
@@ -116,17 +130,29 @@ def _given(call: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(call, name) for name in names if getattr(call, name) is not None}
 
 
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def _settings(kind: type[Settings], given: dict[str, Any]) -> Settings:
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][-1]).replace("_", "-")
+        raise UsageError(f"{option} {first['input']}: {first['msg']}") from error
+
+
 def _prepare_settings(call: argparse.Namespace) -> PrepareSettings:
-    augmentation = AugmentationSettings(**_given(call, "copies"))
-    return PrepareSettings(augmentation=augmentation, **_given(call, "val_share", "seed"))
+    augmentation = _settings(AugmentationSettings, _given(call, "copies"))
+    return _settings(PrepareSettings, {"augmentation": augmentation, **_given(call, "val_share", "seed")})
 
 
 def _train_settings(call: argparse.Namespace) -> TrainSettings:
-    return TrainSettings(**_given(call, "preset", "epochs", "batch", "learning_rate", "seed"))
+    return _settings(TrainSettings, _given(call, "preset", "epochs", "batch", "learning_rate", "seed"))
 
 
 def _print_json(result: Any) -> None:
-    print(json.dumps(result, indent=2))
+    print(json.dumps(result, indent=2, allow_nan=False))
 
 
 def _demo(commands: Commands) -> None:
@@ -134,6 +160,7 @@ def _demo(commands: Commands) -> None:
         from flows.demo import demo
         from pipelines.tracking import shown_uri
 
+        program = "msrrn" if shutil.which("msrrn") else sys.argv[0]
         made = demo(call.out, call.workers)
         result = made.result
         if call.json:
@@ -148,7 +175,7 @@ def _demo(commands: Commands) -> None:
             f"  annotations   {result.annotations}\n"
             f"  MLflow store  {shown_uri()}\n\n"
             "Next, with photos of your own:\n"
-            f"  msrrn annotate YOUR_PHOTOS --model {result.model} --out annotations"
+            f"  {program} annotate YOUR_PHOTOS --model {result.model} --out annotations"
         )
 
     parser = _command(
@@ -269,17 +296,19 @@ def _evaluate(commands: Commands) -> None:
         from flows.progress import progress
         from pipelines.evaluation import evaluate
         from pipelines.retraining import open_model
+        from pipelines.storage import Store
         from pipelines.tables import evaluation_text
 
         model = open_model(call.model)
         with progress("evaluating, photos") as update:
-            evaluation = evaluate(model, call.data, call.split, call.workers, update)
+            evaluation = evaluate(model, call.data, call.split, call.workers, update, model.val_share)
         table = evaluation.table()
         if call.json == "-":
             _print_json(table)
             return
         if call.json:
-            Path(call.json).write_text(json.dumps(table, indent=2) + "\n")
+            file = Path(call.json)
+            Store(str(file.parent)).publish(file.name, (json.dumps(table, indent=2) + "\n").encode())
         print(evaluation_text(evaluation))
 
     parser = _command(
@@ -294,7 +323,7 @@ def _evaluate(commands: Commands) -> None:
     )
     _model(parser, required=True)
     _data(parser)
-    _split(parser)
+    _split(parser, "held-out")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, fractions; - is stdout")
     _workers(parser)
 
@@ -338,7 +367,7 @@ def _promote(commands: Commands) -> None:
     )
     _model(parser, required=True)
     _data(parser)
-    _split(parser)
+    _split(parser, "val")
     _name(parser)
     _workers(parser)
     _json(parser)
@@ -398,7 +427,7 @@ def _annotate(commands: Commands) -> None:
         from pipelines.annotation import annotate
         from pipelines.retraining import open_model
 
-        settings = AnnotateSettings(**_given(call, "images_per_unit"))
+        settings = _settings(AnnotateSettings, _given(call, "images_per_unit"))
         with progress("annotating, pictures") as update:
             summary = annotate(call.source, call.out, open_model(call.model), settings, call.workers, update)
         if call.json:

@@ -16,7 +16,8 @@ from flows.tasks import (
 from pipelines.annotation import Summary
 from pipelines.report import Retraining
 from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
-from pipelines.storage import Store
+from pipelines.sources.archive import open_archive
+from pipelines.storage import Store, short_digest
 
 
 class RetrainResult(BaseModel):
@@ -58,6 +59,8 @@ def retrain(
     place = Store(out)
     prepare_settings = prepare_settings or PrepareSettings()
     val_share = prepare_settings.val_share
+    if archive:
+        open_archive(archive)  # what is wrong with it is better known now than after the training
     dataset, manifest = prepare_dataset(data, place.child("datasets").url, prepare_settings, workers)
     trained = train_network(dataset.url, out, train_settings or TrainSettings(), workers, name)
     model = load_model(trained.artifact.url)
@@ -68,7 +71,7 @@ def retrain(
     annotations, summary = None, None
     if archive:
         best = load_model(f"models:/{name}@champion")
-        annotations = place.child("annotations").child(best.card.version)
+        annotations = place.child("annotations").child(f"{best.card.version}-{short_digest(archive)}")
         summary = annotate_archive(archive, annotations.url, best, AnnotateSettings(), workers)
     job = Retraining(manifest, trained, evaluation, champion, decision, archive, annotations, summary)
     return RetrainResult(

@@ -61,6 +61,7 @@ def prepare_dataset(
     """Annotated photos → a dataset of shards below `out`."""
     with progress("dataset") as update:
         dataset, manifest = prepare(sources, out, settings, workers, update)
+    retraining.require_validation(manifest)
     say(f"dataset {manifest.name}: " + ", ".join(f"{count} {name}" for name, count in manifest.counts.items()))
     create_table_artifact(
         key="dataset",

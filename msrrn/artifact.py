@@ -37,7 +37,7 @@ class Card(BaseModel):
     config: ModelConfig
     training: dict[str, Any] = Field(default_factory=dict, description="dataset, settings, seed, code version")
     metrics: dict[str, Any] = Field(default_factory=dict, description="validation figures and their protocol")
-    licence: str = "of the annotations it was trained on; those of 300-W allow research only"
+    licence: str = Field("unknown", description="what the model may be used for")
 
 
 def save(directory: Path, model: MSRRN, card: Card) -> None:

@@ -36,7 +36,7 @@ class AugmentationSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Draw:
-    """One copy's parameters. `roll` in degrees, `shift` in sides of the box, `noise_sigma` as in the settings."""
+    """One copy's parameters. `roll` in degrees, `shift` in sides of the box, `noise_sigma` in sds of the crop."""
 
     copy: int
     roll: float

@@ -52,6 +52,7 @@ class Predictor:
         Raises:
             ValueError: another shape or dtype.
         """
+        self.model.eval()
         side = LEVELS[-1]
         if image_200.dtype != np.uint8 or image_200.shape[1:] != (side, side):
             raise ValueError(f"crops must be uint8 (B, {side}, {side}), not {image_200.dtype} {image_200.shape}")

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from msrrn.geometry import CropFrame
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
@@ -163,6 +163,7 @@ def read_table(out: Store, table: str) -> pa.Table:
 def _claim(job: Job, source: str) -> None:
     """Writes what this run is, or checks that the run that is there is the same."""
     mine = {
+        "source": source,
         "model": job.model.label,
         "model_sha256": job.model.digest,
         "schema": SCHEMA_VERSION,
@@ -177,22 +178,29 @@ def _claim(job: Job, source: str) -> None:
     for field, value in mine.items():
         if theirs.get(field) != value:
             raise UserError(
-                f"{job.out.url} holds a run with {field} = {theirs.get(field)}, this one has {value} "
-                f"(source {source}); give another --out, or delete that one"
+                f"{job.out.url} holds a run with {field} = {theirs.get(field)}, this one has {value}; "
+                "give another --out, or delete that one"
             )
 
 
 def _inputs(part: Archive) -> str:
+    """Names a unit's inputs by name and size: a picture that another of its size replaced is not noticed."""
     text = "\n".join(f"{item.uri}\t{item.size}\t{item.problem}" for item in part.items)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _finished(out: Store, parts: dict[str, Archive]) -> dict[str, UnitRecord]:
     records = {}
+    written = {*out.keys("images"), *out.keys("faces")}
     for key in out.keys("records"):
         unit = key.removeprefix("records/").removesuffix(".json")
-        record = UnitRecord.model_validate_json(out.read_bytes(key))
-        if unit in parts and record.inputs == _inputs(parts[unit]):
+        if unit not in parts or not {f"{table}/part-{unit}.parquet" for table in ("images", "faces")} <= written:
+            continue
+        try:
+            record = UnitRecord.model_validate_json(out.read_bytes(key))
+        except ValidationError:
+            continue  # a damaged record stands for nothing: the unit is done again
+        if record.inputs == _inputs(parts[unit]):
             records[unit] = record
     return records
 
@@ -290,7 +298,7 @@ def _encode(schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _pts_key(uri: str, face_index: int) -> str:
-    """`pts/` + the picture's own path + the face's index: it joins back, and no two pictures share it.
+    """`pts/` + the picture's own path + the face's index: it joins back. Members of one name in a tar share it.
 
     What no file system holds is shortened to its beginning and a digest.
     """

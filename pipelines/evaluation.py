@@ -26,8 +26,8 @@ PHOTOS_PER_UNIT: Final = 16
 Selection = Literal["held-out", "val", "all"]
 """Which photos of the sources are evaluated.
 
-`val`: those that `prepare` holds out of training, declared or by their digest. `held-out`: those that the
-sources declare `val` or `test`; where they declare none, all. `all`: every one.
+`val`: those that `prepare` holds out of training, declared or by their digest; test photos where all are.
+`held-out`: those that the sources declare `val` or `test`; where they declare none, all. `all`: every one.
 """
 
 
@@ -138,7 +138,8 @@ def evaluate(
 def _chosen(groups: list[PhotoGroup], selection: Selection, val_share: float) -> tuple[list[PhotoGroup], Selection]:
     if selection == "val":
         split_of = assign_splits(groups, val_share)
-        return [group for group in groups if split_of[group.sha256] == "val"], selection
+        by_split = {split: [g for g in groups if split_of[g.sha256] == split] for split in ("val", "test")}
+        return by_split["val"] or by_split["test"], selection
     declared = [group for group in groups if group.declared_split in ("val", "test")]
     return (declared, selection) if selection == "held-out" and declared else (groups, "all")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card
 from msrrn.predictor import Predictor
 from pipelines.errors import UserError
+from pipelines.settings import VAL_SHARE
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Model:
     def label(self) -> str:
         """How annotations and tables quote the model: name and version."""
         return f"{self.card.name} {self.card.version}"
+
+    @property
+    def val_share(self) -> float:
+        """The share of photos that its dataset held out, where they were not declared."""
+        return float(self.card.training.get("dataset_settings", {}).get("val_share", VAL_SHARE))
 
     @property
     def predictor(self) -> Predictor:

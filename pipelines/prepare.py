@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from msrrn.augmentation import add_noise, draw, generator, mirror_shape
 from pipelines.decoding import Photo, Undecodable, decode
@@ -39,6 +39,8 @@ from pipelines.sources.pts import outside
 from pipelines.storage import Store
 
 VAL_BITS: Final = 32
+RECIPE: Final = 2
+"""Part of every dataset's name. Raise it with any change of code that changes shards: detection, cropping, draws."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,18 +159,17 @@ def plan(
 def assign_splits(groups: Sequence[PhotoGroup], val_share: float) -> dict[str, str]:
     """SHA-256 of a photo → `train`, `val` or `test`: as declared, else by the digest itself.
 
-    Where no photo is declared `val`, a share of those that are not `test` becomes it.
+    Where no photo is declared `val`, a share of those that are not `test` becomes it, at least one of two.
     """
     declared = {group.sha256: group.declared_split for group in groups}
-    carve = "val" not in declared.values()
-
-    def split(digest: str, said: str | None) -> str:
-        if said == "test" or (said is not None and not carve):
-            return said
-        held_out = carve and int(digest[: VAL_BITS // 4], 16) < val_share * 2**VAL_BITS
-        return "val" if held_out else "train"
-
-    return {digest: split(digest, said) for digest, said in declared.items()}
+    if "val" in declared.values():
+        return {digest: said or "train" for digest, said in declared.items()}
+    split_of = {digest: "test" if said == "test" else "train" for digest, said in declared.items()}
+    candidates = sorted(digest for digest, split in split_of.items() if split == "train")
+    held_out = [digest for digest in candidates if int(digest[: VAL_BITS // 4], 16) < val_share * 2**VAL_BITS]
+    if val_share > 0 and not held_out and len(candidates) > 1:
+        held_out = candidates[:1]
+    return split_of | dict.fromkeys(held_out, "val")
 
 
 def prepare(
@@ -211,7 +212,7 @@ def prepare(
 
 
 def _dataset_name(groups: Sequence[PhotoGroup], split_of: dict[str, str], settings: PrepareSettings) -> str:
-    digest = hashlib.sha256(f"{SCHEMA_VERSION}\n{settings.model_dump_json()}\n".encode())
+    digest = hashlib.sha256(f"{SCHEMA_VERSION} {RECIPE}\n{settings.model_dump_json()}\n".encode())
     for group in groups:
         digest.update(f"{group.sha256} {split_of[group.sha256]}\n".encode())
         for face in group.faces:
@@ -227,7 +228,10 @@ def _finished(work: Plan) -> dict[str, UnitRecord]:
     for key in work.dataset.keys("records"):
         unit = key.removeprefix("records/").removesuffix(".json")
         if unit in known:
-            record = UnitRecord.model_validate_json(work.dataset.read_bytes(key))
+            try:
+                record = UnitRecord.model_validate_json(work.dataset.read_bytes(key))
+            except ValidationError:
+                continue  # a damaged record stands for nothing: the unit is done again
             # A damaged shard is mended by deleting it: its record then stands for nothing.
             if record.shard is None or shards.get(record.shard.key) == record.shard.bytes:
                 records[unit] = record

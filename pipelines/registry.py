@@ -41,6 +41,8 @@ from pipelines.tracking import (
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
 CHALLENGER: Final = "challenger"
+ROLLED_BACK: Final = "rolled back"
+"""How the decision on a version begins that a person took back."""
 DIGEST_TAG: Final = "msrrn.artifact_digest"
 
 _SIGNATURE: Final = ModelSignature(
@@ -245,7 +247,7 @@ def rollback(name: str, reason: str, who: str) -> tuple[ModelVersion, ModelVersi
         mlflow_client.set_registered_model_alias(name, CHAMPION, str(new))
         mlflow_client.set_registered_model_alias(name, PREVIOUS, str(old))
         note = {"reason": reason, "who": who}
-        _note(mlflow_client, name, old, {"decision": f"rolled back to version {new}", **note})
+        _note(mlflow_client, name, old, {"decision": f"{ROLLED_BACK} to version {new}", **note})
         _note(mlflow_client, name, new, {"decision": f"champion again after version {old}", **note})
         versions = {known.version: known for known in _versions(mlflow_client, name)}
         return versions[new], versions[old]

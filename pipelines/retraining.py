@@ -2,28 +2,43 @@
 
 import getpass
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from msrrn.artifact import CARD, WEIGHTS
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, Selection, evaluate
 from pipelines.models import Model, read_model
 from pipelines.promotion import Decision, decide
-from pipelines.registry import ModelVersion, champion, fetch, register, set_challenger, set_champion
+from pipelines.registry import ROLLED_BACK, ModelVersion, champion, fetch, register, set_challenger, set_champion
 from pipelines.settings import VAL_SHARE, TrainSettings
-from pipelines.shards import read_manifest
+from pipelines.shards import Manifest, read_manifest
 from pipelines.storage import Store
 from pipelines.tracking import RunRecord, finish_run, log_files, log_history, log_metrics, open_run
 from pipelines.train import HISTORY, Progress, TrainedModel, run_name, train_model
 
+_METRIC_NAME: Final = re.compile(r"[^\w.\- /]")
+"""What MLflow refuses in the name of a metric."""
+
+
+def require_validation(manifest: Manifest) -> None:
+    """Raises UserError where a dataset has no face to judge its model by, before anything is trained."""
+    if not manifest.counts["val"]:
+        raise UserError(
+            f"dataset {manifest.name} has no validation face, so no model could be judged: annotate at least two "
+            "photos, raise --val-share, or name some in val.txt"
+        )
+
 
 def open_model(model: str) -> Model:
     """Reads M: an artifact directory (a folder or `s3://`), or a `models:/name@alias` URI."""
-    if not model.startswith("s3://"):
+    if model.startswith("models:"):
         return read_model(fetch(model))
+    if local := Store(model).local_path():
+        return read_model(local)
     with tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
         store = Store(model)
         for key in (WEIGHTS, CARD):
@@ -73,7 +88,7 @@ def record(artifact: str, model: Model, evaluation: Evaluation, name: str) -> Mo
     log_metrics(
         run,
         {
-            f"eval.{subset}.{key}": value
+            f"eval.{_METRIC_NAME.sub('_', subset)}.{key}": value
             for subset, row in table.items()
             for key, value in row.items()
             if isinstance(value, int | float)
@@ -127,6 +142,10 @@ def gate(
     old = champion(version.name)
     if old is not None and old.version == version.version:
         return Decision(False, f"Version {version.version} of {version.name} is the champion already."), None
+    if version.tags.get("msrrn.decision", "").startswith(ROLLED_BACK):
+        why = version.tags.get("msrrn.reason", "")
+        reason = f"Version {version.version} of {version.name} was rolled back ({why}): it does not return by itself."
+        return Decision(False, reason), None
     old_evaluation = None
     if old is not None:
         model = read_model(fetch(f"models:/{old.name}/{old.version}"))
@@ -154,9 +173,10 @@ def promote(
     if artifact.startswith("models:") and not artifact.startswith((f"models:/{name}/", f"models:/{name}@")):
         raise UserError(f"{artifact} is not a version of {name!r}: give --name, or the artifact's directory")
     model = open_model(artifact)
-    evaluation = evaluate(model, sources, selection, workers)
+    val_share = model.val_share
+    evaluation = evaluate(model, sources, selection, workers, val_share=val_share)
     version = record(artifact, model, evaluation, name)
-    decision, _ = gate(version, evaluation, sources, selection, workers)
+    decision, _ = gate(version, evaluation, sources, selection, workers, val_share)
     return version, decision
 
 

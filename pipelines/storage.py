@@ -6,6 +6,7 @@ variables (endpoint, credentials, region).
 """
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -191,6 +192,11 @@ class Store:
             if isinstance(error, PermissionError) or error.errno in _REFUSED:
                 raise UserError(f"{name}: {error.strerror or error}; check the path and its rights") from error
             raise
+
+
+def short_digest(text: str) -> str:
+    """Eight hexadecimal digits that stand for a text in a name."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def _s3() -> Any:

@@ -14,6 +14,9 @@ from pipelines.errors import UserError
 from pipelines.sources.pts import format_pts
 from pipelines.storage import Store
 
+SYNTHETIC: Final = "synthetic"
+"""The folder of drawn photos, and so the subset that they belong to."""
+
 RECORD: Final = "synthetic.json"
 CLAIM: Final = "synthetic-claim.json"
 PHOTOS_PER_UNIT: Final = 16
@@ -71,7 +74,7 @@ def _draw_unit(shared: tuple[Store, int], unit: Sequence[int]) -> tuple[int, int
         photo = draw_photo(seed, index)
         several = len(photo.shapes) > 1
         for number, shape in enumerate(photo.shapes, start=1):
-            stem = f"synthetic/{index:06d}" + (f"_{number}" if several else "")
+            stem = f"{SYNTHETIC}/{index:06d}" + (f"_{number}" if several else "")
             store.publish(f"{stem}.jpg", photo.jpeg)
             store.publish(f"{stem}.pts", format_pts(shape))
         faces += len(photo.shapes)

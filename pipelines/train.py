@@ -16,7 +16,6 @@ from threading import Thread
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.network import PRESETS
@@ -25,10 +24,13 @@ from pipelines.errors import UsageError, UserError
 from pipelines.settings import TrainSettings
 from pipelines.shards import Manifest, read_manifest, read_samples
 from pipelines.storage import Store
+from pipelines.synthesis import SYNTHETIC
 from pipelines.training import EpochMetrics, TrainState, mean_shape, train
 
 HISTORY: Final = "history.json"
 STATE: Final = "state.pt"
+RECIPE: Final = 1
+"""Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop."""
 CHECKPOINTS_KEPT: Final = 2
 WORKER_FAILURES: Final = 3
 
@@ -49,22 +51,28 @@ class TrainedModel:
 
 def run_name(manifest: Manifest, settings: TrainSettings) -> str:
     """The digest of what fixes a model: its dataset and settings (not the number of workers)."""
-    text = f"{manifest.name}\n{settings.model_dump_json()}\n{PRESETS[settings.preset].model_dump_json()}"
+    text = f"{RECIPE} {manifest.name}\n{settings.model_dump_json()}\n{PRESETS[settings.preset].model_dump_json()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def train_model(
     dataset: str, out: str, settings: TrainSettings, workers: int, progress: Progress = lambda metrics: None
 ) -> TrainedModel:
-    """Trains on `workers` Ray workers (0: in this process), or finds the artifact finished.
+    """Trains on up to `workers` Ray workers (0: in this process), or finds the artifact finished.
+
+    Every worker has an equal share of each batch, and on GPUs one of its own: so many work as that allows.
 
     Raises:
         UserError: the dataset is not finished or too small, or training failed.
     """
-    if settings.batch % max(workers, 1):
-        raise UsageError(f"--batch {settings.batch} cannot be shared by {workers} workers: give a multiple")
     store = Store(dataset)
     manifest = read_manifest(store)
+    samples = sum(shard.rows for shard in manifest.shards if shard.split == "train")
+    if samples < settings.batch:
+        raise UsageError(
+            f"--batch {settings.batch} is more than the {samples} training samples of {dataset}: lower it, or "
+            "prepare with more --copies"
+        )
     name = run_name(manifest, settings)
     artifact = Store(out).child("models").child(name)
     if artifact.exists(CARD):
@@ -91,11 +99,14 @@ def _train_on_ray(
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    most = min(workers, gpus) if gpus else workers
+    workers = max(count for count in range(1, most + 1) if settings.batch % count == 0)
     with _followed(progress) as reports:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"dataset": store.absolute(), "settings": settings, "reports": reports},
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
+            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
             run_config=ray.train.RunConfig(
                 # Ray resumes a run by itself when its name and storage path are those of an earlier one.
                 name=name,
@@ -190,6 +201,7 @@ def _publish(artifact: Store, state: TrainState, manifest: Manifest, settings: T
             "settings": settings.model_dump(),
             "code_version": version("msrrn"),
         },
+        licence=_licence(manifest),
         metrics={
             "protocol": "validation faces of the dataset, crops from detector boxes, NRMSE over the pupils' "
             "distance (IP), fractions",
@@ -201,6 +213,12 @@ def _publish(artifact: Store, state: TrainState, manifest: Manifest, settings: T
         artifact.publish(HISTORY, json.dumps(state.history, indent=1).encode())
         for name in (WEIGHTS, CARD):
             artifact.publish(name, (Path(directory) / name).read_bytes())
+
+
+def _licence(manifest: Manifest) -> str:
+    if set(manifest.faces_by_source) == {SYNTHETIC}:
+        return "Apache-2.0: trained on synthetic faces alone"
+    return "that of the annotations it was trained on; those of 300-W allow research only"
 
 
 def _trained(artifact: Store, name: str, reused: bool) -> TrainedModel:

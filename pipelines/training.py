@@ -169,6 +169,5 @@ def validate(predictor: Predictor, val: Samples) -> EpochMetrics:
     if not len(val):
         return {}
     stages = predictor.predict(val.image_200).stages
-    predictor.model.train()
     errors = nrmse_ip(stages, val.landmarks[:, None]).mean(axis=0)
     return {key: float(error) for key, error in zip(VAL_KEYS, errors, strict=True)}

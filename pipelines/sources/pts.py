@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
-from msrrn.landmarks import NUM_LANDMARKS
+from msrrn.landmarks import NUM_LANDMARKS, inter_ocular, inter_pupil
 
 _MAX_BYTES: Final = 1 << 20
 _HEADER: Final = re.compile(r"(version|n_points)\s*:\s*(\d+)", re.IGNORECASE)
@@ -50,6 +50,8 @@ def parse_pts(data: bytes) -> NDArray[np.float64]:
         raise BadAnnotation("pts_nan", f"point {int(np.argmin(np.isfinite(shape).all(axis=1))) + 1} is not finite")
     if not (np.ptp(shape, axis=0) > 0).all():
         raise BadAnnotation("pts_flat", "all points lie on one horizontal or vertical line")
+    if min(inter_pupil(shape), inter_ocular(shape)) < 1e-3 * np.ptp(shape, axis=0).max():
+        raise BadAnnotation("pts_flat", "the eyes coincide, so no error could be measured against it")
     return shape
 
 

@@ -119,9 +119,10 @@ def _subset(url: str, uri: str) -> str:
 
 
 def _root(url: str) -> tuple[str, ...]:
+    """The root's own folder and the one above it: `lfpw/trainset` says something, `/home/helen` does not."""
     place = Store(url).absolute()
     local = place.local_path()
-    return local.resolve().parts if local else tuple(place.url.split("/"))
+    return (local.resolve().parts if local else tuple(place.url.split("/")))[-2:]
 
 
 def _is_test(url: str, uri: str, subset: str) -> bool:
