@@ -5,26 +5,29 @@ Heavy libraries are imported inside the commands, so that `--help` and a wrong c
 
 import argparse
 import json
-import re
 import shutil
 import sys
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
-from msrrn.augmentation import AugmentationSettings
-from pipelines.engine import default_workers
-from pipelines.errors import UsageError
-from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
-
-NAME: Final = "msrrn"
-Commands = Any
-"""What `ArgumentParser.add_subparsers` returns; argparse keeps its type to itself."""
-
-Runner = Callable[[argparse.Namespace], int | None]
+from flows.options import (
+    Commands,
+    add_command,
+    add_data,
+    add_json,
+    add_model,
+    add_name,
+    add_prepare_options,
+    add_split,
+    add_train_options,
+    add_workers,
+    given,
+    positive,
+    prepare_settings,
+    print_json,
+    settings_of,
+    train_settings,
+)
+from pipelines.settings import AnnotateSettings
 
 
 def add_commands(commands: Commands) -> None:
@@ -41,120 +44,6 @@ def add_commands(commands: Commands) -> None:
     _retrain(commands)
 
 
-def _command(commands: Commands, name: str, run: Runner, text: str, examples: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=text.partition(".")[0],
-        description=textwrap.fill(text, 79),
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
-
-
-def _workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers",
-        type=_positive,
-        default=default_workers(),
-        help="Ray workers (default: the %(default)s cores here)",
-    )
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-
-
-def _name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", type=_model_name, default=NAME, help="registered model (default: %(default)s)")
-
-
-def _model_name(text: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9_-]{1,100}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: a name has letters, digits, - and _ only")
-    return text
-
-
-def _data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="SRC",
-        help="annotated photos: folders of images with .pts files, in the layout of 300-W",
-    )
-
-
-def _split(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--split",
-        choices=("held-out", "val", "all"),
-        default=default,
-        help="which photos: those that the source declares val or test, or all where it declares none (held-out); "
-        "those that `prepare` holds out (val); every one (all) (default: %(default)s)",
-    )
-
-
-def _prepare_options(parser: argparse.ArgumentParser) -> None:
-    copies = AugmentationSettings().copies
-    share = PrepareSettings().val_share
-    parser.add_argument("--copies", type=int, help=f"augmented copies of each training face (default: {copies})")
-    parser.add_argument(
-        "--val-share",
-        type=float,
-        help=f"share of photos held out where the source says none (default: {share})",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
-
-
-def _train_options(parser: argparse.ArgumentParser) -> None:
-    default = TrainSettings()
-    parser.add_argument("--preset", help=f"network and objective (default: {default.preset})")
-    parser.add_argument("--epochs", type=int, help=f"passes over all copies (default: {default.epochs})")
-    parser.add_argument("--batch", type=int, help=f"samples of one update (default: {default.batch})")
-    parser.add_argument(
-        "--learning-rate", type=float, help=f"peak of the schedule (default: {default.learning_rate})"
-    )
-
-
-def _given(call: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(call, name) for name in names if getattr(call, name) is not None}
-
-
-Settings = TypeVar("Settings", bound=BaseModel)
-
-
-def _settings(kind: type[Settings], given: dict[str, Any]) -> Settings:
-    try:
-        return kind(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][-1]).replace("_", "-")
-        raise UsageError(f"{option} {first['input']}: {first['msg']}") from error
-
-
-def _prepare_settings(call: argparse.Namespace) -> PrepareSettings:
-    augmentation = _settings(AugmentationSettings, _given(call, "copies"))
-    return _settings(PrepareSettings, {"augmentation": augmentation, **_given(call, "val_share", "seed")})
-
-
-def _train_settings(call: argparse.Namespace) -> TrainSettings:
-    return _settings(TrainSettings, _given(call, "preset", "epochs", "batch", "learning_rate", "seed"))
-
-
-def _print_json(result: Any) -> None:
-    print(json.dumps(result, indent=2, allow_nan=False))
-
-
 def _demo(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.demo import demo
@@ -164,7 +53,7 @@ def _demo(commands: Commands) -> None:
         made = demo(call.out, call.workers)
         result = made.result
         if call.json:
-            _print_json({"photos": made.photos, "archive": made.archive, **result.model_dump()})
+            print_json({"photos": made.photos, "archive": made.archive, **result.model_dump()})
             return
         print(
             f"\nDone. Validation NRMSE (inter-pupil) {result.nrmse_ip:.2%} on faces never trained on.\n"
@@ -178,7 +67,7 @@ def _demo(commands: Commands) -> None:
             f"  {program} annotate YOUR_PHOTOS --model {result.model} --out annotations"
         )
 
-    parser = _command(
+    parser = add_command(
         commands,
         "demo",
         run,
@@ -187,8 +76,8 @@ def _demo(commands: Commands) -> None:
         "  msrrn demo\n  msrrn demo --out /tmp/demo --workers 4",
     )
     parser.add_argument("--out", default="demo-out", help="where everything goes (default: %(default)s)")
-    _workers(parser)
-    _json(parser)
+    add_workers(parser)
+    add_json(parser)
 
 
 def _synth(commands: Commands) -> None:
@@ -199,11 +88,11 @@ def _synth(commands: Commands) -> None:
         with progress("drawing photos") as update:
             made, reused = synthesise(call.out, call.photos, call.seed, call.workers, update)
         if call.json:
-            _print_json({"out": call.out, "reused": reused, **made.model_dump()})
+            print_json({"out": call.out, "reused": reused, **made.model_dump()})
         else:
             print(f"{call.out}: {made.photos} photos, {made.faces} faces" + " (there already)" * reused)
 
-    parser = _command(
+    parser = add_command(
         commands,
         "synth",
         run,
@@ -211,10 +100,10 @@ def _synth(commands: Commands) -> None:
         "  msrrn synth faces --photos 1000 --seed 1\n  msrrn prepare --data faces --out datasets",
     )
     parser.add_argument("out", metavar="OUT", help="folder or s3:// URL to draw into")
-    parser.add_argument("--photos", type=_positive, default=500, help="how many (default: %(default)s)")
+    parser.add_argument("--photos", type=positive, default=500, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other people (default: 0)")
-    _workers(parser)
-    _json(parser)
+    add_workers(parser)
+    add_json(parser)
 
 
 def _prepare(commands: Commands) -> None:
@@ -222,7 +111,7 @@ def _prepare(commands: Commands) -> None:
         from flows.progress import progress
         from pipelines.prepare import plan, prepare
 
-        settings = _prepare_settings(call)
+        settings = prepare_settings(call)
         with progress("dataset") as update:
             if call.dry_run:
                 work = plan(call.data, call.out, settings, lambda: None)
@@ -236,11 +125,11 @@ def _prepare(commands: Commands) -> None:
                 dataset, manifest = prepare(call.data, call.out, settings, call.workers, update)
                 result = {"dataset": dataset.url, **manifest.counts, "missed": manifest.missed}
         if call.json:
-            _print_json(result)
+            print_json(result)
         else:
             print("\n".join(f"{key:<10} {value}" for key, value in result.items()))
 
-    parser = _command(
+    parser = add_command(
         commands,
         "prepare",
         run,
@@ -251,12 +140,12 @@ def _prepare(commands: Commands) -> None:
         "  msrrn prepare --data lfpw helen --out s3://bucket/datasets --copies 12 --json\n"
         "  msrrn prepare --data 300w --out datasets --dry-run",
     )
-    _data(parser)
+    add_data(parser)
     parser.add_argument("--out", required=True, metavar="URL", help="where datasets go; each gets its own name")
-    _prepare_options(parser)
+    add_prepare_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be made; make nothing")
-    _workers(parser)
-    _json(parser)
+    add_workers(parser)
+    add_json(parser)
 
 
 def _train(commands: Commands) -> None:
@@ -264,16 +153,16 @@ def _train(commands: Commands) -> None:
         from flows.progress import epoch_progress
         from pipelines.retraining import train_tracked
 
-        settings = _train_settings(call)
+        settings = train_settings(call)
         with epoch_progress(settings) as epoch:
             trained = train_tracked(call.dataset, call.out, settings, call.workers, call.name, epoch)
         result = {"model": trained.artifact.url, "reused": trained.reused, **trained.history[-1]}
         if call.json:
-            _print_json(result)
+            print_json(result)
         else:
             print("\n".join(f"{key:<26} {value}" for key, value in result.items()))
 
-    parser = _command(
+    parser = add_command(
         commands,
         "train",
         run,
@@ -284,11 +173,11 @@ def _train(commands: Commands) -> None:
     )
     parser.add_argument("--dataset", required=True, metavar="URL", help="the dataset that `prepare` printed")
     parser.add_argument("--out", required=True, metavar="URL", help="where checkpoints and the model go")
-    _train_options(parser)
+    add_train_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and order (default: 0)")
-    _name(parser)
-    _workers(parser)
-    _json(parser)
+    add_name(parser)
+    add_workers(parser)
+    add_json(parser)
 
 
 def _evaluate(commands: Commands) -> None:
@@ -304,14 +193,14 @@ def _evaluate(commands: Commands) -> None:
             evaluation = evaluate(model, call.data, call.split, call.workers, update, model.val_share)
         table = evaluation.table()
         if call.json == "-":
-            _print_json(table)
+            print_json(table)
             return
         if call.json:
             file = Path(call.json)
             Store(str(file.parent)).publish(file.name, (json.dumps(table, indent=2) + "\n").encode())
         print(evaluation_text(evaluation))
 
-    parser = _command(
+    parser = add_command(
         commands,
         "evaluate",
         run,
@@ -321,22 +210,11 @@ def _evaluate(commands: Commands) -> None:
         "  msrrn evaluate --model work/models/9c1e... --data 300w\n"
         "  msrrn evaluate --model models:/msrrn@champion --data helen/testset --json figures.json",
     )
-    _model(parser, required=True)
-    _data(parser)
-    _split(parser, "held-out")
+    add_model(parser, required=True)
+    add_data(parser)
+    add_split(parser, "held-out")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, fractions; - is stdout")
-    _workers(parser)
-
-
-def _model(parser: argparse.ArgumentParser, required: bool) -> None:
-    champion = None if required else f"models:/{NAME}@champion"
-    parser.add_argument(
-        "--model",
-        required=required,
-        default=champion,
-        metavar="M",
-        help="an artifact directory, or models:/NAME@ALIAS" + ("" if required else f" (default: {champion})"),
-    )
+    add_workers(parser)
 
 
 def _promote(commands: Commands) -> None:
@@ -351,12 +229,12 @@ def _promote(commands: Commands) -> None:
             "reason": decision.reason,
         }
         if call.json:
-            _print_json(result)
+            print_json(result)
         else:
             verdict = "is champion" if decision.promote else "was not promoted"
             print(f"{version.name} version {version.version} {verdict}. {decision.reason}")
 
-    parser = _command(
+    parser = add_command(
         commands,
         "promote",
         run,
@@ -365,12 +243,12 @@ def _promote(commands: Commands) -> None:
         "  msrrn promote --model work/models/9c1e... --data 300w\n"
         "  msrrn promote --model models:/msrrn@challenger --data 300w --json",
     )
-    _model(parser, required=True)
-    _data(parser)
-    _split(parser, "val")
-    _name(parser)
-    _workers(parser)
-    _json(parser)
+    add_model(parser, required=True)
+    add_data(parser)
+    add_split(parser, "val")
+    add_name(parser)
+    add_workers(parser)
+    add_json(parser)
 
 
 def _rollback(commands: Commands) -> None:
@@ -381,11 +259,11 @@ def _rollback(commands: Commands) -> None:
 
         new, old = rollback(call.name, call.reason, getpass.getuser())
         if call.json:
-            _print_json({"name": call.name, "champion": new.version, "previous": old.version})
+            print_json({"name": call.name, "champion": new.version, "previous": old.version})
         else:
             print(f"{call.name}: version {new.version} is champion again, version {old.version} is previous")
 
-    parser = _command(
+    parser = add_command(
         commands,
         "rollback",
         run,
@@ -393,8 +271,8 @@ def _rollback(commands: Commands) -> None:
         '  msrrn rollback --reason "misses profiles since Tuesday"',
     )
     parser.add_argument("--reason", required=True, help="why, for whoever reads the registry later")
-    _name(parser)
-    _json(parser)
+    add_name(parser)
+    add_json(parser)
 
 
 def _models(commands: Commands) -> None:
@@ -406,11 +284,11 @@ def _models(commands: Commands) -> None:
 
         versions = models(call.name)
         if call.json:
-            _print_json([asdict(version) for version in versions])
+            print_json([asdict(version) for version in versions])
         else:
             print(models_text(versions))
 
-    parser = _command(
+    parser = add_command(
         commands,
         "models",
         run,
@@ -418,7 +296,7 @@ def _models(commands: Commands) -> None:
         "  msrrn models\n  msrrn models --name msrrn --json",
     )
     parser.add_argument("--name", help="one registered model (default: all)")
-    _json(parser)
+    add_json(parser)
 
 
 def _annotate(commands: Commands) -> None:
@@ -427,11 +305,11 @@ def _annotate(commands: Commands) -> None:
         from pipelines.annotation import annotate
         from pipelines.retraining import open_model
 
-        settings = _settings(AnnotateSettings, _given(call, "images_per_unit"))
+        settings = settings_of(AnnotateSettings, given(call, "images_per_unit"))
         with progress("annotating, pictures") as update:
             summary = annotate(call.source, call.out, open_model(call.model), settings, call.workers, update)
         if call.json:
-            _print_json({"out": call.out, **summary.model_dump()})
+            print_json({"out": call.out, **summary.model_dump()})
             return
         print(
             f"{call.out}: {summary.images} pictures = {summary.annotated} annotated + {summary.no_face} without "
@@ -440,7 +318,7 @@ def _annotate(commands: Commands) -> None:
         for reason, count in summary.reasons.items():
             print(f"  quarantined, {reason}: {count}")
 
-    parser = _command(
+    parser = add_command(
         commands,
         "annotate",
         run,
@@ -452,14 +330,14 @@ def _annotate(commands: Commands) -> None:
     )
     parser.add_argument("source", metavar="SRC", help="folder or .tar of photos, local or s3://")
     parser.add_argument("--out", required=True, metavar="URL", help="where tables and .pts files go")
-    _model(parser, required=False)
+    add_model(parser, required=False)
     parser.add_argument(
         "--images-per-unit",
         type=int,
         help=f"pictures that are done together or again (default: {AnnotateSettings().images_per_unit})",
     )
-    _workers(parser)
-    _json(parser)
+    add_workers(parser)
+    add_json(parser)
 
 
 def _retrain(commands: Commands) -> None:
@@ -472,12 +350,12 @@ def _retrain(commands: Commands) -> None:
             call.out,
             call.archive,
             call.name,
-            _prepare_settings(call),
-            _train_settings(call),
+            prepare_settings(call),
+            train_settings(call),
             call.workers,
         )
         if call.json:
-            _print_json(result.model_dump())
+            print_json(result.model_dump())
             return
         print(
             f"\n{result.reason}\n"
@@ -490,7 +368,7 @@ def _retrain(commands: Commands) -> None:
             f"  MLflow store  {shown_uri()}"
         )
 
-    parser = _command(
+    parser = add_command(
         commands,
         "retrain",
         run,
@@ -499,11 +377,11 @@ def _retrain(commands: Commands) -> None:
         "  msrrn retrain --data 300w --out work\n"
         "  msrrn retrain --data 300w corrections --archive photos.tar --out s3://bucket/work --epochs 40",
     )
-    _data(parser)
+    add_data(parser)
     parser.add_argument("--archive", metavar="SRC", help="folder or .tar to annotate with the champion")
     parser.add_argument("--out", required=True, metavar="URL", help="where everything goes")
-    _prepare_options(parser)
-    _train_options(parser)
-    _name(parser)
-    _workers(parser)
-    _json(parser)
+    add_prepare_options(parser)
+    add_train_options(parser)
+    add_name(parser)
+    add_workers(parser)
+    add_json(parser)

@@ -16,7 +16,7 @@ from pipelines.detection import HogDetector
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.models import Model
-from pipelines.prepare import PhotoGroup, assign_splits, boxed_faces, group_photos
+from pipelines.photos import PhotoGroup, assign_splits, boxed_faces, group_photos
 from pipelines.pyramid import crop, frame_around
 from pipelines.settings import VAL_SHARE
 from pipelines.shards import LeftOut

@@ -18,7 +18,8 @@ from msrrn.landmarks import MIRROR
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.decoding import decode
 from pipelines.errors import UserError
-from pipelines.prepare import assign_splits, group_photos, plan, prepare
+from pipelines.photos import assign_splits, group_photos
+from pipelines.prepare import plan, prepare
 from pipelines.settings import PrepareSettings
 from pipelines.shards import MANIFEST, SCHEMA, Manifest, read_samples
 from pipelines.sources.pts import format_pts, parse_pts

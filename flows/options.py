@@ -1,0 +1,146 @@
+"""The options of the commands, and what becomes of them: each is declared once, here."""
+
+import argparse
+import json
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from msrrn.augmentation import AugmentationSettings
+from pipelines.engine import default_workers
+from pipelines.errors import UsageError
+from pipelines.settings import PrepareSettings, TrainSettings
+
+NAME: Final = "msrrn"
+Commands = Any
+"""What `ArgumentParser.add_subparsers` returns; argparse keeps its type to itself."""
+
+Runner = Callable[[argparse.Namespace], int | None]
+
+
+def add_command(commands: Commands, name: str, run: Runner, text: str, examples: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text.partition(".")[0],
+        description=textwrap.fill(text, 79),
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=default_workers(),
+        help="Ray workers (default: the %(default)s cores here)",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", type=_model_name, default=NAME, help="registered model (default: %(default)s)")
+
+
+def _model_name(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_-]{1,100}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: a name has letters, digits, - and _ only")
+    return text
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="SRC",
+        help="annotated photos: folders of images with .pts files, in the layout of 300-W",
+    )
+
+
+def add_split(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--split",
+        choices=("held-out", "val", "all"),
+        default=default,
+        help="which photos: those that the source declares val or test, or all where it declares none (held-out); "
+        "those that `prepare` holds out (val); every one (all) (default: %(default)s)",
+    )
+
+
+def add_prepare_options(parser: argparse.ArgumentParser) -> None:
+    copies = AugmentationSettings().copies
+    share = PrepareSettings().val_share
+    parser.add_argument("--copies", type=int, help=f"augmented copies of each training face (default: {copies})")
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        help=f"share of photos held out where the source says none (default: {share})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    default = TrainSettings()
+    parser.add_argument("--preset", help=f"network and objective (default: {default.preset})")
+    parser.add_argument("--epochs", type=int, help=f"passes over all copies (default: {default.epochs})")
+    parser.add_argument("--batch", type=int, help=f"samples of one update (default: {default.batch})")
+    parser.add_argument(
+        "--learning-rate", type=float, help=f"peak of the schedule (default: {default.learning_rate})"
+    )
+
+
+def given(call: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(call, name) for name in names if getattr(call, name) is not None}
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def settings_of(kind: type[Settings], given: dict[str, Any]) -> Settings:
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][-1]).replace("_", "-")
+        raise UsageError(f"{option} {first['input']}: {first['msg']}") from error
+
+
+def prepare_settings(call: argparse.Namespace) -> PrepareSettings:
+    augmentation = settings_of(AugmentationSettings, given(call, "copies"))
+    return settings_of(PrepareSettings, {"augmentation": augmentation, **given(call, "val_share", "seed")})
+
+
+def train_settings(call: argparse.Namespace) -> TrainSettings:
+    return settings_of(TrainSettings, given(call, "preset", "epochs", "batch", "learning_rate", "seed"))
+
+
+def print_json(result: Any) -> None:
+    print(json.dumps(result, indent=2, allow_nan=False))
+
+
+def add_model(parser: argparse.ArgumentParser, required: bool) -> None:
+    champion = None if required else f"models:/{NAME}@champion"
+    parser.add_argument(
+        "--model",
+        required=required,
+        default=champion,
+        metavar="M",
+        help="an artifact directory, or models:/NAME@ALIAS" + ("" if required else f" (default: {champion})"),
+    )
