@@ -215,11 +215,24 @@ def test_another_run_into_the_same_place_is_refused(
     ):
         with pytest.raises(UserError, match=f"holds a run with {field}"):
             annotate(str(album), str(out), *job, 1)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.jpg").write_bytes(b"another picture")
+    with pytest.raises(UserError, match="holds a run with source"):
+        annotate(str(tmp_path / "elsewhere"), str(out), model, SETTINGS, 1)
     assert tree(out) == before
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / RUN).write_bytes(b"#!/bin/sh\n")
     with pytest.raises(UserError, match=rf"{RUN}.* give another --out"):
         annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
+
+
+def test_a_lost_part_and_a_damaged_record_are_made_again(album: Path, model: Model, tmp_path: Path) -> None:
+    annotate(str(album), str(tmp_path), model, SETTINGS, 1)
+    whole = tree(tmp_path)
+    (tmp_path / "images" / "part-00000.parquet").unlink()
+    (tmp_path / "records" / "00001.json").write_text("{")
+    annotate(str(album), str(tmp_path), model, SETTINGS, 1)
+    assert tree(tmp_path) == whole
 
 
 def test_new_and_lost_pictures_change_only_their_units(album: Path, model: Model, tmp_path: Path) -> None:

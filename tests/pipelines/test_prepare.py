@@ -383,3 +383,12 @@ def test_a_full_disk_leaves_nothing_half_written(
     shutil.copytree(small_disk / dataset[1].name, tmp_path / dataset[1].name)
     prepare([str(annotated)], str(tmp_path), SETTINGS, 1)
     assert tree(tmp_path / dataset[1].name) == tree(folder_of(dataset))
+
+
+def test_of_two_photos_one_is_held_out_whatever_their_digests(photos: Photos, tmp_path: Path) -> None:
+    for index, photo in enumerate(photos[0][:2]):
+        write_face(tmp_path, str(index), photo.jpeg, photo.shapes[0])
+    groups, _ = group_photos([str(tmp_path)])
+    assert sorted(assign_splits(groups, 1e-9).values()) == ["train", "val"]
+    assert set(assign_splits(groups[:1], 1e-9).values()) == {"train"}
+    assert set(assign_splits(groups, 0.0).values()) == {"train"}

@@ -11,8 +11,8 @@ from msrrn.network import PRESETS
 from pipelines import retraining, tracking
 from pipelines.errors import UserError
 from pipelines.models import Model
-from pipelines.registry import champion, models
-from pipelines.retraining import open_model, promote, train_tracked
+from pipelines.registry import champion, models, rollback
+from pipelines.retraining import open_model, promote, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.shards import Manifest
 from pipelines.storage import Store
@@ -120,3 +120,28 @@ def test_a_model_is_opened_wherever_it_is(model: Model, tmp_path: Path, s3: str)
 def test_a_run_is_found_again_by_what_it_was_trained_on(dataset: Dataset) -> None:
     key = run_name(dataset[1], TrainSettings())
     assert run_of("again", key).info.run_id == run_of("again", key).info.run_id
+
+
+def test_a_model_that_was_rolled_back_does_not_return_by_itself(
+    model: Model, annotated: Path, tmp_path: Path
+) -> None:
+    sources = [str(annotated)]
+    tiny_model(tmp_path / "old", np.full((68, 2), 0.6, np.float32), seed=4)
+    old, _ = promote(str(tmp_path / "old"), sources, "val", "back", 1)
+    better = write(tmp_path / "better", model)
+    new, decision = promote(better, sources, "val", "back", 1)
+    assert decision.promote
+    rollback("back", "misses profiles", "ann")
+    again, decision = promote(better, sources, "val", "back", 1)
+    assert again.version == new.version
+    assert not decision.promote
+    assert "misses profiles" in decision.reason
+    assert (known := champion("back")) is not None
+    assert known.version == old.version
+
+
+def test_a_dataset_without_validation_faces_is_refused_before_training(dataset: Dataset) -> None:
+    _, manifest = dataset
+    require_validation(manifest)
+    with pytest.raises(UserError, match="--val-share"):
+        require_validation(manifest.model_copy(update={"counts": {**manifest.counts, "val": 0}}))

@@ -222,3 +222,9 @@ def test_the_split_is_read_from_the_roots_own_path_too(tmp_path: Path, folder: s
     _fill(url, "a.jpg", "a.pts")
     photo = _photos(url)["a.jpg"]
     assert (photo.subset, photo.declared_split) == ("helen", split)
+
+
+def test_eyes_that_coincide_are_refused() -> None:
+    shape = np.stack([np.arange(68.0), np.arange(68.0) ** 1.5], axis=1)
+    shape[36:48] = shape[36]
+    assert _reason(format_pts(shape)) == "pts_flat"
