@@ -6,6 +6,7 @@ artifact appears at `OUT/models/NAME` when it is finished: the weights first, th
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,8 +100,12 @@ def _train_on_ray(
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    here = ray.cluster_resources()
+    gpus = int(here.get("GPU", 0))
     most = min(workers, gpus) if gpus else workers
+    if not os.environ.get("RAY_ADDRESS"):
+        # A local Ray never grows: it would wait for more CPUs than it has without end.
+        most = min(most, int(here["CPU"]))
     workers = max(count for count in range(1, most + 1) if settings.batch % count == 0)
     with _followed(progress) as reports:
         trainer = TorchTrainer(

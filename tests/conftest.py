@@ -95,11 +95,12 @@ def model(dataset: tuple[Store, Manifest], tmp_path_factory: pytest.TempPathFact
 def ray_of_two() -> Iterator[int]:
     """A local Ray of two workers, started once; its workers were started in another directory than a test's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        start_ray(2)
-        yield 2
         import ray
 
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.shutdown()  # another test may have started a smaller one
+        start_ray(2)
+        yield 2
         ray.shutdown()
 
 
