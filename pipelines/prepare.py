@@ -124,6 +124,7 @@ def prepare(
 
     work = plan(sources, out, settings, step)
     if work.dataset.exists(MANIFEST):
+        progress(len(work.units), len(work.units), "shards made before, reused")
         return work.dataset, read_manifest(work.dataset)
     records = _finished(work)
     pending = [unit for unit in work.units if unit.key not in records]
