@@ -8,11 +8,15 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
+from flows.dataset_commands import add_dataset_commands
 from flows.options import (
     Commands,
     add_command,
     add_data,
+    add_detector,
+    add_format,
     add_json,
     add_model,
     add_name,
@@ -21,20 +25,18 @@ from flows.options import (
     add_train_options,
     add_workers,
     given,
-    positive,
     prepare_settings,
     print_json,
     settings_of,
     train_settings,
 )
-from pipelines.settings import AnnotateSettings
+from pipelines.settings import AnnotateSettings, BoxesBy, DetectorName
 
 
 def add_commands(commands: Commands) -> None:
     """Declares every command."""
     _demo(commands)
-    _synth(commands)
-    _prepare(commands)
+    add_dataset_commands(commands)
     _train(commands)
     _evaluate(commands)
     _promote(commands)
@@ -76,74 +78,6 @@ def _demo(commands: Commands) -> None:
         "  msrrn demo\n  msrrn demo --out /tmp/demo --workers 4",
     )
     parser.add_argument("--out", default="demo-out", help="where everything goes (default: %(default)s)")
-    add_workers(parser)
-    add_json(parser)
-
-
-def _synth(commands: Commands) -> None:
-    def run(call: argparse.Namespace) -> None:
-        from flows.progress import progress
-        from pipelines.synthesis import synthesise
-
-        with progress("drawing photos") as update:
-            made, reused = synthesise(call.out, call.photos, call.seed, call.workers, update)
-        if call.json:
-            print_json({"out": call.out, "reused": reused, **made.model_dump()})
-        else:
-            print(f"{call.out}: {made.photos} photos, {made.faces} faces" + " (there already)" * reused)
-
-    parser = add_command(
-        commands,
-        "synth",
-        run,
-        "Draws synthetic photographs with exact landmarks. In the layout of 300-W: image + .pts.",
-        "  msrrn synth faces --photos 1000 --seed 1\n  msrrn prepare --data faces --out datasets",
-    )
-    parser.add_argument("out", metavar="OUT", help="folder or s3:// URL to draw into")
-    parser.add_argument("--photos", type=positive, default=500, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other people (default: 0)")
-    add_workers(parser)
-    add_json(parser)
-
-
-def _prepare(commands: Commands) -> None:
-    def run(call: argparse.Namespace) -> None:
-        from flows.progress import progress
-        from pipelines.prepare import plan, prepare
-
-        settings = prepare_settings(call)
-        with progress("dataset") as update:
-            if call.dry_run:
-                work = plan(call.data, call.out, settings, lambda: None)
-                result = {
-                    "dataset": work.dataset.url,
-                    "faces_in": work.faces_in,
-                    "shards": len(work.units),
-                    "left_out": len(work.left_out),
-                }
-            else:
-                dataset, manifest = prepare(call.data, call.out, settings, call.workers, update)
-                result = {"dataset": dataset.url, **manifest.counts, "missed": manifest.missed}
-        if call.json:
-            print_json(result)
-        else:
-            print("\n".join(f"{key:<10} {value}" for key, value in result.items()))
-
-    parser = add_command(
-        commands,
-        "prepare",
-        run,
-        "Makes a dataset of shards from annotated photos. Detects faces, crops them to 200/100/50 px, augments "
-        "the training faces; photos named in a source's val.txt, or a share by digest, are held out. Run again "
-        "after a crash, it does what is missing.",
-        "  msrrn prepare --data 300w --out datasets\n"
-        "  msrrn prepare --data lfpw helen --out s3://bucket/datasets --copies 12 --json\n"
-        "  msrrn prepare --data 300w --out datasets --dry-run",
-    )
-    add_data(parser)
-    parser.add_argument("--out", required=True, metavar="URL", help="where datasets go; each gets its own name")
-    add_prepare_options(parser)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be made; make nothing")
     add_workers(parser)
     add_json(parser)
 
@@ -190,7 +124,9 @@ def _evaluate(commands: Commands) -> None:
 
         model = open_model(call.model)
         with progress("evaluating, photos") as update:
-            evaluation = evaluate(model, call.data, call.split, call.workers, update, model.val_share)
+            evaluation = evaluate(
+                model, call.data, call.split, call.workers, update, model.val_share, call.format, call.detector
+            )
         table = evaluation.table()
         if call.json == "-":
             print_json(table)
@@ -212,7 +148,11 @@ def _evaluate(commands: Commands) -> None:
     )
     add_model(parser, required=True)
     add_data(parser)
+    add_format(parser)
     add_split(parser, "held-out")
+    parser.add_argument(
+        "--detector", choices=get_args(BoxesBy), help="who gives the boxes (default: whoever did in training)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, fractions; - is stdout")
     add_workers(parser)
 
@@ -305,7 +245,7 @@ def _annotate(commands: Commands) -> None:
         from pipelines.annotation import annotate
         from pipelines.retraining import open_model
 
-        settings = settings_of(AnnotateSettings, given(call, "images_per_unit"))
+        settings = settings_of(AnnotateSettings, given(call, "images_per_unit", "detector"))
         with progress("annotating, pictures") as update:
             summary = annotate(call.source, call.out, open_model(call.model), settings, call.workers, update)
         if call.json:
@@ -336,6 +276,7 @@ def _annotate(commands: Commands) -> None:
         type=int,
         help=f"pictures that are done together or again (default: {AnnotateSettings().images_per_unit})",
     )
+    add_detector(parser, get_args(DetectorName))
     add_workers(parser)
     add_json(parser)
 

@@ -4,15 +4,15 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from msrrn.augmentation import AugmentationSettings
 from pipelines.engine import default_workers
 from pipelines.errors import UsageError
-from pipelines.settings import PrepareSettings, TrainSettings
+from pipelines.settings import BoxesBy, PrepareSettings, SourceFormat, TrainSettings
 
 NAME: Final = "msrrn"
 Commands = Any
@@ -70,8 +70,29 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         metavar="SRC",
-        help="annotated photos: folders of images with .pts files, in the layout of 300-W",
+        help="annotated photos: a folder, .zip or .tar of images with .pts files (300-W), imglab XML, COCO JSON, "
+        "CSV of keypoints, WebDataset tars, or what `msrrn annotate` wrote; local or s3://",
     )
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format",
+        choices=("auto", *get_args(SourceFormat)),
+        default="auto",
+        help="format of --data (default: found out by looking at it)",
+    )
+
+
+def add_detector(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    parser.add_argument(
+        "--detector", choices=names, help="who gives faces their boxes (default: hog, which needs no file)"
+    )
+
+
+def share(text: str) -> float:
+    """`5%` or `0.05`."""
+    return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
 
 
 def add_split(parser: argparse.ArgumentParser, default: str) -> None:
@@ -93,7 +114,8 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help=f"share of photos held out where the source says none (default: {share})",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw (default: 0)")
+    parser.add_argument("--seed", type=int, help="seed of every random draw (default: 0)")
+    add_detector(parser, get_args(BoxesBy))
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -122,9 +144,14 @@ def settings_of(kind: type[Settings], given: dict[str, Any]) -> Settings:
         raise UsageError(f"{option} {first['input']}: {first['msg']}") from error
 
 
-def prepare_settings(call: argparse.Namespace) -> PrepareSettings:
-    augmentation = settings_of(AugmentationSettings, given(call, "copies"))
-    return settings_of(PrepareSettings, {"augmentation": augmentation, **given(call, "val_share", "seed")})
+def prepare_settings(call: argparse.Namespace, base: PrepareSettings | None = None) -> PrepareSettings:
+    """The settings given, and for the others those of `base`."""
+    base = base or PrepareSettings()
+    augmentation = settings_of(AugmentationSettings, base.augmentation.model_dump() | given(call, "copies"))
+    return settings_of(
+        PrepareSettings,
+        base.model_dump() | {"augmentation": augmentation, **given(call, "val_share", "seed", "detector")},
+    )
 
 
 def train_settings(call: argparse.Namespace) -> TrainSettings:

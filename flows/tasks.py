@@ -22,6 +22,7 @@ from pipelines import retraining
 from pipelines.annotation import Summary, annotate
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, evaluate
+from pipelines.manifest import Manifest
 from pipelines.models import Model
 from pipelines.prepare import prepare
 from pipelines.promotion import Decision
@@ -29,7 +30,6 @@ from pipelines.registry import ModelVersion
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
 from pipelines.retraining import open_model, record, train_tracked
 from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
-from pipelines.shards import Manifest
 from pipelines.storage import Store
 from pipelines.train import TrainedModel
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from msrrn.geometry import CropFrame
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
 from pipelines.decoding import Undecodable, decode
-from pipelines.detection import Detection, HogDetector
+from pipelines.detection import Detection, Detector, open_detector
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.models import Model
@@ -115,6 +115,7 @@ class Job:
     out: Store
     model: Model
     settings: AnnotateSettings
+    detector: Detector
 
 
 def annotate(
@@ -132,7 +133,7 @@ def annotate(
     """
     archive = open_archive(source)
     archive = replace(archive, url=Store(archive.url).absolute().url)
-    job = Job(Store(out).absolute(), model, settings)
+    job = Job(Store(out).absolute(), model, settings, open_detector(settings.detector))
     _claim(job, source)
     size = settings.images_per_unit
     parts = {
@@ -211,7 +212,7 @@ def _annotate_unit(job: Job, unit: tuple[str, Archive]) -> tuple[str, UnitRecord
     found: list[tuple[dict[str, Any], Detection, CropFrame]] = []
     crops: list[np.ndarray[Any, Any]] = []
     for item, data in archive.read(archive.items):
-        image, detections, faces = _look(item.uri, item.size, data, job.model.card.crop_margin)
+        image, detections, faces = _look(item.uri, item.size, data, job)
         images.append(image)
         for detection, (frame, pixels) in zip(detections, faces, strict=True):
             found.append((image, detection, frame))
@@ -237,7 +238,7 @@ def _annotate_unit(job: Job, unit: tuple[str, Archive]) -> tuple[str, UnitRecord
 
 
 def _look(
-    uri: str, size: int, data: bytes | Undecodable, margin: float
+    uri: str, size: int, data: bytes | Undecodable, job: Job
 ) -> tuple[dict[str, Any], list[Detection], list[tuple[CropFrame, np.ndarray[Any, Any]]]]:
     """One input: its row, its faces, and their crops. Whatever goes wrong with it stays in its row."""
     row: dict[str, Any] = dict.fromkeys(IMAGES.names) | {"uri": uri, "bytes": size, "faces": 0}
@@ -248,8 +249,8 @@ def _look(
         photo = decode(data)
         row["height"], row["width"] = photo.rgb.shape[:2]
         row["orientation"] = photo.orientation
-        detections = HogDetector()(photo.rgb)
-        frames = [frame_around(detection.box, margin) for detection in detections]
+        detections = job.detector(photo.rgb)
+        frames = [frame_around(detection.box, job.model.card.crop_margin) for detection in detections]
         crops = [(frame, crop(photo.rgb, frame)) for frame in frames]
     except Undecodable as error:
         return row | {"status": "quarantined", "reason": error.reason, "message": error.message}, [], []

@@ -5,7 +5,9 @@ whose worker died, and a job that was killed runs what is not finished.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, TypeVar
 
 from pipelines.errors import UserError
@@ -15,6 +17,7 @@ Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
 UNIT_RETRIES: Final = 3
+_PAUSE_SECONDS: Final = 0.2
 
 
 def default_workers() -> int:
@@ -43,13 +46,14 @@ def run_units(
     """Yields `work(shared, unit)` for every unit, in the order in which units finish.
 
     `shared` is sent to each worker machine once. With one worker, or one unit, everything runs in this
-    process. Memory is bounded by two units a worker. An exception of `work` ends the job.
+    process. Memory is bounded by two units a worker. A unit that fails with an `OSError`, as disks and
+    networks do for a moment, is run again; any other exception of `work` ends the job.
 
     Raises:
-        UserError: a unit's worker died, and again each time it was retried.
+        UserError: a unit's worker died, or failed with an `OSError`, and again each time it was retried.
     """
     if min(workers, len(units)) <= 1:
-        yield from (work(shared, unit) for unit in units)
+        yield from (_attempt(work, shared, unit) for unit in units)
         return
     start_ray(workers)
     import ray
@@ -80,4 +84,18 @@ def _run_one(work: Callable[[Shared, Unit], Result], shared: Shared, unit: Unit)
     import cv2
 
     cv2.setNumThreads(1)
-    return work(shared, unit)
+    return _attempt(work, shared, unit)
+
+
+def _attempt(work: Callable[[Shared, Unit], Result], shared: Shared, unit: Unit) -> Result:
+    for retry in range(UNIT_RETRIES):
+        with suppress(OSError):
+            return work(shared, unit)
+        time.sleep(_PAUSE_SECONDS * 4**retry)
+    try:
+        return work(shared, unit)
+    except OSError as error:
+        raise UserError(
+            f"{error}, {UNIT_RETRIES + 1} times at the same piece of work; "
+            "finished units are kept: mend this and run again"
+        ) from error

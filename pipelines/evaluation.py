@@ -12,14 +12,14 @@ from msrrn.geometry import Box
 from msrrn.metrics import auc, failure_rate, nrmse_io, nrmse_ip, share_under
 from msrrn.predictor import STAGES
 from pipelines.decoding import Undecodable, decode
-from pipelines.detection import HogDetector
 from pipelines.engine import run_units
 from pipelines.errors import UserError
+from pipelines.manifest import LeftOut
 from pipelines.models import Model
-from pipelines.photos import PhotoGroup, assign_splits, boxed_faces, group_photos
+from pipelines.photos import Finder, PhotoGroup, assign_splits, boxed_faces, clusters, face_finder, read_photos
 from pipelines.pyramid import crop, frame_around
-from pipelines.settings import VAL_SHARE
-from pipelines.shards import LeftOut
+from pipelines.screening import screened
+from pipelines.settings import VAL_SHARE, BoxesBy
 
 PHOTOS_PER_UNIT: Final = 16
 
@@ -106,20 +106,25 @@ def evaluate(
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     val_share: float = VAL_SHARE,
+    source_format: str = "auto",
+    detector: BoxesBy | None = None,
 ) -> Evaluation:
-    """Evaluates a model on the annotated photos of the sources.
+    """Evaluates a model on the annotated photos of the sources, with the detector that it was trained with.
 
-    `val_share` is that of the dataset, for the selection `val`.
+    `val_share` is that of the dataset, for the selection `val`; `detector` takes boxes from another one.
 
     Raises:
         UserError: a source is unusable, or not one face could be evaluated.
     """
-    groups, left_out = group_photos(sources)
+    groups, left_out = read_photos(sources, workers, source_format=source_format)
+    groups, bad = screened(groups)
+    left_out += bad
+    boxes_by = detector or model.card.detector
     chosen, selection = _chosen(groups, selection, val_share)
     units = [tuple(chosen[start : start + PHOTOS_PER_UNIT]) for start in range(0, len(chosen), PHOTOS_PER_UNIT)]
     faces: list[FaceResult] = []
     done = 0
-    for results, rejected in run_units(_evaluate_unit, model, units, workers):
+    for results, rejected in run_units(_evaluate_unit, (model, face_finder(boxes_by, groups)), units, workers):
         faces += results
         left_out += rejected
         done += PHOTOS_PER_UNIT
@@ -132,19 +137,22 @@ def evaluate(
     faces.sort(key=lambda face: (face.uri, face.annotation_uri, face.photo_sha256, face.truth.tobytes()))
     left_out.sort(key=lambda item: (item.uri, item.reason))
     trained_on = {key: model.card.training.get(key) for key in ("dataset", "faces", "faces_by_source")}
-    return Evaluation(model.label, model.card.detector, trained_on, selection, tuple(faces), tuple(left_out))
+    return Evaluation(model.label, boxes_by, trained_on, selection, tuple(faces), tuple(left_out))
 
 
 def _chosen(groups: list[PhotoGroup], selection: Selection, val_share: float) -> tuple[list[PhotoGroup], Selection]:
     if selection == "val":
-        split_of = assign_splits(groups, val_share)
+        split_of = assign_splits(clusters([group.seen for group in groups]), val_share)
         by_split = {split: [g for g in groups if split_of[g.sha256] == split] for split in ("val", "test")}
         return by_split["val"] or by_split["test"], selection
-    declared = [group for group in groups if group.declared_split in ("val", "test")]
+    declared = [group for group in groups if group.seen.declared in ("val", "test")]
     return (declared, selection) if selection == "held-out" and declared else (groups, "all")
 
 
-def _evaluate_unit(model: Model, unit: Sequence[PhotoGroup]) -> tuple[list[FaceResult], list[LeftOut]]:
+def _evaluate_unit(
+    shared: tuple[Model, Finder], unit: Sequence[PhotoGroup]
+) -> tuple[list[FaceResult], list[LeftOut]]:
+    model, find = shared
     results: list[FaceResult] = []
     left_out: list[LeftOut] = []
     for group in unit:
@@ -155,7 +163,7 @@ def _evaluate_unit(model: Model, unit: Sequence[PhotoGroup]) -> tuple[list[FaceR
                 LeftOut(uri=face.annotation_uri, reason=error.reason, message=error.message) for face in group.faces
             ]
             continue
-        boxed = list(boxed_faces(group, photo, HogDetector()(photo.rgb), left_out))
+        boxed = list(boxed_faces(group, photo, find, left_out))
         frames = [frame_around(detection.box, model.card.crop_margin) for _, (detection, _) in boxed]
         if not frames:
             continue

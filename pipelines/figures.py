@@ -112,6 +112,37 @@ def histogram_figure(values: Sequence[float], bins: int, xlabel: str) -> Markup:
         return _svg(figure)
 
 
+def binned_figure(
+    counts: Mapping[str, Sequence[int]], edges: Sequence[float], xlabel: str, log_x: bool = False
+) -> Markup:
+    """Shares of each series in bins counted before, as steps: series of unlike sizes compare.
+
+    `edges` has one element more than each series; empty bins at both ends are cut off.
+    """
+    with rc_context(_STYLE):
+        figure, axes = _axes(xlabel, "% of faces")
+        totals = np.sum([np.asarray(series) for series in counts.values()], axis=0) if counts else np.zeros(0)
+        used = np.flatnonzero(totals)
+        if not used.size:
+            _nothing(axes)
+            return _svg(figure)
+        first, last = int(used[0]), int(used[-1]) + 1
+        for index, (name, series) in enumerate(counts.items()):
+            share = 100 * np.asarray(series, np.float64)[first:last] / max(1, sum(series))
+            steps = np.concatenate([[0.0], np.repeat(share, 2), [0.0]])
+            _line(axes, index, np.repeat(np.asarray(edges)[first : last + 1], 2), steps, name)
+        if log_x:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.set_ylim(bottom=0)
+        _legend(axes)
+        return _svg(figure)
+
+
 def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.0, 3.4), layout="constrained")
     FigureCanvasSVG(figure)

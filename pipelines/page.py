@@ -78,6 +78,11 @@ class Page:
         """Adds a JPEG; `alt` says what it shows to those who cannot see it."""
         self._add("picture", data=base64.b64encode(jpeg).decode("ascii"), caption=caption, alt=alt)
 
+    def gallery(self, pictures: Sequence[tuple[bytes, str]], caption: str) -> None:
+        """Adds small JPEGs side by side, as many in a row as fit, each with its own words below it."""
+        items = [(base64.b64encode(jpeg).decode("ascii"), words) for jpeg, words in pictures]
+        self._add("gallery", pictures=items, caption=caption)
+
     def facts(self, items: Sequence[tuple[str, str]]) -> None:
         """Adds a list of (term, value): what went in, what came out."""
         self._add("facts", items=list(items))

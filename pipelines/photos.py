@@ -1,47 +1,59 @@
-"""Annotated photographs as stations take them: grouped by their bytes, split, and each face with its box."""
+"""Annotated photographs as stations take them: read once, grouped by their bytes, split, each face with its box."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pipelines.checks import check_detection, check_in_picture
 from pipelines.decoding import Photo
-from pipelines.detection import Detection, expected_box, match
+from pipelines.detection import Detection, Detector, expected_box, match, open_detector
+from pipelines.detection.annotated import AnnotatedBoxes
+from pipelines.engine import run_units
 from pipelines.errors import UserError
-from pipelines.shards import LeftOut
+from pipelines.manifest import LeftOut
+from pipelines.prints import near_duplicates, photo_print
 from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
-from pipelines.sources.pts import outside
 from pipelines.storage import Store
 
 VAL_BITS: Final = 32
+HELD: Final = frozenset({"val", "test"})
+SHADOWED: Final = "shadowed"
+"""No split: the photo shows what one held out of training shows, and would leak it."""
+PHOTOS_PER_READ: Final = 128
+
+Finder = Detector | AnnotatedBoxes
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What splits are assigned by: a photo, its place, the split that its source declares, and its print.
+
+    `print` is empty where the picture cannot be decoded. `settled` is the split of a photo that is in a
+    dataset already.
+    """
+
+    sha256: str
+    uri: str
+    declared: str | None
+    print: str
+    settled: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class PhotoGroup:
     """One photograph by its bytes, with all faces annotated in it, whatever files they came from."""
 
-    sha256: str
+    seen: Seen
     faces: tuple[AnnotatedPhoto, ...]
 
     @property
-    def uri(self) -> str:
-        return self.faces[0].uri
+    def sha256(self) -> str:
+        return self.seen.sha256
 
     @property
-    def declared_split(self) -> str | None:
-        """The split that the source declares.
-
-        Raises:
-            UserError: the same photo is declared in two splits.
-        """
-        declared = {face.declared_split: f"{face.root}/{face.uri}" for face in self.faces if face.declared_split}
-        if len(declared) > 1:
-            (first, first_uri), (second, second_uri) = sorted(declared.items())[:2]
-            raise UserError(
-                f"{first_uri} (split {first}) and {second_uri} (split {second}) are the same photo, byte for "
-                "byte; a photo must be in one split only: remove one of them, or correct val.txt"
-            )
-        return next(iter(declared), None)
+    def uri(self) -> str:
+        return self.seen.uri
 
 
 def face_order(face: AnnotatedPhoto) -> tuple[str, str, str, bytes]:
@@ -49,58 +61,147 @@ def face_order(face: AnnotatedPhoto) -> tuple[str, str, str, bytes]:
     return face.uri, face.annotation_uri, face.subset, face.shape.tobytes()
 
 
-def group_photos(
-    sources: Sequence[str], step: Callable[[], None] = lambda: None
+def read_photos(
+    sources: Sequence[str],
+    workers: int,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    source_format: str = "auto",
 ) -> tuple[list[PhotoGroup], list[LeftOut]]:
-    """Scans the sources and groups annotations by the SHA-256 of their photo; sorted by that digest.
+    """Scans the sources, reads every photo once, and groups annotations by its SHA-256; sorted by that digest.
 
-    The order of the sources changes nothing, and what comes out can be read in another working directory.
+    The order of the sources and the number of workers change nothing, and what comes out can be read in
+    another working directory. Progress is told as (done, total or 0, what).
     """
-    faces: dict[str, list[AnnotatedPhoto]] = {}
+    pictures: dict[tuple[str, str], list[AnnotatedPhoto]] = {}
     left_out: list[LeftOut] = []
+    inputs = 0
     for url in sources:
-        for item in open_annotated(url).scan():
+        for item in open_annotated(url, source_format).scan():
+            inputs += 1
             if isinstance(item, Rejected):
                 left_out.append(LeftOut(uri=item.uri, reason=item.reason, message=item.message))
             else:
                 face = replace(item, root=Store(item.root).absolute().url)
-                faces.setdefault(hashlib.sha256(face.read()).hexdigest(), []).append(face)
-            step()
-    groups = [PhotoGroup(digest, tuple(sorted(group, key=face_order))) for digest, group in sorted(faces.items())]
-    return groups, left_out
+                pictures.setdefault((face.root, face.uri), []).append(face)
+            progress(inputs, 0, "reading annotations")
+    listed = list(pictures.values())
+    units = [listed[start : start + PHOTOS_PER_READ] for start in range(0, len(listed), PHOTOS_PER_READ)]
+    groups: dict[str, list[AnnotatedPhoto]] = {}
+    prints: dict[str, str] = {}
+    done = 0
+    for seen in run_units(_read_unit, None, units, workers):
+        for faces, digest, print_ in seen:
+            if not digest:
+                left_out += [_unreadable(face) for face in faces]
+            else:
+                groups.setdefault(digest, []).extend(faces)
+                prints[digest] = print_
+        done += len(seen)
+        progress(done, len(listed), "reading photos")
+    return [_group(digest, faces, prints[digest]) for digest, faces in sorted(groups.items())], left_out
 
 
-def assign_splits(groups: Sequence[PhotoGroup], val_share: float) -> dict[str, str]:
-    """SHA-256 of a photo → `train`, `val` or `test`: as declared, else by the digest itself.
+def _group(sha256: str, faces: list[AnnotatedPhoto], print_: str) -> PhotoGroup:
+    faces.sort(key=face_order)
+    declared = {face.declared_split: face for face in faces if face.declared_split}
+    if len(declared) > 1:
+        (first, one), (second, other) = sorted(declared.items())[:2]
+        raise UserError(
+            f"{one.root}/{one.uri} (split {first}) and {other.root}/{other.uri} (split {second}) are the same photo, "
+            "byte for byte; a photo must be in one split only: remove one of them, or correct val.txt"
+        )
+    return PhotoGroup(Seen(sha256, faces[0].uri, next(iter(declared), None), print_), tuple(faces))
 
-    Where no photo is declared `val`, a share of those that are not `test` becomes it, at least one of two.
+
+def _read_unit(_: None, unit: Sequence[Sequence[AnnotatedPhoto]]) -> list[tuple[Sequence[AnnotatedPhoto], str, str]]:
+    seen: list[tuple[Sequence[AnnotatedPhoto], str, str]] = []
+    for faces in unit:
+        try:
+            data = faces[0].read()
+        except UserError:
+            seen.append((faces, "", ""))
+        else:
+            seen.append((faces, hashlib.sha256(data).hexdigest(), photo_print(data)))
+    return seen
+
+
+def _unreadable(face: AnnotatedPhoto) -> LeftOut:
+    message = f"{face.uri} could not be read: it is gone, locked, or larger than a picture may be"
+    return LeftOut(uri=face.annotation_uri, reason="unreadable", message=message)
+
+
+def clusters(photos: Sequence[Seen]) -> list[list[Seen]]:
+    """Photos that show the same, though their bytes differ, together; every photo is in one cluster.
+
+    Sorted by digest, within each and by the first of each.
     """
-    declared = {group.sha256: group.declared_split for group in groups}
-    if "val" in declared.values():
-        return {digest: said or "train" for digest, said in declared.items()}
-    split_of = {digest: "test" if said == "test" else "train" for digest, said in declared.items()}
-    candidates = sorted(digest for digest, split in split_of.items() if split == "train")
-    held_out = [digest for digest in candidates if int(digest[: VAL_BITS // 4], 16) < val_share * 2**VAL_BITS]
-    if val_share > 0 and not held_out and len(candidates) > 1:
-        held_out = candidates[:1]
-    return split_of | dict.fromkeys(held_out, "val")
+    printed = [photo for photo in photos if photo.print]
+    together = [
+        [printed[index] for index in cluster] for cluster in near_duplicates([photo.print for photo in printed])
+    ]
+    inside = {photo.sha256 for cluster in together for photo in cluster}
+    together += [[photo] for photo in photos if photo.sha256 not in inside]
+    by_digest = [sorted(cluster, key=lambda photo: photo.sha256) for cluster in together]
+    return sorted(by_digest, key=lambda cluster: cluster[0].sha256)
+
+
+def assign_splits(alike: Sequence[Sequence[Seen]], val_share: float) -> dict[str, str]:
+    """SHA-256 of a photo → `train`, `val`, `test` or `SHADOWED`. Takes `clusters`.
+
+    A photo's split is as declared, else by the digest itself: where no photo is declared `val`, a share of
+    those that are not `test` becomes it, at least one of two. Photos that show the same go together, by the
+    digest of the first; where some are declared `val` or `test`, the others are shadowed.
+    """
+    chosen: dict[str, str] = {}
+    free: dict[str, Sequence[Seen]] = {}
+    for cluster in alike:
+        held = any(photo.declared in HELD for photo in cluster)
+        settled = next((photo.settled for photo in cluster if photo.settled), None)
+        for photo in cluster:
+            own = photo.settled or (photo.declared if photo.declared in HELD else None)
+            split = own or (SHADOWED if held else settled)
+            if split:
+                chosen[photo.sha256] = split
+            else:
+                free[cluster[0].sha256] = cluster
+    held_out: list[str] = []
+    if not any(photo.declared == "val" for cluster in alike for photo in cluster):
+        held_out = [digest for digest in free if int(digest[: VAL_BITS // 4], 16) < val_share * 2**VAL_BITS]
+        if val_share > 0 and not held_out and "val" not in chosen.values() and len(free) > 1:
+            held_out = [min(free)]
+    for digest, cluster in free.items():
+        chosen |= dict.fromkeys((photo.sha256 for photo in cluster), "val" if digest in held_out else "train")
+    return chosen
+
+
+def face_finder(name: str, groups: Sequence[PhotoGroup]) -> Finder:
+    """What gives faces their boxes: the detector of that name, or `annotated`, fitted to these photos.
+
+    Raises:
+        UserError: there is no such detector, or its model file is missing.
+    """
+    if name == AnnotatedBoxes.name:
+        return AnnotatedBoxes.fit(face for group in groups for face in group.faces)
+    return open_detector(name)
 
 
 def boxed_faces(
-    group: PhotoGroup, photo: Photo, detections: Sequence[Detection], left_out: list[LeftOut]
+    group: PhotoGroup, photo: Photo, find: Finder, left_out: list[LeftOut]
 ) -> Iterator[tuple[AnnotatedPhoto, tuple[Detection, bool]]]:
-    """The usable faces of a photo, largest box first, each with its box and whether the detector found it.
+    """The faces of a photo, largest box first, each with its box and whether it was found by `find`.
 
-    Where it did not, the box is predicted from the annotation. Unusable faces go to `left_out`.
+    Where it was not, the box is predicted from the annotation. Annotations that lie outside the picture, or
+    beside the face that the detector finds, go to `left_out`.
     """
     height, width = photo.rgb.shape[:2]
+    detections = [] if isinstance(find, AnnotatedBoxes) else find(photo.rgb)
     boxed = []
     for face in group.faces:
-        if outside(face.shape, width, height):
-            message = f"landmarks lie outside the picture of {width} × {height} px"
-            left_out.append(LeftOut(uri=face.annotation_uri, reason="pts_outside", message=message))
+        problem = check_in_picture(face.shape, width, height) or check_detection(face.shape, detections)
+        if problem:
+            left_out.append(LeftOut(uri=face.annotation_uri, reason=problem.code, message=problem.message))
             continue
-        found = match(detections, face.shape)
+        found = find(face) if isinstance(find, AnnotatedBoxes) else match(detections, face.shape)
         box = found or Detection(expected_box(face.shape), float("nan"))
         boxed.append((face, (box, found is not None)))
     yield from sorted(boxed, key=lambda item: (-item[1][0].box.area, face_order(item[0])))

@@ -16,9 +16,9 @@ from pipelines.decoding import Undecodable, decode
 from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, photo_tile, to_jpeg
 from pipelines.evaluation import Evaluation, FaceResult
 from pipelines.figures import ced_figure, curves_figure
+from pipelines.manifest import Manifest
 from pipelines.page import Page
 from pipelines.promotion import Decision
-from pipelines.shards import Manifest
 from pipelines.sources.archive import open_archive
 from pipelines.storage import Store
 from pipelines.train import TrainedModel

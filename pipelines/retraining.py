@@ -11,11 +11,11 @@ from typing import Any, Final
 from msrrn.artifact import CARD, WEIGHTS
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, Selection, evaluate
+from pipelines.manifest import Manifest, read_manifest
 from pipelines.models import Model, read_model
 from pipelines.promotion import Decision, decide
 from pipelines.registry import ROLLED_BACK, ModelVersion, champion, fetch, register, set_challenger, set_champion
 from pipelines.settings import VAL_SHARE, TrainSettings
-from pipelines.shards import Manifest, read_manifest
 from pipelines.storage import Store
 from pipelines.tracking import RunRecord, finish_run, log_files, log_history, log_metrics, open_run
 from pipelines.train import HISTORY, Progress, TrainedModel, run_name, train_model

@@ -8,6 +8,11 @@ from msrrn.augmentation import AugmentationSettings
 
 VAL_SHARE: Final = 0.1
 
+SourceFormat = Literal["300w", "imglab", "coco", "csv", "webdataset", "parquet"]
+DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
+BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
+"""Who gives a training face its box: a detector, or the data."""
+
 
 class PrepareSettings(BaseModel):
     """What, beside the photos, fixes a dataset's bytes."""
@@ -23,7 +28,7 @@ class PrepareSettings(BaseModel):
     )
     augmentation: AugmentationSettings = AugmentationSettings()
     photos_per_shard: int = Field(48, ge=1, le=4096)
-    detector: Literal["dlib-hog"] = "dlib-hog"
+    detector: BoxesBy = "hog"
     crop_margin: float = Field(
         1.5,
         ge=1,
@@ -31,6 +36,15 @@ class PrepareSettings(BaseModel):
         description="side of the crop over the side of the face box: detector boxes cut off chins and jaws; at 1.5 "
         "nearly every landmark stays inside after rotation and jitter",
     )
+
+
+class Tolerance(BaseModel):
+    """How much bad input a dataset may have: what is wrong with it is in its manifest either way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    on_bad: Literal["quarantine", "fail"] = "quarantine"
+    max_bad: float = Field(1.0, ge=0, le=1, description="largest share of bad inputs among all")
 
 
 class TrainSettings(BaseModel):
@@ -47,6 +61,8 @@ class TrainSettings(BaseModel):
     warmup: float = Field(0.15, ge=0, lt=1, description="share of the steps before the peak")
     clip_norm: float = Field(5.0, gt=0, description="longest gradient that is followed")
     seed: int = 0
+    # It fixes nothing of a model, so it is in no run's name and no card.
+    checkpoint_steps: int = Field(500, ge=1, exclude=True, description="updates between checkpoints in an epoch")
 
 
 class AnnotateSettings(BaseModel):
@@ -55,4 +71,4 @@ class AnnotateSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     images_per_unit: int = Field(64, ge=1, le=100_000)
-    detector: Literal["dlib-hog"] = "dlib-hog"
+    detector: DetectorName = "hog"

@@ -1,32 +1,33 @@
-"""Training shards: the schema, in this one place, and reading and writing of them."""
+"""Training shards: the schema, in this one place, and the bytes of a shard.
 
-import hashlib
+A shard is a Parquet file, a row a sample. Its row groups are the copies of its faces: the first holds every
+face as it is, the next the first augmented copy of each, and so on. So a reader that takes row groups in any
+order meets many faces before it meets a second copy of one.
+"""
+
 import io
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
 from msrrn.network import LEVELS
-from pipelines.errors import UserError
-from pipelines.storage import Store
 
-SCHEMA_VERSION: Final = "1"
-MANIFEST: Final = "manifest.json"
+SCHEMA_VERSION: Final = "2"
 
 Split = Literal["train", "val"]
 TRAINED_SPLITS: Final[tuple[Split, ...]] = ("train", "val")
 
 
-def _image(size: int) -> pa.DataType:
-    return pa.fixed_shape_tensor(pa.uint8(), (size, size))
+def _image(size: int) -> pa.Field:
+    # Ten times faster to read than a list of numbers, which Parquet would keep as four bytes each.
+    shape = {"msrrn.shape": f"{size},{size}", "msrrn.dtype": "uint8"}
+    return pa.field(f"image_{size}", pa.binary(size * size), nullable=False, metadata=shape)
 
 
 SCHEMA: Final = pa.schema(
@@ -39,7 +40,7 @@ SCHEMA: Final = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("copy", pa.int32(), nullable=False),
-        *(pa.field(f"image_{size}", _image(size), nullable=False) for size in reversed(LEVELS)),
+        *(_image(size) for size in reversed(LEVELS)),
         pa.field("landmarks", pa.list_(pa.float32(), 2 * NUM_LANDMARKS), nullable=False),
         # Upright pixels → [0, 1] of the crop, row by row: (2, 3).
         pa.field("to_crop", pa.list_(pa.float64(), 6), nullable=False),
@@ -47,6 +48,12 @@ SCHEMA: Final = pa.schema(
         pa.field("detected", pa.bool_(), nullable=False),
         pa.field("detector_score", pa.float64()),
         pa.field("padding", pa.float32(), nullable=False),
+        # Of the face as it is, on every copy: the slope of its eyes in degrees, clockwise on screen; the mean
+        # grey value of its crop, 0 to 255; the variance of the crop's Laplacian, small when it is blurred.
+        pa.field("face_roll", pa.float32(), nullable=False),
+        pa.field("brightness", pa.float32(), nullable=False),
+        pa.field("sharpness", pa.float32(), nullable=False),
+        # How this copy was drawn: see msrrn.augmentation.Draw.
         pa.field("roll", pa.float64(), nullable=False),
         pa.field("mirrored", pa.bool_(), nullable=False),
         pa.field("shift", pa.list_(pa.float64(), 2), nullable=False),
@@ -57,145 +64,50 @@ SCHEMA: Final = pa.schema(
 )
 
 
-class ShardEntry(BaseModel):
-    """A shard in the manifest, and its completion record."""
+def encode_shard(rows: Iterable[dict[str, Any]], settings: str) -> bytes:
+    """Rows → the bytes of a Parquet file; images are arrays (size, size) uint8, or
+    their bytes. Same rows, same bytes.
 
-    model_config = ConfigDict(frozen=True)
-
-    key: str
-    split: Split
-    rows: int
-    bytes: int
-    sha256: str
-
-
-class LeftOut(BaseModel):
-    """An input that is not in the dataset, and why."""
-
-    model_config = ConfigDict(frozen=True)
-
-    uri: str
-    reason: str
-    message: str
-
-
-class Manifest(BaseModel):
-    """`manifest.json`, written last: a dataset without it is not finished."""
-
-    name: str
-    schema_version: str = SCHEMA_VERSION
-    scheme: str = SCHEME
-    code_version: str
-    settings: dict[str, Any]
-    counts: dict[str, int]
-    faces_by_source: dict[str, dict[str, int]]
-    """source → split → faces"""
-    missed: int
-    """faces that the detector missed and that got a box predicted from their annotation"""
-    shards: list[ShardEntry]
-    left_out: list[LeftOut]
-
-
-def encode_shard(rows: Sequence[dict[str, Any]], settings: str) -> bytes:
-    """Rows → the bytes of a Parquet file; images are arrays (size, size) uint8. Same rows, same bytes."""
-    columns = []
-    for field in SCHEMA:
-        values = [row[field.name] for row in rows]
-        if isinstance(field.type, pa.FixedShapeTensorType):
-            columns.append(pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(values)))
-        else:
-            columns.append(pa.array(values, field.type))
+    Rows are sorted by `copy`, and keep their order within one.
+    """
     schema = SCHEMA.with_metadata({**SCHEMA.metadata, b"msrrn.settings": settings.encode()})
     sink = io.BytesIO()
-    images = [f"image_{size}" for size in LEVELS]
-    others = [field.name for field in SCHEMA if field.name not in images]
-    pq.write_table(
-        pa.Table.from_arrays(columns, schema=schema),
-        sink,
-        compression="zstd",
-        compression_level=1,
-        # Parquet keeps a uint8 as four bytes. Split into streams, three of them vanish: a quarter smaller than
-        # plain pages and twice as fast, both ways.
-        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in images},
-        use_dictionary=others,
-        write_statistics=others,
-    )
+    others = [field.name for field in SCHEMA if not pa.types.is_fixed_size_binary(field.type)]
+    options = {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": others,
+        "write_statistics": others,
+        "write_page_checksum": True,
+    }
+    with pq.ParquetWriter(sink, schema, **options) as writer:
+        for _, same_copy in groupby(sorted(rows, key=lambda row: row["copy"]), lambda row: row["copy"]):
+            writer.write_table(_table(list(same_copy), schema))
     return sink.getvalue()
 
 
-def read_manifest(dataset: Store) -> Manifest:
-    """The dataset's manifest.
-
-    Raises:
-        UserError: there is none (not a dataset, or not finished), or it has another schema.
-    """
-    if not dataset.exists(MANIFEST):
-        raise UserError(
-            f"{dataset.url}: no {MANIFEST}, so it is no finished dataset; "
-            "give the URL that `msrrn prepare` printed, or run it again to finish"
-        )
-    name = f"{dataset.url}/{MANIFEST}"
-    try:
-        content = json.loads(dataset.read_bytes(MANIFEST))
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version not in (None, SCHEMA_VERSION):
-            raise UserError(
-                f"{name}: field `schema_version` is {version}, this version reads {SCHEMA_VERSION}; "
-                "prepare the dataset again"
-            )
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{name}: field `{field}`: {first['msg']}; it is no dataset of msrrn, or a damaged one: "
-            "give the URL that `msrrn prepare` printed"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{name}: not JSON ({error}); give the URL that `msrrn prepare` printed") from error
+def _table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    columns = []
+    for field in schema:
+        values = [row[field.name] for row in rows]
+        if pa.types.is_fixed_size_binary(field.type):
+            values = [image if isinstance(image, bytes) else image.tobytes() for image in values]
+        columns.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Crops (N, 200, 200) uint8, landmarks (N, 68, 2) float32 in [0, 1] of the crop, copy (N,), source (N,)."""
-
-    image_200: NDArray[np.uint8]
-    landmarks: NDArray[np.float32]
-    copy: NDArray[np.int32]
-    source: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.copy)
+def images(table: pa.Table, size: int) -> NDArray[np.uint8]:
+    """The column `image_SIZE` of a table as (N, size, size) uint8, read-only."""
+    column = table[f"image_{size}"].combine_chunks()
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    arrays = [
+        np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, size, size)[chunk.offset : chunk.offset + len(chunk)]
+        for chunk in chunks
+    ]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.zeros((0, size, size), np.uint8)])
 
 
-def read_samples(dataset: Store, manifest: Manifest, split: Split) -> Samples:
-    """Every sample of a split, in the order of the manifest; the coarser levels follow from `image_200`.
-
-    Raises:
-        UserError: a shard's bytes are not those that the manifest promises.
-    """
-    tables = list(_tables(dataset, [entry for entry in manifest.shards if entry.split == split]))
-    side = LEVELS[-1]
-    if not tables:
-        empty = np.zeros((0, side, side), np.uint8)
-        return Samples(empty, np.zeros((0, NUM_LANDMARKS, 2), np.float32), np.zeros(0, np.int32), ())
-    table = pa.concat_tables(tables)
-    images = np.concatenate([chunk.to_numpy_ndarray() for chunk in table["image_200"].chunks])
-    landmarks = np.concatenate([chunk.flatten().to_numpy() for chunk in table["landmarks"].chunks])
-    return Samples(
-        images,
-        landmarks.reshape(-1, NUM_LANDMARKS, 2),
-        table["copy"].to_numpy(),
-        tuple(table["source"].to_pylist()),
-    )
-
-
-def _tables(dataset: Store, entries: Sequence[ShardEntry]) -> Iterator[pa.Table]:
-    for entry in entries:
-        data = dataset.read_bytes(entry.key)
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise UserError(
-                f"{dataset.url}/{entry.key}: its SHA-256 is not the manifest's; the shard is damaged, "
-                f"delete it together with {MANIFEST} and prepare again"
-            )
-        yield pq.read_table(io.BytesIO(data), columns=["image_200", "landmarks", "copy", "source"])
+def landmarks(table: pa.Table) -> NDArray[np.float32]:
+    """The column `landmarks` as (N, 68, 2) float32 in [0, 1] of the crop."""
+    flat = [np.asarray(chunk.flatten(), np.float32) for chunk in table["landmarks"].chunks]
+    return np.concatenate(flat or [np.zeros(0, np.float32)]).reshape(-1, NUM_LANDMARKS, 2)

@@ -2,7 +2,8 @@
 
 Whatever lies under a final name is whole: files are published by one rename or one put, and
 completion records are created exclusively. S3 is reached through s3fs with the standard `AWS_*`
-variables (endpoint, credentials, region).
+variables (endpoint, credentials, region, `AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`) and fsspec's `FSSPEC_S3_*`
+(timeouts: `FSSPEC_S3_CONFIG_KWARGS='{"read_timeout": 60}'`). Requests to it that fail are repeated.
 """
 
 import errno
@@ -19,7 +20,12 @@ from typing import Any, BinaryIO, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import fsspec
-from botocore.exceptions import NoCredentialsError  # type: ignore[import-untyped]
+from botocore.exceptions import (  # type: ignore[import-untyped]
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
 
 from pipelines.errors import UserError
 
@@ -35,8 +41,16 @@ _REFUSED: Final = {
     errno.ENAMETOOLONG,
     errno.EOPNOTSUPP,
 }
+_ABSENT: Final = {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _CONDITION_FAILED: Final = {errno.EINVAL, 412}
 """How s3fs reports a put refused because the key exists (HTTP 412 has no errno of its own)."""
+_ATTEMPTS: Final = "5"
+"""Of one request: at most 15 seconds of pauses."""
+_SECRETS: Final = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+
+class MissingError(UserError):
+    """Nothing lies there."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +58,8 @@ class Store:
     """A directory, local or on S3. Cheap, immutable, picklable: connections are made where it is used.
 
     `url` is as the user gave it, without a trailing slash. Keys are relative POSIX paths.
-    Errors a person can mend (missing, no permission, disk full) are `UserError`; others stay `OSError`,
-    so that the caller may retry.
+    Errors a person can mend (missing, no permission, disk full) are `UserError`, and so is what S3 still
+    refuses after several attempts; others stay `OSError`, so that the caller may retry.
     """
 
     url: str
@@ -55,6 +69,9 @@ class Store:
         scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", self.url)
         if not self.url or (scheme and scheme[1] not in {"file", "s3"}) or self.url == "s3:":
             raise UserError(f"cannot open {self.url!r}: give a folder, file:///folder or s3://bucket/prefix")
+        if self._remote and "@" in urlsplit(self.url).netloc:
+            object.__setattr__(self, "url", "s3://")
+            raise UserError("S3 credentials go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, not into a URL")
 
     def local_path(self) -> Path | None:
         """The directory of a local store, None for a remote one."""
@@ -75,10 +92,41 @@ class Store:
     def child(self, key: str) -> "Store":
         return Store(f"{self.url.rstrip('/')}/{_checked(key)}")
 
+    @property
+    def parent(self) -> "Store":
+        """The directory above; a root, or a bucket, is above itself."""
+        if self._remote or self.url.startswith("file:"):
+            above = self.url.rpartition("/")[0]
+            return self if above in {"", "s3:/"} else Store(above)
+        path = PurePosixPath(self.url)
+        if self.url in {".", "~"} or path.name == "..":
+            return Store(str(path / ".."))
+        return Store(str(path.parent))
+
     def exists(self, key: str = "") -> bool:
         """Whether a file or a directory lies there; on S3 a directory exists when something is below it."""
         with self._explained(key):
-            return bool(_s3().exists(self._address(key))) if self._remote else self._path(key).exists()
+            if not self._remote:
+                return self._path(key).exists()
+            try:
+                _s3().info(self._address(key))
+            except FileNotFoundError:
+                return False
+            return True
+
+    def version(self, key: str = "") -> str | None:
+        """What changes when the file changes (its size, time and inode, or the ETag); None where no file is."""
+        with self._explained(key):
+            try:
+                if self._remote:
+                    info = _s3().info(self._address(key))
+                    return str(info["ETag"]) if info["type"] == "file" else None
+                status = self._path(key).stat()
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or error.errno in _ABSENT:  # s3fs sets no errno
+                    return None
+                raise
+            return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}" if stat.S_ISREG(status.st_mode) else None
 
     def read_bytes(self, key: str) -> bytes:
         with self._explained(key):
@@ -93,7 +141,9 @@ class Store:
         """
         with self._explained(key):
             if self._remote:
-                return cast(BinaryIO, _s3().open(self._address(key), "rb", block_size=readahead))
+                file = _s3().open(self._address(key), "rb", block_size=readahead)
+                file.cache.fetcher = self._explained(key)(file.cache.fetcher)  # later reads fail as this one does
+                return cast(BinaryIO, file)
             return self._path(key).open("rb")
 
     def sizes(self, prefix: str = "") -> dict[str, int | None]:
@@ -122,7 +172,10 @@ class Store:
                 _sync_directory(path.parent)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Writes a whole file if the key is free; False when it exists (of racing writers one gets True)."""
+        """Writes a whole file if the key is free; False when it exists (of racing writers one gets True).
+
+        On S3 an object with just these bytes counts as one's own: the answer to its put may have been lost.
+        """
         with self._explained(key):
             if self._remote:
                 return self._create_remote(key, data)
@@ -134,6 +187,14 @@ class Store:
                     return False
                 _sync_directory(path.parent)
             return True
+
+    def delete(self, key: str) -> None:
+        """Removes a file; one that is gone already is no error."""
+        with self._explained(key):
+            if self._remote:
+                _s3().rm_file(self._address(key))
+            else:
+                self._path(key).unlink(missing_ok=True)
 
     @property
     def _remote(self) -> bool:
@@ -167,12 +228,12 @@ class Store:
     def _create_remote(self, key: str, data: bytes) -> bool:
         try:
             _s3().pipe_file(self._address(key), data, mode="create")
-        except FileExistsError:
-            return False
         except OSError as error:
-            if error.errno not in _CONDITION_FAILED or not self.exists(key):
+            if not isinstance(error, FileExistsError) and (
+                error.errno not in _CONDITION_FAILED or not self.exists(key)
+            ):
                 raise
-            return False
+            return self.read_bytes(key) == data
         return True
 
     @contextmanager
@@ -181,8 +242,8 @@ class Store:
         try:
             yield
         except FileNotFoundError as error:
-            raise UserError(f"{name} does not exist: check the path, or the bucket and its region") from error
-        except NoCredentialsError as error:
+            raise MissingError(f"{name} does not exist: check the path, or the bucket and its region") from error
+        except (NoCredentialsError, PartialCredentialsError) as error:
             raise UserError(f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         except OSError as error:
             if error.errno in _FULL:
@@ -190,8 +251,15 @@ class Store:
                     f"disk full: {name} was not written; nothing half-written was left. Free some space"
                 ) from error
             if isinstance(error, PermissionError) or error.errno in _REFUSED:
-                raise UserError(f"{name}: {error.strerror or error}; check the path and its rights") from error
-            raise
+                what = "the S3 credentials" if self._remote else "the path"
+                raise UserError(f"{name}: {_said(error)}; check {what} and the rights there") from None
+            if not self._remote:
+                raise
+            raise _s3_failed(name, error) from None
+        except Exception as error:
+            if not (self._remote and _is_of_s3(error)):
+                raise
+            raise _s3_failed(name, error) from None
 
 
 def short_digest(text: str) -> str:
@@ -200,8 +268,37 @@ def short_digest(text: str) -> str:
 
 
 def _s3() -> Any:
-    # fsspec keeps one instance per process and drops it after a fork; listings must not be stale.
-    return fsspec.filesystem("s3", use_listings_cache=False)
+    os.environ.setdefault("AWS_RETRY_MODE", "standard")  # the old mode does not repeat all that may pass
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", _ATTEMPTS)
+    # fsspec keeps one instance per thread and drops it after a fork; listings must not be stale.
+    files = fsspec.filesystem("s3", use_listings_cache=False)
+    files.retries = 3  # of answers that break off; what has no answer is repeated by botocore
+    return files
+
+
+def _is_of_s3(error: Exception) -> bool:
+    from s3fs.core import S3_RETRYABLE_ERRORS  # as slow to import as all of S3
+
+    return isinstance(error, (BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS)) or "Invalid endpoint" in str(error)
+
+
+def _s3_failed(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"{name}: S3 failed after {os.environ['AWS_MAX_ATTEMPTS']} attempts: {_said(error)}\n"
+        "what is finished is kept: check AWS_ENDPOINT_URL and the network, and run again"
+    )
+
+
+def _said(error: Exception) -> str:
+    """An error's message without the secrets that a server or an endpoint's address may bring in.
+
+    Its cause would bring them back in a traceback: raise from None.
+    """
+    text = re.sub(r"//[^/@\s]+@", "//", str(getattr(error, "strerror", None) or error) or type(error).__name__)
+    for secret in map(os.environ.get, _SECRETS):
+        if secret and len(secret) > 7:  # a test server's "any" may be part of any word
+            text = text.replace(secret, "***")
+    return text
 
 
 def _checked(key: str) -> str:

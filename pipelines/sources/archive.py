@@ -17,7 +17,7 @@ from pipelines.storage import Store
 SIDECARS: Final = frozenset({".pts", ".csv", ".json", ".txt", ".xml", ".md", ".html", ".parquet", ".npy"})
 """Suffixes of files that lie beside photographs and are none: counted, not read."""
 
-_MESSAGES: Final = {
+PROBLEMS: Final = {
     "unsafe_member": "not a regular file inside the archive (a link, a device, or a path that leaves it)",
     "truncated": "the archive ends before this member does",
     "corrupt": "the archive is damaged here: no member after this could be read",
@@ -62,7 +62,7 @@ class Archive:
         """
         limit = Limits().max_bytes if max_bytes is None else max_bytes
         if _is_tar(self.url):
-            store, name = _split_url(self.url)
+            store, name = split_url(self.url)
             with store.open(name) as file:
                 for item in items:
                     yield item, _checked(item, limit) or _read_member(file, item)
@@ -89,15 +89,25 @@ def _is_tar(url: str) -> bool:
     return url.lower().endswith(".tar")
 
 
-def _split_url(url: str) -> tuple[Store, str]:
+def split_url(url: str) -> tuple[Store, str]:
     parent, _, name = url.rpartition("/")
     return Store(parent or ("/" if url.startswith("/") else ".")), name
 
 
+def is_hidden(uri: str) -> bool:
+    """Whether a file or a folder above it is hidden, or was added by macOS to an archive."""
+    parts = PurePosixPath(uri).parts
+    return any((part.startswith(".") and part not in {".", ".."}) or part == "__MACOSX" for part in parts)
+
+
+def is_safe(name: str) -> bool:
+    """Whether a member's name stays below the archive that holds it."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
 def _is_ignored(uri: str) -> bool:
-    path = PurePosixPath(uri)
-    hidden = any(part.startswith(".") and part not in {".", ".."} for part in path.parts)
-    return hidden or path.suffix.lower() in SIDECARS
+    return is_hidden(uri) or PurePosixPath(uri).suffix.lower() in SIDECARS
 
 
 def _folder(store: Store) -> Archive:
@@ -107,7 +117,7 @@ def _folder(store: Store) -> Archive:
     items: list[ArchiveItem] = []
     ignored = 0
     for key, size in store.sizes().items():
-        uri = _printable(key)
+        uri = printable(key)
         if _is_ignored(key):
             ignored += 1
         elif uri != key:
@@ -119,14 +129,14 @@ def _folder(store: Store) -> Archive:
 
 
 def _tar(url: str) -> Archive:
-    store, name = _split_url(url)
+    store, name = split_url(url)
     items: list[ArchiveItem] = []
     ignored = 0
     with store.open(name, readahead=1 << 16) as file:
         end = file.seek(0, 2)
         file.seek(0)
         try:
-            for item in _members(file, end):
+            for item in tar_members(file, end):
                 if item.problem in {"", "unsafe_member"} and _is_ignored(item.uri):
                     ignored += 1
                 else:
@@ -136,7 +146,7 @@ def _tar(url: str) -> Archive:
     return Archive(url, tuple(items), ignored)
 
 
-def _members(file: BinaryIO, end: int) -> Iterator[ArchiveItem]:
+def tar_members(file: BinaryIO, end: int) -> Iterator[ArchiveItem]:
     """Members but folders, and one item for a broken tail; `ReadError` when the first header is none."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while True:
@@ -151,11 +161,11 @@ def _members(file: BinaryIO, end: int) -> Iterator[ArchiveItem]:
             if member.isdir():
                 continue
             problem = ""
-            if not _is_safe(member):
+            if not member.isreg() or member.issparse() or not is_safe(member.name):
                 problem = "unsafe_member"
             elif member.offset_data + member.size > end:
                 problem = "truncated"
-            yield ArchiveItem(_printable(member.name), member.offset_data, member.size, problem)
+            yield ArchiveItem(printable(member.name), member.offset_data, member.size, problem)
             if problem == "truncated":
                 return
         tail = tar.offset
@@ -167,19 +177,14 @@ def _members(file: BinaryIO, end: int) -> Iterator[ArchiveItem]:
         yield ArchiveItem(_TAIL, tail, 0, "corrupt")
 
 
-def _is_safe(member: tarfile.TarInfo) -> bool:
-    path = PurePosixPath(member.name)
-    return member.isreg() and not member.issparse() and not path.is_absolute() and ".." not in path.parts
-
-
-def _printable(name: str) -> str:
-    """Names that are not UTF-8 come with lone surrogates, which no table can hold."""
+def printable(name: str) -> str:
+    """A name for tables and people: those that are not UTF-8 come with lone surrogates, which no table can hold."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _checked(item: ArchiveItem, limit: int) -> Undecodable | None:
     if item.problem:
-        return Undecodable(item.problem, _MESSAGES[item.problem])
+        return Undecodable(item.problem, PROBLEMS[item.problem])
     if item.size > limit:
         return Undecodable("too_large", f"{item.size} bytes, the limit is {limit}")
     return None

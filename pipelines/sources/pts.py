@@ -8,31 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
-from msrrn.landmarks import NUM_LANDMARKS, inter_ocular, inter_pupil
+from msrrn.landmarks import NUM_LANDMARKS
+from pipelines.sources.annotation import MAX_BYTES, BadAnnotation, usable_shape
 
-_MAX_BYTES: Final = 1 << 20
 _HEADER: Final = re.compile(r"(version|n_points)\s*:\s*(\d+)", re.IGNORECASE)
-
-
-class BadAnnotation(Exception):  # noqa: N818 - a state of an input, which becomes a row
-    """An annotation that cannot be used; `reason` is a stable code, `message` is for people.
-
-    Reasons: pts_syntax, pts_count, pts_nan, pts_flat, pts_outside.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.message}"
 
 
 def parse_pts(data: bytes) -> NDArray[np.float64]:
     """The points of a file, float64 (68, 2), 0-based pixels; with or without header and braces.
 
-    Raises `BadAnnotation`: pts_syntax, pts_count, pts_nan (not finite), pts_flat (no width or no height).
+    Raises `BadAnnotation`: syntax, count, not_finite, flat.
     """
     points: list[tuple[float, float]] = []
     declared = NUM_LANDMARKS
@@ -44,15 +29,8 @@ def parse_pts(data: bytes) -> NDArray[np.float64]:
         elif words:
             points.append(_point(words, number))
     if declared != NUM_LANDMARKS or len(points) != NUM_LANDMARKS:
-        raise BadAnnotation("pts_count", f"{len(points)} points (header: {declared}) instead of {NUM_LANDMARKS}")
-    shape = np.array(points, dtype=np.float64) - 1.0
-    if not np.isfinite(shape).all():
-        raise BadAnnotation("pts_nan", f"point {int(np.argmin(np.isfinite(shape).all(axis=1))) + 1} is not finite")
-    if not (np.ptp(shape, axis=0) > 0).all():
-        raise BadAnnotation("pts_flat", "all points lie on one horizontal or vertical line")
-    if min(inter_pupil(shape), inter_ocular(shape)) < 1e-3 * np.ptp(shape, axis=0).max():
-        raise BadAnnotation("pts_flat", "the eyes coincide, so no error could be measured against it")
-    return shape
+        raise BadAnnotation("count", f"{len(points)} points (header: {declared}) instead of {NUM_LANDMARKS}")
+    return usable_shape(np.array(points, dtype=np.float64) - 1.0)
 
 
 def format_pts(shape: NDArray[np.floating]) -> bytes:
@@ -78,17 +56,17 @@ def overhang(shape: NDArray[np.floating], width: int, height: int) -> float:
 
 
 def _text(data: bytes) -> str:
-    if len(data) > _MAX_BYTES:
-        raise BadAnnotation("pts_syntax", f"{len(data)} bytes are too many for {NUM_LANDMARKS} points")
+    if len(data) > MAX_BYTES:
+        raise BadAnnotation("syntax", f"{len(data)} bytes are too many for {NUM_LANDMARKS} points")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadAnnotation("pts_syntax", "not a text file") from error
+        raise BadAnnotation("syntax", "not a text file") from error
 
 
 def _point(words: list[str], line: int) -> tuple[float, float]:
     try:
         x, y = (float(word) for word in words)
     except ValueError as error:
-        raise BadAnnotation("pts_syntax", f"line {line} is not a point: {' '.join(words)[:60]!r}") from error
+        raise BadAnnotation("syntax", f"line {line} is not a point: {' '.join(words)[:60]!r}") from error
     return (x, y) if math.isfinite(x) and math.isfinite(y) else (math.nan, math.nan)

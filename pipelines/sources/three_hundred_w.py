@@ -7,85 +7,97 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from pipelines.errors import UserError
-from pipelines.sources import AnnotatedPhoto, Rejected, Split
-from pipelines.sources.pts import BadAnnotation, parse_pts
-from pipelines.storage import Store
+from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
+from pipelines.sources.annotation import BadAnnotation
+from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
+from pipelines.sources.held import root_parts, without_suffix
+from pipelines.sources.pts import parse_pts
 
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 SUBSETS: Final = ("lfpw", "helen", "afw", "ibug")
+TEST_FOLDERS: Final = frozenset({"testset", "01_indoor", "02_outdoor"})
+"""What the packages call the pictures to test on; the latter two are of the challenge itself."""
 VALIDATION_LIST: Final = "val.txt"
-_REMEDY: Final = "a source is a folder of pictures, each beside a .pts file of the same name"
+_REMEDY: Final = "a source is a folder or an archive of pictures, each beside a .pts file of the same name"
 
 
 @dataclass(frozen=True)
 class ThreeHundredW:
-    """A folder in the layout of 300-W, local or on S3.
+    """A folder or an archive in the layout of 300-W; its `.pts` are 1-based.
 
-    `val.txt` in its root, if there is one, lists the photographs of the validation split: one path below
-    the root a line, without suffix. All others are then for training, but those of `testset` or `ibug`.
+    `val.txt` in its root (or in the one folder that its root holds), if there is one, lists the photographs
+    of the validation split: one path below its folder a line, without suffix. All others are then for
+    training, but those of `testset`, `ibug` and the challenge.
     """
 
     url: str
 
+    @staticmethod
+    def recognises(files: Files) -> bool:
+        """See `Reader.recognises`: there are `.pts` files."""
+        return any(PurePosixPath(name).suffix.lower() == ".pts" for name in files.sizes())
+
     def scan(self) -> Iterator[AnnotatedPhoto | Rejected]:
         """See `AnnotatedSource.scan`; every picture and every `.pts` is either in a pair or rejected."""
-        store = Store(self.url)
-        if not store.exists():
-            raise UserError(f"{self.url} does not exist: {_REMEDY}")
+        files = open_files(self.url)
         images: dict[str, list[str]] = defaultdict(list)
         annotations: dict[str, str] = {}
-        keys = store.keys()
-        for key in keys:
-            path = PurePosixPath(key)
-            if any(part.startswith(".") for part in path.parts):
-                continue
+        for name, size in files.sizes().items():
+            path = PurePosixPath(name)
             stem = path.with_suffix("").as_posix()
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                images[stem].append(key)
-            elif path.suffix.lower() == ".pts":
-                annotations.setdefault(stem, key)
+            if size is not None and is_picture(name):
+                images[stem].append(name)
+            elif size is not None and path.suffix.lower() == ".pts":
+                annotations.setdefault(stem, name)
         if not annotations:
             found = f"{len(images)} pictures but no .pts file" if images else "no pictures"
             raise UserError(f"{self.url} has {found}: {_REMEDY}")
-        return self._rows(store, images, annotations, self._validation(store, images))
+        return self._rows(files, images, annotations, self._validation(files, images))
 
     def _rows(
         self,
-        store: Store,
+        files: Files,
         images: dict[str, list[str]],
         annotations: dict[str, str],
         validation: frozenset[str] | None,
     ) -> Iterator[AnnotatedPhoto | Rejected]:
+        unreadable = {row.uri: row for row in rejected_files(files, IMAGE_SUFFIXES | {".pts"})}
         pairs: list[tuple[str, str]] = [
             (uri, stem) for stem in images.keys() | annotations.keys() for uri in _uris(stem, images, annotations)
         ]
-        for uri, stem in sorted(pairs):
-            if stem not in images:
+        for uri, stem in sorted([*pairs, *((uri, "") for uri in unreadable)]):
+            if uri in unreadable:
+                yield unreadable[uri]
+            elif stem not in images:
                 yield Rejected(uri, "no_image", "an annotation without a picture of the same name")
             elif stem not in annotations:
                 yield Rejected(uri, "no_annotation", "a picture without a .pts file of the same name")
             elif uri != images[stem][0]:
                 yield Rejected(uri, "second_image", f"its annotation was taken for {images[stem][0]}")
             else:
-                yield self._photo(store, uri, annotations[stem], stem, validation)
+                yield self._photo(files, uri, annotations[stem], stem, validation)
 
     def _photo(
-        self, store: Store, uri: str, annotation_uri: str, stem: str, validation: frozenset[str] | None
+        self, files: Files, uri: str, annotation_uri: str, stem: str, validation: frozenset[str] | None
     ) -> AnnotatedPhoto | Rejected:
         try:
-            shape = parse_pts(store.read_bytes(annotation_uri))
+            shape = parse_pts(files.read(annotation_uri))
         except BadAnnotation as error:
             return Rejected(uri, error.reason, f"{annotation_uri}: {error.message}")
+        except UserError as error:
+            return Rejected(uri, "unreadable", str(error))
         subset = _subset(self.url, uri)
         split = _split(self.url, uri, subset, stem, validation)
-        return AnnotatedPhoto(store.url, uri, annotation_uri, subset, split, shape)
+        return AnnotatedPhoto(files.url, uri, annotation_uri, subset, split, shape)
 
-    def _validation(self, store: Store, images: Iterable[str]) -> frozenset[str] | None:
-        if not store.exists(VALIDATION_LIST):
+    def _validation(self, files: Files, images: Iterable[str]) -> frozenset[str] | None:
+        tops = {PurePosixPath(name).parts[0] for name in files.sizes()}
+        places = ["", *(f"{top}/" for top in tops if len(tops) == 1)]
+        place = next((place for place in places if files.exists(place + VALIDATION_LIST)), None)
+        if place is None:
             return None
-        name = f"{store.url}/{VALIDATION_LIST}"
-        lines = store.read_bytes(VALIDATION_LIST).decode("utf-8-sig", "replace").splitlines()
-        listed = [line.strip() for line in lines if line.strip()]
+        name = f"{files.url}/{place}{VALIDATION_LIST}"
+        lines = files.read(place + VALIDATION_LIST).decode("utf-8-sig", "replace").splitlines()
+        listed = [place + line.strip() for line in lines if line.strip()]
         missing = sorted(set(listed) - set(images))
         if missing:
             raise UserError(
@@ -103,30 +115,24 @@ def _uris(stem: str, images: dict[str, list[str]], annotations: dict[str, str]) 
 
 
 def _folders(uri: str) -> tuple[str, ...]:
-    return PurePosixPath(uri).parts[:-1]
+    return tuple(without_suffix(part) for part in PurePosixPath(uri).parts[:-1])
 
 
 def _subset(url: str, uri: str) -> str:
     """A known name among the folders below the root, else in the root's own path, else the first folder.
 
-    Photos that lie in no folder are the root's, by its own name.
+    Of the root's path, `lfpw/trainset` says something, `/home/helen` does not: the last two names count. Photos
+    that lie in no folder are the root's, by its own name. An archive is a folder of its name.
     """
     below = _folders(uri)
-    for part in (*below, *reversed(_root(url))):
+    for part in (*below, *reversed(root_parts(url))):
         if part.lower() in SUBSETS:
             return part.lower()
-    return below[0] if below else _root(url)[-1]
-
-
-def _root(url: str) -> tuple[str, ...]:
-    """The root's own folder and the one above it: `lfpw/trainset` says something, `/home/helen` does not."""
-    place = Store(url).absolute()
-    local = place.local_path()
-    return (local.resolve().parts if local else tuple(place.url.split("/")))[-2:]
+    return below[0] if below else root_parts(url)[-1]
 
 
 def _is_test(url: str, uri: str, subset: str) -> bool:
-    return subset == "ibug" or "testset" in (part.lower() for part in (*_folders(uri), *_root(url)))
+    return subset == "ibug" or any(part.lower() in TEST_FOLDERS for part in (*_folders(uri), *root_parts(url)))
 
 
 def _split(url: str, uri: str, subset: str, stem: str, validation: frozenset[str] | None) -> Split | None:
@@ -134,4 +140,4 @@ def _split(url: str, uri: str, subset: str, stem: str, validation: frozenset[str
         return "test"
     if validation is not None:
         return "val" if stem in validation else "train"
-    return "train" if "trainset" in (part.lower() for part in (*_folders(uri), *_root(url))) else None
+    return "train" if "trainset" in (part.lower() for part in (*_folders(uri), *root_parts(url))) else None

@@ -20,7 +20,7 @@ def card(config: ModelConfig = SMALL) -> Card:
     return Card(
         version="0123456789ab",
         crop_margin=1.6,
-        detector="dlib-hog",
+        detector="hog",
         config=config,
         training={"dataset": "d1", "faces": 3, "λ": [1, 2.5, None]},
         metrics={"val_nrmse_ip_stage_3": 0.05},

@@ -265,7 +265,7 @@ def test_a_picture_that_upsets_a_library_costs_only_itself(
                 raise RuntimeError("internal error in the detector")
             return HogDetector()(rgb)
 
-    monkeypatch.setattr(station, "HogDetector", Upset)
+    monkeypatch.setattr(station, "open_detector", lambda name: Upset())
     for name, data in {"a.jpg": face, "b.png": picture(np.zeros((40, 41), np.uint8)), "c.jpg": face}.items():
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(data)

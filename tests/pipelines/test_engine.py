@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -57,6 +58,34 @@ def test_a_unit_whose_worker_dies_once_is_done_again(ray_of_two: int, tmp_path: 
 def test_a_unit_that_kills_every_worker_is_explained(ray_of_two: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a worker died 4 times at the same piece of work"):
         list(run_units(_dies(always=True), tmp_path, range(4), ray_of_two))
+
+
+def _stumbles(times: int) -> Callable[[Path, int], int]:
+    def work(marks: Path, unit: int) -> int:
+        seen = len(list(marks.glob(f"{unit}-*")))
+        (marks / f"{unit}-{seen}").touch()
+        if unit == 1 and seen < times:
+            raise OSError(errno.EIO, "Input/output error", "/mnt/shard")
+        return unit
+
+    return work
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unit_that_stumbles_is_run_again(ray_of_two: int, tmp_path: Path, workers: int) -> None:
+    assert sorted(run_units(_stumbles(2), tmp_path, range(3), workers)) == [0, 1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0", "1-0", "1-1", "1-2", "2-0"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unit_that_stumbles_each_time_ends_the_job(
+    ray_of_two: int, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if workers == 1:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(UserError, match=r"/mnt/shard.*4 times.*finished units are kept"):
+        list(run_units(_stumbles(9), tmp_path, range(3), workers))
+    assert len(list(tmp_path.glob("1-*"))) == 4
 
 
 def test_an_error_of_the_work_arrives_as_it_is(ray_of_two: int) -> None:

@@ -59,7 +59,7 @@ def test_the_table_has_the_figures_of_the_protocol(everything: Evaluation) -> No
     assert table["all"]["missed"] == sum(face.missed for face in everything.faces)
     protocol = table["all"]["protocol"]
     assert protocol["selection"] == "all"
-    assert "dlib-hog" in protocol["boxes"]
+    assert "hog" in protocol["boxes"]
     assert "pupils" in protocol["normalisation"]
 
 
@@ -90,7 +90,7 @@ def test_a_missed_face_counts_in_every_figure_but_one(
         def __call__(self, rgb: NDArray[np.uint8]) -> list[Detection]:
             return [Detection(expected_box(wanted.truth), 1.0)] if rgb.shape == size else []
 
-    monkeypatch.setattr(station, "HogDetector", Blind)
+    monkeypatch.setattr(station, "face_finder", lambda name, photos: Blind())
     blind = evaluate(model, [str(annotated)], "all", 1)
     row = blind.table()["all"]
     seen = [face for face in blind.faces if not face.missed]
@@ -145,6 +145,6 @@ def test_bad_inputs_are_left_out_and_counted(
     assert [face.uri for face in made.faces] == ["a/good.jpg"]
     assert {item.uri: item.reason for item in made.left_out} == {
         "a/empty.pts": "empty",
-        "a/outside.pts": "pts_outside",
+        "a/outside.pts": "outside",
     }
     assert made.table()["all"]["protocol"]["left_out"] == 2

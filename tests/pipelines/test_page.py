@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.drawing import to_jpeg
-from pipelines.figures import ced_figure, curves_figure, histogram_figure
+from pipelines.figures import binned_figure, ced_figure, curves_figure, histogram_figure
 from pipelines.page import Page
 
 HOSTILE = "a<script>alert('x')</script>\"b\" & {{ 7 * 7 }}.jpg"
@@ -50,6 +50,8 @@ def full_page(name: str = "photo.jpg") -> Page:
     page.section("Pictures")
     page.figure(curves_figure({"loss": [(0, 1.0), (1, 0.1)]}, "epoch", "loss", log_y=True), "Loss")
     page.figure(histogram_figure([1.0, 2.0, 2.5], 3, "px"), "Histogram")
+    page.figure(binned_figure({"train": [1, 2], "val": [0, 9]}, [0, 1, 2], "px"), "Binned")
+    page.gallery([], f"Empty gallery {name}")
     page.picture(to_jpeg(np.zeros((8, 8, 3), dtype=np.uint8)), f"Caption {name}", f"Alt {name}")
     return page
 
@@ -205,3 +207,23 @@ def test_figures_take_the_colour_of_the_page() -> None:
         assert "currentColor" in svg
         assert "#010203" not in svg
         assert "<metadata" not in svg
+
+
+def test_binned_shares_compare_series_of_unlike_sizes() -> None:
+    counts = {"a": [0, 1, 1, 0], "b": [0, 50, 50, 0]}
+    svg = binned_figure(counts, [1, 2, 4, 8, 16], "px", log_x=True)
+    first, second = (re.findall(rf'd="([^"]+)"[^>]*stroke: {colour}', svg)[0] for colour in ("#2b86c5", "#d55e00"))
+    assert first == second
+    # Empty bins at both ends take no room.
+    assert svg == binned_figure({name: series[1:3] for name, series in counts.items()}, [2, 4, 8], "px", log_x=True)
+    for nothing in ({}, {"a": [0, 0]}):
+        assert "no data" in binned_figure(nothing, [0, 1, 2], "px")
+
+
+def test_a_gallery_says_what_each_picture_is() -> None:
+    page = Page("Report", "")
+    jpeg = to_jpeg(np.zeros((8, 8, 3), dtype=np.uint8))
+    page.gallery([(jpeg, HOSTILE), (jpeg, "second")], "Both")
+    document = Document(page.html())
+    assert [image["alt"] for image in document.named("img")] == [HOSTILE, "second"]
+    assert [word for word in document.words if word in (HOSTILE, "second", "Both")] == ["Both", HOSTILE, "second"]

@@ -11,11 +11,11 @@ from msrrn.synthetic import SyntheticPhoto
 from pipelines import report as station
 from pipelines.annotation import annotate
 from pipelines.evaluation import evaluate
+from pipelines.manifest import LeftOut, Manifest
 from pipelines.models import Model, read_model
 from pipelines.promotion import Decision
 from pipelines.report import Retraining, retraining_page
 from pipelines.settings import AnnotateSettings, TrainSettings
-from pipelines.shards import LeftOut, Manifest
 from pipelines.storage import Store
 from pipelines.train import TrainedModel, train_model
 from tests.factories import TINY, picture, write_face, write_tar

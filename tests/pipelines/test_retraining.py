@@ -10,11 +10,11 @@ from msrrn.artifact import CARD, WEIGHTS
 from msrrn.network import PRESETS
 from pipelines import retraining, tracking
 from pipelines.errors import UserError
+from pipelines.manifest import Manifest
 from pipelines.models import Model
 from pipelines.registry import champion, models, rollback
 from pipelines.retraining import open_model, promote, require_validation, train_tracked
 from pipelines.settings import TrainSettings
-from pipelines.shards import Manifest
 from pipelines.storage import Store
 from pipelines.train import run_name
 from tests.factories import TINY, tiny_model

@@ -12,7 +12,8 @@ from msrrn.landmarks import inter_ocular, inter_pupil
 from pipelines.decoding import decode
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
-from pipelines.sources.pts import BadAnnotation, format_pts, outside, overhang, parse_pts
+from pipelines.sources.annotation import BadAnnotation
+from pipelines.sources.pts import format_pts, outside, overhang, parse_pts
 from pipelines.storage import Store
 
 SHAPE = np.random.default_rng(0).uniform(10, 200, (68, 2)).round(3)
@@ -78,17 +79,17 @@ def test_dialects(text: str) -> None:
 
 def test_bad_annotations_have_reasons() -> None:
     lines = PTS.decode().splitlines()
-    assert _reason("\n".join(lines[:-2]).encode()) == "pts_count"
-    assert _reason("\n".join([*lines[:-1], "1 2", "}"]).encode()) == "pts_count"
-    assert _reason(PTS.replace(b"n_points: 68", b"n_points: 29")) == "pts_count"
-    assert _reason(b"") == "pts_count"
+    assert _reason("\n".join(lines[:-2]).encode()) == "count"
+    assert _reason("\n".join([*lines[:-1], "1 2", "}"]).encode()) == "count"
+    assert _reason(PTS.replace(b"n_points: 68", b"n_points: 29")) == "count"
+    assert _reason(b"") == "count"
     for value in ("nan", "inf", "-INF", "1e999"):
-        assert _reason("\n".join([*lines[:20], f"{value} 3", *lines[21:]]).encode()) == "pts_nan"
+        assert _reason("\n".join([*lines[:20], f"{value} 3", *lines[21:]]).encode()) == "not_finite"
     for line in ("12.5", "1 2 3", "1,5 2,5", "x y", "points: 3"):
-        assert _reason("\n".join([*lines[:20], line, *lines[21:]]).encode()) == "pts_syntax"
-    assert _reason(b"\xff\xd8\xff\xe0" * 20) == "pts_syntax"
-    assert _reason(b"1 1\n" * 2_000_000) == "pts_syntax"
-    assert _reason(b"-1 -1\n" * 68) == "pts_flat"
+        assert _reason("\n".join([*lines[:20], line, *lines[21:]]).encode()) == "syntax"
+    assert _reason(b"\xff\xd8\xff\xe0" * 20) == "syntax"
+    assert _reason(b"1 1\n" * 2_000_000) == "syntax"
+    assert _reason(b"-1 -1\n" * 68) == "flat"
 
 
 def test_the_message_names_the_line() -> None:
@@ -134,7 +135,7 @@ def test_a_bad_annotation_stops_nothing(tmp_path: Path) -> None:
     assert isinstance(good, AnnotatedPhoto)
     assert isinstance(last, AnnotatedPhoto)
     assert isinstance(bad, Rejected)
-    assert (bad.uri, bad.reason) == ("b.jpg", "pts_count")
+    assert (bad.uri, bad.reason) == ("b.jpg", "count")
     assert bad.message.startswith("b.pts: 1 points")
 
 
@@ -193,13 +194,15 @@ def test_a_wrong_validation_list_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read_is_said_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent does not exist: a source is a folder"):
+    with pytest.raises(UserError, match=r"absent does not exist: give a folder"):
         open_annotated(str(tmp_path / "absent")).scan()
-    with pytest.raises(UserError, match="has no pictures: a source is a folder"):
+    with pytest.raises(UserError, match=r"no annotations of a known format \(no files\)"):
         open_annotated(str(tmp_path)).scan()
+    with pytest.raises(UserError, match="has no pictures: a source is a folder or an archive"):
+        open_annotated(str(tmp_path), "300w").scan()
     _fill(str(tmp_path), "a.jpg")
     with pytest.raises(UserError, match=r"1 pictures but no \.pts"):
-        open_annotated(str(tmp_path)).scan()
+        open_annotated(str(tmp_path), "300w").scan()
 
 
 def test_the_real_faces(data_root: Path) -> None:
@@ -227,4 +230,4 @@ def test_the_split_is_read_from_the_roots_own_path_too(tmp_path: Path, folder: s
 def test_eyes_that_coincide_are_refused() -> None:
     shape = np.stack([np.arange(68.0), np.arange(68.0) ** 1.5], axis=1)
     shape[36:48] = shape[36]
-    assert _reason(format_pts(shape)) == "pts_flat"
+    assert _reason(format_pts(shape)) == "flat"

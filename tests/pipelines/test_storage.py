@@ -1,15 +1,20 @@
 import errno
 import os
 import pickle
+import socket
 import stat
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipelines.errors import UserError
 from pipelines.storage import Store
+from tests.faulty import FAULTS, Fault, FaultyEndpoint
 
 
 @pytest.fixture(params=["path", "file", "s3"])
@@ -19,6 +24,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return Store(f"{request.getfixturevalue('s3')}/deep/place")
     folder = tmp_path / "a place"
     return Store(folder.as_uri() if request.param == "file" else str(folder))
+
+
+@pytest.fixture
+def dead_endpoint(s3: str, other_connections: None) -> Iterator[str]:
+    """An address at which nobody listens, nor will."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
 def test_a_published_file_reads_back_and_is_replaced_whole(store: Store) -> None:
@@ -188,3 +201,224 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="file/x"):
         Store(str(tmp_path / "file")).publish("x", b"1")
+
+
+def test_a_deleted_file_is_gone_and_may_be_gone_already(store: Store) -> None:
+    store.publish("a/b", b"1")
+    store.delete("a/b")
+    store.delete("a/b")
+    store.delete("never/there")
+    assert store.keys() == []
+    assert store.create("a/b", b"2")
+
+
+def test_a_bucket_itself_exists_or_not(s3: str) -> None:
+    assert Store(s3).exists()
+    assert not Store("s3://no-such-bucket-here").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "parent"),
+    [
+        ("s3://bucket/a/b", "s3://bucket/a"),
+        ("s3://bucket/a", "s3://bucket"),
+        ("s3://bucket", "s3://bucket"),
+        ("/data/set", "/data"),
+        ("/data", "/"),
+        ("/", "/"),
+        ("set", "."),
+        (".", ".."),
+        ("..", "../.."),
+        ("~/sets/a", "~/sets"),
+        ("file:///data/a%20b", "file:///data"),
+    ],
+)
+def test_the_folder_above(url: str, parent: str) -> None:
+    assert Store(url).parent == Store(parent)
+
+
+def test_the_folder_above_the_home_folder() -> None:
+    parent = Store("~").parent.local_path()
+    assert parent
+    assert parent.resolve() == Path.home().resolve().parent
+
+
+def test_the_root_as_a_url_is_above_itself() -> None:
+    assert Store("file:///data").parent.local_path() == Path("/")
+    assert Store("file:///data").parent.parent.local_path() == Path("/")
+
+
+def test_everything_works_through_an_endpoint_that_often_fails(
+    faulty_s3: str, faulty: FaultyEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than 300 operations, by several threads."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "9")
+    store = Store(f"{faulty_s3}/place")
+
+    def work(number: int) -> None:
+        key, data = f"{number // 10}/{number}", b"%d" % number * 500
+        if number % 3:
+            store.publish(key, data)
+        else:
+            assert store.create(key, data)
+            assert not store.create(key, b"another's")
+        assert store.read_bytes(key) == data
+        with store.open(key) as file:
+            file.seek(100)
+            assert file.read(50) == data[100:150]
+        if number % 10 == 9:
+            assert key in store.keys(str(number // 10))
+        if number % 7 == 0:
+            store.delete(key)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(work, range(80)))
+    assert faulty.failed > 80
+    faulty.share = 0
+    assert store.keys() == sorted(f"{number // 10}/{number}" for number in range(80) if number % 7)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_object_created_is_ones_own_whatever_happened_to_the_answer(
+    s3: str, faulty: FaultyEndpoint, fault: Fault
+) -> None:
+    store = Store(s3)
+    faulty.script = [fault, fault]
+    assert store.create("done/7", b"mine")
+    assert not store.create("done/7", b"other")
+    assert store.read_bytes("done/7") == b"mine"
+
+
+def test_an_answer_cut_short_is_not_taken_for_the_whole(s3: str, faulty: FaultyEndpoint) -> None:
+    store = Store(s3)
+    store.publish("large", bytes(range(256)) * 400)
+    faulty.script = [None, "cut", "cut"]
+    assert store.read_bytes("large") == bytes(range(256)) * 400
+    faulty.script = [None, "cut", "cut"]
+    with store.open("large", readahead=5000) as file:
+        file.seek(256)
+        assert file.read(50_000) == (bytes(range(256)) * 400)[256:50_256]
+
+
+OPERATIONS: list[Callable[[Store], object]] = [
+    lambda store: store.read_bytes("x"),
+    lambda store: store.publish("x", b"1"),
+    lambda store: store.create("x", b"1"),
+    lambda store: store.exists("x"),
+    lambda store: store.keys("x"),
+    lambda store: store.delete("x"),
+    lambda store: store.open("x"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "what", "operations"),
+    [
+        ("500", "planned trouble|Internal Server Error", OPERATIONS),
+        ("503", "planned trouble|Service Unavailable|reduce your request rate", OPERATIONS[:1]),
+        ("drop", "closed", OPERATIONS[:1]),
+        ("403", "check the S3 credentials", OPERATIONS),
+    ],
+)
+def test_what_s3_refuses_for_good_is_explained(
+    s3: str,
+    faulty: FaultyEndpoint,
+    fault: Fault,
+    what: str,
+    operations: list[Callable[[Store], object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    faulty.share, faulty.kinds = 1, [fault]
+    for operation in operations:
+        with pytest.raises(UserError, match=what) as caught:
+            operation(Store(s3))
+        assert s3 in str(caught.value)
+        assert ("what is finished is kept" in str(caught.value)) == (fault != "403")
+
+
+def test_reading_on_is_explained_as_well(s3: str, faulty: FaultyEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    store = Store(s3)
+    store.publish("tar", bytes(100_000))
+    with store.open("tar", readahead=1000) as file:
+        file.read(10)
+        faulty.share, faulty.kinds = 1, ["500"]
+        file.seek(50_000)
+        with pytest.raises(UserError, match=r"/tar: (.|\n)*what is finished is kept"):
+            file.read(10)
+
+
+def test_a_dead_endpoint_is_explained_within_seconds(
+    s3: str, dead_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", dead_endpoint)
+    for operation in OPERATIONS[:3]:
+        start = time.monotonic()
+        with pytest.raises(UserError, match=r"Could not connect.*\n.*check AWS_ENDPOINT_URL"):
+            operation(Store(s3))
+        assert time.monotonic() - start < 6
+
+
+def test_a_server_that_never_answers_is_given_up(
+    s3: str, faulty: FaultyEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 0.1}})
+    faulty.share, faulty.kinds = 1, ["hang"]
+    with pytest.raises(UserError, match=r"(?i)timeout.*\n.*what is finished is kept"):
+        Store(s3).publish("x", b"1")
+
+
+def test_an_endpoint_without_a_scheme_is_explained(
+    s3: str, other_connections: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(UserError, match=r"Invalid endpoint.*\n.*check AWS_ENDPOINT_URL"):
+        Store(s3).keys()
+
+
+def test_a_bucket_that_is_not_there_is_explained(s3: str) -> None:
+    with pytest.raises(UserError, match=r"no-such-bucket-here/x does not exist: .*bucket"):
+        Store("s3://no-such-bucket-here").publish("x", b"1")
+
+
+def test_missing_credentials_are_explained(s3: str, other_connections: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(UserError, match="no S3 credentials; set AWS_ACCESS_KEY_ID"):
+        Store(s3).keys()
+
+
+SECRET = "wJalrXUtnFEMI/K7MDENG+planted"
+
+
+@pytest.mark.parametrize("fault", ["403", "500", None])
+def test_no_secret_is_told(
+    s3: str,
+    faulty: FaultyEndpoint,
+    dead_endpoint: str,
+    fault: Fault | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither in a message, nor with its causes, nor in a log; though a server, or an address, brings it in."""
+    caplog.set_level("INFO")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, SECRET)
+    if fault:
+        faulty.share, faulty.kinds, faulty.message = 1, [fault], f"the key {SECRET} is bad"
+    else:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", dead_endpoint.replace("//", "//user:planted@"))
+    store = Store(s3)
+    with pytest.raises(UserError) as caught:
+        store.publish("x", b"1")
+    told = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(store) + str(caught.value)
+    assert "planted" not in told
+
+
+def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
+    with pytest.raises(UserError, match="AWS_SECRET_ACCESS_KEY, not into a URL") as caught:
+        Store("s3://AKIA:planted@bucket/x")
+    assert "planted" not in str(caught.value)

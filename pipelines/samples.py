@@ -1,0 +1,116 @@
+"""One annotated photograph → the rows of its samples: detect, crop, augment."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from msrrn.augmentation import add_noise, draw, generator, mirror_shape
+from msrrn.landmarks import pupils
+from pipelines.checks import sideways_offset
+from pipelines.decoding import Photo, Undecodable, decode
+from pipelines.detection import Detection
+from pipelines.manifest import LeftOut
+from pipelines.photos import Finder, PhotoGroup, boxed_faces
+from pipelines.pyramid import CROP, crop, frame_around, padding, pyramid
+from pipelines.settings import PrepareSettings
+from pipelines.shards import Split
+from pipelines.sources import AnnotatedPhoto
+
+
+def photo_rows(
+    group: PhotoGroup, split: Split, settings: PrepareSettings, find: Finder
+) -> tuple[list[dict[str, Any]], list[LeftOut]]:
+    """The rows (see `pipelines.shards.SCHEMA`) of all samples of a photo, and its faces that gave none."""
+    try:
+        photo = decode(group.faces[0].read())
+    except Undecodable as error:
+        return [], [
+            LeftOut(uri=face.annotation_uri, reason=error.reason, message=error.message) for face in group.faces
+        ]
+    rows: list[dict[str, Any]] = []
+    left_out: list[LeftOut] = []
+    for index, (face, boxed) in enumerate(boxed_faces(group, photo, find, left_out)):
+        rows += _face_rows(group, face, index, photo, boxed, split, settings)
+    return rows, left_out
+
+
+def sideways_offsets(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Source → what `sideways_offset` says of its faces, in pixels of the photo; only where it says something."""
+    offsets: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["copy"] == 0:
+            scale = 1 / np.sqrt(abs(np.linalg.det(row["to_crop"].reshape(2, 3)[:, :2]))) / CROP
+            shape = row["landmarks"].reshape(-1, 2) * CROP - 0.5
+            offset, distance = (sideways_offset(row["image_200"], shape) * scale).tolist()
+            if np.isfinite(offset) and np.isfinite(distance):
+                offsets.setdefault(row["source"], []).append((round(offset, 3), round(distance, 1)))
+    return offsets
+
+
+def _face_rows(
+    group: PhotoGroup,
+    face: AnnotatedPhoto,
+    index: int,
+    photo: Photo,
+    boxed: tuple[Detection, bool],
+    split: Split,
+    settings: PrepareSettings,
+) -> list[dict[str, Any]]:
+    detection, detected = boxed
+    face_id = f"{group.sha256}:{index}"
+    count = settings.augmentation.copies if split == "train" else 0
+    copies = [_copy(face_id, face.shape, photo, detection, copy, settings) for copy in range(count + 1)]
+    plain = copies[0]["image_200"]
+    right, left = pupils(face.shape)
+    fixed = {
+        "face_id": face_id,
+        "photo_uri": face.uri,
+        "photo_sha256": group.sha256,
+        "face_index": index,
+        "annotation_uri": face.annotation_uri,
+        "source": face.subset,
+        "split": split,
+        "box": detection.box.edges,
+        "detected": detected,
+        "detector_score": detection.score if detected else None,
+        "face_roll": float(np.rad2deg(np.arctan2(left[1] - right[1], left[0] - right[0]))),
+        "brightness": float(plain.mean()),
+        "sharpness": float(cv2.Laplacian(plain, cv2.CV_32F).var()),
+    }
+    return [fixed | copy for copy in copies]
+
+
+def _copy(
+    face_id: str,
+    shape: NDArray[np.float64],
+    photo: Photo,
+    detection: Detection,
+    copy: int,
+    settings: PrepareSettings,
+) -> dict[str, Any]:
+    rng = generator(settings.seed, face_id, copy)
+    drawn = draw(settings.augmentation, rng, copy)
+    roll = np.deg2rad(drawn.roll)
+    frame = frame_around(detection.box, settings.crop_margin, drawn.shift, drawn.scale, roll, drawn.mirrored)
+    levels = pyramid(add_noise(crop(photo.rgb, frame), drawn.noise_sigma, rng))
+    in_crop = frame.shape_to_crop(shape)
+    if drawn.mirrored:
+        in_crop = mirror_shape(in_crop)
+    height, width = photo.rgb.shape[:2]
+    return {
+        "copy": copy,
+        "image_200": levels.level_200,
+        "image_100": levels.level_100,
+        "image_50": levels.level_50,
+        "landmarks": in_crop.astype(np.float32).ravel(),
+        "to_crop": np.hstack([frame.to_crop.matrix, frame.to_crop.offset[:, None]]).ravel(),
+        "padding": padding(frame, width, height),
+        "roll": drawn.roll,
+        "mirrored": drawn.mirrored,
+        "shift": drawn.shift,
+        "scale": drawn.scale,
+        "noise_sigma": drawn.noise_sigma,
+    }

@@ -1,0 +1,67 @@
+"""What every format's annotation must be: 68 finite points that span a face. The formats' readers share this."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msrrn.landmarks import NUM_LANDMARKS, inter_ocular, inter_pupil
+
+MAX_BYTES: Final = 1 << 20
+"""Of a file that holds one face's annotation."""
+
+
+class BadAnnotation(Exception):  # noqa: N818 - a state of an input, which becomes a row
+    """An annotation that cannot be used; `reason` is a stable code, `message` is for people.
+
+    Reasons: syntax (not of its format), count (not 68 points), not_finite, flat (no width, no height, or
+    eyes that coincide).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+def usable_shape(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`points` (N, 2), 0-based pixels of the upright image, as a shape: float64 (68, 2).
+
+    Raises `BadAnnotation`: count, not_finite, flat.
+    """
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) != NUM_LANDMARKS:
+        raise BadAnnotation("count", f"{len(points)} points instead of {NUM_LANDMARKS}")
+    shape = np.array(points, dtype=np.float64)
+    finite = np.isfinite(shape).all(axis=1)
+    if not finite.all():
+        raise BadAnnotation("not_finite", f"point {int(np.argmin(finite)) + 1} is not finite")
+    if not (np.ptp(shape, axis=0) > 0).all():
+        raise BadAnnotation("flat", "all points lie on one horizontal or vertical line")
+    if min(inter_pupil(shape), inter_ocular(shape)) < 1e-3 * np.ptp(shape, axis=0).max():
+        raise BadAnnotation("flat", "the eyes coincide, so no error could be measured against it")
+    return shape
+
+
+def points_of(value: object) -> NDArray[np.float64]:
+    """A list of pairs, or a flat list x, y, x, y, …, as float64 (N, 2), whatever its N.
+
+    Raises `BadAnnotation`: syntax, count (an odd one), not_finite (too large for a float).
+    """
+    if not isinstance(value, list):
+        raise BadAnnotation("syntax", "the points are not a list")
+    numbers = [number for pair in value for number in pair] if all(map(_is_pair, value)) else value
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        raise BadAnnotation("syntax", "the points are neither pairs of numbers nor a list of numbers")
+    if len(numbers) % 2:
+        raise BadAnnotation("count", f"{len(numbers)} numbers make no pairs")
+    try:
+        return np.array(numbers, np.float64).reshape(-1, 2)
+    except OverflowError as error:
+        raise BadAnnotation("not_finite", "a number is too large") from error
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2

@@ -1,0 +1,192 @@
+"""The files of a folder, a `.tar`, a `.tar.gz` or a `.zip`, local or on S3: one way to list and read them."""
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Final
+
+from pipelines.decoding import Limits
+from pipelines.errors import UserError
+from pipelines.sources.archive import is_hidden, is_safe, printable, split_url
+from pipelines.sources.held import ARCHIVE_SUFFIXES, Changed, Entry, HeldArchive, held, is_archive, normal, too_large
+from pipelines.storage import Store
+
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+_READAHEAD: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files below `url`; or, where `only` is set, that one of them, the others being there to be looked up.
+
+    Names are POSIX paths below `url`, without `./`. Hidden files and what macOS adds to archives are left out.
+    Linked folders are entered, each real folder once. The archives in a folder that holds no picture of its
+    own are entered like folders: `lfpw.zip/trainset/a.png`. Of members of one name the last counts. Files are
+    listed once by each object, which travels as its URL alone.
+    """
+
+    url: str
+    only: str = ""
+
+    def sizes(self) -> dict[str, int | None]:
+        """Every file with its bytes, sorted by name; None for what cannot be read: see `problems`."""
+        return {name: None if entry.problem else entry.size for name, entry in self._entries}
+
+    def problems(self) -> dict[str, str]:
+        """Every name with None in `sizes`, and why: a code, with its text for people in `MESSAGES`."""
+        return {name: entry.problem for name, entry in self._entries if entry.problem}
+
+    def exists(self, name: str) -> bool:
+        """Whether `read` would find the file; False for a name that leaves `url`, too."""
+        if not _is_name(name):
+            return False
+        archive, member = self._place(name)
+        if archive is None:
+            return Store(self.url).version(member) is not None
+        entry = archive.entries.get(member)
+        return entry is not None and not entry.problem
+
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        """A file's bytes, at most `max_bytes` (by default those of `decoding.Limits`).
+
+        Raises:
+            UserError: it is gone, larger, or cannot be read. Trouble that may pass is an `OSError`.
+        """
+        limit = Limits().max_bytes if max_bytes is None else max_bytes
+        if not _is_name(name):
+            raise UserError(f"{self.url}: {name!r} is no name of a file below it; correct the annotation")
+        archive, member = self._place(name)
+        if archive is None:
+            return _read_file(Store(self.url), member, limit)
+        try:
+            return archive.read(member, limit)
+        except Changed:  # in this moment: replaced on S3, or displaced by the archives that other threads opened
+            return held(archive.url).read(member, limit)
+
+    def open(self, name: str) -> BinaryIO:
+        """A file for reading parts of it, of any size; close it. A member of an archive is read whole."""
+        archive, member = self._place(name)
+        return Store(self.url).open(member, _READAHEAD) if archive is None else io.BytesIO(self.read(name))
+
+    def __reduce__(self) -> tuple[type["Files"], tuple[str, str]]:
+        return Files, (self.url, self.only)
+
+    @cached_property
+    def _entries(self) -> list[tuple[str, Entry]]:
+        store = Store(self.url)
+        if is_archive(self.url):
+            entries = held(self.url).entries
+        elif self.only:
+            entries = {self.only: Entry(_length(store, self.only))}
+        else:
+            entries = _folder(store)
+        return sorted((name, entry) for name, entry in entries.items() if not is_hidden(name))
+
+    def _place(self, name: str) -> tuple[HeldArchive | None, str]:
+        """The archive that holds the file, and its name in there; None for a file of the folder."""
+        if is_archive(self.url):
+            return held(self.url), normal(name)
+        parts = PurePosixPath(name).parts
+        for index, part in enumerate(parts[:-1], start=1):
+            if part.lower().endswith(ARCHIVE_SUFFIXES):
+                url = Store(self.url).child("/".join(parts[:index])).url
+                if is_archive(url):
+                    return held(url), "/".join(parts[index:])
+        return None, normal(name)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a name ends like a picture's."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def open_files(url: str) -> Files:
+    """The files at a URL: of a folder or an archive, or the one file that it names.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    store = Store(url)
+    if is_archive(store.url):
+        held(store.url)
+        return Files(store.url)
+    if store.version() is not None:
+        folder, name = split_url(str(store.local_path() or store.url))
+        return Files(folder.url, name)
+    if not store.exists():
+        raise UserError(f"{url} does not exist: give a folder, a .tar, .tar.gz or .zip, or an annotation file")
+    return Files(store.url)
+
+
+def _folder(store: Store) -> dict[str, Entry]:
+    entries = dict(_walk(store, set()))
+    archives = [name for name, entry in entries.items() if _may_be_entered(name, entry)]
+    for name in archives if not any(is_picture(name) for name in entries) else []:
+        try:
+            members = held(store.child(name).url).entries
+        except UserError:
+            entries[name] = Entry(0, "broken_archive")
+        else:
+            del entries[name]
+            entries |= {f"{name}/{member}": entry for member, entry in members.items()}
+    return entries
+
+
+def _may_be_entered(name: str, entry: Entry) -> bool:
+    return name.lower().endswith(ARCHIVE_SUFFIXES) and not entry.problem
+
+
+def _walk(store: Store, seen: set[Path]) -> Iterator[tuple[str, Entry]]:
+    """The files of a folder and of the folders that it links to; `seen` has the real folders entered."""
+    local = store.local_path()
+    if local is not None:
+        seen.add(local.resolve())
+    for name, size in store.sizes().items():
+        if is_hidden(name):
+            continue
+        uri = printable(name)
+        if uri != name:
+            yield uri, Entry(0, "unreadable")
+        elif size is not None and is_safe(name):
+            yield name, Entry(size)
+        elif local is not None and (local / name).is_dir():
+            yield from _linked(store, name, seen)
+        else:
+            yield name, Entry(0, "unsafe_member")
+
+
+def _linked(store: Store, name: str, seen: set[Path]) -> Iterator[tuple[str, Entry]]:
+    linked = store.child(name)
+    local = linked.local_path()
+    assert local is not None
+    real = local.resolve()
+    if any(real == other or real in other.parents or other in real.parents for other in seen):
+        yield name, Entry(0, "linked_folder")
+    else:
+        for below, entry in _walk(linked, seen):
+            yield f"{name}/{below}", entry
+
+
+def _read_file(store: Store, name: str, limit: int) -> bytes:
+    # A pipe would wait for ever; on S3 a folder reads as an empty file.
+    data = b""
+    if store.local_path() is None or store.version(name) is not None:
+        with store.open(name, _READAHEAD) as file:
+            data = file.read(limit + 1)
+    if not data and store.version(name) is None:
+        raise UserError(f"{store.url}/{name} is no file: correct the annotation, or add the file")
+    if len(data) > limit:
+        raise too_large(f"{store.url}/{name}", limit)
+    return data
+
+
+def _length(store: Store, name: str) -> int:
+    with store.open(name, _READAHEAD) as file:
+        return file.seek(0, os.SEEK_END)
+
+
+def _is_name(name: str) -> bool:
+    return is_safe(name) and name not in {"", "."} and "\0" not in name and printable(name) == name

@@ -1,0 +1,159 @@
+"""dlib's imglab XML with 68-part boxes, the format of its own `labels_ibug_300W.xml`.
+
+    <dataset><images>
+      <image file='helen/trainset/1.jpg'>
+        <box top='224' left='78' width='138' height='138'>
+          <part name='00' x='55' y='253'/> ...
+
+Parts are pixel indices as dlib has them: 0-based centres, like ours. A box covers the pixels from `left` to
+`left + width - 1` (dlib's rectangle includes both ends), so its edges lie half a pixel further out. Paths are
+relative to the XML's folder and stay below it.
+
+Source: dlib, `dlib/data_io/image_dataset_metadata.h` and its `.cpp`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+from xml.parsers import expat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msrrn.geometry import Box
+from msrrn.landmarks import NUM_LANDMARKS
+from pipelines.errors import UserError
+from pipelines.sources import AnnotatedPhoto, Rejected
+from pipelines.sources.annotation import BadAnnotation, usable_shape
+from pipelines.sources.files import Files, open_files
+from pipelines.sources.listed import Entry, OtherKind, heads, number, pixel_box, scan_listed
+
+SUFFIXES: Final = (".xml",)
+_CHUNK: Final = 1 << 16
+_REMEDY: Final = "give an XML file of dlib's imglab, or a folder or an archive that holds one"
+
+
+@dataclass(frozen=True)
+class Imglab:
+    """An imglab XML, or a folder or an archive that holds some."""
+
+    url: str
+
+    @staticmethod
+    def recognises(files: Files) -> bool:
+        """See `Reader.recognises`: an XML starts a `<dataset>`."""
+        return any(b"<dataset" in head for head in heads(files, SUFFIXES, 4096))
+
+    def scan(self) -> Iterator[AnnotatedPhoto | Rejected]:
+        """See `AnnotatedSource.scan`; every box is a row, and every picture without one."""
+        return scan_listed(open_files(self.url), SUFFIXES, read_imglab, _REMEDY)
+
+
+def read_imglab(files: Files, name: str) -> Iterator[Entry]:
+    """The boxes of an XML in its order, numbered from 1; what is held in memory is one box at a time."""
+    where = f"{files.url}/{name}"
+    listing = _Listing(where)
+    with files.open(name) as file:
+        while chunk := file.read(_CHUNK):
+            yield from listing.feed(chunk)
+    yield from listing.feed(b"", final=True)
+
+
+class _Listing:
+    """Entries out of pieces of XML. Nothing of a document is kept, and no entity is ever declared or expanded."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._parser = expat.ParserCreate()
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+        self._parser.StartDoctypeDeclHandler = self._doctype
+        self._begun = False
+        self._image: str | None = None
+        self._is_empty = True
+        self._box: dict[str, str] | None = None
+        self._line = 0
+        self._parts: list[dict[str, str]] = []
+        self._surplus = 0
+        self._count = 0
+        self._done: list[Entry] = []
+
+    def feed(self, data: bytes, final: bool = False) -> list[Entry]:
+        """The entries that end in this piece; `UserError` when the document is broken."""
+        try:
+            self._parser.Parse(data, final)
+        except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: an encoding it does not know
+            kind = UserError if self._begun else OtherKind
+            raise kind(f"{self._where} is not whole XML ({error}): mend it there, or fetch it again") from error
+        done, self._done = self._done, []
+        return done
+
+    def _doctype(self, *_: object) -> None:
+        line = self._parser.CurrentLineNumber
+        raise UserError(f"{self._where}, line {line}: a DOCTYPE, which imglab never writes: remove it")
+
+    def _start(self, tag: str, attributes: dict[str, str]) -> None:
+        if not self._begun and tag != "dataset":
+            raise OtherKind(f"{self._where} starts with <{tag[:40]}> instead of imglab's <dataset>: {_REMEDY}")
+        self._begun = True
+        if tag == "image":
+            self._image, self._is_empty = attributes.get("file", ""), True
+        elif tag == "box" and self._image is not None:
+            self._box, self._parts, self._surplus = attributes, [], 0
+            self._line = self._parser.CurrentLineNumber
+        elif tag == "part" and self._box is not None:
+            if len(self._parts) < NUM_LANDMARKS:
+                self._parts.append(attributes)
+            else:
+                self._surplus += 1
+
+    def _end(self, tag: str) -> None:
+        if tag == "box" and self._box is not None:
+            self._is_empty = False
+            self._add(self._entry(self._box))
+            self._box = None
+        elif tag == "image" and self._image is not None:
+            if self._is_empty:
+                self._add(BadAnnotation("no_annotation", "a picture without a box"))
+            self._image = None
+
+    def _add(self, face: BadAnnotation | tuple[NDArray[np.float64], Box]) -> None:
+        self._count += 1
+        shape, box = (face, None) if isinstance(face, BadAnnotation) else face
+        self._done.append(Entry(self._image or "", self._count, shape, box))
+
+    def _entry(self, box: dict[str, str]) -> BadAnnotation | tuple[NDArray[np.float64], Box]:
+        try:
+            if box.get("ignore", "0") not in {"0", "false"}:
+                raise BadAnnotation("ignored", "a box that says ignore")
+            if len(self._parts) + self._surplus != NUM_LANDMARKS:
+                raise BadAnnotation("count", f"{len(self._parts) + self._surplus} parts instead of {NUM_LANDMARKS}")
+            return usable_shape(_points(self._parts)), _box(box)
+        except BadAnnotation as error:
+            return BadAnnotation(error.reason, f"line {self._line}: {error.message}")
+
+
+def _points(parts: list[dict[str, str]]) -> NDArray[np.float64]:
+    """Parts in the order of their names, 0 to 67."""
+    points = np.full((NUM_LANDMARKS, 2), np.nan)
+    seen: set[int] = set()
+    for part in parts:
+        name = part.get("name", "")
+        index = int(name) if name.isascii() and name.isdigit() and len(name) < 10 else -1
+        if index not in range(NUM_LANDMARKS):
+            raise BadAnnotation("count", f"a part is named {name[:40]!r} instead of 0 to {NUM_LANDMARKS - 1}")
+        if index in seen:
+            raise BadAnnotation("count", f"part {name} is there twice")
+        seen.add(index)
+        try:
+            points[index] = number(part["x"]), number(part["y"])
+        except (KeyError, ValueError) as error:
+            raise BadAnnotation("syntax", f"part {name} has no x and y that are numbers") from error
+    return points
+
+
+def _box(attributes: dict[str, str]) -> Box:
+    try:
+        return pixel_box(*(number(attributes[side]) for side in ("left", "top", "width", "height")))
+    except (KeyError, ValueError) as error:
+        raise BadAnnotation("syntax", "the box needs numbers: left, top, a width and a height above 0") from error

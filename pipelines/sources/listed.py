@@ -1,0 +1,244 @@
+"""What readers of lists share: one annotation file names many pictures, and a picture may have many faces."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from msrrn.geometry import Box
+from pipelines.errors import UserError
+from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
+from pipelines.sources.annotation import BadAnnotation
+from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture
+from pipelines.sources.held import root_parts, without_suffix
+from pipelines.sources.three_hundred_w import SUBSETS, TEST_FOLDERS
+from pipelines.storage import Store
+
+_SPLIT_WORD: Final = re.compile(
+    r"(?<![a-z])(train(?:ing|set)?|val(?:id(?:ation)?|set)?|test(?:ing|set)?)(\d*)(?![a-z])"
+)
+_SPLITS: Final = {"tr": "train", "va": "val", "te": "test"}
+_DRIVE: Final = re.compile(r"[A-Za-z]:")
+_LONGEST_NAME: Final = 255
+
+
+class OtherKind(UserError):  # noqa: N818 - it names a state of a file
+    """A whole file that holds something else; beside others of the right kind it is passed over."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One face as its file lists it.
+
+    `image` is the picture's path as written, `number` tells the entry from the others of its file. `face` is
+    the shape, float64 (68, 2), 0-based pixels, or why there is none. `split` and `subset` are the entry's own.
+    """
+
+    image: str
+    number: int
+    face: NDArray[np.float64] | BadAnnotation
+    box: Box | None = None
+    split: Split | None = None
+    subset: str = ""
+
+
+ListReader = Callable[[Files, str], Iterator[Entry]]
+"""Reads the named file; raises `UserError` when it is broken, `OtherKind` when it is something else."""
+_Row = AnnotatedPhoto | Rejected
+
+
+def listed_files(files: Files, suffixes: Collection[str]) -> list[str]:
+    """The annotation files: the one that was named, or all with such a suffix."""
+    if files.only:
+        return [files.only]
+    return [name for name, size in files.sizes().items() if size is not None and _suffix(name) in suffixes]
+
+
+def heads(files: Files, suffixes: Collection[str], size: int, most: int = 4) -> Iterator[bytes]:
+    """The first bytes of a few annotation files with such a suffix, to know their format by."""
+    for name in [name for name in listed_files(files, suffixes) if _suffix(name) in suffixes][:most]:
+        try:
+            with files.open(name) as file:
+                yield file.read(size)
+        except (UserError, OSError):
+            continue
+
+
+def scan_listed(
+    files: Files,
+    suffixes: Collection[str],
+    read: ListReader,
+    remedy: str,
+    places: Callable[[str], Sequence[str]] | None = None,
+) -> Iterator[_Row]:
+    """A row for every entry of every annotation file, and for every picture that no entry names.
+
+    `places` gives the folders in which the pictures of an annotation file are looked for, its own by default.
+    Rows are sorted by uri, then by annotation. A rejected entry whose picture has several has its number as well.
+    """
+    names = listed_files(files, suffixes)
+    if not names:
+        raise UserError(f"{files.url} has no {' or '.join(suffixes)} file: {remedy}")
+    is_there = _look_up(files)
+    found: list[tuple[str, str, Entry]] = []
+    others: list[OtherKind] = []
+    for name in names:
+        folders = places(name) if places else [_folder(name)]
+        try:
+            found += [_placed(is_there, folders, name, entry) for entry in read(files, name)]
+        except OtherKind as error:
+            others.append(error)
+    if len(others) == len(names):
+        raise others[0]
+    if not found:
+        raise UserError(f"{files.url}/{names[0]} lists no face: {remedy}")
+    return iter(_rows(files, suffixes, found))
+
+
+def near(name: str) -> list[str]:
+    """Where the pictures of an annotation file usually lie.
+
+    Its own folder, or `images` in it, or a folder named like the file or like the split in its name (`val2017`);
+    for a file in a folder `annotations`, the same beside that.
+    """
+    path = PurePosixPath(name)
+    own = [path.stem, *(match[0] for match in _SPLIT_WORD.finditer(path.stem.lower()))]
+    bases = [path.parent, *([path.parent.parent] if path.parent.name.lower() == "annotations" else [])]
+    return [
+        "" if str(place) == "." else place.as_posix()
+        for base in bases
+        for place in (base, base / "images", *(base / folder / one for one in own for folder in ("", "images")))
+    ]
+
+
+def said_split(value: object) -> Split | None:
+    """The split that a field says, in whatever common word; None for an empty one. Raises `BadAnnotation`: syntax."""
+    text = "" if value is None else str(value).strip().lower()
+    match = _SPLIT_WORD.fullmatch(text)
+    if text and not match:
+        raise BadAnnotation("syntax", f"{text[:40]!r} is no split: write train, val or test")
+    return _split_of(match[1]) if match else None
+
+
+def number(text: str) -> float:
+    """A decimal number; `ValueError` for all else, and for what Python alone takes for one."""
+    if "_" in text:
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
+
+
+def pixel_box(left: float, top: float, width: float, height: float) -> Box:
+    """The box of `width` × `height` pixels whose first one is (left, top); `ValueError` when it is none."""
+    edges = left - 0.5, top - 0.5, left + width - 0.5, top + height - 0.5
+    if not np.isfinite(edges).all():
+        raise ValueError("the box is not finite")
+    return Box(*edges)
+
+
+def _rows(files: Files, suffixes: Collection[str], found: Sequence[tuple[str, str, Entry]]) -> list[_Row]:
+    faces = Counter(uri for uri, _, _ in found)
+    keyed = [(annotation, _row(files, uri, annotation, entry, faces[uri])) for uri, annotation, entry in found]
+    if not files.only:
+        alone = (name for name, size in files.sizes().items() if size is not None and is_picture(name))
+        keyed += [
+            ("", Rejected(name, "no_annotation", "a picture that no annotation file names"))
+            for name in alone
+            if name not in faces
+        ]
+        keyed += [("", row) for row in rejected_files(files, IMAGE_SUFFIXES | set(suffixes))]
+    keyed.sort(key=lambda pair: (pair[1].uri, pair[0]))
+    return [row for _, row in keyed]
+
+
+def _row(files: Files, uri: str, annotation: str, entry: Entry, faces: int) -> _Row:
+    if isinstance(entry.face, BadAnnotation):
+        own = f"{uri}#{entry.number}" if faces > 1 and uri != annotation else uri
+        return Rejected(own, entry.face.reason, f"{annotation}: {entry.face.message}")
+    subset = entry.subset or _subset(files.url, uri)
+    split = entry.split or _split(files.url, annotation.rpartition("#")[0], uri, subset)
+    return AnnotatedPhoto(files.url, uri, annotation, subset, split, entry.face, entry.box)
+
+
+def _placed(
+    is_there: Callable[[str], bool], folders: Sequence[str], name: str, entry: Entry
+) -> tuple[str, str, Entry]:
+    """The entry with the uri of its picture and its own; one whose picture cannot be had says so."""
+    annotation = f"{name}#{entry.number}"
+    image = entry.image.encode("utf-8", "backslashreplace").decode()  # JSON may hold halves of characters
+    if not image:
+        missing = BadAnnotation("no_image", "it names no picture")
+        uri = annotation
+    elif not _is_safe(image):
+        missing = BadAnnotation("unsafe_path", f"{image[:200]!r} leaves the folder: write a path below {name}'s own")
+        uri = image
+    else:
+        path = PurePosixPath(image.replace("\\", "/"))
+        wanted = [(PurePosixPath(folder) / path).as_posix() for folder in folders]
+        short = all(len(part.encode()) <= _LONGEST_NAME for part in path.parts)
+        there = next((uri for uri in wanted if short and is_there(uri)), None)
+        if there:
+            return there, annotation, entry
+        looked = ", ".join(dict.fromkeys(folder or "." for folder in folders))
+        missing = BadAnnotation("no_image", f"{image[:200]!r} is not there (looked in: {looked})")
+        uri = wanted[0]
+    face = entry.face if isinstance(entry.face, BadAnnotation) else missing
+    return uri, annotation, Entry(image, entry.number, face)
+
+
+def _is_safe(image: str) -> bool:
+    path = PurePosixPath(image.replace("\\", "/"))
+    escapes = path.is_absolute() or ".." in path.parts or _DRIVE.match(image)
+    return bool(path.parts) and not escapes and image.isprintable()
+
+
+def _look_up(files: Files) -> Callable[[str], bool]:
+    """Whether a picture is there. One file of a local folder may lie among anything, which is not listed."""
+    if files.only and Store(files.url).local_path():
+        return files.exists
+    listing = Files(files.url).sizes()
+    return frozenset(name for name, size in listing.items() if size is not None).__contains__
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _folders(uri: str) -> list[str]:
+    """Deepest first."""
+    return [without_suffix(part).lower() for part in reversed(PurePosixPath(uri).parts[:-1])]
+
+
+def _subset(url: str, uri: str) -> str:
+    """A set of 300-W that the path of the picture or of the root names, else the root's own name."""
+    parts = (*_folders(uri), *(part.lower() for part in reversed(root_parts(url))))
+    return next((part for part in parts if part in SUBSETS), root_parts(url)[-1])
+
+
+def _split(url: str, name: str, uri: str, subset: str) -> Split | None:
+    """What the annotation file's name says, else the picture's folders."""
+    said = _split_in(PurePosixPath(name).stem)
+    if said:
+        return said
+    folders = _folders(uri)
+    if subset == "ibug" or TEST_FOLDERS & {*folders, *(part.lower() for part in root_parts(url))}:
+        return "test"
+    return next(filter(None, map(_split_in, folders)), None)
+
+
+def _split_in(text: str) -> Split | None:
+    """The one split that a name has a word for."""
+    said = {_split_of(match[1]) for match in _SPLIT_WORD.finditer(text.lower())}
+    return said.pop() if len(said) == 1 else None
+
+
+def _split_of(word: str) -> Split:
+    return cast(Split, _SPLITS[word[:2]])

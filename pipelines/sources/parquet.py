@@ -1,0 +1,246 @@
+"""Annotations that this project wrote come back: the `faces` table of `annotate`, as it is or corrected.
+
+Landmarks are 0-based pixels of the upright picture. Beside the columns that `annotate` writes, a table may
+have `origin` (a name that becomes the face's subset) and `corrected` (faces that nobody corrected get the
+subset `predictions`); all others are `corrections`.
+
+A table's row groups are read one after the other where their uris do not overlap, as `annotate` leaves them;
+what is held at once is the row groups that overlap.
+"""
+
+import heapq
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from msrrn.geometry import Box
+from msrrn.landmarks import SCHEME
+from pipelines.errors import UserError
+from pipelines.sources import AnnotatedPhoto, Rejected
+from pipelines.sources.annotation import BadAnnotation, usable_shape
+from pipelines.sources.archive import split_url
+from pipelines.sources.files import Files, open_files
+from pipelines.sources.held import is_archive, normal
+from pipelines.storage import Store
+
+CORRECTIONS: Final = "corrections"
+PREDICTIONS: Final = "predictions"
+RUN: Final = "run.json"
+_FACE_COLUMNS: Final = ("uri", "landmarks", "face_index", "sha256", "box", "origin", "corrected")
+_IMAGE_COLUMNS: Final = ("uri", "status", "reason", "message")
+_FORMAT: Final = {b"msrrn.schema": b"1", b"msrrn.scheme": SCHEME.encode()}
+_REMEDY: Final = "give the folder that `msrrn annotate` wrote, or a faces table"
+
+Row = AnnotatedPhoto | Rejected
+_Key = tuple[str, int, str, int]
+"""uri, face, table, row: no two are equal"""
+_ToRow = Callable[[dict[str, Any], str], Row | None]
+
+
+@dataclass(frozen=True)
+class AnnotationParquet:
+    """What `annotate` wrote (`run.json`, `images/` and `faces/`), or one faces table beside such a `run.json`.
+
+    The pictures are where `source` of `run.json` says: a relative path is seen from the working directory, or
+    from the folder of `run.json`. Without a `run.json` they lie beside the table.
+    """
+
+    url: str
+
+    @staticmethod
+    def recognises(files: Files) -> bool:
+        """See `Reader.recognises`: there are tables of faces."""
+        return bool(_tables(files)[0])
+
+    def scan(self) -> Iterator[Row]:
+        """See `AnnotatedSource.scan`; every face of the table, and every picture without one that it tells of."""
+        files = open_files(self.url)
+        faces, images = _tables(files)
+        if not faces:
+            raise UserError(f"{self.url} has no table of faces: {_REMEDY}")
+        pictures = _Pictures(_source(files, faces[0]))
+        groups = [group for name in faces for group in _groups(files, name, _FACE_COLUMNS, pictures.face)]
+        groups += [group for name in images for group in _groups(files, name, _IMAGE_COLUMNS, _without_face)]
+        return _merged(groups)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group: the least uri in it, and its rows in the order of `_Key`."""
+
+    first: str
+    rows: Callable[[], Iterator[tuple[_Key, Row]]]
+
+
+class _Pictures:
+    """Where the photographs lie; listed once."""
+
+    def __init__(self, files: Files) -> None:
+        self._url = files.url
+        self._names = {name for name, size in files.sizes().items() if size is not None}
+
+    def face(self, row: dict[str, Any], place: str) -> Row:
+        uri = row["uri"]
+        if uri not in self._names:
+            return Rejected(uri, "no_image", f"{place}: there is no such picture in {self._url}")
+        try:
+            box = None if row.get("box") is None else Box(*row["box"])
+            landmarks = np.array(row["landmarks"], np.float64)
+            shape = usable_shape(landmarks.reshape(-1, 2) if landmarks.size % 2 == 0 else landmarks)
+        except BadAnnotation as error:
+            return Rejected(uri, error.reason, f"{place}: {error.message}")
+        except (TypeError, ValueError) as error:
+            return Rejected(uri, "syntax", f"{place}: {error}")
+        return AnnotatedPhoto(self._url, uri, place, _subset(row), None, shape, box, row.get("sha256") or "")
+
+
+def _without_face(row: dict[str, Any], place: str) -> Row | None:
+    if row["status"] == "annotated":
+        return None
+    if row["status"] == "no_face":
+        return Rejected(row["uri"], "no_annotation", f"{place}: no face was found in it")
+    return Rejected(row["uri"], row["reason"] or row["status"], f"{place}: {row['message']}")
+
+
+def _subset(row: dict[str, Any]) -> str:
+    return row.get("origin") or (PREDICTIONS if row.get("corrected") is False else CORRECTIONS)
+
+
+def _tables(files: Files) -> tuple[list[str], list[str]]:
+    """The tables of faces, and those of images: by their folders, else by their columns."""
+    names = [name for name, size in files.sizes().items() if size and name.lower().endswith(".parquet")]
+    found: dict[str, list[str]] = {
+        table: [name for name in names if PurePosixPath(name).parent.name == table] for table in ("faces", "images")
+    }
+    if not found["faces"] and len(names) == 1:
+        found["faces"] = names if _has_faces(files, names[0]) else []
+    return found["faces"], found["images"]
+
+
+def _has_faces(files: Files, name: str) -> bool:
+    try:
+        with _table(files, name) as table:
+            return {"uri", "landmarks"} <= set(table.schema_arrow.names)
+    except UserError:
+        return True  # for `scan` to tell what is wrong with it
+
+
+@contextmanager
+def _table(files: Files, name: str) -> Iterator[pq.ParquetFile]:
+    """An open table; what is wrong with it is a `UserError`."""
+    try:
+        with files.open(name) as file, pq.ParquetFile(file) as table:
+            yield table
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the storage; Arrow's own, about damaged bytes, have none
+        raise UserError(f"{files.url}/{name} is no Parquet table, or damaged: {error}") from error
+
+
+def _groups(files: Files, name: str, columns: Sequence[str], to_row: _ToRow) -> Iterator[_Group]:
+    with _table(files, name) as table:
+        schema = table.schema_arrow
+        for field, value in _FORMAT.items():
+            if (schema.metadata or {}).get(field, value) != value:
+                raise UserError(f"{files.url}/{name}: its {field.decode()} is not {value.decode()!r}: {_REMEDY}")
+        missing = [column for column in columns[:2] if column not in schema.names]
+        if missing:
+            raise UserError(f"{files.url}/{name} has no column {missing[0]!r}: {_REMEDY}")
+        present = [column for column in columns if column in schema.names]
+        start = 0
+        for index in range(table.num_row_groups):
+            uris = table.read_row_group(index, ["uri"])["uri"].to_pylist()
+            if uris:
+                yield _Group(
+                    min(_uri(uri, name) for uri in uris), partial(_rows, files, name, index, start, present, to_row)
+                )
+            start += len(uris)
+
+
+def _rows(
+    files: Files, name: str, index: int, start: int, columns: Sequence[str], to_row: _ToRow
+) -> Iterator[tuple[_Key, Row]]:
+    with _table(files, name) as table:
+        group = table.read_row_group(index, list(columns))
+    uris = [_uri(uri, name) for uri in group["uri"].to_pylist()]
+    faces = group["face_index"].to_pylist() if "face_index" in columns else [0] * len(uris)
+    keys: list[_Key] = [
+        (uri, face or 0, name, start + row) for row, (uri, face) in enumerate(zip(uris, faces, strict=True))
+    ]
+    for row in sorted(range(len(keys)), key=keys.__getitem__):
+        place = f"{name}#{start + row}"
+        if uris[row] == name:
+            yield keys[row], Rejected(name, "syntax", f"{place}: a row without a uri")
+            continue
+        made = to_row(group.slice(row, 1).to_pylist()[0] | {"uri": uris[row]}, place)
+        if made is not None:
+            yield keys[row], made
+
+
+def _uri(value: object, table: str) -> str:
+    """The picture's name; the table's where a row has none, which no picture has."""
+    return normal(value) if isinstance(value, str) and value else table
+
+
+def _merged(groups: Sequence[_Group]) -> Iterator[Row]:
+    """The rows of all groups in order; a group is read when the first of its uris is due."""
+    waiting = deque(sorted(groups, key=lambda group: group.first))
+    heap: list[tuple[_Key, Row, Iterator[tuple[_Key, Row]]]] = []
+    while waiting or heap:
+        while waiting and (not heap or waiting[0].first <= heap[0][0][0]):
+            _push(heap, waiting.popleft().rows())
+        if heap:
+            _, row, rest = heapq.heappop(heap)
+            yield row
+            _push(heap, rest)
+
+
+def _push(heap: list[tuple[_Key, Row, Iterator[tuple[_Key, Row]]]], rows: Iterator[tuple[_Key, Row]]) -> None:
+    head = next(rows, None)
+    if head is not None:
+        heapq.heappush(heap, (*head, rows))
+
+
+def _source(files: Files, table: str) -> Files:
+    """The files among which the photographs are."""
+    record = _run(files, table)
+    if record is None:
+        return Files(files.url)
+    place, data = record
+    try:
+        source = json.loads(data)["source"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        source = None
+    if not isinstance(source, str) or not source:
+        raise UserError(f"{place}/{RUN} names no source: {_REMEDY}")
+    local = Store(source).local_path()
+    candidates = [source] if local is None or local.is_absolute() else [source, f"{place}/{source}"]
+    for candidate in candidates:
+        if Store(candidate).exists():
+            return open_files(candidate)
+    raise UserError(f"{place}/{RUN}: its source {source} does not exist: write there where the pictures are now")
+
+
+def _run(files: Files, table: str) -> tuple[str, bytes] | None:
+    """`run.json` of a table: beside it, or in the folder above; with the folder that a path in it is seen from."""
+    folder = PurePosixPath(table).parent
+    for place in (folder, folder.parent):
+        name = (place / RUN).as_posix()
+        if files.exists(name):
+            return (
+                split_url(files.url)[0] if is_archive(files.url) else Store(files.url).child(place.as_posix())
+            ).url, files.read(name)
+    if files.only:
+        above = split_url(Store(files.url).absolute().url)[0]
+        if above.version(RUN) is not None:
+            return above.url, Files(above.url).read(RUN)
+    return None

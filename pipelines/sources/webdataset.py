@@ -1,0 +1,150 @@
+"""WebDataset: tars in which the files of one sample share a key, the name up to its first dot.
+
+A sample is a picture with a `.pts` (1-based) or a `.json` (0-based) of the same key. The JSON is an object:
+
+- `landmarks`, `keypoints` or `points`: 68 pairs, or 136 numbers x, y, x, y, …; 0-based pixel centres of the
+  upright picture;
+- `box` (may be absent): left, top, right and bottom edge of the face in the same pixels;
+- `split` (may be absent): `train`, `val` or `test`;
+- `subset` (may be absent): a name; otherwise that of the tar or of the folder of tars.
+
+Where a sample has both, the points are the `.pts`'s.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final, get_args
+
+from msrrn.geometry import Box
+from pipelines.errors import UserError
+from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
+from pipelines.sources.annotation import MAX_BYTES, BadAnnotation, points_of, usable_shape
+from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
+from pipelines.sources.held import root_parts
+from pipelines.sources.pts import parse_pts
+
+POINTS: Final = ("landmarks", "keypoints", "points")
+_REMEDY: Final = "a WebDataset holds tars of pictures, each with a .pts or a .json of the same key"
+
+
+@dataclass(frozen=True)
+class WebDataset:
+    """A tar, or a folder of tars; samples unpacked into a folder are read as well."""
+
+    url: str
+
+    @staticmethod
+    def recognises(files: Files) -> bool:
+        """See `Reader.recognises`: a picture has a `.json` of its key with points, and nothing has a `.pts`."""
+        samples = _samples(files)
+        if any(PurePosixPath(name).suffix.lower() == ".pts" for names in samples.values() for name in names):
+            return False
+        for names in samples.values():
+            pictures, annotations = _parts(names)
+            if pictures and annotations:
+                try:
+                    return any(field in _object(files.read(annotations[0], MAX_BYTES)) for field in POINTS)
+                except (BadAnnotation, UserError):
+                    return False
+        return False
+
+    def scan(self) -> Iterator[AnnotatedPhoto | Rejected]:
+        """See `AnnotatedSource.scan`; every picture, and every `.pts` and `.json` without one, is a row."""
+        files = open_files(self.url)
+        samples = _samples(files)
+        if not any(all(_parts(names)) for names in samples.values()):
+            raise UserError(f"{self.url} has no picture with an annotation of its key: {_REMEDY}")
+        return self._rows(files, samples)
+
+    def _rows(self, files: Files, samples: dict[str, list[str]]) -> Iterator[AnnotatedPhoto | Rejected]:
+        unreadable = {row.uri: row for row in rejected_files(files, IMAGE_SUFFIXES | {".pts", ".json"})}
+        rows: list[tuple[str, list[str]]] = [(uri, []) for uri in unreadable]
+        for names in samples.values():
+            pictures, annotations = _parts(names)
+            rows += [(uri, names) for uri in pictures or annotations]
+        for uri, names in sorted(rows, key=lambda row: row[0]):
+            if uri in unreadable:
+                yield unreadable[uri]
+            else:
+                yield self._row(files, uri, *_parts(names))
+
+    def _row(
+        self, files: Files, uri: str, pictures: Sequence[str], annotations: Sequence[str]
+    ) -> AnnotatedPhoto | Rejected:
+        if not pictures:
+            return Rejected(uri, "no_image", "an annotation without a picture of the same key")
+        if not annotations:
+            return Rejected(uri, "no_annotation", "a picture without a .pts or .json of the same key")
+        if uri != pictures[0]:
+            return Rejected(uri, "second_image", f"its annotation was taken for {pictures[0]}")
+        try:
+            return _photo(files, uri, annotations)
+        except BadAnnotation as error:
+            return Rejected(uri, error.reason, f"{annotations[0]}: {error.message}")
+        except UserError as error:
+            return Rejected(uri, "unreadable", str(error))
+
+
+def _samples(files: Files) -> dict[str, list[str]]:
+    """Readable pictures and annotations by their key; archives and folders are part of it."""
+    samples: dict[str, list[str]] = defaultdict(list)
+    for name, size in files.sizes().items():
+        if size is not None and (is_picture(name) or PurePosixPath(name).suffix.lower() in {".pts", ".json"}):
+            folder, _, own = name.rpartition("/")
+            samples[f"{folder}/{own.partition('.')[0]}"].append(name)
+    return samples
+
+
+def _parts(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A sample's pictures and its annotations, a `.pts` first."""
+    annotations = sorted(
+        (name for name in names if not is_picture(name)), key=lambda name: name.lower().endswith(".json")
+    )
+    return [name for name in names if is_picture(name)], annotations
+
+
+def _photo(files: Files, uri: str, annotations: Sequence[str]) -> AnnotatedPhoto:
+    said: dict[str, Any] = {}
+    for name in annotations:
+        if name.lower().endswith(".json"):
+            said = _object(files.read(name))
+            break
+    if annotations[0].lower().endswith(".pts"):
+        shape = parse_pts(files.read(annotations[0]))
+    else:
+        shape = usable_shape(points_of(next((said[field] for field in POINTS if field in said), None)))
+    split, subset = said.get("split"), said.get("subset")
+    if split is not None and split not in get_args(Split):
+        raise BadAnnotation("syntax", f"split is {split!r}: write {', '.join(get_args(Split))}")
+    if subset is not None and not (isinstance(subset, str) and subset):
+        raise BadAnnotation("syntax", f"subset is {subset!r}: write a name")
+    return AnnotatedPhoto(
+        files.url, uri, annotations[0], subset or root_parts(files.url)[-1], split, shape, _box(said.get("box"))
+    )
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_BYTES:
+        raise BadAnnotation("syntax", f"{len(data)} bytes are too many for one face")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadAnnotation("syntax", f"not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise BadAnnotation("syntax", "not a JSON object")
+    return value
+
+
+def _box(value: object) -> Box | None:
+    if value is None:
+        return None
+    try:
+        edges = points_of(value).ravel()
+        return Box(*(float(edge) for edge in edges))
+    except (BadAnnotation, TypeError, ValueError) as error:
+        raise BadAnnotation(
+            "syntax", f"box is {value!r}"[:200] + ": write its left, top, right, bottom edge"
+        ) from error

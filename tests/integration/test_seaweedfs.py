@@ -1,0 +1,41 @@
+"""The contract of storage, kept by a real server of S3."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.lease import hold
+from pipelines.storage import Store
+
+
+def test_storage_and_leases_on_seaweedfs(seaweedfs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Store(seaweedfs).exists()
+    store = Store(f"{seaweedfs}/deep/place")
+    assert store.keys() == []
+    assert not store.exists("units")
+    store.publish("units/0001 _01.parquet", b"first, longer")
+    store.publish("units/0001 _01.parquet", bytes(range(256)) * 1000)
+    with store.open("units/0001 _01.parquet", readahead=1000) as file:
+        file.seek(-254, 2)
+        assert file.read(3) == b"\x02\x03\x04"
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: store.create("done/1", b"%d" % n), range(8)))
+    assert won.count(True) == 1
+    assert store.read_bytes("done/1") == b"%d" % won.index(True)
+    assert store.sizes() == {"done/1": 1, "units/0001 _01.parquet": 256_000}
+    assert store.parent.keys("place/done") == ["place/done/1"]
+
+    with hold(store, "lease.json", lambda note: pytest.fail("nobody else holds it"), beat=0.05):
+        assert store.exists("lease.json")
+    store.publish("lease.json", b"of one who is gone")
+    waited: list[str] = []
+    with hold(store, "lease.json", waited.append, beat=0.05, patience=0.3):
+        assert waited
+    assert not store.exists("lease.json")
+
+    store.delete("done/1")
+    store.delete("done/1")
+    assert store.keys() == ["units/0001 _01.parquet"]
+    with pytest.raises(UserError, match="done/1 does not exist"):
+        store.read_bytes("done/1")

@@ -1,0 +1,87 @@
+"""The network's outputs → boxes: no model file is needed. With one, real faces."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.detection.blazeface import BlazeFaceDetector, anchors, decode, letterbox, weighted_nms
+from pipelines.detection.yunet import to_detections
+
+
+def test_anchors_are_the_centres_of_cells_row_by_row() -> None:
+    centres = anchors(192, 4)
+    assert centres.shape == (2304, 2)
+    assert centres[:2].tolist() == [[2 / 192, 2 / 192], [6 / 192, 2 / 192]]
+    assert centres[48].tolist() == [2 / 192, 6 / 192]
+    assert centres[-1].tolist() == [190 / 192, 190 / 192]
+
+
+def test_offsets_are_decoded_from_the_anchor_in_pixels_of_the_square() -> None:
+    raw = np.zeros((2, 16), np.float32)
+    raw[0, :4] = 19.2, -9.6, 38.4, 96.0
+    raw[1, :4] = 0, 0, 1e-3, 1e-3
+    boxes, scores = decode(raw, np.array([0.0, -1e9], np.float32), np.array([[0.5, 0.5], [0.1, 0.9]]), 192)
+    assert boxes[0] == pytest.approx([0.5, 0.2, 0.7, 0.7])
+    assert boxes[1] == pytest.approx([0.1, 0.9, 0.1, 0.9], abs=1e-5)
+    assert scores == pytest.approx([0.5, 0.0])
+
+
+def test_overlapping_boxes_become_their_weighted_mean() -> None:
+    boxes = np.array([[0.1, 0.1, 0.3, 0.3], [0.6, 0.6, 0.8, 0.8], [0.12, 0.1, 0.32, 0.3]])
+    merged, scores = weighted_nms(boxes, np.array([0.6, 0.7, 0.9]))
+    assert scores.tolist() == [0.9, 0.7]
+    assert merged[0] == pytest.approx([0.112, 0.1, 0.312, 0.3])
+    assert merged[1] == pytest.approx(boxes[1])
+
+
+def test_no_box_gives_none() -> None:
+    merged, scores = weighted_nms(np.zeros((0, 4)), np.zeros(0))
+    assert merged.shape == (0, 4)
+    assert scores.shape == (0,)
+
+
+@given(st.integers(0, 1000), st.integers(1, 30))
+def test_merged_boxes_do_not_depend_on_the_order_and_cover_every_box(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 0.8, (count, 2))
+    boxes = np.hstack([corner, corner + rng.uniform(0.05, 0.2, (count, 2))])
+    scores = rng.permutation(np.linspace(0.6, 1.0, count))
+    merged, best = weighted_nms(boxes, scores)
+    order = rng.permutation(count)
+    again, _ = weighted_nms(boxes[order], scores[order])
+    assert merged == pytest.approx(again)
+    assert (np.diff(best) < 0).all()
+    assert best[0] == scores.max()
+    assert (merged.min(axis=0) >= boxes.min(axis=0) - 1e-9).all()
+    assert (merged.max(axis=0) <= boxes.max(axis=0) + 1e-9).all()
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_the_letterbox_maps_the_picture_onto_its_own_part(width: int, height: int) -> None:
+    square, scale, corner = letterbox(np.full((height, width, 3), 255, np.uint8), 64)
+    x0, y0, x1, y1 = np.array([0, 0, width, height]) * scale + corner
+    assert max(x1 - x0, y1 - y0) == pytest.approx(64)
+    shown = np.zeros((64, 64), bool)
+    shown[round(y0) : round(y1), round(x0) : round(x1)] = True
+    assert ((square == 255).all(axis=2) == shown).all()
+    assert abs((x0 + x1) / 2 - 32) < 0.51
+    assert abs((y0 + y1) / 2 - 32) < 0.51
+
+
+def test_rows_of_yunet_become_boxes_of_the_picture() -> None:
+    row = np.zeros((3, 15), np.float32)
+    row[0, [0, 1, 2, 3, 14]] = 320, 180, 64, 64, 0.9
+    row[1, [0, 1, 2, 3, 14]] = 320, 180, 0, 64, 0.9
+    _, scale, corner = letterbox(np.zeros((600, 1280, 3), np.uint8), 640)
+    (found,) = to_detections(row[:2], scale, corner)
+    assert found.box.centre == pytest.approx((703.5, 83.5), abs=1)
+    assert found.score == pytest.approx(0.9)
+
+
+def test_a_detector_is_equal_to_its_pickled_copy_and_does_not_print_its_model() -> None:
+    detector = BlazeFaceDetector(b"bytes of a model")
+    assert pickle.loads(pickle.dumps(detector)) == detector  # noqa: S301
+    assert "bytes" not in repr(detector)

@@ -1,0 +1,219 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.lease import Lease, hold
+from pipelines.storage import Store
+
+KEY = "set/lease.json"
+BEAT = 0.1
+HOLD = f"""
+import sys, time
+from pipelines.lease import hold
+from pipelines.storage import Store
+with hold(Store(sys.argv[1]), {KEY!r}, lambda note: None, beat={BEAT}) as lease:
+    lease.note("unit 12 of 42")
+    print("held", flush=True)
+    while not lease.lost:
+        time.sleep(0.05)
+print("lost", flush=True)
+"""
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store(f"{request.getfixturevalue('s3')}/place" if request.param == "s3" else str(tmp_path / "place"))
+
+
+@pytest.fixture
+def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
+    """Another run that holds the lease and has said what it does."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, store.url], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        while b"unit 12" not in store.read_bytes(KEY):
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class WaitedError(Exception):
+    """The test waited enough."""
+
+
+def _give_up(note: str) -> None:
+    raise WaitedError(note)
+
+
+def test_the_lease_is_there_while_it_is_held_and_gone_afterwards(store: Store) -> None:
+    with hold(store, KEY, _give_up):
+        assert store.keys() == [KEY]
+    assert store.keys() == []
+
+
+@pytest.mark.parametrize("end", [ValueError, KeyboardInterrupt])
+def test_no_lease_is_left_by_an_exception(tmp_path: Path, end: type[BaseException]) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(end), hold(store, KEY, _give_up):
+        raise end
+    assert store.keys() == []
+
+
+def test_the_lease_names_neither_the_machine_nor_a_time(tmp_path: Path) -> None:
+    with hold(Store(str(tmp_path)), KEY, _give_up):
+        record = json.loads((tmp_path / KEY).read_bytes())
+    assert set(record) == {"token", "host", "pid", "started", "beat", "note"}
+    assert os.uname().nodename not in str(record)
+    assert record["started"] < 0.9 * time.time()  # since the machine's start
+
+
+def test_who_waits_hears_what_the_first_is_doing(store: Store, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(WaitedError, match=r"^unit 12 of 42$"), hold(store, KEY, _give_up):
+        pass
+    assert store.keys() == [KEY]  # the holder's, who goes on
+    assert holder.poll() is None
+
+
+def test_a_killed_holder_is_taken_over_at_once(store: Store, holder: subprocess.Popen[str]) -> None:
+    holder.send_signal(signal.SIGKILL)  # nobody waits for it: it stays a zombie
+    while Path(f"/proc/{holder.pid}/stat").read_text().split()[2] != "Z":
+        time.sleep(0.01)
+    start = time.monotonic()
+    with hold(store, KEY, _give_up, beat=BEAT):
+        assert time.monotonic() - start < 5
+    assert store.keys() == []
+
+
+def test_a_process_id_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with hold(store, KEY, _give_up):
+        record = json.loads(store.read_bytes(KEY))
+    store.publish(KEY, json.dumps(record | {"started": record["started"] - 60}).encode())
+    with hold(store, KEY, _give_up, beat=BEAT):
+        pass
+    assert store.keys() == []
+
+
+def test_a_frozen_holder_is_taken_over_and_notices(store: Store, holder: subprocess.Popen[str]) -> None:
+    holder.send_signal(signal.SIGSTOP)
+    notes: list[str] = []
+    with hold(store, KEY, notes.append, beat=BEAT, patience=0.5):
+        assert set(notes) == {"unit 12 of 42"}
+        assert len(notes) > 1
+        holder.send_signal(signal.SIGCONT)
+        assert holder.communicate(timeout=10)[0] == "lost\n"
+        assert store.keys() == [KEY]  # it left the lease to its new owner
+    assert holder.returncode == 0
+    assert store.keys() == []
+
+
+def test_the_dead_of_another_machine_are_given_up_by_ones_own_clock(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with hold(store, KEY, _give_up):
+        record = json.loads(store.read_bytes(KEY))
+    store.publish(KEY, json.dumps(record | {"host": "elsewhere", "pid": 2**22 + 1}).encode())
+    notes: list[str] = []
+    start = time.monotonic()
+    with hold(store, KEY, notes.append, beat=BEAT, patience=0.4):
+        assert time.monotonic() - start > 0.4
+    assert notes
+
+
+@pytest.mark.parametrize("junk", [b"", b"{}", b"\xff\x00", b'{"token": 1}'])
+def test_junk_in_its_place_is_waited_for_and_replaced(tmp_path: Path, junk: bytes) -> None:
+    store = Store(str(tmp_path))
+    store.publish(KEY, junk)
+    notes: list[str] = []
+    with hold(store, KEY, notes.append, beat=0.02, patience=0.1):
+        assert set(notes) == {""}
+    assert store.keys() == []
+
+
+def test_notes_of_others_cannot_command_a_terminal(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with hold(store, KEY, _give_up, beat=0.02) as lease:
+        lease.note("\x1b[2J\nunit 3" + "!" * 1000)
+        while b"unit 3" not in store.read_bytes(KEY):
+            time.sleep(0.01)
+        with pytest.raises(WaitedError, match=r"^\[2Junit 3!{100,200}$"), hold(store, KEY, _give_up):
+            pass
+
+
+def test_runs_take_turns(store: Store) -> None:
+    """Several at once: each gets the lease, never two, and nothing is left."""
+    inside = 0
+    most = 0
+    heard: list[str] = []
+
+    def work(_: int) -> None:
+        nonlocal inside, most
+        with hold(store, KEY, heard.append, beat=0.05) as lease:
+            inside += 1
+            most = max(most, inside)
+            lease.note("busy")
+            time.sleep(0.15)
+            inside -= 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert "busy" in heard
+    assert store.keys() == []
+
+
+def test_of_several_that_take_over_one_wins(store: Store, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.wait()
+    leases: list[Lease] = []
+    inside = 0
+    most = 0
+
+    def work() -> None:
+        nonlocal inside, most
+        with hold(store, KEY, lambda note: None, beat=0.3) as lease:
+            leases.append(lease)
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.2)
+            inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert len(leases) == 4
+    assert not any(lease.lost for lease in leases)
+    assert store.keys() == []
+
+
+def test_trouble_with_the_store_spares_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Store, key: str, data: bytes) -> None:
+        raise UserError("S3 failed")
+
+    store = Store(str(tmp_path))
+    with hold(store, KEY, _give_up, beat=0.01) as lease:
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "publish", refused)
+            time.sleep(0.1)
+        before = store.read_bytes(KEY)
+        while store.read_bytes(KEY) == before:
+            time.sleep(0.01)
+        assert not lease.lost
+    assert store.keys() == []

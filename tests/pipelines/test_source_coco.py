@@ -1,0 +1,210 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msrrn.geometry import Box
+from pipelines.errors import UserError
+from pipelines.sources import Rejected
+from pipelines.sources.coco import Coco
+from pipelines.sources.files import open_files
+from tests.pipelines.listings import (
+    a_face,
+    coco,
+    coco_document,
+    faces_of,
+    put,
+    reasons_of,
+    rejected,
+    rows_of,
+    write,
+)
+
+POINTS = np.column_stack([a_face(), np.full(68, 2)]).ravel().tolist()
+
+
+def _source(tmp_path: Path, document: object) -> Coco:
+    data = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return Coco(write(tmp_path, {"a.jpg": b"a", "list.json": data}))
+
+
+def _document(**fields: object) -> dict[str, Any]:
+    """One face, its annotation changed; a field that is None is taken away."""
+    document: dict[str, Any] = coco_document([("a.jpg", a_face())])
+    for name, value in fields.items():
+        document["annotations"][0][name] = value
+        if value is None:
+            del document["annotations"][0][name]
+    return document
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"iscrowd": 1}, "crowd"),
+        ({"image_id": 5}, "no_image"),
+        ({"image_id": None}, "no_image"),
+        ({"image_id": [1]}, "no_image"),
+        ({"image_id": {"id": 0}}, "no_image"),
+        ({"keypoints": POINTS[:51]}, "count"),
+        ({"keypoints": [*POINTS, 1, 1, 2]}, "count"),
+        ({"keypoints": []}, "count"),
+        ({"keypoints": "1 2 3"}, "syntax"),
+        ({"keypoints": ["x", *POINTS[1:]]}, "syntax"),
+        ({"keypoints": [10**400, *POINTS[1:]]}, "syntax"),
+        ({"keypoints": [float("nan"), *POINTS[1:]]}, "not_finite"),
+        ({"keypoints": [1e999, *POINTS[1:]]}, "not_finite"),
+        ({"keypoints": [*POINTS[:-1], 0]}, "not_labelled"),
+        ({"keypoints": [0] * 204}, "not_labelled"),
+        ({"keypoints": [1] * 204}, "flat"),
+        ({"bbox": [1, 2, 3]}, "syntax"),
+        ({"bbox": [1, 2, -3, 4]}, "syntax"),
+        ({"bbox": "here"}, "syntax"),
+        ({"bbox": {"x": 1}}, "syntax"),
+        ({"split": "somewhere"}, "syntax"),
+    ],
+)
+def test_bad_annotations_have_reasons(fields: dict[str, object], reason: str, tmp_path: Path) -> None:
+    document = _document(**fields)
+    document["annotations"] += coco_document([("a.jpg", a_face(1))])["annotations"]  # one bad face stops no other
+    good, bad = sorted(rows_of(_source(tmp_path, document)), key=lambda row: isinstance(row, Rejected))
+    assert good.uri == "a.jpg"
+    assert isinstance(bad, Rejected)
+    assert bad.reason == reason
+    assert bad.message.startswith("list.json#1: ")
+    assert bad.uri == ("list.json#1" if reason == "no_image" else "a.jpg#1")
+
+
+@pytest.mark.parametrize(
+    ("bbox", "box"),
+    [([0, 0, 640, 480.5], Box(-0.5, -0.5, 639.5, 480.0)), (None, None), ([0, 0, 0, 0], None), ([], None)],
+)
+def test_boxes_move_by_half_a_pixel_and_points_do_not(bbox: object, box: Box | None, tmp_path: Path) -> None:
+    (face,) = faces_of(_source(tmp_path, _document(bbox=bbox)))
+    assert face.box == box
+    np.testing.assert_array_equal(face.shape, np.array(POINTS).reshape(68, 3)[:, :2])
+
+
+def test_the_faces_of_whole_bodies(tmp_path: Path) -> None:
+    body = {"keypoints": [1, 1, 2] * 17, "bbox": [0, 0, 300, 300]}
+    reliable = np.array(POINTS).reshape(68, 3) - [0, 0, 1.7]  # v of a face may be any number above 0
+    face = {"face_kpts": reliable.ravel().tolist(), "face_box": [1.5, 2, 3, 4], "face_valid": True}
+    (found,) = faces_of(_source(tmp_path, _document(**body, **face)))
+    assert found.box == Box(1, 1.5, 4, 5.5)
+    np.testing.assert_array_equal(found.shape, reliable[:, :2])
+    row = rejected(_source(tmp_path, _document(**body, **{**face, "face_valid": False})))
+    assert (row.reason, "face_valid" in row.message) == ("not_labelled", True)
+    assert rejected(_source(tmp_path, _document(**body))).reason == "count"
+
+
+def test_pictures_without_annotation_and_odd_images(tmp_path: Path) -> None:
+    document = _document()
+    document["images"] += [{"id": 1, "file_name": "a2.jpg"}, {"id": "x"}, {"id": 2, "file_name": 5}]
+    document["images"] += [{"id": [1], "file_name": "odd.jpg"}, 5]
+    document["images"] += [{"id": 3, "file_name": "\ud800.jpg"}]
+    reasons = reasons_of(_source(tmp_path, document))
+    assert reasons.pop("a.jpg") == ""
+    assert reasons == {f"list.json#{n}": "no_annotation" for n in (5, 6)} | {
+        "list.json#3": "syntax",
+        "odd.jpg": "syntax",
+        "a2.jpg": "no_annotation",
+        "\\ud800.jpg": "no_annotation",
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "split"), [("train", "train"), ("Val", "val"), ("validation", "val"), ("TESTING", "test"), ("", None)]
+)
+def test_a_split_may_be_a_field(said: str, split: str | None, tmp_path: Path) -> None:
+    document = _document()
+    document["images"][0] |= {"split": said, "subset": "web"}
+    (face,) = faces_of(_source(tmp_path, document))
+    assert (face.declared_split, face.subset) == (split, "web")
+
+
+@pytest.mark.parametrize("pictures", ["val2017", "images/val2017", "images", "annotations", "annotations/images"])
+@pytest.mark.parametrize("place", ["coco", "coco.zip"])
+def test_the_layout_of_coco(pictures: str, place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    name = "annotations/person_keypoints_val2017.json"
+    url = put(place, {f"{pictures}/01.jpg": b"1", name: coco([("01.jpg", a_face())])}, tmp_path, request)
+    for given_url in [url, *([f"{url}/{name}"] if place == "coco" else [])]:
+        (face,) = faces_of(Coco(given_url))
+        assert (face.root, face.uri, face.annotation_uri) == (url, f"{pictures}/01.jpg", f"{name}#1")
+        assert (face.declared_split, face.subset, face.read()) == ("val", "coco", b"1")
+
+
+def test_the_layout_of_coco_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"images/a.jpg": b"1", "annotations/x.json": coco([("a.jpg", a_face())])})
+    monkeypatch.chdir(tmp_path / "annotations")
+    (face,) = faces_of(Coco("x.json"))
+    assert face.read() == b"1"
+
+
+def test_a_missing_picture_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    row = rejected(
+        Coco(f"{write(tmp_path, {'annotations/val.json': coco([('a.jpg', a_face())])})}/annotations/val.json")
+    )
+    assert row.reason == "no_image"
+    assert "annotations, annotations/images, annotations/val, annotations/images/val, ., images, val" in row.message
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (coco([("a.jpg", a_face())])[:-20], "is not whole JSON .*line 1"),
+        (b"[" * 100_000, "is not whole JSON"),
+        (b'{"images": ' + b"[" * 100_000, "is not whole JSON"),
+        (b'{"images": [], "annotations": ' + b"9" * 5000 + b"}", "is not whole JSON"),
+        (b'{"images": [' + b"\xff" + b"]}", "is not whole JSON"),
+        (b'{"images": {}, "annotations": []}', "no lists images and annotations"),
+        (b'{"images": [], "annotations": [1, 2, 3, 4, 5, 6]}', "no lists images and annotations"),
+        (b'{"images": [], "annotations": [{"caption": "x"}]}', "without keypoints"),
+        (b'{"images": [], "annotations": []}', "lists no face"),
+        (b'{"images": [{"id": 1}, {"id": 1}], "annotations": []}', "two images have the id 1"),
+    ],
+)
+def test_broken_files_are_refused_as_a_whole(data: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"list\.json.* {message}"):
+        _source(tmp_path, data).scan()
+
+
+def test_other_documents_beside_it_are_passed_over(tmp_path: Path) -> None:
+    captions = b'{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}'
+    write(tmp_path, {"captions.json": captions, "package.json": b'{"name": "x"}'})
+    assert reasons_of(_source(tmp_path, _document())) == {"a.jpg": ""}
+    assert Coco.recognises(open_files(str(tmp_path)))
+    assert not Coco.recognises(open_files(str(tmp_path / "package.json")))
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(sorted(_document())), inner),
+    max_leaves=8,
+)
+
+
+def _changed(key: str) -> Callable[[Any], dict[str, Any]]:
+    return lambda value: (
+        _document(**{key: value}) if key in _document()["annotations"][0] else {**_document(), key: value}
+    )
+
+
+@settings(max_examples=50)
+@given(
+    st.sampled_from(["image_id", "bbox", "keypoints", "images", "annotations"]).flatmap(
+        lambda k: _json.map(_changed(k))
+    )
+)
+def test_nothing_but_a_user_error_is_raised(
+    tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any]
+) -> None:
+    try:
+        rows = list(_source(tmp_path_factory.getbasetemp() / "junk-json", document).scan())
+    except UserError:
+        return
+    assert rows

@@ -1,0 +1,331 @@
+import gzip
+import io
+import os
+import pickle
+import stat
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.errors import UserError
+from pipelines.sources import held as held_module
+from pipelines.sources import open_annotated
+from pipelines.sources.files import Files, open_files
+from pipelines.storage import Store
+
+FILES = {"a/1.jpg": b"one" * 100, "b/2 _01.jpg": b"two", "c.pts": b""}
+KINDS = ["folder", "faces.tar", "faces.tar.gz", "faces.TGZ", "faces.zip"]
+
+
+def tar(members: Mapping[str, bytes], prefix: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(prefix + name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def zipped(*members: tuple[str | zipfile.ZipInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two members of one name
+        for name, data in members:
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def placed(url: str, kind: str, members: Mapping[str, bytes]) -> str:
+    """The members as a folder or an archive below `url`; its URL."""
+    if kind == "folder":
+        for name, data in members.items():
+            Store(url).publish(f"folder/{name}", data)
+    else:
+        data = zipped(*members.items()) if kind.endswith(".zip") else tar(members, "./")
+        Store(url).publish(kind, data if kind.endswith((".tar", ".zip")) else gzip.compress(data))
+    return f"{url}/{kind}"
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_place_shows_the_same_files(
+    place: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = str(tmp_path) if place == "local" else request.getfixturevalue("s3")
+    junk = {"__MACOSX/._1.jpg": b"x", "a/._1.jpg": b"x", ".hidden/x.jpg": b"x"}
+    root = placed(url, kind, {**FILES, **junk})
+    files = pickle.loads(pickle.dumps(open_files(f"{root}/")))  # noqa: S301
+    assert files == Files(root)
+    assert files.sizes() == {name: len(data) for name, data in sorted(FILES.items())}
+    assert {name: files.read(name) for name in FILES} == FILES
+    assert files.read("./a//1.jpg") == FILES["a/1.jpg"]
+    assert not files.problems()
+    with files.open("a/1.jpg") as file:
+        file.seek(3)
+        assert file.read(3) == b"one"
+    for absent in ("x.jpg", "a", "../c.pts", "/c.pts", "", "a/\0", "a\udcff", "x" * 5000):
+        assert not files.exists(absent)
+        with pytest.raises(UserError):
+            files.read(absent)
+    with pytest.raises(UserError, match="larger than the limit of 299"):
+        files.read("a/1.jpg", 299)
+    assert files.read("a/1.jpg", 300)
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_an_archive_that_was_replaced_is_read_anew(
+    place: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = str(tmp_path) if place == "local" else request.getfixturevalue("s3")
+    files = Files(placed(url, kind, {"a.jpg": b"old" * 100_000, "b.jpg": b"b"}))
+    assert files.read("b.jpg") == b"b"
+    placed(url, kind, {"b.jpg": b"b2" * 70_000, "c.jpg": b"new"})
+    assert files.read("b.jpg") == b"b2" * 70_000
+    assert files.read("c.jpg") == b"new"
+    assert not files.exists("a.jpg")
+
+
+def test_an_archive_is_listed_once_by_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = [placed(str(tmp_path), f"{number}.tar", {"a.jpg": b"%d" % number}) for number in range(3)]
+    listed: list[str] = []
+    entries = held_module._tar_entries
+
+    def listing(file: BinaryIO, url: str) -> dict[str, held_module.Entry]:
+        listed.append(url)
+        return entries(file, url)
+
+    monkeypatch.setattr(held_module, "_tar_entries", listing)
+    monkeypatch.setattr(held_module, "MAX_OPEN", 2)
+    for url in urls[:2] * 5:
+        assert Files(url).read("a.jpg")
+    assert listed == urls[:2]
+    assert [Files(url).read("a.jpg") for url in (*urls, *urls)] == [b"0", b"1", b"2"] * 2
+
+
+def test_one_file_is_shown_with_its_neighbours_to_look_up(tmp_path: Path) -> None:
+    placed(str(tmp_path), "folder", FILES)
+    files = open_files(str(tmp_path / "folder" / "c.pts"))
+    assert (files.url, list(files.sizes())) == (str(tmp_path / "folder"), ["c.pts"])
+    assert files.exists("a/1.jpg")
+    assert files.read("a/1.jpg") == FILES["a/1.jpg"]
+    assert open_files((tmp_path / "folder" / "c.pts").as_uri()).sizes() == {"c.pts": 0}
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_archives_in_a_folder_without_pictures_are_folders(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = str(tmp_path) if place == "local" else request.getfixturevalue("s3")
+    placed(f"{url}/in", "afw.zip", {"1.jpg": b"one"})
+    placed(f"{url}/in", "helen.tar", {"testset/1.jpg": b"two"})
+    Store(url).publish("in/lfpw.zip", b"half a download")
+    Store(url).publish("in/val.txt", b"")
+    files = open_files(f"{url}/in")
+    names = ["afw.zip/1.jpg", "helen.tar/testset/1.jpg", "lfpw.zip", "val.txt"]
+    assert list(files.sizes()) == names
+    assert files.problems() == {"lfpw.zip": "broken_archive"}
+    assert [files.read(name) for name in names[:2]] == [b"one", b"two"]
+    assert files.exists(names[0])
+    assert not files.exists("afw.zip/2.jpg")
+    Store(url).publish("in/own.jpg", b"")
+    assert list(open_files(f"{url}/in").sizes()) == ["afw.zip", "helen.tar", "lfpw.zip", "own.jpg", "val.txt"]
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    real, root = tmp_path / "real", tmp_path / "root"
+    (real / "deep").mkdir(parents=True)
+    root.mkdir()
+    (real / "deep" / "a.jpg").write_bytes(b"a")
+    (real / "loop").symlink_to(root)
+    (root / "again").symlink_to(real)
+    (root / "folder").symlink_to(real)
+    (root / "a.jpg").symlink_to(real / "deep" / "a.jpg")
+    (root / "self").symlink_to(root)
+    (root / "gone.jpg").symlink_to("nowhere")
+    (root / "round.jpg").symlink_to("round.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    files = open_files(str(root))
+    assert [name for name, size in files.sizes().items() if size is not None] == ["a.jpg", "again/deep/a.jpg"]
+    assert files.problems() == {
+        **dict.fromkeys(["again/loop", "folder", "self"], "linked_folder"),
+        **dict.fromkeys(["gone.jpg", "pipe.jpg", "round.jpg"], "unsafe_member"),
+    }
+    assert files.read("again/deep/a.jpg") == files.read("a.jpg") == b"a"
+    for name in ("gone.jpg", "pipe.jpg", "round.jpg"):
+        assert not files.exists(name)
+        with pytest.raises(UserError, match="is no file"):
+            files.read(name)
+
+
+def _link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+def test_unsafe_members_of_a_zip(tmp_path: Path) -> None:
+    stored = zipfile.ZipInfo("bz.jpg")
+    stored.compress_type = zipfile.ZIP_BZIP2
+    data = zipped(
+        ("../up.jpg", b"x"),
+        ("/etc/absolute.jpg", b"x"),
+        ("a\\b.jpg", b"windows"),
+        ("x\\..\\..\\up.jpg", b"x"),
+        (_link("link.jpg"), b"/etc/passwd"),
+        (stored, b"x"),
+        ("twice.jpg", b"first"),
+        ("twice.jpg", b"second"),
+        ("gr\xfc\xdf.jpg", b"utf-8"),
+    )
+    (tmp_path / "in.zip").write_bytes(data)
+    files = open_files(str(tmp_path / "in.zip"))
+    unsafe = ["../up.jpg", "/etc/absolute.jpg", "link.jpg", "x/../../up.jpg"]
+    assert files.problems() == {**dict.fromkeys(unsafe, "unsafe_member"), "bz.jpg": "compression"}
+    good = {name: files.read(name) for name, size in files.sizes().items() if size is not None}
+    assert good == {"a/b.jpg": b"windows", "twice.jpg": b"second", "gr\xfc\xdf.jpg": b"utf-8"}
+    for name in files.problems():
+        with pytest.raises(UserError):
+            files.read(name)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.zip"]
+
+
+def test_unsafe_members_of_a_tar(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind in (
+            ("link.jpg", tarfile.SYMTYPE),
+            ("hard.jpg", tarfile.LNKTYPE),
+            ("dev.jpg", tarfile.CHRTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        for name, data in (
+            ("../up.jpg", b"x"),
+            ("twice.jpg", b"first"),
+            ("n\udcff.jpg", b"x"),
+            ("twice.jpg", b"2nd"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    (tmp_path / "in.tar").write_bytes(buffer.getvalue())
+    files = open_files(str(tmp_path / "in.tar"))
+    assert files.problems() == dict.fromkeys(["../up.jpg", "dev.jpg", "hard.jpg", "link.jpg"], "unsafe_member")
+    assert {name: files.read(name) for name, size in files.sizes().items() if size is not None} == {
+        "n\\xff.jpg": b"x",
+        "twice.jpg": b"2nd",
+    }
+
+
+def test_a_password_is_named(tmp_path: Path) -> None:
+    data = bytearray(zipped(("a.jpg", b"a")))
+    for header, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.index(header) + place] |= 1
+    (tmp_path / "in.zip").write_bytes(data)
+    files = open_files(str(tmp_path / "in.zip"))
+    assert files.problems() == {"a.jpg": "encrypted"}
+    with pytest.raises(UserError, match="without a password"):
+        files.read("a.jpg")
+
+
+def test_no_header_is_believed(tmp_path: Path) -> None:
+    bomb = zipped(("bomb.jpg", bytes(1 << 24)))
+    assert len(bomb) < 1 << 15
+    (tmp_path / "honest.zip").write_bytes(bomb)
+    with pytest.raises(UserError, match="larger than the limit"):
+        Files(str(tmp_path / "honest.zip")).read("bomb.jpg", 1 << 20)
+    lying = bytearray(bomb)
+    for header, place in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+        start = lying.index(header) + place
+        lying[start : start + 4] = (100).to_bytes(4, "little")
+    (tmp_path / "lying.zip").write_bytes(lying)
+    files = Files(str(tmp_path / "lying.zip"))
+    assert files.sizes() == {"bomb.jpg": 100}
+    with pytest.raises(UserError, match="is damaged"):
+        files.read("bomb.jpg", 1 << 20)
+
+
+def test_a_compressed_tar_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bomb.tar.gz").write_bytes(gzip.compress(tar({"a.jpg": bytes(1 << 23)})))
+    monkeypatch.setattr(held_module, "MAX_UNPACKED", 1 << 22)
+    with pytest.raises(UserError, match=r"bomb\.tar\.gz unpacks to more than"):
+        open_files(str(tmp_path / "bomb.tar.gz"))
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_an_archive_cut_short_says_so(kind: str, tmp_path: Path) -> None:
+    path = Path(placed(str(tmp_path), kind, {"a.jpg": b"a" * 5000, "b.jpg": os.urandom(20_000)}))
+    path.write_bytes(path.read_bytes()[:12_000])
+    if kind.endswith(".zip"):
+        with pytest.raises(UserError, match="was cut short"):
+            open_files(str(path))
+    else:
+        files = open_files(str(path))
+        assert files.problems() == {"b.jpg": "truncated"}
+        assert files.read("a.jpg") == b"a" * 5000
+
+
+@given(
+    kind=st.sampled_from(["x.zip", "x.tar.gz"]),
+    cut=st.integers(0, 900),
+    flips=st.lists(st.tuples(st.integers(0, 899), st.integers(0, 255)), max_size=4),
+)
+def test_damage_is_a_plain_error(
+    kind: str, cut: int, flips: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / kind
+    members = {"a.jpg": b"a" * 600, "b.jpg": bytes(range(200))}
+    data = zipped(*members.items()) if kind == "x.zip" else gzip.compress(tar(members), mtime=0)
+    damaged = bytearray(data[: max(cut, 1)])
+    for place, value in flips:
+        damaged[place % len(damaged)] = value
+    path.write_bytes(damaged)
+    try:
+        files = open_files(str(path))
+        names = files.sizes()
+    except UserError:
+        return
+    for name, size in names.items():
+        try:
+            assert len(files.read(name)) == size
+        except UserError:
+            continue
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff.jpg")).write_bytes(b"x")
+    assert open_files(str(tmp_path)).problems() == {"n\\xff.jpg": "unreadable"}
+    bad = bytearray(zipped(("n\xfc.jpg", b"x")))
+    for _ in range(2):
+        bad[bad.index("\xfc".encode())] = 0xFF
+    (tmp_path / "in.zip").write_bytes(bad)
+    with pytest.raises(UserError, match=r"in\.zip is not a zip"):
+        open_files(str(tmp_path / "in.zip"))
+
+
+def test_a_place_that_is_not_there(tmp_path: Path) -> None:
+    for name in ("absent", "absent.zip", "absent.tar.gz", "absent/coco.json"):
+        with pytest.raises(UserError, match="does not exist"):
+            open_files(str(tmp_path / name))
+
+
+def test_a_folder_may_be_called_like_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").mkdir()
+    (tmp_path / "x.tar" / "a.jpg").write_bytes(b"a")
+    assert open_files(str(tmp_path / "x.tar")).read("a.jpg") == b"a"
+    assert open_files(str(tmp_path)).read("x.tar/a.jpg") == b"a"
+
+
+def test_a_format_must_be_known(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no format 'voc': choose one of auto, 300w"):
+        open_annotated(str(tmp_path), "voc")

@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msrrn.geometry import Box
+from pipelines.errors import UserError
+from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
+from pipelines.sources.annotation import BadAnnotation, points_of
+from pipelines.sources.pts import format_pts
+from pipelines.sources.webdataset import WebDataset
+from tests.factories import write_tar
+
+SHAPE = np.random.default_rng(0).uniform(10, 200, (68, 2))
+
+
+def _json(**fields: object) -> bytes:
+    return json.dumps({"landmarks": SHAPE.tolist(), **fields}).encode()
+
+
+def _rows(url: Path) -> dict[str, AnnotatedPhoto | Rejected]:
+    rows = list(WebDataset(str(url)).scan())
+    assert [row.uri for row in rows] == sorted(row.uri for row in rows)
+    return {row.uri: row for row in rows}
+
+
+def _reasons(url: Path) -> dict[str, str]:
+    return {uri: row.reason if isinstance(row, Rejected) else "" for uri, row in _rows(url).items()}
+
+
+def _face(url: Path, uri: str) -> AnnotatedPhoto:
+    row = _rows(url)[uri]
+    assert isinstance(row, AnnotatedPhoto), row
+    return row
+
+
+def test_samples_of_a_folder_of_tars(tmp_path: Path) -> None:
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    write_tar(
+        folder / "shard-0.tar", {"00.jpg": b"a", "00.json": _json(split="val", subset="web", box=[1, 2, 3, 4.5])}
+    )
+    write_tar(folder / "shard-1.tar", {"00.png": b"b", "00.cls": b"3", "00.json": _json()})
+    first, second = (_face(folder, f"shard-{number}.tar/00.{suffix}") for number, suffix in enumerate(("jpg", "png")))
+    assert (first.declared_split, first.subset, first.box) == ("val", "web", Box(1, 2, 3, 4.5))
+    assert (second.declared_split, second.subset, second.box) == (None, "faces", None)
+    assert (first.read(), second.read()) == (b"a", b"b")
+    np.testing.assert_array_equal(first.shape, SHAPE)
+    assert isinstance(open_annotated(str(folder)), WebDataset)
+
+
+@pytest.mark.parametrize("field", ["landmarks", "keypoints", "points"])
+def test_points_are_pairs_or_flat_and_count_from_zero(field: str, tmp_path: Path) -> None:
+    for name, value in (("pairs", SHAPE.tolist()), ("flat", SHAPE.ravel().tolist())):
+        write_tar(tmp_path / f"{name}.tar", {"k.x.JPG": b"a", "k.JSON": json.dumps({field: value}).encode()})
+        face = _face(tmp_path / f"{name}.tar", "k.x.JPG")
+        np.testing.assert_array_equal(face.shape, SHAPE)
+        assert face.subset == name
+
+
+def test_a_pts_decides_where_the_points_are(tmp_path: Path) -> None:
+    other = _json(landmarks=(SHAPE + 7).tolist(), split="test")
+    write_tar(tmp_path / "in.tar", {"k.jpg": b"a", "k.pts": format_pts(SHAPE), "k.json": other})
+    face = _face(tmp_path / "in.tar", "k.jpg")
+    np.testing.assert_allclose(face.shape, SHAPE, atol=1e-6)
+    assert (face.annotation_uri, face.declared_split) == ("k.pts", "test")
+    assert open_annotated(str(tmp_path / "in.tar"), "webdataset") == WebDataset(str(tmp_path / "in.tar"))
+
+
+def test_every_input_has_a_row(tmp_path: Path) -> None:
+    bad = {
+        "count": _json(landmarks=SHAPE[:5].tolist()),
+        "flat": _json(landmarks=[[1, 1]] * 68),
+        "not_finite": _json(landmarks=[[1e999, 1]] * 68),
+        "syntax": b"{",
+        "syntax_array": b"[1, 2]",
+        "syntax_missing": b"{}",
+        "syntax_text": _json(landmarks=[["1", "2"]] * 68),
+        "syntax_split": _json(split="holdout"),
+        "syntax_subset": _json(subset=3),
+        "syntax_box": _json(box=[3, 2, 1, 4]),
+        "syntax_deep": b"[" * 100_000,
+    }
+    members = {
+        f"{key}.{suffix}": data for key, data in bad.items() for suffix, data in (("jpg", b""), ("json", data))
+    }
+    members |= {"good.jpg": b"", "good.json": _json(), "good.png": b"", "lonely.jpg": b"", "orphan.json": _json()}
+    write_tar(tmp_path / "in.tar", members)
+    assert _reasons(tmp_path / "in.tar") == {
+        **{f"{key}.jpg": key if key == "not_finite" else key.partition("_")[0] for key in bad},
+        "good.jpg": "",
+        "good.png": "second_image",
+        "lonely.jpg": "no_annotation",
+        "orphan.json": "no_image",
+    }
+
+
+def test_nothing_to_read_is_said(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in.tar", {"a.jpg": b"", "b.json": b"{}"})
+    with pytest.raises(UserError, match="no picture with an annotation of its key"):
+        WebDataset(str(tmp_path / "in.tar")).scan()
+    with pytest.raises(UserError, match=r"1 \.jpg, 1 \.json"):
+        open_annotated(str(tmp_path / "in.tar"))
+
+
+@settings(max_examples=50)
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), st.lists, max_leaves=8))
+def test_whatever_the_points_are(value: object) -> None:
+    try:
+        points = points_of(value)
+    except BadAnnotation:
+        return
+    assert points.shape[1:] == (2,)
