@@ -7,6 +7,7 @@ resampled only once.
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -81,8 +82,18 @@ def add_noise(crop: NDArray[np.uint8], sigma: float, rng: np.random.Generator) -
     """
     if sigma == 0:
         return crop
-    noise = rng.standard_normal(crop.shape, dtype=np.float32) * np.float32(sigma * crop.std())
-    return np.clip(np.rint(crop + noise), 0, 255).astype(np.uint8)
+    height, width = crop.shape
+    bank = _noise()
+    y, x = rng.integers(0, np.array(bank.shape) - crop.shape)
+    window = bank[y : y + height, x : x + width]
+    noisy = window * np.float32(sigma * crop.std(dtype=np.float32)) + crop
+    return np.clip(np.rint(noisy, out=noisy), 0, 255, out=noisy).astype(np.uint8)
+
+
+@cache
+def _noise() -> NDArray[np.float32]:
+    """Standard normal numbers, of which each draw takes a window: drawing them anew costs more than all else."""
+    return np.random.Generator(np.random.PCG64(0)).standard_normal((2048, 2048), dtype=np.float32)
 
 
 def mirror_shape(shape: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -164,10 +164,9 @@ class CropFrame:
         """Side of the square in upright pixels."""
         return 1.0 / self.to_crop.scale
 
-    def pixel_matrix(self, size: int) -> NDArray[np.float64]:
-        """(2, 3) matrix from upright pixel centres to pixel centres of the crop at `size` px a side."""
-        pixels = Similarity(np.eye(2) * size, np.full(2, -0.5)).after(self.to_crop)
-        return np.hstack([pixels.matrix, pixels.offset[:, None]])
+    def to_pixels(self, size: int) -> Similarity:
+        """From upright pixel centres to pixel centres of the crop at `size` px a side."""
+        return Similarity(np.eye(2) * size, np.full(2, -0.5)).after(self.to_crop)
 
 
 def upright_to_stored(points: Points, orientation: int, stored_size: tuple[int, int]) -> Points:

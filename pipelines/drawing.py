@@ -60,12 +60,11 @@ def face_tile(rgb: Picture, box: Box, shapes: Sequence[tuple[Points, Colour]], s
     Shapes are in pixels of `rgb`. What lies beyond the picture's edge shows BACKGROUND.
     """
     side = PADDING * max(box.width, box.height)
-    to_tile = CropFrame.square(box.centre, side).pixel_matrix(size)
+    upright = CropFrame.square(box.centre, side).to_pixels(size)
     # warpAffine samples without averaging, so a large face is first shrunk by area.
     shrunk = _resized(rgb, min(1.0, size / side))
     scale = np.array([shrunk.shape[1] / rgb.shape[1], shrunk.shape[0] / rgb.shape[0]])
     from_shrunk = Similarity(np.diag(1 / scale), (0.5 / scale) - 0.5)
-    upright = Similarity(to_tile[:, :2], to_tile[:, 2])
     warp = upright.after(from_shrunk)
     tile: Picture = cv2.warpAffine(
         shrunk,

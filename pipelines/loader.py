@@ -173,9 +173,12 @@ class Loader:
                     column[first:room] = left
                 window = window.rows(first)
                 whole = len(window.landmarks) // size * size
-                rest = Batch(*(column[whole:].clone() for column in window))
-                for start in range(0, whole, size):
+                rest = self._copy(window.rows(whole))
+                for start in range(0, whole - size, size):
                     yield window.rows(start, start + size)
+                if whole:
+                    # A view would keep this window alive while the one after the next is begun.
+                    yield self._copy(window.rows(whole - size, whole))
             if len(rest.landmarks):
                 yield rest
         finally:
@@ -201,6 +204,12 @@ class Loader:
             torch.empty((rows, SIDE, SIDE), dtype=torch.uint8, pin_memory=self._pinned),
             torch.empty((rows, NUM_LANDMARKS, 2), pin_memory=self._pinned),
         )
+
+    def _copy(self, batch: Batch) -> Batch:
+        copied = self._empty(len(batch.landmarks))
+        for column, values in zip(copied, batch, strict=True):
+            column.copy_(values)
+        return copied
 
     def _fill(self, samples: Batch, places: Rows, group: int, rows: Rows) -> None:
         table = self._read(*self._places[group], ["image_200", "landmarks"])
@@ -243,6 +252,6 @@ class Loader:
             if not isinstance(error, pa.ArrowException) and (error.errno or type(error) is not OSError):
                 raise
             raise UserError(
-                f"{pool.url}/{entry.shard}: damaged ({str(error).splitlines()[0]}); delete it and the manifest, and run "
-                f"the same `msrrn prepare` again; `msrrn verify {self._dataset.url}` finds all such shards"
+                f"{pool.url}/{entry.shard}: damaged ({str(error).splitlines()[0]}); delete it and the manifest, and "
+                f"run the same `msrrn prepare` again; `msrrn verify {self._dataset.url}` finds all such shards"
             ) from error

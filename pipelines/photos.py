@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
-from pipelines.checks import check_detection, check_in_picture
+from pipelines.checks import CHECKS, check_detection, check_in_picture
 from pipelines.decoding import Photo
 from pipelines.detection import Detection, Detector, expected_box, match, open_detector
 from pipelines.detection.annotated import AnnotatedBoxes
@@ -13,8 +13,8 @@ from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.manifest import LeftOut
 from pipelines.prints import near_duplicates, photo_print
-from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
-from pipelines.storage import Store
+from pipelines.sources import AnnotatedPhoto, ChangedPictureError, Rejected, open_annotated
+from pipelines.storage import OutageError, Store
 
 VAL_BITS: Final = 32
 HELD: Final = frozenset({"val", "test"})
@@ -79,7 +79,7 @@ def read_photos(
         for item in open_annotated(url, source_format).scan():
             inputs += 1
             if isinstance(item, Rejected):
-                left_out.append(LeftOut(uri=item.uri, reason=item.reason, message=item.message))
+                left_out.append(_left_out(item.uri, item.reason, item.message))
             else:
                 face = replace(item, root=Store(item.root).absolute().url)
                 pictures.setdefault((face.root, face.uri), []).append(face)
@@ -90,15 +90,21 @@ def read_photos(
     prints: dict[str, str] = {}
     done = 0
     for seen in run_units(_read_unit, None, units, workers):
-        for faces, digest, print_ in seen:
-            if not digest:
-                left_out += [_unreadable(face) for face in faces]
+        for read in seen:
+            if read.reason:
+                left_out += [_left_out(face.annotation_uri, read.reason) for face in read.faces]
             else:
-                groups.setdefault(digest, []).extend(faces)
-                prints[digest] = print_
+                groups.setdefault(read.sha256, []).extend(read.faces)
+                prints[read.sha256] = read.print
         done += len(seen)
         progress(done, len(listed), "reading photos")
     return [_group(digest, faces, prints[digest]) for digest, faces in sorted(groups.items())], left_out
+
+
+def _left_out(uri: str, reason: str, message: str = "") -> LeftOut:
+    """A row whose reason is in the catalogue: a table may say anything of its pictures."""
+    known = reason if reason in CHECKS else "quarantined"
+    return LeftOut(uri=uri, reason=known, message=message or CHECKS[known].title)
 
 
 def _group(sha256: str, faces: list[AnnotatedPhoto], print_: str) -> PhotoGroup:
@@ -113,21 +119,29 @@ def _group(sha256: str, faces: list[AnnotatedPhoto], print_: str) -> PhotoGroup:
     return PhotoGroup(Seen(sha256, faces[0].uri, next(iter(declared), None), print_), tuple(faces))
 
 
-def _read_unit(_: None, unit: Sequence[Sequence[AnnotatedPhoto]]) -> list[tuple[Sequence[AnnotatedPhoto], str, str]]:
-    seen: list[tuple[Sequence[AnnotatedPhoto], str, str]] = []
-    for faces in unit:
-        try:
-            data = faces[0].read()
-        except UserError:
-            seen.append((faces, "", ""))
-        else:
-            seen.append((faces, hashlib.sha256(data).hexdigest(), photo_print(data)))
-    return seen
+class _Read(NamedTuple):
+    """One picture with its annotations; `reason` says why it could not be read."""
+
+    faces: Sequence[AnnotatedPhoto]
+    sha256: str = ""
+    print: str = ""
+    reason: str = ""
 
 
-def _unreadable(face: AnnotatedPhoto) -> LeftOut:
-    message = f"{face.uri} could not be read: it is gone, locked, or larger than a picture may be"
-    return LeftOut(uri=face.annotation_uri, reason="unreadable", message=message)
+def _read_unit(_: None, unit: Sequence[Sequence[AnnotatedPhoto]]) -> list[_Read]:
+    return [_read(faces) for faces in unit]
+
+
+def _read(faces: Sequence[AnnotatedPhoto]) -> _Read:
+    try:
+        data = faces[0].read()
+    except OutageError:
+        raise
+    except ChangedPictureError as error:
+        return _Read(faces, reason=error.reason)
+    except UserError:
+        return _Read(faces, reason="unreadable")
+    return _Read(faces, hashlib.sha256(data).hexdigest(), photo_print(data))
 
 
 def clusters(photos: Sequence[Seen]) -> list[list[Seen]]:

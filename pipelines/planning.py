@@ -22,7 +22,7 @@ from pipelines.sources import AnnotatedPhoto
 from pipelines.sources.files import Files
 from pipelines.storage import Store
 
-RECIPE: Final = 3
+RECIPE: Final = 4
 """Part of every dataset's name. Raise it with any change of code that changes shards: detection, cropping, draws."""
 
 
@@ -140,7 +140,8 @@ def plan(
     store = Store(out).absolute()
     records = f"records/{digest}"
     photos, base_left_out = _base(store, append_to, records, settings) if append_to else ([], [])
-    left_out += base_left_out
+    told = set(left_out)
+    left_out += [item for item in base_left_out if item not in told]
     finished, made_in = made_before(store, records)
     known = {photo.seen.sha256: photo for photo in photos}
     new = [group for group in groups if group.sha256 not in known]

@@ -1,16 +1,19 @@
-"""Crops: a square around a face box, resampled once from the original pixels, and its pyramid."""
+"""Crops: a square around a face box, sampled from the original pixels, and its pyramid."""
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import Box, CropFrame
+from msrrn.geometry import Box, CropFrame, Similarity
 from msrrn.network import LEVELS
 
 CROP: Final = LEVELS[-1]
-MAX_OVERSAMPLING: Final = 16
+OVERSAMPLING: Final = 2.0
+"""Resolution, over that of the crop, of the copy that large pictures are reduced to before they are sampled:
+a bilinear sample there is the average of the pixels between its neighbours."""
 
 
 class Pyramid(NamedTuple):
@@ -39,25 +42,40 @@ def frame_around(
 
 
 def crop(rgb: NDArray[np.uint8], frame: CropFrame) -> NDArray[np.uint8]:
-    """Grey crop (200, 200) of an upright picture (H, W, 3).
+    """Grey crop (200, 200) of an upright picture (H, W, 3). See `crops`."""
+    return crops(rgb, [frame])[0]
 
-    One bilinear resampling; where the picture is finer than the crop, it samples k × k points a pixel and
-    averages them (a box filter: detail just below the crop's resolution can leave a faint pattern, a
-    checkerboard of a much larger picture comes out grey). Outside the picture its edge pixels repeat.
+
+def crops(rgb: NDArray[np.uint8], frames: Sequence[CropFrame]) -> list[NDArray[np.uint8]]:
+    """Grey crops (200, 200) of an upright picture (H, W, 3), for frames of about one size and place.
+
+    Where the picture is finer than twice the crop of the first frame, its part around the frames is
+    reduced to that by area averages, once for all of them. Then each crop is sampled bilinearly. Outside the
+    picture its edge pixels repeat.
     """
-    oversampling = int(np.clip(np.ceil(frame.side / CROP), 1, MAX_OVERSAMPLING))
-    size = CROP * oversampling
-    grey, frame = _grey_around(rgb, frame)
-    fine = cv2.warpAffine(
-        grey, frame.pixel_matrix(size), (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    return halve(np.asarray(fine, np.uint8), oversampling)
+    grey, to_part = _grey_around(rgb, frames)
+    height, width = grey.shape
+    factor = min(1.0, OVERSAMPLING * CROP / frames[0].side)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    if factor < 1:
+        grey = np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
+        scale = np.array(size) / (width, height)
+        to_part = Similarity(np.diag(scale), 0.5 * scale - 0.5).after(to_part)
+    back = to_part.inverse()
+    made = []
+    for frame in frames:
+        to_pixels = frame.to_pixels(CROP).after(back)
+        matrix = np.hstack([to_pixels.matrix, to_pixels.offset[:, None]])
+        pixels = cv2.warpAffine(grey, matrix, (CROP, CROP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        made.append(np.asarray(pixels, np.uint8))
+    return made
 
 
-def _grey_around(rgb: NDArray[np.uint8], frame: CropFrame) -> tuple[NDArray[np.uint8], CropFrame]:
-    """The part of the picture that the frame can touch, in grey, and the frame in its coordinates."""
+def _grey_around(rgb: NDArray[np.uint8], frames: Sequence[CropFrame]) -> tuple[NDArray[np.uint8], Similarity]:
+    """The part of the picture that the frames can touch, in grey, and the map from the picture to it."""
     height, width = rgb.shape[:2]
-    corners = frame.shape_to_upright(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+    square = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    corners = np.concatenate([frame.shape_to_upright(square) for frame in frames])
     low = np.floor(corners.min(axis=0)).astype(int) - 2
     high = np.ceil(corners.max(axis=0)).astype(int) + 3
     x0, x1 = np.clip([low[0], high[0]], 0, width)
@@ -66,9 +84,7 @@ def _grey_around(rgb: NDArray[np.uint8], frame: CropFrame) -> tuple[NDArray[np.u
     x0, x1 = min(x0, width - 1), max(x1, 1)
     y0, y1 = min(y0, height - 1), max(y1, 1)
     part = np.asarray(cv2.cvtColor(rgb[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY), np.uint8)
-    to_crop = frame.to_crop
-    offset = to_crop.offset + to_crop.matrix @ np.array([x0, y0], dtype=np.float64)
-    return part, CropFrame(type(to_crop)(to_crop.matrix, offset))
+    return part, Similarity(np.eye(2), np.array([-x0, -y0], np.float64))
 
 
 def halve(image: NDArray[np.uint8], factor: int = 2) -> NDArray[np.uint8]:
@@ -87,8 +103,9 @@ def pyramid(level_200: NDArray[np.uint8]) -> Pyramid:
 
 def padding(frame: CropFrame, width: int, height: int) -> float:
     """Share of the crop that lies outside a picture of this size, in [0, 1]."""
-    axis = (np.arange(CROP) + 0.5) / CROP
-    grid = np.stack(np.meshgrid(axis, axis), axis=-1)
-    x, y = np.moveaxis(frame.shape_to_upright(grid), -1, 0)
-    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-    return float(1.0 - inside.mean())
+    quad = frame.shape_to_upright(np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]))
+    picture = np.array([[-0.5, -0.5], [width - 0.5, -0.5], [width - 0.5, height - 0.5], [-0.5, height - 0.5]])
+    # In units of the frame, around its centre: single precision is enough then.
+    quad, picture = (((points - quad.mean(axis=0)) / frame.side).astype(np.float32) for points in (quad, picture))
+    inside, _ = cv2.intersectConvexConvex(quad, picture)
+    return float(np.clip(1.0 - inside, 0.0, 1.0))

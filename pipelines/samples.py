@@ -1,5 +1,6 @@
 """One annotated photograph → the rows of its samples: detect, crop, augment."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,14 +8,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.augmentation import add_noise, draw, generator, mirror_shape
+from msrrn.augmentation import Draw, add_noise, draw, generator, mirror_shape
+from msrrn.geometry import CropFrame
 from msrrn.landmarks import pupils
 from pipelines.checks import sideways_offset
 from pipelines.decoding import Photo, Undecodable, decode
 from pipelines.detection import Detection
+from pipelines.errors import UserError
 from pipelines.manifest import LeftOut
 from pipelines.photos import Finder, PhotoGroup, boxed_faces
-from pipelines.pyramid import CROP, crop, frame_around, padding, pyramid
+from pipelines.pyramid import CROP, crops, frame_around, padding, pyramid
 from pipelines.settings import PrepareSettings
 from pipelines.shards import Split
 from pipelines.sources import AnnotatedPhoto
@@ -24,8 +27,11 @@ def photo_rows(
     group: PhotoGroup, split: Split, settings: PrepareSettings, find: Finder
 ) -> tuple[list[dict[str, Any]], list[LeftOut]]:
     """The rows (see `pipelines.shards.SCHEMA`) of all samples of a photo, and its faces that gave none."""
+    data = group.faces[0].read()
+    if hashlib.sha256(data).hexdigest() != group.sha256:
+        raise UserError(f"{group.faces[0].root}/{group.uri} changed while its dataset was made: run again")
     try:
-        photo = decode(group.faces[0].read())
+        photo = decode(data)
     except Undecodable as error:
         return [], [
             LeftOut(uri=face.annotation_uri, reason=error.reason, message=error.message) for face in group.faces
@@ -62,7 +68,7 @@ def _face_rows(
     detection, detected = boxed
     face_id = f"{group.sha256}:{index}"
     count = settings.augmentation.copies if split == "train" else 0
-    copies = [_copy(face_id, face.shape, photo, detection, copy, settings) for copy in range(count + 1)]
+    copies = _copies(face_id, face.shape, photo, detection, count, settings)
     plain = copies[0]["image_200"]
     right, left = pupils(face.shape)
     fixed = {
@@ -83,25 +89,39 @@ def _face_rows(
     return [fixed | copy for copy in copies]
 
 
-def _copy(
+def _copies(
     face_id: str,
     shape: NDArray[np.float64],
     photo: Photo,
     detection: Detection,
-    copy: int,
+    count: int,
     settings: PrepareSettings,
+) -> list[dict[str, Any]]:
+    rngs = [generator(settings.seed, face_id, copy) for copy in range(count + 1)]
+    drawn = [draw(settings.augmentation, rng, copy) for copy, rng in enumerate(rngs)]
+    frames = [
+        frame_around(detection.box, settings.crop_margin, it.shift, it.scale, np.deg2rad(it.roll), it.mirrored)
+        for it in drawn
+    ]
+    pixels = crops(photo.rgb, frames)
+    return [_copy(shape, photo, *each) for each in zip(drawn, frames, pixels, rngs, strict=True)]
+
+
+def _copy(
+    shape: NDArray[np.float64],
+    photo: Photo,
+    drawn: Draw,
+    frame: CropFrame,
+    pixels: NDArray[np.uint8],
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
-    rng = generator(settings.seed, face_id, copy)
-    drawn = draw(settings.augmentation, rng, copy)
-    roll = np.deg2rad(drawn.roll)
-    frame = frame_around(detection.box, settings.crop_margin, drawn.shift, drawn.scale, roll, drawn.mirrored)
-    levels = pyramid(add_noise(crop(photo.rgb, frame), drawn.noise_sigma, rng))
+    levels = pyramid(add_noise(pixels, drawn.noise_sigma, rng))
     in_crop = frame.shape_to_crop(shape)
     if drawn.mirrored:
         in_crop = mirror_shape(in_crop)
     height, width = photo.rgb.shape[:2]
     return {
-        "copy": copy,
+        "copy": drawn.copy,
         "image_200": levels.level_200,
         "image_100": levels.level_100,
         "image_50": levels.level_50,

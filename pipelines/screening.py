@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from heapq import nsmallest
 from typing import Final
 
 from pipelines.checks import CHECKS, Problem, check_shape, same_face
@@ -42,13 +43,13 @@ def _twice(face: AnnotatedPhoto, others: Iterable[AnnotatedPhoto]) -> Problem | 
 
 def near_duplicates_found(alike: Sequence[Sequence[Seen]]) -> list[CheckResult]:
     """The warning for photos that show the same, though their bytes differ."""
-    several = [cluster for cluster in alike if len(cluster) > 1]
-    pairs = [
-        LeftOut(uri=photo.uri, reason="near_duplicate", message=f"shows what {cluster[0].uri} shows")
-        for cluster in several
-        for photo in cluster[1:]
+    pairs = ((photo.uri, cluster[0].uri) for cluster in alike for photo in cluster[1:])
+    examples = [
+        LeftOut(uri=uri, reason="near_duplicate", message=f"shows what {other} shows")
+        for uri, other in nsmallest(EXAMPLES, pairs)
     ]
-    return _results("near_duplicate", pairs)
+    count = sum(len(cluster) - 1 for cluster in alike)
+    return [CheckResult(code="near_duplicate", severity="warning", count=count, examples=examples)] if count else []
 
 
 def checks_of(left_out: Sequence[LeftOut], warnings: Sequence[CheckResult]) -> list[CheckResult]:

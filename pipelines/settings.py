@@ -8,7 +8,7 @@ from msrrn.augmentation import AugmentationSettings
 
 VAL_SHARE: Final = 0.1
 
-SourceFormat = Literal["300w", "imglab", "coco", "csv", "webdataset", "parquet"]
+SourceFormat = Literal["300w", "imglab", "coco", "csv", "csv-1based", "webdataset", "parquet"]
 DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
 BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
 """Who gives a training face its box: a detector, or the data."""

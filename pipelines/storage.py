@@ -49,6 +49,10 @@ _ATTEMPTS: Final = "5"
 _SECRETS: Final = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
+class OutageError(UserError):
+    """The storage failed, and failed again when it was asked again: nothing is known of what lies there."""
+
+
 class MissingError(UserError):
     """Nothing lies there."""
 
@@ -282,8 +286,8 @@ def _is_of_s3(error: Exception) -> bool:
     return isinstance(error, (BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS)) or "Invalid endpoint" in str(error)
 
 
-def _s3_failed(name: str, error: Exception) -> UserError:
-    return UserError(
+def _s3_failed(name: str, error: Exception) -> OutageError:
+    return OutageError(
         f"{name}: S3 failed after {os.environ['AWS_MAX_ATTEMPTS']} attempts: {_said(error)}\n"
         "what is finished is kept: check AWS_ENDPOINT_URL and the network, and run again"
     )

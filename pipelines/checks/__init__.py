@@ -1,7 +1,8 @@
 """Checks of annotated photographs: what each is, and pure functions that find what is wrong.
 
 The catalogue holds every reason that a report can give; `shapes` looks at one annotation alone, in its
-picture and beside the detector's boxes; `shift` looks at a whole source. Nothing here reads a file.
+picture, beside the detector's boxes and beside another one; `shift` looks at a whole source. Nothing here
+reads a file.
 """
 
 from pipelines.checks.catalogue import CHECKS, Check, Problem, Severity

@@ -60,7 +60,7 @@ _ANNOTATIONS: Final = (
         "all annotations of a source are off by the same pixels",
         "see whether its files count pixels from 0 or from 1, and whether the pictures were cropped",
     ),
-    Check("face_twice", "warning", "the same face is annotated twice", "keep the better annotation"),
+    Check("face_twice", "error", "the same face is annotated twice", "keep the better annotation"),
 )
 
 _PHOTOS: Final = (
@@ -76,18 +76,15 @@ _PHOTOS: Final = (
     Check("encrypted", "error", "the archive's member is encrypted", "make the archive without a password"),
     Check("compression", "error", "the archive's member cannot be unpacked", "make the archive with deflate"),
     Check("broken_archive", "error", "the archive cannot be read", "fetch or make the archive again"),
+    Check("failed", "error", "reading the picture failed when it was annotated", "see whether the picture opens"),
+    Check("quarantined", "error", "the picture was put aside when it was annotated", "see whether it opens"),
+    Check("unsafe_path", "error", "the picture's path leads out of its folder", "name pictures by paths below it"),
     Check("no_image", "error", "an annotation without its picture", "put the picture beside it, by the same name"),
     Check(
-        "photo_in_two_splits",
-        "error",
-        "the same photo, byte for byte, is in two splits",
-        "remove one of them, or correct the list of the validation split",
-    ),
-    Check(
         "near_duplicate_in_two_splits",
-        "warning",
-        "two splits hold nearly the same photo",
-        "errors measured on it flatter: move both into one split",
+        "error",
+        "nearly the same photo is held out for validation or test",
+        "nothing: training on it would flatter what is measured there; or move both into one split",
     ),
     Check(
         "near_duplicate",
@@ -100,6 +97,8 @@ _PHOTOS: Final = (
 _UNUSED: Final = (
     Check("no_annotation", "info", "a picture without an annotation", "annotate it if it should be used"),
     Check("second_image", "info", "another picture has this annotation", "rename one of the two pictures"),
+    Check("not_labelled", "info", "a person or box without 68 points", "annotate it if it should be used"),
+    Check("crowd", "info", "a crowd, which is no single face", "annotate its faces one by one"),
     Check("ignored", "info", "neither a picture nor an annotation", "nothing"),
     Check("linked_folder", "info", "a link to a folder that is read under another name", "nothing"),
     Check("test_split", "info", "a test photo, which is never trained on", "nothing"),

@@ -100,6 +100,7 @@ FORMATS: Final[dict[SourceFormat, str]] = {
     "imglab": "pipelines.sources.imglab:Imglab",
     "coco": "pipelines.sources.coco:Coco",
     "csv": "pipelines.sources.csv_points:CsvPoints",
+    "csv-1based": "pipelines.sources.csv_points:OneBasedCsv",
     "webdataset": "pipelines.sources.webdataset:WebDataset",
     "parquet": "pipelines.sources.parquet:AnnotationParquet",
 }

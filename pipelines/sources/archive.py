@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 
 from pipelines.decoding import Limits, Undecodable
 from pipelines.errors import UserError
-from pipelines.storage import Store
+from pipelines.storage import OutageError, Store
 
 SIDECARS: Final = frozenset({".pts", ".csv", ".json", ".txt", ".xml", ".md", ".html", ".parquet", ".npy"})
 """Suffixes of files that lie beside photographs and are none: counted, not read."""
@@ -202,6 +202,8 @@ def _read_file(store: Store, item: ArchiveItem, limit: int) -> bytes | Undecodab
     try:
         with store.open(item.uri) as file:
             data = file.read(limit + 1)
+    except OutageError:
+        raise
     except UserError as error:
         return Undecodable("unreadable", str(error))
     return data if len(data) <= limit else Undecodable("too_large", f"the limit is {limit} bytes")

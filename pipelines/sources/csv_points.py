@@ -125,3 +125,14 @@ def _own_picture(files: Files, name: str) -> str:
     stem = name.rpartition(".")[0]
     suffix = next((suffix for suffix in sorted(IMAGE_SUFFIXES) if files.exists(stem + suffix)), ".jpg")
     return f"{stem.rpartition('/')[2]}{suffix}"
+
+
+@dataclass(frozen=True)
+class OneBasedCsv(CsvPoints):
+    """The same with 1-based points. Nothing in a table tells, so it is never recognised: say `--format`."""
+
+    one_based: bool = True
+
+    @staticmethod
+    def recognises(files: Files) -> bool:
+        return False

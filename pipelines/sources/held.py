@@ -15,6 +15,7 @@ import threading
 import zipfile
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO, Final, cast
@@ -151,11 +152,24 @@ def _tar_entries(file: BinaryIO, url: str) -> dict[str, Entry]:
 
 
 def _unpacked(file: BinaryIO, url: str) -> BinaryIO:
-    limit = min(MAX_UNPACKED, shutil.disk_usage(tempfile.gettempdir()).free // 2)
     unpacked = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - it lives as long as the archive
     try:
+        _unpack(file, unpacked, url)
+    except BaseException as error:
+        with suppress(OSError):  # of the last block, which does not fit either
+            unpacked.close()
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            place = tempfile.gettempdir()
+            raise UserError(f"disk full: {url} does not fit into {place}: unpack it, or set TMPDIR") from error
+        raise
+    return unpacked
+
+
+def _unpack(file: BinaryIO, unpacked: BinaryIO, url: str) -> None:
+    limit = min(MAX_UNPACKED, shutil.disk_usage(tempfile.gettempdir()).free // 2)
+    try:
         with file, gzip.GzipFile(fileobj=file) as stream:
-            while block := stream.read1(1 << 20):
+            while block := stream.read1(1 << 20):  # `read` would lose what precedes a break
                 unpacked.write(block)
                 if unpacked.tell() > limit:
                     raise UserError(f"{url} unpacks to more than {limit} bytes: unpack it, or set TMPDIR")
@@ -163,12 +177,7 @@ def _unpacked(file: BinaryIO, url: str) -> BinaryIO:
         # What came before is sound, and the tar says by itself that it ends too early.
         if not unpacked.tell():
             raise UserError(f"{url} is not a compressed tar: {error}") from error
-    except BaseException as error:
-        unpacked.close()
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise UserError(f"disk full: {url} does not fit into {tempfile.gettempdir()}: unpack it, or set TMPDIR")
-        raise
-    return unpacked
+    unpacked.flush()
 
 
 def _open_zip(file: BinaryIO, url: str) -> zipfile.ZipFile:

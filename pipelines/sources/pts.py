@@ -7,7 +7,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import Box
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.sources.annotation import MAX_BYTES, BadAnnotation, usable_shape
 
@@ -37,22 +36,6 @@ def format_pts(shape: NDArray[np.floating]) -> bytes:
     """The file of a shape (68, 2), 0-based pixels: header, 1-based, six decimals."""
     rows = "".join(f"{x:.6f} {y:.6f}\n" for x, y in np.asarray(shape, np.float64) + 1.0)
     return f"version: 1\nn_points: {len(shape)}\n{{\n{rows}}}\n".encode("ascii")
-
-
-def outside(shape: NDArray[np.floating], width: int, height: int, margin: float = 0.5) -> bool:
-    """Whether a point of `shape` (68, 2) lies further outside the picture than `margin` face-box sides.
-
-    Such an annotation (reason pts_outside) belongs to another picture or another size of it. Points a
-    little outside are usual where a face is cut off by the picture's edge.
-    """
-    return overhang(shape, width, height) > margin
-
-
-def overhang(shape: NDArray[np.floating], width: int, height: int) -> float:
-    """How far outside the picture the outermost point lies, in sides of the tight box; 0 when none is."""
-    box = Box.around(shape)
-    beyond = max(-0.5 - box.x0, -0.5 - box.y0, box.x1 - (width - 0.5), box.y1 - (height - 0.5), 0.0)
-    return beyond / box.side
 
 
 def _text(data: bytes) -> str:

@@ -9,7 +9,6 @@ import argparse
 import importlib
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 import cv2
 import numpy as np
+import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -106,9 +106,13 @@ def count(batches: Iterable[Any]) -> int:
 
 
 def peak(dataset: Store, manifest: Manifest) -> float:
-    """MB that a process takes to go through an epoch; run it in a process of its own."""
+    """MB that going through an epoch adds to a process; run it in one of its own."""
+    before = psutil.Process().memory_info().rss
     count(Loader(dataset, manifest, "train").epoch(0, 0, BATCH))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    # Not what getrusage says, which goes on from the process that started this one.
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    added: float = int(line.split()[1]) * 1024 - before
+    return added / 1e6
 
 
 def training(batches: list[Batch], steps: int) -> float:
@@ -180,14 +184,14 @@ def measure(folder: Path, data: Path | None, photos: int, steps: int) -> None:
         write_tar(tar, {name: members[name] for name in names[first : first + 900]})
     del members
 
+    sizes = {place: bytes_below(folder / place) / len(samples) for place in ("out/shards", "npy", "tar")}
     eaten = training(batches, steps)
     print(f"{len(samples)} samples; training on {torch.get_num_threads()} threads: {eaten:.0f} samples/s\n")
     print(f"{'reader, one core':<34}{'samples/s':>10}{'over training':>15}{'bytes a sample':>16}")
 
     def row(name: str, rate: float | None, place: str) -> None:
-        size = bytes_below(folder / place) / len(samples)
         figures = f"{rate:>10.0f}{rate / eaten:>15.1f}" if rate else f"{'not installed':>25}"
-        print(f"{name:<34}{figures}{size:>16.0f}", flush=True)
+        print(f"{name:<34}{figures}{sizes[place]:>16.0f}", flush=True)
 
     ten = repeated(folder / "out", manifest, TIMES)
     many = Loader(dataset, ten, "train")
@@ -209,7 +213,7 @@ def measure(folder: Path, data: Path | None, photos: int, steps: int) -> None:
     two = DataLoader(files, BATCH, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
     row("one .npy a sample, 2 workers", samples_a_second(lambda: two), "npy")
 
-    print(f"\n{'samples':>10}{'peak MB of the process':>24}")
+    print(f"\n{'samples':>10}{'MB at its peak':>24}")
     for what in (ten, repeated(folder / "out", manifest, TIMES * TIMES)):
         with multiprocessing.get_context("spawn").Pool(1) as process:
             print(f"{sum(unit.rows for unit in what.units):>10}{process.apply(peak, (dataset, what)):>24.0f}")

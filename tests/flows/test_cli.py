@@ -167,3 +167,59 @@ def test_a_dataset_that_is_not_finished_is_refused(
     (Path(dataset.url) / "manifest.json").unlink()
     said = fails(capsys, "train", "--dataset", dataset.url, "--out", str(tmp_path / "work"))
     assert "manifest.json" in said
+
+
+def test_datasets_are_listed_and_verified(
+    annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, manifest = prepare([str(annotated)], str(tmp_path), SETTINGS, workers=1)
+    assert main(["datasets", str(tmp_path)]) == 0
+    assert manifest.name in capsys.readouterr().out
+    assert main(["datasets", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["datasets"][0]["counts"] == manifest.counts
+    call = ["verify", dataset.url, "--workers", "1"]
+    assert main(call) == 0
+    assert "no problems" in capsys.readouterr().out
+    shard = tmp_path / manifest.shards()[0].shard
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert main(call) == 1
+    assert shard.name in capsys.readouterr().out
+    assert main([*call, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"]
+
+
+def test_appending_takes_the_settings_of_the_dataset(
+    annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, manifest = prepare([str(annotated)], str(tmp_path), SETTINGS, workers=1)
+    call = ["prepare", "--data", str(annotated), "--out", str(tmp_path), "--append-to", manifest.name, "--json"]
+    assert main([*call, "--workers", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["dataset"].endswith(manifest.name)
+    assert "made with augmentation" in fails(capsys, *call, "--copies", "7")
+
+
+def test_a_share_may_be_said_in_percent(annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.jpg").write_bytes(b"")
+    (tmp_path / "in" / "x.pts").write_bytes((annotated / "lfpw/trainset/0.pts").read_bytes())
+    call = [
+        "prepare",
+        "--data",
+        str(tmp_path / "in"),
+        str(annotated),
+        "--out",
+        str(tmp_path / "out"),
+        "--workers",
+        "1",
+    ]
+    assert "5.00% are allowed" in fails(capsys, *call, "--max-bad", "5%")
+
+
+def test_a_detector_without_its_file_says_how_to_get_it(
+    annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MSRRN_CACHE", str(tmp_path / "cache"))
+    call = ["prepare", "--data", str(annotated), "--out", str(tmp_path / "out"), "--detector", "yunet"]
+    assert "msrrn fetch-detector yunet" in fails(capsys, *call)
+    (tmp_path / "wrong").write_bytes(b"no model")
+    assert "SHA-256" in fails(capsys, "fetch-detector", "yunet", "--from", str(tmp_path / "wrong"))

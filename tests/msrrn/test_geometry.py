@@ -123,8 +123,7 @@ def test_levels_agree_on_pixel_centres(frame: CropFrame, points: NDArray[np.floa
     upright = frame.shape_to_upright(points / 100)
 
     def pixels(size: int) -> NDArray[np.float64]:
-        matrix = frame.pixel_matrix(size)
-        return np.asarray(upright @ matrix[:, :2].T + matrix[:, 2])
+        return np.asarray(frame.to_pixels(size)(upright))
 
     for size in (200, 100, 50):
         np.testing.assert_allclose(pixels(size), points / 100 * size - 0.5, atol=1e-6)
@@ -133,9 +132,10 @@ def test_levels_agree_on_pixel_centres(frame: CropFrame, points: NDArray[np.floa
 
 def test_a_crop_of_the_same_size_keeps_the_pixels_where_they_are() -> None:
     frame = CropFrame.square((99.5, 99.5), 200)
-    np.testing.assert_allclose(frame.pixel_matrix(200), [[1, 0, 0], [0, 1, 0]], atol=1e-12)
+    ends = np.array([[0.0, 0.0], [199.0, 199.0]])
+    np.testing.assert_allclose(frame.to_pixels(200)(ends), ends, atol=1e-12)
     # The first pixel of the half-size level covers the first two: its centre lies between them.
-    np.testing.assert_allclose(frame.pixel_matrix(100), [[0.5, 0, -0.25], [0, 0.5, -0.25]], atol=1e-12)
+    np.testing.assert_allclose(frame.to_pixels(100)(ends), [[-0.25, -0.25], [99.25, 99.25]], atol=1e-12)
 
 
 @given(st.tuples(coordinates, coordinates), st.floats(5, 5000))

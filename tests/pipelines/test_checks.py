@@ -16,17 +16,9 @@ from msrrn.landmarks import inter_pupil
 from msrrn.synthetic.anatomy import draw_anchors, draw_expression
 from msrrn.synthetic.camera import Camera
 from msrrn.synthetic.pose import draw_pose, landmarks_seen
-from pipelines.checks import (
-    CHECKS,
-    Severity,
-    check_detection,
-    check_in_picture,
-    check_shape,
-    same_face,
-    shifted_source,
-    sideways_offset,
-)
-from pipelines.checks.shapes import overhang
+from pipelines.checks import CHECKS, Severity
+from pipelines.checks.shapes import check_detection, check_in_picture, check_shape, overhang, same_face
+from pipelines.checks.shift import shifted_source, sideways_offset
 from pipelines.detection import Detection, HogDetector, expected_box
 from pipelines.sources.archive import PROBLEMS
 from pipelines.sources.held import MESSAGES

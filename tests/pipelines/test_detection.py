@@ -95,23 +95,12 @@ def test_every_detector_agrees_on_the_convention_of_boxes(
         assert np.median(overlaps) > 0.65
 
 
-def test_a_small_face_beside_a_large_one_is_found(data_root: Path, photograph: Photograph) -> None:
-    """The large one is found in the coarse copy; the small one, unsure there, sends for the fine copy."""
-    annotation = sorted((data_root / "300w" / "lfpw" / "trainset").glob("*.pts"))[100]
-    rgb, shape = photograph(f"300w/lfpw/trainset/{annotation.stem}.jpg"), parse_pts(annotation.read_bytes())
-    canvas, shapes = np.full((800, 900, 3), 127, np.uint8), []
-    for side, corner in ((300, 40), (72, 640)):
-        factor = side / expected_box(shape).side
-        face = cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        (x, y), half = expected_box((shape + 0.5) * factor - 0.5).centre, side
-        cut = face[max(0, int(y) - half) : int(y) + half, max(0, int(x) - half) : int(x) + half]
-        canvas[corner : corner + len(cut), corner : corner + cut.shape[1]][:] = cut[: 800 - corner, : 900 - corner]
-        moved = (shape + 0.5) * factor - 0.5 - [max(0, int(x) - half), max(0, int(y) - half)] + corner
-        shapes.append(moved)
-    detections = HogDetector()(canvas)
-    assert all(match(detections, item) for item in shapes)
-    sizes = [item.box.area for item in detections]
-    assert sizes == sorted(sizes, reverse=True)
+@pytest.mark.parametrize("photo", ["79378097", "3729198156", "5082623456"])
+def test_small_faces_beside_a_large_one_are_found(data_root: Path, photograph: Photograph, photo: str) -> None:
+    """The large one is found in the coarse copy; the small ones, unsure there, send for the fine copy."""
+    shapes = [parse_pts(path.read_bytes()) for path in (data_root / "300w" / "afw").glob(f"{photo}_*.pts")]
+    detections = HogDetector()(photograph(f"300w/afw/{photo}_1.jpg"))
+    assert sum(match(detections, shape) is not None for shape in shapes) >= max(3, len(shapes) - 1)
 
 
 @given(

@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import pipelines.prepare as station
 from msrrn.augmentation import AugmentationSettings
+from msrrn.geometry import Box
 from msrrn.landmarks import MIRROR
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.decoding import decode
+from pipelines.detection import expected_box
 from pipelines.errors import UserError
 from pipelines.manifest import MANIFEST, Manifest
 from pipelines.photos import Finder, PhotoGroup, Seen, assign_splits, clusters, read_photos
 from pipelines.planning import plan
 from pipelines.prepare import LEASE, prepare
 from pipelines.samples import photo_rows
-from pipelines.settings import PrepareSettings
+from pipelines.settings import PrepareSettings, Tolerance
 from pipelines.shards import SCHEMA, Split
 from pipelines.sources.pts import format_pts, parse_pts
 from pipelines.storage import Store
@@ -512,3 +515,114 @@ def test_of_two_photos_one_is_held_out_whatever_their_digests(photos: Photos, tm
     assert sorted(assign_splits(both, 1e-9).values()) == ["train", "val"]
     assert set(assign_splits(both[:1], 1e-9).values()) == {"train"}
     assert set(assign_splits(both, 0.0).values()) == {"train"}
+
+
+def test_bad_input_can_fail_the_run(photos: Photos, tmp_path: Path) -> None:
+    for index, photo in enumerate(photos[0][:3]):
+        write_face(tmp_path / "in", f"a/{index}", photo.jpeg, photo.shapes[0])
+    write_face(tmp_path / "in", "a/half", photos[0][3].jpeg[:900], photos[0][3].shapes[0])
+    job = ([str(tmp_path / "in")], str(tmp_path / "out"), PLAIN, 1)
+    with pytest.raises(UserError, match=r"1 of 4 inputs are bad, none are allowed \(\w+ × 1\); first a/half\.pts"):
+        prepare(*job, tolerance=Tolerance(on_bad="fail"))
+    with pytest.raises(UserError, match=r"24\.00% are allowed"):
+        prepare(*job, tolerance=Tolerance(max_bad=0.24))
+    assert not list((tmp_path / "out").rglob(MANIFEST))
+    assert prepare(*job, tolerance=Tolerance(max_bad=0.25))[1].counts["train"] == 3
+
+
+def test_what_is_wrong_is_counted_and_told(photos: Photos, tmp_path: Path) -> None:
+    """A mirrored picture with its old labels, a face annotated twice, and a smaller copy of a validation photo."""
+    single, _ = photos
+    folder = tmp_path / "in"
+    for index, photo in enumerate(single[:3]):
+        write_face(folder, f"lfpw/trainset/{index}", photo.jpeg, photo.shapes[0])
+    flipped = np.ascontiguousarray(decode(single[3].jpeg).rgb[:, ::-1])
+    mirrored = single[3].shapes[0] * [-1, 1] + [single[3].width - 1, 0]
+    write_face(folder, "lfpw/trainset/mirrored", picture(flipped), mirrored, ".png")
+    write_face(folder, "lfpw/trainset/again", single[0].jpeg, single[0].shapes[0] + 1.0)
+    image = Image.fromarray(decode(single[1].jpeg).rgb)
+    smaller = np.asarray(image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX))
+    write_face(folder, "lfpw/trainset/smaller", picture(smaller), (single[1].shapes[0] + 0.5) / 2 - 0.5, ".png")
+    (folder / "val.txt").write_text("lfpw/trainset/1\n")
+    made = prepare([str(folder)], str(tmp_path / "out"), PLAIN, 1)
+    reasons = {item.uri: (item.reason, item.message) for item in made[1].left_out}
+    assert {uri: reason for uri, (reason, _) in reasons.items()} == {
+        "lfpw/trainset/mirrored.pts": "eyes_swapped",
+        "lfpw/trainset/again.pts": "face_twice",
+        "lfpw/trainset/smaller.pts": "near_duplicate_in_two_splits",
+    } or reasons["lfpw/trainset/0.pts"][0] == "face_twice"
+    counts = {check.code: (check.severity, check.count) for check in made[1].checks}
+    assert counts == {
+        "eyes_swapped": ("error", 1),
+        "face_twice": ("error", 1),
+        "near_duplicate": ("warning", 1),
+        "near_duplicate_in_two_splits": ("error", 1),
+    }
+    used = {row["annotation_uri"] for row in rows_of(made)}
+    assert {"lfpw/trainset/1.pts", "lfpw/trainset/2.pts"} <= used
+    assert "lfpw/trainset/smaller.pts" not in used
+    page = (out_of(made) / made[1].name / "index.html").read_text()
+    assert "left and right are exchanged" in page
+
+
+def test_near_duplicates_are_in_one_split_where_nothing_is_declared() -> None:
+    def photo(name: str, declared: str | None = None, settled: str | None = None) -> Seen:
+        return Seen(name * 64, name, declared, "", settled)
+
+    assert assign_splits([[photo("0"), photo("f")], [photo("e")]], 0.5) == {
+        "0" * 64: "val",
+        "f" * 64: "val",
+        "e" * 64: "train",
+    }
+    declared = assign_splits([[photo("0"), photo("f", "val")], [photo("1", "train"), photo("2", "test")]], 0.5)
+    assert declared == {"0" * 64: "shadowed", "f" * 64: "val", "1" * 64: "shadowed", "2" * 64: "test"}
+    grown = assign_splits([[photo("0"), photo("f", settled="train")], [photo("1", settled="val")]], 0.5)
+    assert grown == {"0" * 64: "train", "f" * 64: "train", "1" * 64: "val"}
+
+
+def test_boxes_of_the_data_need_no_detector(photos: Photos, tmp_path: Path) -> None:
+    """Tight boxes around the landmarks, as many tools give them, are mapped to what a detector would give."""
+    parts = []
+    (tmp_path / "in").mkdir()
+    for index, photo in enumerate(photos[0]):
+        (tmp_path / "in" / f"{index}.jpg").write_bytes(photo.jpeg)
+        (x0, y0), (x1, y1) = photo.shapes[0].min(axis=0), photo.shapes[0].max(axis=0)
+        points = "".join(f'<part name="{n:02}" x="{x}" y="{y}"/>' for n, (x, y) in enumerate(photo.shapes[0]))
+        box = f'top="{y0:.0f}" left="{x0:.0f}" width="{x1 - x0:.0f}" height="{y1 - y0:.0f}"'
+        parts.append(f'<image file="{index}.jpg"><box {box}>{points}</box></image>')
+    (tmp_path / "in" / "faces.xml").write_text(f"<dataset><images>{''.join(parts)}</images></dataset>")
+    settings = PLAIN.model_copy(update={"detector": "annotated"})
+    made = prepare([str(tmp_path / "in")], str(tmp_path / "out"), settings, 1)
+    assert made[1].missed == 0
+    assert made[1].counts["train"] == 8
+    for row in rows_of(made):
+        shape = parse_pts(format_pts(photos[0][int(Path(row["photo_uri"]).stem)].shapes[0]))
+        assert Box(*row["box"]).iou(expected_box(shape)) > 0.6
+
+
+def test_a_worker_that_is_killed_changes_nothing(
+    dataset: Dataset, annotated: Path, tmp_path: Path, ray_of_two: int
+) -> None:
+    """Ray's worker processes get SIGKILL while they make shards; the driver lives on."""
+    killed = 0
+
+    def kill(done: int, total: int, what: str) -> None:
+        nonlocal killed
+        if what == "making shards" and killed < 3:
+            workers = [
+                p for p in psutil.process_iter(["cmdline"]) if "ray::_run_one" in (p.info["cmdline"] or [""])[0]
+            ]
+            for process in workers[:1]:
+                process.kill()
+                killed += 1
+
+    made = prepare([str(annotated)], str(tmp_path), SETTINGS, ray_of_two, kill)
+    assert killed
+    assert made[1] == dataset[1]
+    assert tree(tmp_path) == tree(out_of(dataset))
+
+
+def test_through_a_faulty_s3_it_is_the_same(dataset: Dataset, annotated: Path, faulty_s3: str) -> None:
+    made, manifest = prepare([str(annotated)], f"{faulty_s3}/out", SETTINGS, 1)
+    assert manifest == dataset[1]
+    assert {key: made.parent.read_bytes(key) for key in made.parent.sizes()} == tree(out_of(dataset))

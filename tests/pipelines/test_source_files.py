@@ -2,12 +2,15 @@ import gzip
 import io
 import os
 import pickle
+import shutil
 import stat
 import tarfile
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import pytest
@@ -260,6 +263,16 @@ def test_a_compressed_tar_has_a_limit(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(held_module, "MAX_UNPACKED", 1 << 22)
     with pytest.raises(UserError, match=r"bomb\.tar\.gz unpacks to more than"):
         open_files(str(tmp_path / "bomb.tar.gz"))
+
+
+def test_a_compressed_tar_needs_space(tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in.tar.gz").write_bytes(gzip.compress(tar({"a.jpg": os.urandom(1 << 20)})))
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with pytest.raises(UserError, match="unpacks to more than"):
+        open_files(str(tmp_path / "in.tar.gz"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))  # another process takes it
+    with pytest.raises(UserError, match=r"disk full: .*set TMPDIR"):
+        open_files(str(tmp_path / "in.tar.gz"))
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])

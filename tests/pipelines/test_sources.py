@@ -9,11 +9,12 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from msrrn.landmarks import inter_ocular, inter_pupil
+from pipelines.checks import check_in_picture
 from pipelines.decoding import decode
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
 from pipelines.sources.annotation import BadAnnotation
-from pipelines.sources.pts import format_pts, outside, overhang, parse_pts
+from pipelines.sources.pts import format_pts, parse_pts
 from pipelines.storage import Store
 
 SHAPE = np.random.default_rng(0).uniform(10, 200, (68, 2)).round(3)
@@ -95,17 +96,6 @@ def test_bad_annotations_have_reasons() -> None:
 def test_the_message_names_the_line() -> None:
     with pytest.raises(BadAnnotation, match=r"line 5 .*'oops'"):
         parse_pts(PTS.replace(PTS.splitlines()[4], b"oops", 1))
-
-
-def test_points_may_lie_a_little_outside_the_picture() -> None:
-    shape = np.random.default_rng(0).uniform(0, 100, (68, 2))
-    shape[0], shape[1] = (0, 0), (100, 100)
-    assert overhang(shape, 101, 101) == 0
-    assert overhang(shape, 100, 101) == pytest.approx(0.005)
-    for moved in ([-49, 0], [0, -49], [49, 0], [0, 49]):
-        assert not outside(shape + moved, 101, 101)
-    for moved in ([-52, 0], [0, -52], [52, 0], [0, 52]):
-        assert outside(shape + moved, 101, 101)
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
@@ -216,7 +206,7 @@ def test_the_real_faces(data_root: Path) -> None:
     assert sum(photo.declared_split == "train" for photo in photos) == 1812
     for photo in photos[::40]:
         height, width = decode(photo.read()).rgb.shape[:2]
-        assert not outside(photo.shape, width, height)
+        assert check_in_picture(photo.shape, width, height) is None
 
 
 @pytest.mark.parametrize(("folder", "split"), [("testset", "test"), ("trainset", "train"), ("faces", None)])
