@@ -111,7 +111,12 @@ class Plan:
 
     @property
     def pending(self) -> list[Unit]:
-        return [unit for unit in self.units if unit.key not in self.finished]
+        """What is to be done, the largest first: no worker is left alone with a large one at the end."""
+        return sorted(
+            (unit for unit in self.units if unit.key not in self.finished),
+            key=lambda unit: sum(photo.faces for photo in unit.photos),
+            reverse=True,
+        )
 
 
 def plan(
