@@ -1,12 +1,18 @@
 """The contract of storage, kept by a real server of S3."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from pipelines.errors import UserError
 from pipelines.lease import hold
+from pipelines.loader import Loader
+from pipelines.manifest import Manifest
+from pipelines.prepare import prepare
 from pipelines.storage import Store
+from pipelines.verify import verify
+from tests.factories import SETTINGS
 
 
 def test_storage_and_leases_on_seaweedfs(seaweedfs: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +45,16 @@ def test_storage_and_leases_on_seaweedfs(seaweedfs: str, monkeypatch: pytest.Mon
     assert store.keys() == ["units/0001 _01.parquet"]
     with pytest.raises(UserError, match="done/1 does not exist"):
         store.read_bytes("done/1")
+
+
+def test_a_dataset_on_seaweedfs_is_that_of_a_folder(
+    dataset: tuple[Store, Manifest], annotated: Path, seaweedfs: str
+) -> None:
+    made, manifest = prepare([str(annotated)], f"{seaweedfs}/datasets", SETTINGS, 1)
+    assert manifest == dataset[1]
+    here, there = dataset[0].parent, made.parent
+    assert {key: there.read_bytes(key) for key in there.sizes()} == {
+        key: here.read_bytes(key) for key in here.sizes()
+    }
+    assert not verify(made.url).problems
+    assert Loader(made, manifest, "train").mean_shape().shape == (68, 2)
