@@ -16,7 +16,6 @@ from pipelines.prints import near_duplicates, photo_print
 from pipelines.sources import AnnotatedPhoto, ChangedPictureError, Rejected, open_annotated
 from pipelines.storage import OutageError, Store
 
-VAL_BITS: Final = 32
 HELD: Final = frozenset({"val", "test"})
 SHADOWED: Final = "shadowed"
 """No split: the photo shows what one held out of training shows, and would leak it."""
@@ -178,11 +177,12 @@ def assign_splits(alike: Sequence[Sequence[Seen]], val_share: float) -> dict[str
                 chosen[photo.sha256] = split
             else:
                 free[cluster[0].sha256] = cluster
-    held_out: list[str] = []
+    held_out: set[str] = set()
     if not any(photo.declared == "val" for cluster in alike for photo in cluster):
-        held_out = [digest for digest in free if int(digest[: VAL_BITS // 4], 16) < val_share * 2**VAL_BITS]
+        # Digits that say nothing of the order: the first of a large cluster nearly always starts with zeros.
+        held_out = {digest for digest in free if int(digest[32:40], 16) < val_share * 16**8}
         if val_share > 0 and not held_out and "val" not in chosen.values() and len(free) > 1:
-            held_out = [min(free)]
+            held_out = {min(free)}
     for digest, cluster in free.items():
         chosen |= dict.fromkeys((photo.sha256 for photo in cluster), "val" if digest in held_out else "train")
     return chosen

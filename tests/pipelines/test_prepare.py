@@ -127,7 +127,7 @@ def test_validation_is_carved_by_photo_where_none_is_declared(annotated: Path, t
     halves = assign_splits(photos, 0.5)
     assert halves[digest(folder / "ibug" / "image_1 _01.jpg")] == "test"
     for sha256, split in halves.items():
-        assert split in ("test", "val" if int(sha256[0], 16) < 8 else "train")
+        assert split in ("test", "val" if int(sha256[32], 16) < 8 else "train")
     none = assign_splits(photos, 0)
     assert Counter(none.values()) == {"train": 8, "test": 1}
 
@@ -578,6 +578,14 @@ def test_near_duplicates_are_in_one_split_where_nothing_is_declared() -> None:
     assert declared == {"0" * 64: "shadowed", "f" * 64: "val", "1" * 64: "shadowed", "2" * 64: "test"}
     grown = assign_splits([[photo("0"), photo("f", settled="train")], [photo("1", settled="val")]], 0.5)
     assert grown == {"0" * 64: "train", "f" * 64: "train", "1" * 64: "val"}
+
+
+def test_many_copies_of_few_photos_are_held_out_as_often_as_others() -> None:
+    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
+    copies = [Seen(digest, "", None, "") for digest in digests]
+    many = [sorted(copies[start : start + 50], key=lambda seen: seen.sha256) for start in range(0, 20_000, 50)]
+    share = Counter(assign_splits(many, 0.1).values())["val"] / 20_000
+    assert share == pytest.approx(0.1, abs=0.05)
 
 
 def test_boxes_of_the_data_need_no_detector(photos: Photos, tmp_path: Path) -> None:
