@@ -18,7 +18,7 @@ from pipelines.storage import OutageError, Store
 
 HELD: Final = frozenset({"val", "test"})
 SHADOWED: Final = "shadowed"
-"""No split: the photo shows what one held out of training shows, and would leak it."""
+"""No split: the photo shows what one of another split shows, and would leak it."""
 PHOTOS_PER_READ: Final = 128
 
 Finder = Detector | AnnotatedBoxes
@@ -55,9 +55,10 @@ class PhotoGroup:
         return self.seen.uri
 
 
-def face_order(face: AnnotatedPhoto) -> tuple[str, str, str, bytes]:
+def face_order(face: AnnotatedPhoto) -> tuple[str, str, str, bytes, tuple[float, ...], str, str]:
     """Sorts annotations; equal only where they say the same (two sources may use the same names)."""
-    return face.uri, face.annotation_uri, face.subset, face.shape.tobytes()
+    edges = face.box.edges if face.box else ()
+    return face.uri, face.annotation_uri, face.subset, face.shape.tobytes(), edges, face.sha256, face.root
 
 
 def read_photos(
@@ -163,16 +164,22 @@ def assign_splits(alike: Sequence[Sequence[Seen]], val_share: float) -> dict[str
 
     A photo's split is as declared, else by the digest itself: where no photo is declared `val`, a share of
     those that are not `test` becomes it, at least one of two. Photos that show the same go together, by the
-    digest of the first; where some are declared `val` or `test`, the others are shadowed.
+    digest of the first; where some are declared `val` or `test`, the others are shadowed. A settled split
+    stays: what would leak from it, or into it, is shadowed instead.
     """
     chosen: dict[str, str] = {}
     free: dict[str, Sequence[Seen]] = {}
     for cluster in alike:
         held = any(photo.declared in HELD for photo in cluster)
-        settled = next((photo.settled for photo in cluster if photo.settled), None)
+        settled = {photo.settled for photo in cluster if photo.settled}
         for photo in cluster:
-            own = photo.settled or (photo.declared if photo.declared in HELD else None)
-            split = own or (SHADOWED if held else settled)
+            if photo.settled:
+                split: str | None = photo.settled
+            elif photo.declared in HELD:
+                # What is trained on already cannot be shadowed.
+                split = SHADOWED if photo.declared == "val" and "train" in settled else photo.declared
+            else:
+                split = SHADOWED if held or len(settled) > 1 else next(iter(settled), None)
             if split:
                 chosen[photo.sha256] = split
             else:

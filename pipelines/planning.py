@@ -14,7 +14,17 @@ from pydantic import BaseModel, ValidationError
 from pipelines.detection.annotated import AnnotatedBoxes
 from pipelines.errors import UserError
 from pipelines.manifest import CheckResult, LeftOut, UnitEntry, read_manifest
-from pipelines.photos import SHADOWED, Finder, PhotoGroup, Seen, assign_splits, clusters, face_finder, read_photos
+from pipelines.photos import (
+    HELD,
+    SHADOWED,
+    Finder,
+    PhotoGroup,
+    Seen,
+    assign_splits,
+    clusters,
+    face_finder,
+    read_photos,
+)
 from pipelines.screening import near_duplicates_found, screened
 from pipelines.settings import PrepareSettings
 from pipelines.shards import SCHEMA_VERSION, TRAINED_SPLITS, Split
@@ -86,7 +96,7 @@ class Plan:
     """where records of these settings lie, below `out`"""
     units: tuple[Unit, ...]
     finished: frozenset[str]
-    """keys of units that were made before"""
+    """keys of units that were made before, for this dataset or for others"""
     left_out: tuple[LeftOut, ...]
     warnings: tuple[CheckResult, ...]
     find: Finder
@@ -141,7 +151,7 @@ def plan(
     groups, bad = screened(groups)
     left_out += bad
     find = face_finder(settings.detector, groups)
-    digest = _digest(SCHEMA_VERSION, RECIPE, settings.model_dump_json(), _box_mappings(find))
+    digest = _digest(SCHEMA_VERSION, RECIPE, settings.model_dump_json())
     store = Store(out).absolute()
     records = f"records/{digest}"
     photos, base_left_out = _base(store, append_to, records, settings) if append_to else ([], [])
@@ -155,12 +165,19 @@ def plan(
     for group in groups:
         split = split_of[group.sha256]
         if split == SHADOWED:
-            left_out += _all_faces(group, "near_duplicate_in_two_splits", "it shows what a photo held out shows")
+            left_out += _all_faces(
+                group, "near_duplicate_in_two_splits", "it shows what a photo of another split shows"
+            )
             continue
         if split not in TRAINED_SPLITS:
             left_out += _all_faces(group, "test_split", "test photos are never trained on")
             continue
-        key = _photo_key(group, split)
+        key = _photo_key(group, split, find)
+        if group.sha256 in known and group.seen.declared in HELD - {split}:
+            raise UserError(
+                f"{group.faces[0].root}/{group.uri} is declared {group.seen.declared}, and "
+                f"{append_to} has it in {split}; a photo must be in one split only: prepare all sources together"
+            )
         if group.sha256 not in known:
             photos.append(PlannedPhoto(key, split, group.seen, len(group.faces), group, made_in.get(key)))
         elif key != known[group.sha256].key:
@@ -196,13 +213,18 @@ def _base(out: Store, name: str, records: str, settings: PrepareSettings) -> tup
             )
     photos: list[PlannedPhoto] = []
     late: Counter[LeftOut] = Counter()
+    mend = "run the `msrrn prepare` again that made it, or prepare all sources together"
     for unit in manifest.units:
         if not out.exists(f"{records}/{unit.key}.json"):
             raise UserError(
-                f"{out.url}/{name} was made by another version of msrrn, or boxes were fitted to its own sources: "
-                "nothing can be appended to it; prepare all sources together"
+                f"{out.url}/{name} was made by another version of msrrn: nothing can be appended to it; "
+                "prepare all sources together"
             )
-        for photo in read_record(out, records, unit.key).photos:
+        try:
+            record = read_record(out, records, unit.key)
+        except ValidationError as error:
+            raise UserError(f"{out.url}/{records}/{unit.key}.json is damaged: {mend}") from error
+        for photo in record.photos:
             late.update(photo.left_out)
             faces = sum(photo.faces.values()) + len(photo.left_out)
             photos.append(PlannedPhoto(photo.key, unit.split, photo.seen(unit.split), faces, None, unit.key))
@@ -249,16 +271,12 @@ def read_record(out: Store, records: str, unit: str) -> UnitRecord:
     return UnitRecord.model_validate_json(out.read_bytes(f"{records}/{unit}.json"))
 
 
-def _box_mappings(find: Finder) -> str:
-    """The mappings without the places of their sources, which differ from machine to machine."""
-    return str([mapping for _, mapping in find.mappings]) if isinstance(find, AnnotatedBoxes) else ""
-
-
-def _photo_key(group: PhotoGroup, split: str) -> str:
+def _photo_key(group: PhotoGroup, split: str, find: Finder) -> str:
+    boxes = [find(face) if isinstance(find, AnnotatedBoxes) else None for face in group.faces]
     faces = [
         f"{face.uri}\x1f{face.annotation_uri}\x1f{face.subset}\x1f"
-        f"{np.ascontiguousarray(face.shape, '<f8').tobytes().hex()}\x1f{face.box and face.box.edges}"
-        for face in group.faces
+        f"{np.ascontiguousarray(face.shape, '<f8').tobytes().hex()}\x1f{found and found.box.edges}"
+        for face, found in zip(group.faces, boxes, strict=True)
     ]
     return _digest(group.sha256, split, *faces)
 

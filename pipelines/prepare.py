@@ -11,6 +11,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipelines.errors import UserError
 from pipelines.lease import hold
 from pipelines.manifest import MANIFEST, CheckResult, Manifest, UnitEntry, read_manifest
 from pipelines.photos import Finder
-from pipelines.planning import PhotoRecord, Plan, PlannedPhoto, Unit, UnitRecord, plan, read_record
+from pipelines.planning import PhotoRecord, Plan, PlannedPhoto, Unit, UnitRecord, made_before, plan, read_record
 from pipelines.samples import photo_rows, sideways_offsets
 from pipelines.screening import checks_of, enforce, warning
 from pipelines.settings import PrepareSettings, Tolerance
@@ -67,8 +68,10 @@ def prepare(
             progress(0, total, f"waiting for another run: {note}")
 
         with hold(work.dataset, LEASE, wait) as lease:
+            # Another run may have made some of it, or all, since this one looked.
+            work = replace(work, finished=made_before(work.out, work.records)[0])
             if work.pending or not work.dataset.exists(MANIFEST):
-                done = len(work.finished)
+                done = total - len(work.pending)
                 progress(done, total, "making shards")
                 job: Job = (work.out, work.records, settings, work.find)
                 for _ in run_units(_make_shard, job, work.pending, workers):

@@ -50,7 +50,7 @@ _SECRETS: Final = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY
 
 
 class OutageError(UserError):
-    """The storage failed, and failed again when it was asked again: nothing is known of what lies there."""
+    """The storage failed again and again, or could not be asked at all: nothing is known of what lies there."""
 
 
 class MissingError(UserError):
@@ -248,7 +248,9 @@ class Store:
         except FileNotFoundError as error:
             raise MissingError(f"{name} does not exist: check the path, or the bucket and its region") from error
         except (NoCredentialsError, PartialCredentialsError) as error:
-            raise UserError(f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+            raise OutageError(
+                f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from error
         except OSError as error:
             if error.errno in _FULL:
                 raise UserError(

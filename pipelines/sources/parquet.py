@@ -91,7 +91,7 @@ class _Pictures:
     def face(self, row: dict[str, Any], place: str) -> Row:
         uri = row["uri"]
         if uri not in self._names:
-            return Rejected(uri, "no_image", f"{place}: there is no such picture in {self._url}")
+            return Rejected(uri, "no_image", f"{place}: there is no such picture in its source")
         try:
             box = None if row.get("box") is None else Box(*row["box"])
             landmarks = np.array(row["landmarks"], np.float64)

@@ -12,6 +12,7 @@ from pipelines.sources.annotation import BadAnnotation
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
 from pipelines.sources.held import root_parts, without_suffix
 from pipelines.sources.pts import parse_pts
+from pipelines.storage import OutageError
 
 SUBSETS: Final = ("lfpw", "helen", "afw", "ibug")
 TEST_FOLDERS: Final = frozenset({"testset", "01_indoor", "02_outdoor"})
@@ -83,8 +84,10 @@ class ThreeHundredW:
             shape = parse_pts(files.read(annotation_uri))
         except BadAnnotation as error:
             return Rejected(uri, error.reason, f"{annotation_uri}: {error.message}")
-        except UserError as error:
-            return Rejected(uri, "unreadable", str(error))
+        except OutageError:
+            raise
+        except UserError:  # its text names the source's place, which differs from machine to machine
+            return Rejected(uri, "unreadable", f"{annotation_uri} cannot be read, or is too large")
         subset = _subset(self.url, uri)
         split = _split(self.url, uri, subset, stem, validation)
         return AnnotatedPhoto(files.url, uri, annotation_uri, subset, split, shape)

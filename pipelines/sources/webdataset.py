@@ -25,6 +25,7 @@ from pipelines.sources.annotation import MAX_BYTES, BadAnnotation, points_of, us
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
 from pipelines.sources.held import root_parts
 from pipelines.sources.pts import parse_pts
+from pipelines.storage import OutageError
 
 POINTS: Final = ("landmarks", "keypoints", "points")
 _REMEDY: Final = "a WebDataset holds tars of pictures, each with a .pts or a .json of the same key"
@@ -47,6 +48,8 @@ class WebDataset:
             if pictures and annotations:
                 try:
                     return any(field in _object(files.read(annotations[0], MAX_BYTES)) for field in POINTS)
+                except OutageError:
+                    raise
                 except (BadAnnotation, UserError):
                     return False
         return False
@@ -84,8 +87,10 @@ class WebDataset:
             return _photo(files, uri, annotations)
         except BadAnnotation as error:
             return Rejected(uri, error.reason, f"{annotations[0]}: {error.message}")
-        except UserError as error:
-            return Rejected(uri, "unreadable", str(error))
+        except OutageError:
+            raise
+        except UserError:  # its text names the source's place, which differs from machine to machine
+            return Rejected(uri, "unreadable", f"{annotations[0]} cannot be read, or is too large")
 
 
 def _samples(files: Files) -> dict[str, list[str]]:

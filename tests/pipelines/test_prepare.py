@@ -1,11 +1,15 @@
 import hashlib
 import io
+import json
 import multiprocessing
 import random
 import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +27,15 @@ from msrrn.synthetic import SyntheticPhoto
 from pipelines.decoding import decode
 from pipelines.detection import expected_box
 from pipelines.errors import UserError
+from pipelines.lease import Lease, hold
 from pipelines.manifest import MANIFEST, Manifest
-from pipelines.photos import Finder, PhotoGroup, Seen, assign_splits, clusters, read_photos
+from pipelines.photos import Finder, PhotoGroup, Seen, assign_splits, clusters, face_order, read_photos
 from pipelines.planning import plan
 from pipelines.prepare import LEASE, prepare
 from pipelines.samples import photo_rows
 from pipelines.settings import PrepareSettings, Tolerance
 from pipelines.shards import SCHEMA, Split
+from pipelines.sources import AnnotatedPhoto
 from pipelines.sources.pts import format_pts, parse_pts
 from pipelines.storage import Store
 from tests.factories import SETTINGS, killed_after, killed_at_write, picture, start_msrrn, times, tree, write_face
@@ -302,11 +308,19 @@ def test_photos_that_came_in_later_are_all_that_is_processed(
     out = tmp_path / "out"
     old = prepare([str(before)], str(out), SETTINGS, 1)
     made = counted(monkeypatch)
-    new = prepare([str(annotated)], str(out), SETTINGS, 1)
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int, what: str) -> None:
+        if what == "making shards":
+            told.append((done, total))
+
+    new = prepare([str(annotated)], str(out), SETTINGS, 1, progress)
     assert made == ["lfpw/trainset/2.jpg"]
+    shared = {unit.key for unit in old[1].units} & {unit.key for unit in new[1].units}
+    assert (told[0][0], *told[-1]) == (len(shared), len(new[1].units), len(new[1].units))
     assert new[1] == dataset[1]
     assert old[1].name != new[1].name
-    assert {unit.key for unit in old[1].units} & {unit.key for unit in new[1].units}, "nothing is shared"
+    assert shared, "nothing is shared"
     grown = tree(out)
     for name, data in tree(out_of(dataset)).items():
         assert grown[name] == data, name
@@ -348,6 +362,46 @@ def test_appending_with_other_settings_or_annotations_is_said(
     grown = prepare([str(tmp_path / "in")], str(out), SETTINGS, 1, append_to=dataset[1].name)
     assert grown[1].counts["train"] == dataset[1].counts["train"] + 1
     assert Counter(item.reason for item in grown[1].left_out) == {"test_split": 2, "known_photo": 1}
+
+
+def test_a_photo_that_was_trained_on_cannot_be_declared_held_out_later(photos: Photos, tmp_path: Path) -> None:
+    for index, photo in enumerate(photos[0][:2]):
+        write_face(tmp_path / "in", f"a/{index}", photo.jpeg, photo.shapes[0])
+    _, old = prepare([str(tmp_path / "in")], str(tmp_path / "out"), PLAIN, 1)
+    write_face(tmp_path / "late", "lfpw/testset/0", photos[0][0].jpeg, photos[0][0].shapes[0])
+    with pytest.raises(UserError, match=r"testset/0\.jpg is declared test, and \w+ has it in train"):
+        prepare([str(tmp_path / "late")], str(tmp_path / "out"), PLAIN, 1, append_to=old.name)
+
+
+def test_a_damaged_record_of_what_is_appended_to_is_said(dataset: Dataset, annotated: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(out_of(dataset), tmp_path / "out"))
+    record = next((out / "records").rglob("*.json"))
+    record.write_bytes(record.read_bytes()[:-9])
+    with pytest.raises(UserError, match=rf"{record.name} is damaged: run the"):
+        prepare([str(annotated)], str(out), SETTINGS, 1, append_to=dataset[1].name)
+    assert prepare([str(annotated)], str(out), SETTINGS, 1) == (Store(str(out / dataset[1].name)), dataset[1])
+
+
+def test_what_another_run_finished_meanwhile_is_not_made_again(
+    dataset: Dataset, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one works between this one's plan and its turn."""
+    done: list[int] = []
+    made = counted(monkeypatch)
+
+    @contextmanager
+    def turn(*arguments: Any) -> Iterator[Lease]:
+        if not done:
+            done.append(len(made))
+            prepare([str(annotated)], str(tmp_path), SETTINGS, 1)
+            done.append(len(made))
+        with hold(*arguments) as lease:
+            yield lease
+
+    monkeypatch.setattr(station, "hold", turn)
+    prepare([str(annotated)], str(tmp_path), SETTINGS, 1)
+    assert done[0] == 0 < done[1] == len(made)
+    assert tree(tmp_path) == tree(out_of(dataset))
 
 
 def test_two_runs_at_once_make_one_dataset(dataset: Dataset, annotated: Path, tmp_path: Path) -> None:
@@ -578,6 +632,10 @@ def test_near_duplicates_are_in_one_split_where_nothing_is_declared() -> None:
     assert declared == {"0" * 64: "shadowed", "f" * 64: "val", "1" * 64: "shadowed", "2" * 64: "test"}
     grown = assign_splits([[photo("0"), photo("f", settled="train")], [photo("1", settled="val")]], 0.5)
     assert grown == {"0" * 64: "train", "f" * 64: "train", "1" * 64: "val"}
+    between = assign_splits([[photo("0"), photo("1", settled="val"), photo("f", settled="train")]], 0.5)
+    assert between == {"0" * 64: "shadowed", "1" * 64: "val", "f" * 64: "train"}, "a chain joined two splits"
+    late = assign_splits([[photo("0", "val"), photo("1", "test"), photo("f", settled="train")]], 0.5)
+    assert late == {"0" * 64: "shadowed", "1" * 64: "test", "f" * 64: "train"}, "validated on what was trained on"
 
 
 def test_many_copies_of_few_photos_are_held_out_as_often_as_others() -> None:
@@ -606,6 +664,41 @@ def test_boxes_of_the_data_need_no_detector(photos: Photos, tmp_path: Path) -> N
     for row in rows_of(made):
         shape = parse_pts(format_pts(photos[0][int(Path(row["photo_uri"]).stem)].shapes[0]))
         assert Box(*row["box"]).iou(expected_box(shape)) > 0.6
+
+
+def test_boxes_are_mapped_by_their_own_source_wherever_it_lies(photos: Photos, tmp_path: Path) -> None:
+    """Two sources with boxes of two kinds; on another machine their folders have each other's names."""
+
+    def source(name: str, numbers: Iterable[int], margin: float) -> str:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        for number in numbers:
+            photo = photos[0][number]
+            (folder / f"{number}.jpg").write_bytes(photo.jpeg)
+            (low, high), points = (photo.shapes[0].min(axis=0), photo.shapes[0].max(axis=0)), photo.shapes[0].tolist()
+            box = [*(low - margin * (high - low)).tolist(), *(high + margin * (high - low)).tolist()]
+            said = json.dumps({"points": points, "box": box, "subset": "x"})
+            (folder / f"{number}.json").write_text(said)
+        return str(folder)
+
+    settings = PLAIN.model_copy(update={"detector": "annotated"})
+    here = [source("here/a", range(3), 0.0), source("here/b", range(3, 6), 0.5)]
+    there = [source("there/b", range(3), 0.0), source("there/a", range(3, 6), 0.5)]
+    made = prepare(here, str(tmp_path / "out"), settings, 1)
+    assert prepare(there, str(tmp_path / "other"), settings, 1)[1] == made[1]
+    # A photo that moves from one to the other is mapped as its new neighbours are.
+    for suffix in ("jpg", "json"):
+        (tmp_path / "here/a" / f"0.{suffix}").rename(tmp_path / "here/b" / f"0.{suffix}")
+    grown = prepare(here, str(tmp_path / "out"), settings, 1)
+    fresh = prepare(here, str(tmp_path / "fresh"), settings, 1)
+    assert rows_of(grown) == rows_of(fresh)
+    assert grown[1] == fresh[1]
+
+
+def test_annotations_of_one_face_that_differ_in_the_box_alone_have_an_order(photos: Photos) -> None:
+    face = AnnotatedPhoto("/a", "1.jpg", "1.pts", "x", None, photos[0][0].shapes[0])
+    other = replace(face, root="/b", box=Box(0, 0, 9, 9))
+    assert face_order(face) != face_order(other) != face_order(replace(other, box=Box(0, 0, 8, 9)))
 
 
 def test_a_worker_that_is_killed_changes_nothing(

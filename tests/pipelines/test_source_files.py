@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import UserError
+from pipelines.sources import files as files_module
 from pipelines.sources import held as held_module
 from pipelines.sources import open_annotated
 from pipelines.sources.files import Files, open_files
-from pipelines.storage import Store
+from pipelines.storage import OutageError, Store
 
 FILES = {"a/1.jpg": b"one" * 100, "b/2 _01.jpg": b"two", "c.pts": b""}
 KINDS = ["folder", "faces.tar", "faces.tar.gz", "faces.TGZ", "faces.zip"]
@@ -141,6 +142,17 @@ def test_archives_in_a_folder_without_pictures_are_folders(
     assert not files.exists("afw.zip/2.jpg")
     Store(url).publish("in/own.jpg", b"")
     assert list(open_files(f"{url}/in").sizes()) == ["afw.zip", "helen.tar", "lfpw.zip", "own.jpg", "val.txt"]
+
+
+def test_an_outage_is_no_broken_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed(str(tmp_path), "afw.zip", {"1.jpg": b"one"})
+
+    def outage(url: str) -> held_module.HeldArchive:
+        raise OutageError(f"{url}: S3 failed")
+
+    monkeypatch.setattr(files_module, "held", outage)
+    with pytest.raises(OutageError):
+        open_files(str(tmp_path)).sizes()
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from pipelines.annotation import FACES
 from pipelines.errors import UserError
 from pipelines.settings import SourceFormat
 from pipelines.sources import FORMATS, AnnotatedPhoto, Rejected, open_annotated, reader
-from pipelines.sources.files import open_files
+from pipelines.sources.files import Files, open_files
 from pipelines.sources.pts import format_pts
-from pipelines.storage import Store
+from pipelines.storage import MissingError, OutageError, Store
 from tests.factories import write_tar
 from tests.pipelines.test_source_files import zipped
 
@@ -106,7 +106,7 @@ def _pictures(shapes: Shapes) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("store", ["local", "s3"])
 @pytest.mark.parametrize("place", ["folder", "zip", "tar", "tar.gz"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITERS)
 def test_the_same_faces(
     name: SourceFormat, place: str, store: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -167,7 +167,7 @@ def test_two_formats_at_once_are_not_guessed(tmp_path: Path) -> None:
         open_annotated(str(tmp_path / "x.png"))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITERS)
 def test_what_cannot_be_read_is_a_row(name: str, tmp_path: Path) -> None:
     url = _placed(str(tmp_path), "folder", _pictures(SHAPES) | WRITERS[name](SHAPES), tmp_path)
     (Path(url) / "a.jpg").unlink()
@@ -183,3 +183,29 @@ def test_recognition_never_raises(name: str, tmp_path: Path) -> None:
     for number, suffix in enumerate((".jpg", ".pts", ".xml", ".json", ".csv", ".parquet", ".tsv")):
         (tmp_path / f"k{suffix}").write_bytes(bytes([255, 0, number]) * 50)
     reader(name).recognises(open_files(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.pts", format_pts(SHAPES["a.jpg"])), ("a.json", json.dumps({"points": SHAPES["a.jpg"].tolist()}).encode())],
+)
+def test_an_annotation_is_left_out_when_it_is_gone_and_never_when_the_storage_fails(
+    name: str, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said of it is the same on any machine."""
+    for folder in ("here", "there"):
+        Store(str(tmp_path / folder)).publish("a.jpg", b"a")
+        Store(str(tmp_path / folder)).publish(name, data)
+    error: UserError = MissingError(f"{tmp_path}/here/{name} does not exist")
+
+    def read(files: Files, name: str, max_bytes: int | None = None) -> bytes:
+        raise error
+
+    formats: dict[str, SourceFormat] = {"a.pts": "300w", "a.json": "webdataset"}
+    sources = [open_annotated(str(tmp_path / folder), formats[name]) for folder in ("here", "there")]
+    monkeypatch.setattr(Files, "read", read)
+    here, there = (list(source.scan()) for source in sources)
+    assert here == there == [Rejected("a.jpg", "unreadable", f"{name} cannot be read, or is too large")]
+    error = OutageError("S3 failed")
+    with pytest.raises(OutageError):
+        list(sources[0].scan())

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.storage import Store
+from pipelines.storage import OutageError, Store
 from tests.faulty import FAULTS, Fault, FaultyEndpoint
 
 
@@ -386,7 +386,7 @@ def test_a_bucket_that_is_not_there_is_explained(s3: str) -> None:
 
 def test_missing_credentials_are_explained(s3: str, other_connections: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(UserError, match="no S3 credentials; set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(OutageError, match="no S3 credentials; set AWS_ACCESS_KEY_ID"):
         Store(s3).keys()
 
 
