@@ -155,8 +155,6 @@ def plan(
     store = Store(out).absolute()
     records = f"records/{digest}"
     photos, base_left_out = _base(store, append_to, records, settings) if append_to else ([], [])
-    told = set(left_out)
-    left_out += [item for item in base_left_out if item not in told]
     finished, made_in = made_before(store, records)
     known = {photo.seen.sha256: photo for photo in photos}
     new = [group for group in groups if group.sha256 not in known]
@@ -183,6 +181,8 @@ def plan(
         elif key != known[group.sha256].key:
             message = f"{append_to} has this photo with other annotations: prepare all sources together"
             left_out += _all_faces(group, "known_photo", message)
+    told = set(left_out)
+    left_out += [item for item in base_left_out if item not in told]
     photos.sort(key=lambda photo: (photo.seen.uri, photo.seen.sha256))
     units = tuple(
         Unit(f"{split}-{_digest(digest, *(photo.key for photo in part))}", split, tuple(part))
