@@ -17,7 +17,7 @@ from pipelines.settings import PrepareSettings, TrainSettings
 from pipelines.synthesis import synthesise, synthetic_archive
 
 PREPARE = PrepareSettings(augmentation=AugmentationSettings(copies=2), val_share=0.25)
-TRAIN = TrainSettings(epochs=2, batch=8)
+TRAIN = TrainSettings(epochs=2, batch=8, learning_rate=0.003)
 STEPS = {
     "prepare dataset",
     "train network",
