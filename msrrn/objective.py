@@ -1,12 +1,16 @@
-"""The training objective (eq. 5 of the paper)."""
+"""The training objectives: the paper's (eq. 5), and the error by which models are judged."""
+
+from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from msrrn.landmarks import LEFT_EYE, RIGHT_EYE
 from msrrn.network import Stages
 
 
-def objective(stages: Stages, truth: Tensor) -> Tensor:
+def squared(stages: Stages, truth: Tensor) -> Tensor:
     """Σₜ ‖f(I⁽ᵗ⁾, Sᵗ⁻¹) − (S* − Sᵗ⁻¹)‖², plus ‖S⁰ − S*‖² for the initial shape; mean over faces.
 
     Since Sᵗ = Sᵗ⁻¹ + f, each term is ‖Sᵗ − S*‖². `truth` is (B, L, 2) in [0, 1] of the crop; the
@@ -14,3 +18,19 @@ def objective(stages: Stages, truth: Tensor) -> Tensor:
     optimiser's weight decay.
     """
     return torch.sum((stages.shapes - truth[:, None]) ** 2, dim=(1, 2, 3)).mean()
+
+
+def summed_nrmse_ip(stages: Stages, truth: Tensor) -> Tensor:
+    """NRMSE over the distance of the pupils, a fraction, summed over S⁰ and all stages; mean over faces."""
+    eyes = [truth[:, eye.start : eye.stop].mean(dim=1) for eye in (RIGHT_EYE, LEFT_EYE)]
+    pupils = torch.linalg.vector_norm(eyes[1] - eyes[0], dim=-1).clamp_min(1e-3)
+    # Smooth where a point is exact: the slope of a norm is not defined there.
+    distances = torch.sqrt((stages.shapes - truth[:, None]).square().sum(dim=-1) + 1e-12)
+    error: Tensor = (distances.mean(dim=2).sum(dim=1) / pupils).mean()
+    return error
+
+
+OBJECTIVES: Final[dict[str, Callable[[Stages, Tensor], Tensor]]] = {
+    "squared": squared,
+    "nrmse_ip": summed_nrmse_ip,
+}

@@ -1,8 +1,8 @@
 """What a job can be told: typed, with bounds, and light to import, so that `--help` answers at once."""
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from msrrn.augmentation import AugmentationSettings
 
@@ -48,21 +48,46 @@ class Tolerance(BaseModel):
 
 
 class TrainSettings(BaseModel):
-    """What, beside the dataset, fixes a model."""
+    """What, beside the dataset, fixes a model. What is not given is the preset's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: Literal["paper"] = "paper"
+    preset: Literal["paper", "best"] = "paper"
+    objective: Literal["squared", "nrmse_ip"] = "squared"
+    optimiser: Literal["sgd", "adamw"] = "sgd"
     epochs: int = Field(16, ge=1, description="passes over all augmented copies")
     batch: int = Field(64, ge=2, description="samples of one update, shared by all workers")
     learning_rate: float = Field(0.02, gt=0, description="peak of the schedule")
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(1e-4, ge=0, description="λ of the objective")
     warmup: float = Field(0.15, ge=0, lt=1, description="share of the steps before the peak")
     clip_norm: float = Field(5.0, gt=0, description="longest gradient that is followed")
+    perturbed: bool = Field(False, description="samples are perturbed anew whenever they are seen")
+    averaged: float = Field(
+        0.0, ge=0, lt=1, description="decay, in each update, of the running mean of the weights that is the model"
+    )
     seed: int = 0
     # It fixes nothing of a model, so it is in no run's name and no card.
     checkpoint_steps: int = Field(500, ge=1, exclude=True, description="updates between checkpoints in an epoch")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_preset(cls, given: Any) -> Any:
+        return OF_PRESET.get(given.get("preset", ""), {}) | given if isinstance(given, dict) else given
+
+
+OF_PRESET: Final[dict[str, dict[str, Any]]] = {
+    "best": {
+        "objective": "nrmse_ip",
+        "optimiser": "adamw",
+        "epochs": 24,
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-2,
+        "warmup": 0.05,
+        "perturbed": True,
+        "averaged": 0.999,
+    }
+}
 
 
 class AnnotateSettings(BaseModel):

@@ -31,7 +31,7 @@ from pipelines.training import EpochMetrics, TrainState, train
 
 HISTORY: Final = "history.json"
 STATE: Final = "state.pt"
-RECIPE: Final = 2
+RECIPE: Final = 3
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples."""
 CHECKPOINTS_KEPT: Final = 2
@@ -199,13 +199,13 @@ def _restored(directory: Path, settings: TrainSettings) -> TrainState:
 
 def _publish(artifact: Store, state: TrainState, manifest: Manifest, settings: TrainSettings) -> None:
     weights = b"".join(
-        tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in state.model.state_dict().values()
+        tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in state.averaged.state_dict().values()
     )
     card = Card(
         version=hashlib.sha256(weights).hexdigest()[:12],
         crop_margin=manifest.settings["crop_margin"],
         detector=manifest.settings["detector"],
-        config=state.model.config,
+        config=state.averaged.config,
         training={
             "run": run_name(manifest, settings),
             "dataset": manifest.name,
@@ -223,7 +223,7 @@ def _publish(artifact: Store, state: TrainState, manifest: Manifest, settings: T
         },
     )
     with tempfile.TemporaryDirectory() as directory:
-        save(Path(directory), state.model, card)
+        save(Path(directory), state.averaged, card)
         artifact.publish(HISTORY, json.dumps(state.history, indent=1).encode())
         for name in (WEIGHTS, CARD):
             artifact.publish(name, (Path(directory) / name).read_bytes())

@@ -4,6 +4,7 @@ The order of samples, the learning rate and everything drawn depend on (seed, ep
 how many workers share a batch, so a run that resumes from a checkpoint goes on as if it had never stopped.
 """
 
+import copy
 import io
 import math
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from torch import nn
 
 from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN, PRESETS
-from msrrn.objective import objective
+from msrrn.objective import OBJECTIVES
+from msrrn.perturbation import draw, perturb
 from msrrn.predictor import STAGES, Predictor, area_halve
 from pipelines.errors import UserError
 from pipelines.loader import Batch, Loader
@@ -28,19 +30,15 @@ EpochMetrics = dict[str, float]
 class TrainState:
     """Everything that a checkpoint holds: the network, the optimiser, the history, and where the run is.
 
+    `model` is what is trained, `averaged` the running mean of its weights, which is validated and published.
     `epoch` epochs are done, and of the next one `step` batches, with losses that add up to `loss`.
     """
 
     def __init__(self, settings: TrainSettings, mean_shape: np.ndarray[Any, Any], device: str = "cpu") -> None:
         torch.manual_seed(settings.seed)
         self.model = MSRRN(PRESETS[settings.preset], torch.from_numpy(mean_shape)).to(device)
-        self.optimiser = torch.optim.SGD(
-            self.model.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            nesterov=settings.momentum > 0,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimiser = _optimiser(self.model, settings)
+        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.epoch = 0
         self.step = 0
         self.loss = 0.0
@@ -51,6 +49,7 @@ class TrainState:
         torch.save(
             {
                 "model": self.model.state_dict(),
+                "averaged": self.averaged.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "epoch": self.epoch,
                 "step": self.step,
@@ -66,11 +65,32 @@ class TrainState:
         device = self.model.mean_shape.device
         state = torch.load(io.BytesIO(data), weights_only=True, map_location=device)
         self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch = state["epoch"]
         self.step = state["step"]
         self.loss = state["loss"]
         self.history = state["history"]
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Takes the weights into their running mean; a decay of 0 makes it these weights."""
+        for mean, weight in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(weight, 1 - decay)
+
+
+def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def train(
@@ -104,7 +124,12 @@ def train(
         model.train()
         with closing(data.epoch(settings.seed, epoch, settings.batch, state.step, rank, world)) as batches:
             for batch in batches:
+                if settings.perturbed:
+                    batch = _perturbed(batch, settings, epoch, state.step, rank, device)
                 loss = _step(model, state.optimiser, settings, batch, epoch + state.step / steps)
+                # The mean over few updates, at the beginning, must not be one of the first weights.
+                done = epoch * steps + state.step
+                state.average(min(settings.averaged, (1 + done) / (10 + done)) if settings.averaged else 0.0)
                 state.step += 1
                 state.loss += loss
                 if not math.isfinite(loss):
@@ -117,7 +142,7 @@ def train(
                     on_checkpoint(state)
         metrics = {"epoch": epoch + 1.0, "loss": _over_ranks([state.loss], world, device)[0] / world / steps}
         metrics["learning_rate"] = learning_rate(settings, epoch + 1)
-        state.history.append(metrics | validate(state.model, val, rank, world))
+        state.history.append(metrics | validate(state.averaged, val, rank, world))
         state.epoch, state.step, state.loss = epoch + 1, 0, 0.0
         on_checkpoint(state)
 
@@ -139,6 +164,18 @@ def learning_rate(settings: TrainSettings, epoch: float) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup)))
 
 
+def _perturbed(
+    batch: Batch, settings: TrainSettings, epoch: int, step: int, rank: int, device: torch.device
+) -> Batch:
+    """This rank's share of the batch, perturbed by draws that depend on (seed, epoch, step) alone."""
+    generator = torch.Generator()
+    generator.manual_seed(int(np.random.SeedSequence((settings.seed, epoch, step)).generate_state(1, np.uint64)[0]))
+    share = len(batch.image_200)
+    draws = draw(settings.batch, generator).rows(rank * share, (rank + 1) * share).to(device)
+    image_200, truth = (column.to(device, non_blocking=True) for column in batch)
+    return Batch(*perturb(image_200, truth, draws))
+
+
 def _step(
     model: nn.Module, optimiser: torch.optim.Optimizer, settings: TrainSettings, batch: Batch, epoch: float
 ) -> float:
@@ -148,7 +185,7 @@ def _step(
     # The host goes on where the batch lies in pinned memory.
     level_200, truth = (column.to(device, non_blocking=True) for column in batch)
     level_100 = area_halve(level_200)
-    loss = objective(model(area_halve(level_100), level_100, level_200), truth)
+    loss = OBJECTIVES[settings.objective](model(area_halve(level_100), level_100, level_200), truth)
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

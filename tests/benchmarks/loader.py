@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from msrrn.augmentation import AugmentationSettings
 from msrrn.network import MSRRN, PRESETS
-from msrrn.objective import objective
+from msrrn.objective import squared
 from msrrn.predictor import area_halve
 from msrrn.synthetic import draw_photo
 from pipelines.loader import Batch, Loader
@@ -123,7 +123,7 @@ def training(batches: list[Batch], steps: int) -> float:
 
     def update(batch: Batch) -> None:
         level_100 = area_halve(batch.image_200)
-        loss = objective(network(area_halve(level_100), level_100, batch.image_200), batch.landmarks)
+        loss = squared(network(area_halve(level_100), level_100, batch.image_200), batch.landmarks)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

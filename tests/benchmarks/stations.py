@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from msrrn.network import MSRRN, PRESETS
-from msrrn.objective import objective
+from msrrn.objective import squared
 from msrrn.predictor import Predictor, area_halve
 from msrrn.synthetic import draw_photo
 from pipelines.decoding import decode
@@ -53,7 +53,7 @@ def main() -> None:
         network.train()
         level_200 = torch.from_numpy(batch)
         level_100 = area_halve(level_200)
-        loss = objective(network(area_halve(level_100), level_100, level_200), truth)
+        loss = squared(network(area_halve(level_100), level_100, level_200), truth)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

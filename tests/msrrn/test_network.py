@@ -2,8 +2,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msrrn.network import LEVELS, MSRRN, PRESETS, ModelConfig, Stages, standardise
-from msrrn.objective import objective
+from msrrn.network import (
+    LEVELS,
+    MSRRN,
+    PRESETS,
+    LandmarkLinear,
+    ModelConfig,
+    Stages,
+    StridedFilters,
+    standardise,
+)
+from msrrn.objective import squared
 from msrrn.predictor import area_halve
 
 SMALL = ModelConfig(preset="small", patch=12, patch_channels=(4, 4), initial_channels=(4, 4, 4), hidden=16)
@@ -38,7 +47,7 @@ def run(model: MSRRN, crops: Tensor) -> Tensor:
     return stages.shapes
 
 
-@pytest.mark.parametrize("config", [SMALL, PRESETS["paper"], ModelConfig(patch=40, hidden=8)])
+@pytest.mark.parametrize("config", [SMALL, *PRESETS.values(), ModelConfig(patch=40, hidden=8)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_stage_gives_a_shape(config: ModelConfig, batch: int) -> None:
     model = MSRRN(config)
@@ -48,10 +57,32 @@ def test_every_stage_gives_a_shape(config: ModelConfig, batch: int) -> None:
     torch.testing.assert_close(stages.final, stages.shapes[:, -1], atol=0, rtol=0)
 
 
-def test_the_paper_preset_has_this_many_parameters() -> None:
-    model = MSRRN(PRESETS["paper"])
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("paper", {"initial": 254_328, "regressor": 1_217_592}),
+        ("best", {"initial": 703_240, "regressor": 1_667_384}),
+    ],
+)
+def test_the_presets_have_this_many_parameters(preset: str, expected: dict[str, int]) -> None:
+    model = MSRRN(PRESETS[preset])
     count = {name: sum(weight.numel() for weight in part.parameters()) for name, part in model.named_children()}
-    assert count == {"initial": 254_328, "regressor": 1_217_592}
+    assert count == expected
+
+
+def test_strided_filters_are_a_convolution() -> None:
+    filters = StridedFilters(5)
+    patches = torch.rand(7, 16, 16)
+    weight = filters.linear.weight.view(5, 1, 4, 4)
+    expected = nn.functional.conv2d(patches[:, None], weight, filters.linear.bias, stride=2)
+    torch.testing.assert_close(filters(patches), expected)
+
+
+def test_each_landmark_has_weights_of_its_own() -> None:
+    linear = LandmarkLinear(6, 3)
+    features = torch.rand(2, 68, 6)
+    expected = torch.stack([features[:, mark] @ linear.weight[mark] for mark in range(68)], dim=1)
+    torch.testing.assert_close(linear(features), expected)
 
 
 def test_a_fresh_network_starts_near_the_mean_shape() -> None:
@@ -148,7 +179,7 @@ def test_training_on_a_few_faces_reduces_the_loss() -> None:
     pyramid = levels(crops)
     losses = []
     for _ in range(60):
-        loss = objective(model(*pyramid), truth)
+        loss = squared(model(*pyramid), truth)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         assert all(weight.grad is not None for weight in model.parameters())

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from msrrn.metrics import nrmse_ip
 from msrrn.network import Stages
-from msrrn.objective import objective
+from msrrn.objective import squared, summed_nrmse_ip
 
 
 def test_equals_equation_5_from_residuals() -> None:
@@ -19,7 +20,7 @@ def test_equals_equation_5_from_residuals() -> None:
         shapes.append(shape)
     expected = faces.mean()
 
-    torch.testing.assert_close(objective(Stages(torch.stack(shapes, dim=1)), truth), expected)
+    torch.testing.assert_close(squared(Stages(torch.stack(shapes, dim=1)), truth), expected)
 
 
 def test_a_value_by_hand() -> None:
@@ -27,11 +28,24 @@ def test_a_value_by_hand() -> None:
     shapes = torch.zeros(2, 4, 68, 2)
     shapes[0, 0, 5, 0] = 3.0
     shapes[1, 3, 67, 1] = 1.0
-    assert objective(Stages(shapes), truth).item() == pytest.approx((9 + 1) / 2)
+    assert squared(Stages(shapes), truth).item() == pytest.approx((9 + 1) / 2)
 
 
 def test_every_stage_of_every_face_gets_its_own_gradient() -> None:
     truth = torch.rand(2, 68, 2)
     shapes = torch.rand(2, 4, 68, 2).requires_grad_()
-    (gradient,) = torch.autograd.grad(objective(Stages(shapes), truth), shapes)
+    (gradient,) = torch.autograd.grad(squared(Stages(shapes), truth), shapes)
     torch.testing.assert_close(gradient, (shapes.detach() - truth[:, None]) * 2 / 2)
+
+
+def test_summed_nrmse_is_the_metric_of_every_stage() -> None:
+    truth, shapes = torch.rand(3, 68, 2), torch.rand(3, 4, 68, 2)
+    expected = nrmse_ip(shapes.numpy(), truth.numpy()[:, None]).sum(axis=1).mean()
+    assert summed_nrmse_ip(Stages(shapes), truth).item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_summed_nrmse_has_a_gradient_where_a_shape_is_exact() -> None:
+    truth = torch.rand(2, 68, 2)
+    shapes = truth[:, None].repeat(1, 4, 1, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(summed_nrmse_ip(Stages(shapes), truth), shapes)
+    assert gradient.isfinite().all()

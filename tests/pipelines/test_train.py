@@ -120,7 +120,7 @@ def test_two_workers_train_as_one_does_though_one_is_killed(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_of_two: int
 ) -> None:
     """They share every batch, so their figures differ by rounding alone: measured, by one part in a million."""
-    settings = TrainSettings(epochs=3, batch=16, checkpoint_steps=1)
+    settings = TrainSettings(preset="best", epochs=3, batch=16, checkpoint_steps=1)
     alone = train_model(dataset[0].url, str(tmp_path / "alone"), settings, 0)
     killed: list[int] = []
     epochs: list[float] = []

@@ -12,7 +12,7 @@ from msrrn.predictor import Predictor
 from pipelines.errors import UserError
 from pipelines.loader import Batch, Loader
 from pipelines.settings import TrainSettings
-from pipelines.training import VAL_KEYS, TrainState, learning_rate, train, validate
+from pipelines.training import VAL_KEYS, TrainState, _perturbed, learning_rate, train, validate
 from tests.factories import TINY, Dataset
 
 SETTINGS = TrainSettings(epochs=4, batch=8)
@@ -30,6 +30,7 @@ def splits(dataset: Dataset) -> Splits:
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested is the loop, so the network may be small."""
     monkeypatch.setitem(PRESETS, "paper", TINY)
+    monkeypatch.setitem(PRESETS, "best", TINY.model_copy(update={"pooled": False, "landmark_features": 4}))
 
 
 def started(splits: Splits, settings: TrainSettings = SETTINGS) -> TrainState:
@@ -47,7 +48,9 @@ def trained(
 
 
 def weights(state: TrainState) -> dict[str, list[float]]:
-    return {name: tensor.flatten().tolist() for name, tensor in state.model.state_dict().items()}
+    """What is trained, and what is published."""
+    both = {"model": state.model.state_dict(), "averaged": state.averaged.state_dict()}
+    return {f"{of}.{name}": tensor.flatten().tolist() for of in both for name, tensor in both[of].items()}
 
 
 def test_the_loss_falls_and_every_epoch_is_measured(splits: Splits) -> None:
@@ -85,10 +88,11 @@ def test_the_same_seed_gives_the_same_weights(splits: Splits) -> None:
     assert weights(trained(splits, SETTINGS.model_copy(update={"seed": 1}))) != weights(first)
 
 
+@pytest.mark.parametrize("preset", ["paper", "best"])
 @pytest.mark.parametrize("every", [1, 3])
-def test_a_resumed_run_ends_as_one_that_never_stopped(splits: Splits, every: int) -> None:
+def test_a_resumed_run_ends_as_one_that_never_stopped(splits: Splits, every: int, preset: str) -> None:
     """From any checkpoint, between epochs or within one, bit for bit."""
-    settings = SETTINGS.model_copy(update={"epochs": 3, "checkpoint_steps": every})
+    settings = TrainSettings.model_validate({"preset": preset, "epochs": 3, "batch": 8, "checkpoint_steps": every})
     checkpoints: list[tuple[int, int, bytes]] = []
 
     def keep(state: TrainState) -> None:
@@ -107,6 +111,38 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(splits: Splits, every: int
         assert later == places[index + 1 :]
         assert weights(resumed) == weights(whole)
         assert resumed.history == whole.history
+
+
+def test_a_preset_brings_its_settings_and_what_is_given_wins() -> None:
+    best = TrainSettings(preset="best", epochs=3)
+    assert (best.objective, best.optimiser, best.perturbed, best.epochs) == ("nrmse_ip", "adamw", True, 3)
+    assert not TrainSettings().perturbed
+    assert TrainSettings.model_validate_json(best.model_dump_json()) == best
+
+
+def test_ranks_perturb_their_shares_as_one_would(splits: Splits) -> None:
+    settings = TrainSettings(preset="best", batch=8)
+    (batch, *_) = splits[0].epoch(0, 0, 8)
+    cpu = torch.device("cpu")
+    whole = _perturbed(batch, settings, 2, 1, 0, cpu)
+    shares = [_perturbed(batch.rows(4 * rank, 4 * rank + 4), settings, 2, 1, rank, cpu) for rank in range(2)]
+    for column, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(parts), column)
+    other = _perturbed(batch, settings, 2, 2, 0, cpu)
+    assert not torch.allclose(other.landmarks, whole.landmarks)
+
+
+def test_the_published_weights_are_a_running_mean(splits: Splits) -> None:
+    settings = SETTINGS.model_copy(update={"averaged": 0.9})
+    state = trained(splits, settings)
+    assert weights(trained(splits))["model.mean_shape"] == weights(state)["averaged.mean_shape"]
+    far = {name: 0.0 for name, _ in state.model.named_parameters()}
+    for name, mean in state.averaged.named_parameters():
+        far[name] = float((mean - state.model.get_parameter(name)).detach().abs().max())
+    assert max(far.values()) > 0
+    plain = trained(splits)
+    for name, weight in plain.averaged.named_parameters():
+        assert torch.equal(weight, plain.model.get_parameter(name))
 
 
 def test_how_often_it_is_saved_changes_nothing(splits: Splits) -> None:
