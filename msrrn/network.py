@@ -8,8 +8,11 @@ Source: Wang, Sun, Lu, Feng & Zhou, "Multiscale recurrent regression networks fo
 Applied Informatics 4:13, 2017. What that text leaves open (channels, widths, the form of the memory)
 is chosen here and lives in `ModelConfig`.
 
-Two presets. `paper` has max-pooling and one linear layer over all patches. `best` has strided convolutions
-instead, which cost a fraction, and first reduces each landmark's patch to a few numbers by weights of its own.
+Two presets. `paper` has max-pooling and one linear layer over all patches. `best` has filters side by side
+instead, which are plain matrix products and cost a fraction, and first reduces each landmark's patch to a few
+numbers by weights of its own; its patches and residuals live in the frame of the mean shape.
+
+A small head beside the regressor says what error it expects of its own result. No gradient leaves it.
 
 Max-pooling stands before ReLU: the two commute, and a quarter of the values are left to rectify.
 Gradients flow through the sum of residuals and the memory, not through where patches are sampled: that
@@ -18,19 +21,23 @@ path is noisy (it follows single pixels' slopes) and costs half of the training 
 Suffixes: B faces, L landmarks, P pixels a side of a patch, C channels.
 """
 
-from typing import Annotated, Final, NamedTuple
+import math
+from typing import Annotated, Final, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from msrrn.landmarks import NUM_LANDMARKS
-from msrrn.sampling import sample_patches
+from msrrn.sampling import block_offsets, frames_of, sample_patches, square_offsets
 
 LEVELS: Final = (50, 100, 200)
 """Pixels a side of the pyramid, coarse to fine: stage t reads level t."""
 
 COORDINATES: Final = 2 * NUM_LANDMARKS
+
+DOUBT: Final = 32
+"""Width of the head that estimates the error."""
 
 
 Channels = Annotated[int, Field(ge=1, le=1024)]
@@ -45,7 +52,10 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: str = "paper"
-    pooled: bool = Field(True, description="max-pooling behind the convolutions, else strides in them")
+    pooled: bool = Field(True, description="convolutions with max-pooling behind them, else filters side by side")
+    aligned: bool = Field(
+        False, description="patches and residuals turned and scaled with the current shape, as the mean shape's are"
+    )
     landmark_features: int = Field(
         0, ge=0, le=256, description="numbers that each landmark's own weights make of its patch; 0: all go on"
     )
@@ -54,24 +64,34 @@ class ModelConfig(BaseModel):
     initial_channels: tuple[Channels, Channels, Channels] = (16, 32, 48)
     hidden: int = Field(256, ge=8, le=4096, description="width of the fully connected layers and of the memory")
 
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if not self.pooled and self.patch % 8:
+            raise ValueError(f"patch {self.patch} must be a multiple of 8 where nothing is pooled")
+        return self
+
 
 PRESETS: Final[dict[str, ModelConfig]] = {
     "paper": ModelConfig(),
     "best": ModelConfig(
         preset="best",
         pooled=False,
+        aligned=True,
         landmark_features=32,
-        patch_channels=(16, 32),
-        initial_channels=(24, 48, 96),
+        patch_channels=(32, 64),
+        initial_channels=(32, 64, 128),
         hidden=384,
     ),
 }
 
 
 class Stages(NamedTuple):
-    """What an unrolled pass gives: `shapes` (B, T+1, L, 2), S⁰ first, in [0, 1] of the crop."""
+    """What an unrolled pass gives."""
 
     shapes: Tensor
+    """(B, T+1, L, 2), S⁰ first, in [0, 1] of the crop"""
+    log_error: Tensor
+    """(B,) natural logarithm of the NRMSE (IP, a fraction) that the network expects of its last shape"""
 
     @property
     def final(self) -> Tensor:
@@ -92,24 +112,33 @@ class InitialShapeNet(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         first, second, third = config.initial_channels
-        self.features = nn.Sequential(
-            nn.Conv2d(1, first, 5), nn.MaxPool2d(2), nn.ReLU(),
-            nn.Conv2d(first, second, 4), nn.MaxPool2d(2), nn.ReLU(),
-            nn.Conv2d(second, third, 3), nn.MaxPool2d(2), nn.ReLU(),
-        )  # fmt: skip
+        if config.pooled:
+            side = 4
+            self.features = nn.Sequential(
+                nn.Unflatten(1, (1, LEVELS[0])),
+                nn.Conv2d(1, first, 5), nn.MaxPool2d(2), nn.ReLU(),
+                nn.Conv2d(first, second, 4), nn.MaxPool2d(2), nn.ReLU(),
+                nn.Conv2d(second, third, 3), nn.MaxPool2d(2), nn.ReLU(),
+            )  # fmt: skip
+        else:
+            side = 5
+            self.features = nn.Sequential(
+                StridedFilters(first), nn.ReLU(),
+                nn.Conv2d(first, second, 3, stride=2), nn.ReLU(),
+                nn.Conv2d(second, third, 3, stride=2), nn.ReLU(),
+            )  # fmt: skip
         self.head = nn.Sequential(
-            nn.Linear(4 * 4 * third, config.hidden), nn.ReLU(), nn.Linear(config.hidden, COORDINATES)
+            nn.Linear(side * side * third, config.hidden), nn.ReLU(), nn.Linear(config.hidden, COORDINATES)
         )
 
     def forward(self, images_BHW: Tensor) -> Tensor:
         """(B, 50, 50) → offsets (B, L, 2) in [0, 1] of the crop."""
-        channels = images_BHW[:, None].contiguous(memory_format=torch.channels_last)
-        offsets: Tensor = self.head(self.features(channels).flatten(1))
+        offsets: Tensor = self.head(self.features(images_BHW).flatten(1))
         return offsets.view(-1, NUM_LANDMARKS, 2)
 
 
 class StridedFilters(nn.Module):
-    """A convolution of 4 × 4 pixels with stride 2 on grey patches, as one matrix product.
+    """A convolution of 4 × 4 pixels with stride 2 on grey images, as one matrix product.
 
     With one channel of input, libraries' convolutions run at a small share of the machine's speed.
     """
@@ -121,9 +150,9 @@ class StridedFilters(nn.Module):
         super().__init__()
         self.linear = nn.Linear(self.SIDE * self.SIDE, channels)
 
-    def forward(self, patches_NPP: Tensor) -> Tensor:
-        """(N, P, P) → (N, C, P/2 - 1, P/2 - 1), channels last in memory."""
-        windows = patches_NPP.unfold(1, self.SIDE, self.STRIDE).unfold(2, self.SIDE, self.STRIDE)
+    def forward(self, images_BHW: Tensor) -> Tensor:
+        """(B, H, W) → (B, C, H/2 - 1, W/2 - 1), channels last in memory."""
+        windows = images_BHW.unfold(1, self.SIDE, self.STRIDE).unfold(2, self.SIDE, self.STRIDE)
         filtered: Tensor = self.linear(windows.flatten(3))
         return filtered.permute(0, 3, 1, 2)
 
@@ -139,36 +168,75 @@ class LandmarkLinear(nn.Module):
         return torch.bmm(features_BLC.transpose(0, 1), self.weight).transpose(0, 1)
 
 
-class PatchFeatures(nn.Module):
-    """φ: patches (B, L, P, P) → features (B, F), by two small convolutions that all landmarks share."""
+class PooledFeatures(nn.Module):
+    """Two small convolutions, each with max-pooling behind it, as in the paper."""
+
+    offsets: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         first, second = config.patch_channels
-        if config.pooled:
-            side = ((config.patch - 4) // 2 - 2) // 2
-            self.convolutions = nn.Sequential(
-                nn.Unflatten(1, (1, config.patch)),
-                nn.Conv2d(1, first, 5), nn.MaxPool2d(2), nn.ReLU(),
-                nn.Conv2d(first, second, 3), nn.MaxPool2d(2), nn.ReLU(),
-            )  # fmt: skip
-        else:
-            side = (config.patch // 2 - 2) // 2
-            self.convolutions = nn.Sequential(
-                StridedFilters(first), nn.ReLU(), nn.Conv2d(first, second, 3, stride=2), nn.ReLU()
-            )
-        size = second * side * side
-        self.landmarks = LandmarkLinear(size, config.landmark_features) if config.landmark_features else None
-        self.size = NUM_LANDMARKS * (config.landmark_features or size)
+        side = ((config.patch - 4) // 2 - 2) // 2
+        self.patch, self.size = config.patch, second * side * side
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(1, first, 5), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Conv2d(first, second, 3), nn.MaxPool2d(2), nn.ReLU(),
+        )  # fmt: skip
+        self.register_buffer("offsets", square_offsets(config.patch), persistent=False)
 
-    def forward(self, patches_BLPP: Tensor) -> Tensor:
-        batch = patches_BLPP.shape[0]
-        features: Tensor = self.convolutions(patches_BLPP.flatten(0, 1))
-        if self.landmarks is None:
-            return features.reshape(batch, -1)
-        # As the pixels lie in memory, channels last.
-        own: Tensor = self.landmarks(features.permute(0, 2, 3, 1).reshape(batch, NUM_LANDMARKS, -1))
-        return own.reshape(batch, -1)
+    def forward(self, patches_BLK: Tensor) -> Tensor:
+        """(B, L, P²), row by row → (B, L, F)."""
+        features: Tensor = self.convolutions(patches_BLK.reshape(-1, 1, self.patch, self.patch))
+        return features.reshape(*patches_BLK.shape[:2], -1)
+
+
+class BlockFeatures(nn.Module):
+    """Filters of 4 × 4 pixels side by side, then filters over 2 × 2 of these.
+
+    The pixels come block by block, so that both are matrix products of what lies in memory as it is.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        first, second = config.patch_channels
+        self.blocks = (config.patch // 8) ** 2
+        self.size = second * self.blocks
+        self.first = nn.Linear(4 * 4, first)
+        self.second = nn.Linear(2 * 2 * first, second)
+        self.register_buffer("offsets", block_offsets(config.patch), persistent=False)
+
+    def forward(self, patches_BLK: Tensor) -> Tensor:
+        """(B, L, P²), block by block → (B, L, F)."""
+        batch = patches_BLK.shape[0]
+        inner = torch.relu(self.first(patches_BLK.reshape(-1, 4 * 4)))
+        outer = torch.relu(self.second(inner.view(-1, self.second.in_features)))
+        return outer.view(batch, NUM_LANDMARKS, -1)
+
+
+class PatchFeatures(nn.Module):
+    """φ: patches (B, L, P²) → features (B, F), by two small filters that all landmarks share."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.filters: PooledFeatures | BlockFeatures = (
+            PooledFeatures(config) if config.pooled else BlockFeatures(config)
+        )
+        own = config.landmark_features
+        self.landmarks = LandmarkLinear(self.filters.size, own) if own else None
+        self.size = NUM_LANDMARKS * (own or self.filters.size)
+
+    @property
+    def offsets(self) -> Tensor:
+        """(P², 2): where the pixels of a patch lie, in pixels from its landmark, in the order of `forward`."""
+        return self.filters.offsets
+
+    def forward(self, patches_BLK: Tensor) -> Tensor:
+        features: Tensor = self.filters(patches_BLK)
+        if self.landmarks is not None:
+            features = self.landmarks(features)
+        return features.reshape(len(features), -1)
 
 
 class RecurrentRegressor(nn.Module):
@@ -181,9 +249,9 @@ class RecurrentRegressor(nn.Module):
         self.memory = nn.Linear(config.hidden, config.hidden, bias=False)
         self.output = nn.Linear(config.hidden, COORDINATES)
 
-    def forward(self, patches_BLPP: Tensor, state_BH: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the residual (B, L, 2) in [0, 1] of the crop, and the new state (B, H)."""
-        state_BH = torch.tanh(self.input(self.features(patches_BLPP)) + self.memory(state_BH))
+    def forward(self, patches_BLK: Tensor, state_BH: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the residual (B, L, 2) in sides of the crop, and the new state (B, H)."""
+        state_BH = torch.tanh(self.input(self.features(patches_BLK)) + self.memory(state_BH))
         return self.output(state_BH).view(-1, NUM_LANDMARKS, 2), state_BH
 
 
@@ -200,6 +268,7 @@ class MSRRN(nn.Module):
         self.register_buffer("mean_shape", mean_shape.to(torch.float32, copy=True))
         self.initial = InitialShapeNet(config)
         self.regressor = RecurrentRegressor(config)
+        self.doubt = nn.Sequential(nn.Linear(config.hidden, DOUBT), nn.ReLU(), nn.Linear(DOUBT, 1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -210,6 +279,10 @@ class MSRRN(nn.Module):
             # Start near S⁰ = mean shape and Sᵗ = Sᵗ⁻¹: the first gradients then see residuals close to the true ones.
             assert isinstance(outputs, nn.Linear)
             nn.init.normal_(outputs.weight, std=1e-3)
+        expected = self.doubt[-1]
+        assert isinstance(expected, nn.Linear)
+        nn.init.normal_(expected.weight, std=1e-2)
+        nn.init.constant_(expected.bias, math.log(0.06))
         nn.init.orthogonal_(self.regressor.memory.weight, gain=0.5)
 
     def forward(self, level_50: Tensor, level_100: Tensor, level_200: Tensor) -> Stages:
@@ -219,8 +292,10 @@ class MSRRN(nn.Module):
         state_BH = shape_BL2.new_zeros(shape_BL2.shape[0], self.config.hidden)
         shapes = [shape_BL2]
         for level in levels:
-            patches = sample_patches(level, shape_BL2.detach(), self.config.patch)
+            current = shape_BL2.detach()
+            frame = frames_of(self.mean_shape, current) if self.config.aligned else None
+            patches = sample_patches(level, current, self.regressor.features.offsets, frame)
             residual, state_BH = self.regressor(patches, state_BH)
-            shape_BL2 = shape_BL2 + residual
+            shape_BL2 = shape_BL2 + (residual if frame is None else residual @ frame)
             shapes.append(shape_BL2)
-        return Stages(torch.stack(shapes, dim=1))
+        return Stages(torch.stack(shapes, dim=1), self.doubt(state_BH.detach())[:, 0])

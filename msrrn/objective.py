@@ -22,12 +22,25 @@ def squared(stages: Stages, truth: Tensor) -> Tensor:
 
 def summed_nrmse_ip(stages: Stages, truth: Tensor) -> Tensor:
     """NRMSE over the distance of the pupils, a fraction, summed over S⁰ and all stages; mean over faces."""
+    error: Tensor = nrmse_ip(stages.shapes, truth).sum(dim=1).mean()
+    return error
+
+
+def nrmse_ip(shapes: Tensor, truth: Tensor) -> Tensor:
+    """(B, T+1): NRMSE over the pupils' distance, a fraction, of shapes (B, T+1, L, 2) against truth (B, L, 2)."""
     eyes = [truth[:, eye.start : eye.stop].mean(dim=1) for eye in (RIGHT_EYE, LEFT_EYE)]
     pupils = torch.linalg.vector_norm(eyes[1] - eyes[0], dim=-1).clamp_min(1e-3)
     # Smooth where a point is exact: the slope of a norm is not defined there.
-    distances = torch.sqrt((stages.shapes - truth[:, None]).square().sum(dim=-1) + 1e-12)
-    error: Tensor = (distances.mean(dim=2).sum(dim=1) / pupils).mean()
+    distances = torch.sqrt((shapes - truth[:, None]).square().sum(dim=-1) + 1e-12)
+    error: Tensor = distances.mean(dim=2) / pupils[:, None]
     return error
+
+
+def misjudged(stages: Stages, truth: Tensor) -> Tensor:
+    """Mean square of what the logarithm of the last shape's expected NRMSE (IP) lies beside that of the true one."""
+    error = nrmse_ip(stages.final[:, None].detach(), truth)[:, 0]
+    gap: Tensor = stages.log_error - error.clamp_min(1e-3).log()
+    return gap.square().mean()
 
 
 OBJECTIVES: Final[dict[str, Callable[[Stages, Tensor], Tensor]]] = {

@@ -1,14 +1,16 @@
-"""Perturbations drawn anew whenever a sample is seen, on the device that trains.
+"""Perturbations drawn anew whenever a sample is seen, while it is on its way to the trainer.
 
 They stand beside the copies that shards hold (`msrrn.augmentation`): those are the paper's and are the same in
-every epoch. A similarity of the crop, uneven light, blur, and a rectangle that hides a part of the face.
+every epoch. Mirror, a similarity of the crop, uneven light, blur, and a rectangle that hides a part of the face.
 """
 
 from typing import Final, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from msrrn.augmentation import mirror_shape
 
 ROTATION: Final = 15.0
 """degrees, uniform in ±"""
@@ -17,90 +19,96 @@ LOG_SCALE: Final = 0.08
 SHIFT: Final = 0.02
 """sd in sides of the crop, of x and of y"""
 LIGHT: Final = 0.5
-"""strongest gradient of the light over the crop, uniform in ±, in x and in y"""
+"""strongest change of the light from the crop's centre to its edge, as a share, uniform in ±, in x and in y"""
+BLUR: Final = 0.012
+"""strongest sd of the blur, in sides of the crop"""
 BLURRED: Final = 0.3
 HIDDEN: Final = 0.4
 """shares of samples"""
 HIDDEN_SIDE: Final = (0.1, 0.5)
 """sides of the rectangle, in sides of the crop"""
 
+Floats = NDArray[np.float64]
+
 
 class Draws(NamedTuple):
-    """Parameters for B samples, float32."""
+    """Parameters for B samples."""
 
-    angle: Tensor
+    mirrored: NDArray[np.bool_]
+    """(B,) left becomes right, before all else"""
+    angle: Floats
     """(B,) radians, from x towards y"""
-    scale: Tensor
+    scale: Floats
     """(B,)"""
-    shift: Tensor
+    shift: Floats
     """(B, 2) in sides of the crop"""
-    light: Tensor
+    light: Floats
     """(B, 2) change of the light from the crop's centre to its edge, in x and y, as a share"""
-    blur: Tensor
-    """(B,) 0 to 1: from the pixels as they are to averages of 4 × 4 of them"""
-    hidden: Tensor
+    blur: Floats
+    """(B,) sd in sides of the crop; 0 leaves the pixels as they are"""
+    hidden: Floats
     """(B, 4) left, top, right, bottom of the rectangle in [0, 1] of the crop; empty where nothing is hidden"""
-    grey: Tensor
+    grey: Floats
     """(B,) grey value of the rectangle, 0 to 255"""
 
     def rows(self, first: int, end: int) -> "Draws":
-        return Draws(*(column[first:end] for column in self))
-
-    def to(self, device: torch.device) -> "Draws":
-        return Draws(*(column.to(device) for column in self))
+        """Those of some samples."""
+        return Draws._make(column[first:end] for column in self)
 
 
-def draw(batch: int, generator: torch.Generator) -> Draws:
-    """Draws for `batch` samples, on the CPU: the same on every machine and device."""
+def draw(batch: int, rng: np.random.Generator) -> Draws:
+    """Draws for `batch` samples; what is normal is cut at 2.5 standard deviations."""
 
-    def uniform(*size: int) -> Tensor:
-        return torch.rand(size, generator=generator)
+    def normal(*size: int) -> Floats:
+        return np.clip(rng.standard_normal(size), -2.5, 2.5)
 
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).clamp(-2.5, 2.5)
-
-    least, most = HIDDEN_SIDE
-    sides = least + (most - least) * uniform(batch, 2)
-    centres = uniform(batch, 2)
-    sides = torch.where(uniform(batch, 1) < HIDDEN, sides, 0.0)
+    sides = rng.uniform(*HIDDEN_SIDE, (batch, 2)) * (rng.random((batch, 1)) < HIDDEN)
+    centres = rng.random((batch, 2))
     return Draws(
-        angle=torch.deg2rad(ROTATION * (2 * uniform(batch) - 1)),
-        scale=torch.exp(LOG_SCALE * normal(batch)),
+        mirrored=rng.random(batch) < 0.5,
+        angle=np.deg2rad(rng.uniform(-ROTATION, ROTATION, batch)),
+        scale=np.exp(LOG_SCALE * normal(batch)),
         shift=SHIFT * normal(batch, 2),
-        light=LIGHT * (2 * uniform(batch, 2) - 1),
-        blur=torch.where(uniform(batch) < BLURRED, uniform(batch), 0.0),
-        hidden=torch.cat([centres - sides / 2, centres + sides / 2], dim=1),
-        grey=255 * uniform(batch),
+        light=rng.uniform(-LIGHT, LIGHT, (batch, 2)),
+        blur=rng.uniform(0, BLUR, batch) * (rng.random(batch) < BLURRED),
+        hidden=np.concatenate([centres - sides / 2, centres + sides / 2], axis=1),
+        grey=rng.uniform(0, 255, batch),
     )
 
 
-def perturb(images: Tensor, shapes: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+def perturb(
+    images: NDArray[np.uint8], shapes: NDArray[np.float32], draws: Draws
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Perturbed crops and their landmarks.
 
     Args:
-        images: (B, H, H) grey values, uint8 or float.
-        shapes: (B, L, 2) in [0, 1] of the crop.
-        draws: on the images' device.
+        images: (B, H, H) grey values.
+        shapes: (B, 68, 2) in [0, 1] of the crop.
 
     Returns:
-        float (B, H, H) grey values, not rounded; edge pixels repeat outside. And (B, L, 2), exact.
+        (B, H, H), edge pixels repeated outside, and (B, 68, 2), exact.
     """
-    batch, side = images.shape[0], images.shape[-1]
-    cos, sin = torch.cos(draws.angle), torch.sin(draws.angle)
-    rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-    forward = draws.scale[:, None, None] * rotation
-    shapes = (shapes - 0.5) @ forward.transpose(1, 2) + 0.5 + draws.shift[:, None]
-    # grid_sample asks where a pixel of the result comes from; its coordinates run from -1 to 1.
-    inverse = rotation.transpose(1, 2) / draws.scale[:, None, None]
-    back = torch.cat([inverse, -2 * inverse @ draws.shift[:, :, None]], dim=2)
-    grid = functional.affine_grid(back, [batch, 1, side, side], align_corners=False)
-    warped = functional.grid_sample(images[:, None].float(), grid, padding_mode="border", align_corners=False)
-    coarse = functional.interpolate(functional.avg_pool2d(warped, 4), size=side, mode="bilinear", align_corners=False)
-    result = torch.lerp(warped, coarse, draws.blur[:, None, None, None])[:, 0]
-    centres = (torch.arange(side, device=images.device) + 0.5) / side
-    slope = 2 * centres - 1
-    light_x, light_y = draws.light[:, 0, None] * slope, draws.light[:, 1, None] * slope
-    result *= 1 + light_x[:, None, :] + light_y[:, :, None]
-    within = (centres > draws.hidden[:, :2, None]) & (centres < draws.hidden[:, 2:, None])
-    hidden = within[:, 0, None, :] & within[:, 1, :, None]
-    return torch.where(hidden, draws.grey[:, None, None], result).clamp(0, 255), shapes
+    side = images.shape[-1]
+    x, y = shapes[..., 0].astype(np.float64), shapes[..., 1].astype(np.float64)
+    mirrored = mirror_shape(np.stack([1 - x, y], axis=-1))
+    before = np.where(draws.mirrored[:, None, None], mirrored, np.stack([x, y], axis=-1))
+    cos, sin = draws.scale * np.cos(draws.angle), draws.scale * np.sin(draws.angle)
+    matrices = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
+    after = (before - 0.5) @ matrices.swapaxes(1, 2) + 0.5 + draws.shift[:, None]
+    flips = np.where(draws.mirrored, -1.0, 1.0)
+    matrices[..., 0] *= flips[:, None]
+    # In pixel centres, where the middle of the crop is (side - 1) / 2.
+    middle = (side - 1) / 2
+    offsets = middle + side * draws.shift - matrices.sum(axis=-1) * middle
+    slope = (2 * np.arange(side) + 1) / side - 1
+    result = np.empty_like(images)
+    for index, image in enumerate(images):
+        affine = np.column_stack([matrices[index], offsets[index]])
+        warped = cv2.warpAffine(image, affine, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        if draws.blur[index]:
+            warped = cv2.GaussianBlur(warped, (0, 0), side * draws.blur[index], borderType=cv2.BORDER_REPLICATE)
+        light = np.add.outer(draws.light[index, 1] * slope, 1 + draws.light[index, 0] * slope)
+        cv2.multiply(warped, light.astype(np.float32), dst=result[index], dtype=cv2.CV_8U)
+        left, top, right, bottom = np.clip(np.rint(draws.hidden[index] * side), 0, side).astype(int)
+        result[index, top:bottom, left:right] = round(draws.grey[index])
+    return result, after.astype(np.float32)

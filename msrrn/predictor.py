@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from msrrn.landmarks import inter_pupil
-from msrrn.metrics import point_error
 from msrrn.network import LEVELS, MSRRN
 
 STAGES: Final = ("mean_shape", "initial", "stage_1", "stage_2", "stage_3")
 """Names of the shapes that a prediction holds, in order."""
 
-CONFIDENCE_STEP: Final = 0.05
+CONFIDENT: Final = 0.05
+"""The expected NRMSE (IP) at which the confidence is 1/2."""
+
+LOG_ERRORS: Final = (-10.0, 10.0)
 
 
 class Prediction(NamedTuple):
@@ -23,9 +24,13 @@ class Prediction(NamedTuple):
 
     stages: NDArray[np.float32]
     """(B, 5, 68, 2), in the order of `STAGES`."""
-    confidence: NDArray[np.float32]
-    """(B,) in (0, 1]: exp(-r / 0.05) with r the mean step of the last stage over the pupils' distance.
-    It orders faces by doubt; it is not calibrated."""
+    expected_nrmse: NDArray[np.float32]
+    """(B,): the NRMSE (IP, a fraction) that the network expects of its last shape."""
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """(B,) in (0, 1]: 1 / (1 + expected / 0.05), so a half where an error of 5 % is expected."""
+        return (1 / (1 + self.expected_nrmse / CONFIDENT)).astype(np.float32)
 
     @property
     def shapes(self) -> NDArray[np.float32]:
@@ -60,18 +65,18 @@ class Predictor:
             self._predict_batch(image_200[start : start + self.batch])
             for start in range(0, len(image_200), self.batch)
         ]
-        stages = np.concatenate([np.zeros((0, len(STAGES), 68, 2), np.float32), *parts])
-        step = point_error(stages[:, -1], stages[:, -2])
-        confidence = np.exp(-step / np.maximum(inter_pupil(stages[:, -1]), 1e-6) / CONFIDENCE_STEP)
-        # A network that has gone astray steps so far that float32 would round its confidence to 0.
-        return Prediction(stages, np.maximum(confidence, np.finfo(np.float32).tiny).astype(np.float32))
+        stages = np.concatenate([np.zeros((0, len(STAGES), 68, 2), np.float32), *(part.stages for part in parts)])
+        expected = np.concatenate([np.zeros(0, np.float32), *(part.expected_nrmse for part in parts)])
+        return Prediction(stages, expected)
 
     @torch.inference_mode()
-    def _predict_batch(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _predict_batch(self, crops: NDArray[np.uint8]) -> Prediction:
         # A copy, since torch takes no negative strides, which NumPy leaves on an axis of length 1.
         level_200 = torch.from_numpy(crops.copy()).to(self.device)
         level_100 = area_halve(level_200)
-        shapes = self.model(area_halve(level_100), level_100, level_200).shapes
+        stages = self.model(area_halve(level_100), level_100, level_200)
         mean = self.model.mean_shape.expand(len(crops), 1, -1, -1)
-        result: NDArray[np.float32] = torch.cat([mean, shapes], dim=1).cpu().numpy()
-        return result
+        shapes = torch.cat([mean, stages.shapes], dim=1).cpu().numpy()
+        # Bounded, so that a network that has gone astray still gives a number.
+        expected = stages.log_error.clamp(*LOG_ERRORS).exp().cpu().numpy()
+        return Prediction(shapes, expected)

@@ -1,39 +1,51 @@
-"""Shape-indexed sampling φ = I ∘ S: a small upright patch of the image around each landmark.
-
-All pixels of a patch share one sub-pixel offset, so bilinear interpolation is a gather of whole-pixel
-patches one pixel larger, followed by two blends. That is several times cheaper than `grid_sample`,
-differentiable in the shape, and exact.
-"""
+"""Shape-indexed sampling φ = I ∘ S: a small patch of the image around each landmark, by bilinear interpolation."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def sample_patches(images: Tensor, shapes: Tensor, size: int) -> Tensor:
-    """Bilinear patches around landmarks.
+def square_offsets(size: int) -> Tensor:
+    """(size², 2), x before y: the pixels of a square patch around its centre, row by row."""
+    steps = torch.arange(size) - (size - 1) / 2
+    return torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).reshape(-1, 2)
+
+
+def block_offsets(size: int) -> Tensor:
+    """(size², 2): those of `square_offsets` in another order: by blocks of 8 × 8, in them of 4 × 4, then by rows.
+
+    `size` must be a multiple of 8.
+    """
+    blocks = square_offsets(size).view(size // 8, 2, 4, size // 8, 2, 4, 2)
+    return blocks.permute(0, 3, 1, 4, 2, 5, 6).reshape(-1, 2)
+
+
+def frames_of(mean_shape: Tensor, shapes: Tensor) -> Tensor:
+    """(B, 2, 2): the turn and scale that bring `mean_shape` (L, 2) nearest to each of `shapes` (B, L, 2).
+
+    For row vectors: offset @ frame. Least squares over all similarities (Umeyama 1991, without reflection).
+    """
+    mean = mean_shape - mean_shape.mean(dim=0)
+    centred = shapes - shapes.mean(dim=1, keepdim=True)
+    size = mean.square().sum().clamp_min(1e-12)
+    along = (centred * mean).sum(dim=(1, 2)) / size
+    across = (mean[:, 0] * centred[:, :, 1] - mean[:, 1] * centred[:, :, 0]).sum(dim=1) / size
+    return torch.stack([along, across, -across, along], dim=1).view(-1, 2, 2)
+
+
+def sample_patches(images: Tensor, shapes: Tensor, offsets: Tensor, frames: Tensor | None = None) -> Tensor:
+    """Bilinear samples around landmarks.
 
     Args:
         images: float `(B, H, W)` with H = W, one level of the pyramid.
         shapes: float `(B, L, 2)` in [0, 1] of the crop, x before y; the centre of a patch.
-        size: pixels a side; even sizes are centred between the two middle pixels.
+        offsets: float `(K, 2)`, pixels of this level from the centre.
+        frames: float `(B, 2, 2)` that turns and scales each face's offsets (row vectors), or as they are.
 
     Returns:
-        float `(B, L, size, size)`. Outside the image its edge pixels repeat. A landmark further
-        outside than a patch gives the patch at that distance; one that is not a number, the first corner.
+        float `(B, L, K)`. Outside the image its edge pixels repeat; what is not a number is read at the edge.
     """
-    batch, side = images.shape[0], images.shape[-1]
-    pad = size + 1
-    padded = functional.pad(images[:, None], (pad, pad, pad, pad), mode="replicate")[:, 0]
-    # Pixel centre u·side − ½ of the image is + pad in the padded one; the patch begins (size − 1)/2 before.
-    first = shapes * side - 0.5 + pad - (size - 1) / 2
-    # What is not a number must not become an index: on a GPU that error ends the whole process.
-    first = first.nan_to_num(0.0).clamp(0.0, side + 2 * pad - size - 1.001)
-    whole = first.detach().floor()
-    fraction = (first - whole)[..., None, None]
-    column, row = whole[..., 0].long(), whole[..., 1].long()
-    windows = padded.unfold(1, size + 1, 1).unfold(2, size + 1, 1)
-    face = torch.arange(batch, device=images.device)[:, None]
-    patches = windows[face, row, column]
-    patches = torch.lerp(patches[..., :-1, :], patches[..., 1:, :], fraction[..., 1, :, :])
-    return torch.lerp(patches[..., :-1], patches[..., 1:], fraction[..., 0, :, :])
+    step = offsets * (2 / images.shape[-1])
+    turned = step[None] if frames is None else step @ frames
+    grid = (2 * shapes - 1)[:, :, None] + turned[:, None]
+    return functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)[:, 0]

@@ -80,8 +80,9 @@ OF_PRESET: Final[dict[str, dict[str, Any]]] = {
     "best": {
         "objective": "nrmse_ip",
         "optimiser": "adamw",
-        "epochs": 24,
-        "learning_rate": 2e-3,
+        "epochs": 64,
+        "batch": 32,
+        "learning_rate": 1.5e-3,
         "weight_decay": 1e-2,
         "warmup": 0.05,
         "perturbed": True,

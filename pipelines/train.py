@@ -31,7 +31,7 @@ from pipelines.training import EpochMetrics, TrainState, train
 
 HISTORY: Final = "history.json"
 STATE: Final = "state.pt"
-RECIPE: Final = 3
+RECIPE: Final = 4
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples."""
 CHECKPOINTS_KEPT: Final = 2

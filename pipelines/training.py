@@ -7,7 +7,10 @@ how many workers share a batch, so a run that resumes from a checkpoint goes on 
 import copy
 import io
 import math
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, Final
 
@@ -17,7 +20,7 @@ from torch import nn
 
 from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN, PRESETS
-from msrrn.objective import OBJECTIVES
+from msrrn.objective import OBJECTIVES, misjudged
 from msrrn.perturbation import draw, perturb
 from msrrn.predictor import STAGES, Predictor, area_halve
 from pipelines.errors import UserError
@@ -25,6 +28,9 @@ from pipelines.loader import Batch, Loader
 from pipelines.settings import TrainSettings
 
 EpochMetrics = dict[str, float]
+
+PERTURBERS: Final = min(8, max(1, (os.cpu_count() or 1) // 2))
+"""Threads that perturb batches ahead of the one in use; OpenCV lets them work beside each other."""
 
 
 class TrainState:
@@ -122,10 +128,11 @@ def train(
     device = state.model.mean_shape.device
     for epoch in range(state.epoch, settings.epochs):
         model.train()
-        with closing(data.epoch(settings.seed, epoch, settings.batch, state.step, rank, world)) as batches:
+        batches = data.epoch(settings.seed, epoch, settings.batch, state.step, rank, world)
+        if settings.perturbed:
+            batches = _perturbed_ahead(batches, settings, epoch, state.step, rank)
+        with closing(batches):
             for batch in batches:
-                if settings.perturbed:
-                    batch = _perturbed(batch, settings, epoch, state.step, rank, device)
                 loss = _step(model, state.optimiser, settings, batch, epoch + state.step / steps)
                 # The mean over few updates, at the beginning, must not be one of the first weights.
                 done = epoch * steps + state.step
@@ -164,16 +171,29 @@ def learning_rate(settings: TrainSettings, epoch: float) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup)))
 
 
-def _perturbed(
-    batch: Batch, settings: TrainSettings, epoch: int, step: int, rank: int, device: torch.device
-) -> Batch:
+def _perturbed_ahead(
+    batches: Generator[Batch, None, None], settings: TrainSettings, epoch: int, step: int, rank: int
+) -> Generator[Batch, None, None]:
+    """Perturbs what comes, a few batches ahead; the first is that of `step`."""
+    pending: deque[Future[Batch]] = deque()
+    with closing(batches), ThreadPoolExecutor(PERTURBERS, "perturber") as threads:
+        for place, batch in enumerate(batches, step):
+            # Copied, since a view would keep the loader's window alive.
+            copied = Batch(*(column.clone() for column in batch))
+            pending.append(threads.submit(_perturbed, copied, settings, epoch, place, rank))
+            if len(pending) > 2 * PERTURBERS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _perturbed(batch: Batch, settings: TrainSettings, epoch: int, step: int, rank: int) -> Batch:
     """This rank's share of the batch, perturbed by draws that depend on (seed, epoch, step) alone."""
-    generator = torch.Generator()
-    generator.manual_seed(int(np.random.SeedSequence((settings.seed, epoch, step)).generate_state(1, np.uint64)[0]))
     share = len(batch.image_200)
-    draws = draw(settings.batch, generator).rows(rank * share, (rank + 1) * share).to(device)
-    image_200, truth = (column.to(device, non_blocking=True) for column in batch)
-    return Batch(*perturb(image_200, truth, draws))
+    draws = draw(settings.batch, np.random.default_rng((settings.seed, epoch, step)))
+    draws = draws.rows(rank * share, (rank + 1) * share)
+    images, shapes = perturb(batch.image_200.numpy(), batch.landmarks.numpy(), draws)
+    return Batch(torch.from_numpy(images), torch.from_numpy(shapes))
 
 
 def _step(
@@ -185,10 +205,14 @@ def _step(
     # The host goes on where the batch lies in pinned memory.
     level_200, truth = (column.to(device, non_blocking=True) for column in batch)
     level_100 = area_halve(level_200)
-    loss = OBJECTIVES[settings.objective](model(area_halve(level_100), level_100, level_200), truth)
+    stages = model(area_halve(level_100), level_100, level_200)
+    loss = OBJECTIVES[settings.objective](stages, truth)
     optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+    (loss + misjudged(stages, truth)).backward()  # type: ignore[no-untyped-call]
+    # The head that estimates the error learns beside the network: neither may shorten the other's steps.
+    for doubt in (False, True):
+        weights = [weight for name, weight in model.named_parameters() if ("doubt." in name) == doubt]
+        nn.utils.clip_grad_norm_(weights, settings.clip_norm)
     optimiser.step()
     return loss.item()
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from msrrn.network import (
@@ -12,7 +13,7 @@ from msrrn.network import (
     StridedFilters,
     standardise,
 )
-from msrrn.objective import squared
+from msrrn.objective import misjudged, nrmse_ip, squared
 from msrrn.predictor import area_halve
 
 SMALL = ModelConfig(preset="small", patch=12, patch_channels=(4, 4), initial_channels=(4, 4, 4), hidden=16)
@@ -60,8 +61,8 @@ def test_every_stage_gives_a_shape(config: ModelConfig, batch: int) -> None:
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        ("paper", {"initial": 254_328, "regressor": 1_217_592}),
-        ("best", {"initial": 703_240, "regressor": 1_667_384}),
+        ("paper", {"initial": 254_328, "regressor": 1_217_592, "doubt": 8_257}),
+        ("best", {"initial": 1_374_440, "regressor": 1_601_640, "doubt": 12_353}),
     ],
 )
 def test_the_presets_have_this_many_parameters(preset: str, expected: dict[str, int]) -> None:
@@ -72,7 +73,7 @@ def test_the_presets_have_this_many_parameters(preset: str, expected: dict[str, 
 
 def test_strided_filters_are_a_convolution() -> None:
     filters = StridedFilters(5)
-    patches = torch.rand(7, 16, 16)
+    patches = torch.rand(7, 50, 50)
     weight = filters.linear.weight.view(5, 1, 4, 4)
     expected = nn.functional.conv2d(patches[:, None], weight, filters.linear.bias, stride=2)
     torch.testing.assert_close(filters(patches), expected)
@@ -182,7 +183,8 @@ def test_training_on_a_few_faces_reduces_the_loss() -> None:
         loss = squared(model(*pyramid), truth)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        assert all(weight.grad is not None for weight in model.parameters())
+        assert all(weight.grad is not None for name, weight in model.named_parameters() if "doubt." not in name)
+        assert all(weight.grad is None for weight in model.doubt.parameters())
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
@@ -195,3 +197,44 @@ def test_the_state_round_trips() -> None:
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(run(other, crops), run(model, crops), atol=0, rtol=0)
     assert "mean_shape" in model.state_dict()
+
+
+def test_the_expected_error_learns_without_moving_the_network() -> None:
+    torch.manual_seed(0)
+    model, crops = lively(), smooth_crops(4)
+    stages = model(*levels(crops))
+    truth = stages.final.detach() + torch.tensor([0.001, 0.01, 0.03, 0.1])[:, None, None] * torch.randn(4, 68, 2)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(150):
+        optimiser.zero_grad()
+        misjudged(model(*levels(crops)), truth).backward()  # type: ignore[no-untyped-call]
+        assert all(weight.grad is None for name, weight in model.named_parameters() if "doubt." not in name)
+        optimiser.step()
+    error = nrmse_ip(stages.final[:, None].detach(), truth)[:, 0]
+    torch.testing.assert_close(model(*levels(crops)).log_error, error.log(), atol=0.2, rtol=0)
+
+
+def test_a_turned_and_scaled_shape_gets_its_residual_turned_and_scaled() -> None:
+    """With weights that ignore the pixels, the aligned network's steps are the same in the frame of the shape."""
+    config = ModelConfig(patch=16, pooled=False, aligned=True, patch_channels=(4, 4), initial_channels=(4, 4, 4))
+    model = lively(config)
+    with torch.no_grad():
+        for part in (model.regressor.input, model.regressor.memory, model.initial.head[-1]):
+            assert isinstance(part, nn.Linear)
+            part.weight.zero_()
+        model.regressor.output.bias.normal_(std=0.01)
+        head = model.initial.head[-1]
+        assert isinstance(head, nn.Linear)
+        # A quarter turn from x towards y around the centre of the mean shape, at twice the size.
+        centred = model.mean_shape - model.mean_shape.mean(dim=0)
+        turned = 2 * centred @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+        upright = model(*levels(smooth_crops(1))).shapes.diff(dim=1)[0, 0]
+        head.bias.copy_((turned - centred).flatten())
+        moved = model(*levels(smooth_crops(1))).shapes.diff(dim=1)[0, 0]
+    torch.testing.assert_close(moved, 2 * upright @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), atol=1e-5, rtol=0)
+    assert upright.abs().max() > 0.01
+
+
+def test_filters_side_by_side_need_whole_blocks() -> None:
+    with pytest.raises(ValidationError, match="patch 12 must be a multiple of 8 where nothing is pooled"):
+        ModelConfig(patch=12, pooled=False)

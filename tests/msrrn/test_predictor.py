@@ -4,10 +4,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from msrrn.landmarks import inter_pupil
-from msrrn.metrics import point_error
 from msrrn.network import MSRRN, PRESETS, ModelConfig
-from msrrn.predictor import CONFIDENCE_STEP, STAGES, Predictor
+from msrrn.predictor import STAGES, Predictor
 from pipelines.pyramid import pyramid
 from tests.msrrn.test_landmarks import FACE
 from tests.msrrn.test_network import smooth_crops
@@ -29,7 +27,7 @@ def random_crops(batch: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (batch, 200, 200), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("config", [SMALL, PRESETS["paper"]])
+@pytest.mark.parametrize("config", [SMALL, *PRESETS.values()])
 def test_a_face_gets_the_same_shape_alone_and_in_any_batch(config: ModelConfig) -> None:
     model, crops = network(config), smooth_crops(7).numpy()
     together = Predictor(model, batch=64).predict(crops)
@@ -96,29 +94,26 @@ def test_views_of_larger_arrays_are_read_as_they_look() -> None:
     np.testing.assert_array_equal(predictor.predict(crops).stages, predictor.predict(crops.copy()).stages)
 
 
-def test_confidence_follows_the_last_step() -> None:
-    prediction = Predictor(network()).predict(random_crops(5))
-    step = point_error(prediction.stages[:, -1], prediction.stages[:, -2]) / inter_pupil(prediction.shapes)
-    np.testing.assert_allclose(prediction.confidence, np.exp(-step / CONFIDENCE_STEP), rtol=1e-5)
-    assert (prediction.confidence < 1).all()
-    assert len(set(prediction.confidence.tolist())) == 5
-
-
-@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 100.0])
-def test_confidence_is_above_0_and_at_most_1(spread: float) -> None:
-    confidence = Predictor(network(spread=spread)).predict(random_crops(4)).confidence
-    assert (confidence > 0).all()
-    assert (confidence <= 1).all()
-    assert (confidence == 1).all() == (spread == 0)
-
-
-def test_a_collapsed_shape_still_has_a_confidence() -> None:
-    model = network(spread=0.0)
+def test_confidence_falls_with_the_error_that_is_expected() -> None:
+    model = network()
     with torch.no_grad():
-        model.regressor.output.bias.copy_(((0.5 - MEAN) / 3).flatten())
-    prediction = Predictor(model).predict(random_crops(1))
-    assert inter_pupil(prediction.shapes) < 1e-6
-    assert 0 < prediction.confidence < 1e-30
+        model.doubt[-1].weight.normal_(std=1.0)  # type: ignore[operator]
+    prediction = Predictor(model).predict(smooth_crops(6).numpy())
+    order = np.argsort(prediction.expected_nrmse)
+    assert (np.diff(prediction.confidence[order]) < 0).all()
+    assert len(set(prediction.confidence.tolist())) == 6
+    np.testing.assert_allclose(prediction.confidence, 0.05 / (0.05 + prediction.expected_nrmse), rtol=1e-5)
+
+
+@pytest.mark.parametrize("log_error", [-1e4, -3.0, 0.0, 1e4])
+def test_confidence_is_above_0_and_at_most_1(log_error: float) -> None:
+    model = network()
+    with torch.no_grad():
+        model.doubt[-1].bias.fill_(log_error)  # type: ignore[operator]
+    prediction = Predictor(model).predict(random_crops(4))
+    assert np.isfinite(prediction.expected_nrmse).all()
+    assert (prediction.confidence > 0).all()
+    assert (prediction.confidence <= 1).all()
 
 
 def test_predicting_leaves_no_gradients() -> None:

@@ -30,7 +30,11 @@ def splits(dataset: Dataset) -> Splits:
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested is the loop, so the network may be small."""
     monkeypatch.setitem(PRESETS, "paper", TINY)
-    monkeypatch.setitem(PRESETS, "best", TINY.model_copy(update={"pooled": False, "landmark_features": 4}))
+    monkeypatch.setitem(
+        PRESETS,
+        "best",
+        TINY.model_copy(update={"pooled": False, "aligned": True, "patch": 16, "landmark_features": 4}),
+    )
 
 
 def started(splits: Splits, settings: TrainSettings = SETTINGS) -> TrainState:
@@ -123,12 +127,11 @@ def test_a_preset_brings_its_settings_and_what_is_given_wins() -> None:
 def test_ranks_perturb_their_shares_as_one_would(splits: Splits) -> None:
     settings = TrainSettings(preset="best", batch=8)
     (batch, *_) = splits[0].epoch(0, 0, 8)
-    cpu = torch.device("cpu")
-    whole = _perturbed(batch, settings, 2, 1, 0, cpu)
-    shares = [_perturbed(batch.rows(4 * rank, 4 * rank + 4), settings, 2, 1, rank, cpu) for rank in range(2)]
+    whole = _perturbed(batch, settings, 2, 1, 0)
+    shares = [_perturbed(batch.rows(4 * rank, 4 * rank + 4), settings, 2, 1, rank) for rank in range(2)]
     for column, parts in zip(whole, zip(*shares, strict=True), strict=True):
         torch.testing.assert_close(torch.cat(parts), column)
-    other = _perturbed(batch, settings, 2, 2, 0, cpu)
+    other = _perturbed(batch, settings, 2, 2, 0)
     assert not torch.allclose(other.landmarks, whole.landmarks)
 
 
