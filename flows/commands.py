@@ -247,13 +247,14 @@ def _annotate(commands: Commands) -> None:
 
         settings = settings_of(AnnotateSettings, given(call, "images_per_unit", "detector"))
         with progress("annotating, pictures") as update:
-            summary = annotate(call.source, call.out, open_model(call.model), settings, call.workers, update)
+            model = open_model(call.model)
+            summary = annotate(call.source, call.out, model, settings, call.workers, update)
         if call.json:
             print_json({"out": call.out, **summary.model_dump()})
             return
         print(
             f"{call.out}: {summary.images} pictures = {summary.annotated} annotated + {summary.no_face} without "
-            f"a face + {summary.quarantined} quarantined; {summary.faces} faces"
+            f"a face + {summary.quarantined} quarantined; {summary.faces} faces by {model.label}"
         )
         for reason, count in summary.reasons.items():
             print(f"  quarantined, {reason}: {count}")

@@ -148,6 +148,6 @@ def write_page(job: Retraining, sources: Sequence[str], out: Store) -> str:
 
 
 @task(name="open model", **_station)
-def load_model(model: str) -> Model:
+def load_model(model: str | None) -> Model:
     """Reads an artifact directory or a `models:/` URI."""
     return open_model(model)

@@ -62,6 +62,9 @@ class ModelConfig(BaseModel):
     patch: int = Field(16, ge=12, le=40, multiple_of=4, description="pixels a side of a patch")
     patch_channels: tuple[Channels, Channels] = (16, 16)
     initial_channels: tuple[Channels, Channels, Channels] = (16, 32, 48)
+    mirrored: bool = Field(
+        False, description="a face is looked at twice, once in the mirror, and the mean of both shapes counts"
+    )
     hidden: int = Field(256, ge=8, le=4096, description="width of the fully connected layers and of the memory")
 
     @model_validator(mode="after")
@@ -77,6 +80,7 @@ PRESETS: Final[dict[str, ModelConfig]] = {
         preset="best",
         pooled=False,
         aligned=True,
+        mirrored=True,
         landmark_features=32,
         patch_channels=(32, 64),
         initial_channels=(32, 64, 128),

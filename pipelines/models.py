@@ -69,5 +69,5 @@ def _predictor(model: Model) -> Predictor:
     with tempfile.TemporaryDirectory() as directory:
         for name, data in model.files:
             (Path(directory) / name).write_bytes(data)
-        network, _ = load(Path(directory))
-    return Predictor(network)
+        network, card = load(Path(directory))
+    return Predictor(network, card.calibration)

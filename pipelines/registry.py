@@ -35,6 +35,7 @@ from pipelines.tracking import (
     client,
     reaching_mlflow,
     shown_uri,
+    store_exists,
     store_lock,
 )
 
@@ -255,6 +256,8 @@ def rollback(name: str, reason: str, who: str) -> tuple[ModelVersion, ModelVersi
 
 def champion(name: str) -> ModelVersion | None:
     """The champion of `name`; None where there is no such model or no champion yet."""
+    if not store_exists():
+        return None
     mlflow_client = client()
     with reaching_mlflow():
         return next((known for known in _versions(mlflow_client, name) if CHAMPION in known.aliases), None)

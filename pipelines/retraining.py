@@ -15,11 +15,13 @@ from pipelines.manifest import Manifest, read_manifest
 from pipelines.models import Model, read_model
 from pipelines.promotion import Decision, decide
 from pipelines.registry import ROLLED_BACK, ModelVersion, champion, fetch, register, set_challenger, set_champion
-from pipelines.settings import VAL_SHARE, TrainSettings
+from pipelines.settings import NAME, VAL_SHARE, TrainSettings
 from pipelines.storage import Store
 from pipelines.tracking import RunRecord, finish_run, log_files, log_history, log_metrics, open_run
 from pipelines.train import HISTORY, Progress, TrainedModel, run_name, train_model
 
+IN_THE_BOX: Final = "box"
+BOX: Final = Path(__file__).with_name("box")
 _METRIC_NAME: Final = re.compile(r"[^\w.\- /]")
 """What MLflow refuses in the name of a metric."""
 
@@ -33,8 +35,14 @@ def require_validation(manifest: Manifest) -> None:
         )
 
 
-def open_model(model: str) -> Model:
-    """Reads M: an artifact directory (a folder or `s3://`), or a `models:/name@alias` URI."""
+def open_model(model: str | None) -> Model:
+    """Reads M: an artifact directory (a folder or `s3://`), a `models:/name@alias` URI, or `box`, the model that
+    comes with the package. None: the champion of the registry where there is one, else that in the box."""
+    if model is None:
+        best = champion(NAME)
+        model = f"models:/{best.name}/{best.version}" if best else IN_THE_BOX
+    if model == IN_THE_BOX:
+        return read_model(BOX)
     if model.startswith("models:"):
         return read_model(fetch(model))
     if local := Store(model).local_path():

@@ -21,8 +21,8 @@ class ServedModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Loads the artifact directory that was registered as `model`."""
-        model, _ = load(Path(context.artifacts["model"]))
-        self.predictor = Predictor(model)
+        model, card = load(Path(context.artifacts["model"]))
+        self.predictor = Predictor(model, card.calibration)
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> NDArray[np.float32]:
         """`{"image_200": (B, 200, 200) uint8}` → (B, 136) float32."""

@@ -8,6 +8,9 @@ from msrrn.augmentation import AugmentationSettings
 
 VAL_SHARE: Final = 0.1
 
+NAME: Final = "msrrn"
+"""The registered model, where no other name is given."""
+
 SourceFormat = Literal["300w", "imglab", "coco", "csv", "csv-1based", "webdataset", "parquet"]
 DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
 BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]

@@ -68,6 +68,12 @@ def _sqlite_file() -> Path | None:
     return Path(database or "mlflow.db").absolute()
 
 
+def store_exists() -> bool:
+    """False for a SQLite store that nothing was written to yet: to look for something, none must be created."""
+    database = _sqlite_file()
+    return database is None or database.exists()
+
+
 def client() -> MlflowClient:
     """A client of `tracking_uri()`; a new SQLite store is created on first use, which takes seconds."""
     if database := _sqlite_file():

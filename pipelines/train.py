@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from msrrn.artifact import CARD, WEIGHTS, Card, save
+from msrrn.calibration import Calibration
 from msrrn.network import PRESETS
 from pipelines.engine import start_ray
 from pipelines.errors import UsageError, UserError
@@ -27,7 +28,7 @@ from pipelines.manifest import Manifest, read_manifest
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
-from pipelines.training import EpochMetrics, TrainState, train
+from pipelines.training import EpochMetrics, TrainState, calibrate, train
 
 HISTORY: Final = "history.json"
 STATE: Final = "state.pt"
@@ -84,7 +85,8 @@ def train_model(
         state = _train_here(store, manifest, settings, progress)
     else:
         state = _train_on_ray(store, Store(out).child("runs"), name, settings, workers, progress)
-    _publish(artifact, state, manifest, settings)
+    calibration = calibrate(state.averaged.cpu(), Loader(store, manifest, "val"))
+    _publish(artifact, state, calibration, manifest, settings)
     return _trained(artifact, name, reused=False)
 
 
@@ -197,7 +199,9 @@ def _restored(directory: Path, settings: TrainSettings) -> TrainState:
     return state
 
 
-def _publish(artifact: Store, state: TrainState, manifest: Manifest, settings: TrainSettings) -> None:
+def _publish(
+    artifact: Store, state: TrainState, calibration: Calibration, manifest: Manifest, settings: TrainSettings
+) -> None:
     weights = b"".join(
         tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in state.averaged.state_dict().values()
     )
@@ -206,6 +210,7 @@ def _publish(artifact: Store, state: TrainState, manifest: Manifest, settings: T
         crop_margin=manifest.settings["crop_margin"],
         detector=manifest.settings["detector"],
         config=state.averaged.config,
+        calibration=calibration,
         training={
             "run": run_name(manifest, settings),
             "dataset": manifest.name,

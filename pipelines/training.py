@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from msrrn.calibration import Calibration, fit
 from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN, PRESETS
 from msrrn.objective import OBJECTIVES, misjudged
@@ -234,3 +235,14 @@ def validate(model: MSRRN, val: Loader, rank: int = 0, world: int = 1) -> EpochM
         sums += nrmse_ip(stages, batch.landmarks.numpy()[:, None]).sum(axis=0, dtype=np.float64)
     total = _over_ranks(sums.tolist(), world, model.mean_shape.device)
     return {key: error / len(val) for key, error in zip(VAL_KEYS, total, strict=True)}
+
+
+def calibrate(model: MSRRN, val: Loader) -> Calibration:
+    """Fits what the model says about its errors to its errors on the validation faces, in crops."""
+    predictor = Predictor(model)
+    judged = []
+    for batch in val.in_order(predictor.batch) if len(val) else ():
+        judgement = predictor.judge(batch.image_200.numpy())
+        true = nrmse_ip(judgement.stages[:, -1], batch.landmarks.numpy())
+        judged.append(np.stack([judgement.log_error, judgement.disagreement, true]))
+    return fit(*np.concatenate([np.zeros((3, 0)), *judged], axis=1))

@@ -40,7 +40,7 @@ def main() -> None:
     jpegs = [draw_photo(7, index).jpeg for index in range(photos)]
     detector = HogDetector()
     network = MSRRN(PRESETS["paper"])
-    predictor = Predictor(network, BATCH)
+    predictor = Predictor(network, batch=BATCH)
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
 
     decoded = [decode(jpeg).rgb for jpeg in jpegs]

@@ -4,6 +4,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from msrrn.augmentation import mirror_shape
+from msrrn.calibration import Calibration
 from msrrn.network import MSRRN, PRESETS, ModelConfig
 from msrrn.predictor import STAGES, Predictor
 from pipelines.pyramid import pyramid
@@ -121,3 +123,21 @@ def test_predicting_leaves_no_gradients() -> None:
     Predictor(model).predict(random_crops(1))
     assert not model.training
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_face_and_its_mirror_image_get_mirrored_shapes_and_the_same_doubt() -> None:
+    model, crops = network(PRESETS["best"], spread=0.02), smooth_crops(3).numpy()
+    once = Predictor(network(PRESETS["best"].model_copy(update={"mirrored": False}), spread=0.02)).judge(crops)
+    here, there = Predictor(model).judge(crops), Predictor(model).judge(crops[:, :, ::-1])
+    np.testing.assert_allclose(there.stages[:, 1:], mirror_shape(here.stages[:, 1:] * (-1, 1) + (1, 0)), atol=1e-5)
+    np.testing.assert_allclose(there.disagreement, here.disagreement, rtol=1e-3)
+    assert (here.disagreement > 1e-3).all()
+    assert (once.disagreement == 0).all()
+    assert np.abs(once.stages - here.stages).max() > 1e-3
+
+
+def test_the_calibration_of_the_model_is_applied() -> None:
+    crops = smooth_crops(3).numpy()
+    plain = Predictor(network()).predict(crops)
+    doubled = Predictor(network(), Calibration(constant=float(np.log(2)))).predict(crops)
+    np.testing.assert_allclose(doubled.expected_nrmse, 2 * plain.expected_nrmse, rtol=1e-5)

@@ -1,0 +1,45 @@
+"""The model that comes with the package."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msrrn.artifact import WEIGHTS
+from pipelines.evaluation import evaluate
+from pipelines.retraining import BOX, open_model
+
+
+def test_without_a_champion_it_is_the_model_in_the_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    model = open_model(None)
+    assert model.digest == open_model("box").digest
+    assert not list(tmp_path.iterdir()), "looking for a champion must not make a registry"
+
+
+def test_it_is_small_and_says_what_it_may_be_used_for() -> None:
+    assert (BOX / WEIGHTS).stat().st_size <= 8_000_000
+    card = open_model("box").card
+    assert "research only" in card.licence
+    assert card.config.preset == "best"
+    assert card.training["faces_by_source"].keys() == {"lfpw", "helen", "afw"}
+
+
+def test_it_finds_the_landmarks_of_real_faces(data_root: Path, tmp_path: Path) -> None:
+    """It was trained on these: what is tested is that boxes, crops, weights and coordinates fit each other."""
+    for annotation in sorted((data_root / "300w" / "lfpw" / "trainset").glob("*.pts"))[:12]:
+        for path in (annotation, annotation.with_suffix(".jpg")):
+            shutil.copy(path, tmp_path)
+    faces = evaluate(open_model("box"), [str(tmp_path)], "all", 0).faces
+    assert len(faces) == 12
+    errors = np.stack([face.nrmse_ip for face in faces])
+    assert errors[:, -1].mean() < 0.045
+    assert (np.diff(errors.mean(axis=0)) < 0).all(), "every stage improves on the one before"
+
+
+def test_it_finds_the_landmarks_of_drawn_faces(annotated: Path) -> None:
+    """Without research data: it never saw a drawn face, so they are found roughly."""
+    faces = evaluate(open_model("box"), [str(annotated)], "all", 0).faces
+    assert np.median([face.nrmse_ip[-1] for face in faces]) < 0.2
