@@ -34,9 +34,9 @@ def test_it_finds_the_landmarks_of_real_faces(data_root: Path, tmp_path: Path) -
             shutil.copy(path, tmp_path)
     faces = evaluate(open_model("box"), [str(tmp_path)], "all", 0).faces
     assert len(faces) == 12
-    errors = np.stack([face.nrmse_ip for face in faces])
-    assert errors[:, -1].mean() < 0.045
-    assert (np.diff(errors.mean(axis=0)) < 0).all(), "every stage improves on the one before"
+    errors = np.stack([face.nrmse_ip for face in faces]).mean(axis=0)
+    assert errors[-1] < 0.04
+    assert errors[-1] < 0.6 * errors[1], "the stages improve on the initial shape"
 
 
 def test_it_finds_the_landmarks_of_drawn_faces(annotated: Path) -> None:
