@@ -42,6 +42,7 @@ def add_commands(commands: Commands) -> None:
     _promote(commands)
     _rollback(commands)
     _models(commands)
+    _export(commands)
     _annotate(commands)
     _retrain(commands)
 
@@ -237,6 +238,41 @@ def _models(commands: Commands) -> None:
     )
     parser.add_argument("--name", help="one registered model (default: all)")
     add_json(parser)
+
+
+def _export(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from pipelines.models import export_model
+        from pipelines.retraining import open_model
+        from pipelines.storage import Store
+
+        model, file = open_model(call.model), Path(call.out)
+        data = export_model(model)
+        Store(str(file.parent)).publish(file.name, data)
+        if call.json:
+            print_json({"file": call.out, "bytes": len(data), "model": model.label, "licence": model.card.licence})
+        else:
+            print(f"{call.out}: {model.label}, {len(data) / 1e6:.1f} MB. Licence: {model.card.licence}")
+
+    parser = add_command(
+        commands,
+        "export-model",
+        run,
+        "Writes a model as one ONNX file. From uint8 crops to landmarks, patch sampling included; it runs in plain "
+        "onnxruntime, and every --model takes it too.",
+        "  msrrn export-model --model box --out face.onnx\n"
+        "  msrrn annotate photos --model face.onnx --out annotations",
+    )
+    add_model(parser, required=False)
+    parser.add_argument("--out", required=True, metavar="FILE", type=onnx_file, help="a file that ends in .onnx")
+    add_json(parser)
+
+
+def onnx_file(text: str) -> str:
+    """Raises ArgumentTypeError where a file has not the suffix by which it is known again."""
+    if not text.endswith(".onnx"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .onnx")
+    return text
 
 
 def _annotate(commands: Commands) -> None:

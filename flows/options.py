@@ -184,6 +184,6 @@ def add_model(parser: argparse.ArgumentParser, required: bool) -> None:
         "--model",
         required=required,
         metavar="M",
-        help="an artifact directory, models:/NAME@ALIAS, or box: the model that comes with the package"
+        help="an artifact directory, an exported .onnx, models:/NAME@ALIAS, or box: the model in the package"
         + ("" if required else f" (default: models:/{NAME}@champion where there is one, else box)"),
     )

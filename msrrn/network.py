@@ -240,7 +240,7 @@ class PatchFeatures(nn.Module):
         features: Tensor = self.filters(patches_BLK)
         if self.landmarks is not None:
             features = self.landmarks(features)
-        return features.reshape(len(features), -1)
+        return features.flatten(1)
 
 
 class RecurrentRegressor(nn.Module):

@@ -28,12 +28,18 @@ def summed_nrmse_ip(stages: Stages, truth: Tensor) -> Tensor:
 
 def nrmse_ip(shapes: Tensor, truth: Tensor) -> Tensor:
     """(B, T+1): NRMSE over the pupils' distance, a fraction, of shapes (B, T+1, L, 2) against truth (B, L, 2)."""
-    eyes = [truth[:, eye.start : eye.stop].mean(dim=1) for eye in (RIGHT_EYE, LEFT_EYE)]
-    pupils = torch.linalg.vector_norm(eyes[1] - eyes[0], dim=-1).clamp_min(1e-3)
+    pupils = pupil_distance(truth).clamp_min(1e-3)
     # Smooth where a point is exact: the slope of a norm is not defined there.
     distances = torch.sqrt((shapes - truth[:, None]).square().sum(dim=-1) + 1e-12)
     error: Tensor = distances.mean(dim=2) / pupils[:, None]
     return error
+
+
+def pupil_distance(shapes: Tensor) -> Tensor:
+    """(B,): the normaliser IP of shapes (B, L, 2), in their unit."""
+    eyes = [shapes[:, eye.start : eye.stop].mean(dim=1) for eye in (RIGHT_EYE, LEFT_EYE)]
+    distance: Tensor = torch.linalg.vector_norm(eyes[1] - eyes[0], dim=-1)
+    return distance
 
 
 def misjudged(stages: Stages, truth: Tensor) -> Tensor:

@@ -1,18 +1,18 @@
 """From crops to landmarks: the one way in which a trained network is asked."""
 
+from abc import ABC, abstractmethod
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from msrrn.augmentation import mirror_shape
 from msrrn.calibration import Calibration
-from msrrn.landmarks import inter_pupil
-from msrrn.metrics import point_error
-from msrrn.network import LEVELS, MSRRN
+from msrrn.landmarks import MIRROR
+from msrrn.network import LEVELS, MSRRN, Stages
+from msrrn.objective import pupil_distance
 
 STAGES: Final = ("mean_shape", "initial", "stage_1", "stage_2", "stage_3")
 """Names of the shapes that a prediction holds, in order."""
@@ -58,20 +58,48 @@ def area_halve(level: Tensor) -> Tensor:
     return torch.floor(functional.avg_pool2d(level[:, None].float(), 2)[:, 0] + 0.5)
 
 
-class Predictor:
-    """Runs a network over crops in batches of a fixed size, without gradients.
+class Looks(nn.Module):
+    """All that happens to a batch of crops: pyramid, network, and a second look in the mirror where it is asked for.
 
-    Where the network's configuration says `mirrored`, it also sees every crop in the mirror, and all shapes are
-    the mean of both.
+    Where the network's configuration says `mirrored`, all shapes are the mean of both looks.
     """
 
-    def __init__(
-        self, model: MSRRN, calibration: Calibration = UNCALIBRATED, batch: int = 64, device: str = "cpu"
-    ) -> None:
-        self.model = model.to(device).eval()
+    mirror: Tensor
+
+    def __init__(self, model: MSRRN) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.register_buffer("mirror", torch.from_numpy(MIRROR), persistent=False)
+
+    def forward(self, image_200: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Crops (B, 200, 200) uint8 → the fields of `Judgement`."""
+        stages, log_error = self._look(image_200)
+        disagreement = torch.zeros_like(log_error)
+        if self.model.config.mirrored:
+            other, log_other = self._look(image_200.flip(2))
+            other = torch.stack([1 - other[..., 0], other[..., 1]], dim=-1)[:, :, self.mirror]
+            apart = torch.linalg.vector_norm(stages[:, -1] - other[:, -1], dim=-1).mean(dim=1)
+            stages, log_error = (stages + other) / 2, (log_error + log_other) / 2
+            disagreement = apart / pupil_distance(stages[:, -1]).clamp_min(1e-6)
+        mean_shape = self.model.mean_shape.expand(image_200.shape[0], 1, -1, -1)
+        return torch.cat([mean_shape, stages], dim=1), log_error, disagreement
+
+    def _look(self, image_200: Tensor) -> tuple[Tensor, Tensor]:
+        level_100 = area_halve(image_200)
+        stages: Stages = self.model(area_halve(level_100), level_100, image_200)
+        return stages.shapes, stages.log_error
+
+
+class Predictor(ABC):
+    """Asks a network about crops, in batches of a fixed size. Its back ends say how one batch is run."""
+
+    def __init__(self, calibration: Calibration = UNCALIBRATED, batch: int = 64) -> None:
         self.calibration = calibration
         self.batch = batch
-        self.device = device
+
+    @abstractmethod
+    def _run(self, crops: NDArray[np.uint8]) -> Judgement:
+        """One batch (B, 200, 200) with 1 ≤ B ≤ `batch`."""
 
     def predict(self, image_200: NDArray[np.uint8]) -> Prediction:
         """Grey crops (B, 200, 200) uint8 → shapes; B = 0 is fine.
@@ -88,37 +116,28 @@ class Predictor:
         Raises:
             ValueError: another shape or dtype.
         """
-        self.model.eval()
         side = LEVELS[-1]
         if image_200.dtype != np.uint8 or image_200.shape[1:] != (side, side):
             raise ValueError(f"crops must be uint8 (B, {side}, {side}), not {image_200.dtype} {image_200.shape}")
         none = np.zeros(0, np.float32)
         nothing = Judgement(np.zeros((0, len(STAGES), 68, 2), np.float32), none, none)
-        parts = [
-            self._judge_batch(image_200[start : start + self.batch]) for start in range(0, len(image_200), self.batch)
-        ]
+        parts = [self._run(image_200[start : start + self.batch]) for start in range(0, len(image_200), self.batch)]
         return Judgement._make(np.concatenate(columns) for columns in zip(nothing, *parts, strict=True))
 
-    def _judge_batch(self, crops: NDArray[np.uint8]) -> Judgement:
-        stages, log_error = self._run(crops)
-        if not self.model.config.mirrored:
-            return Judgement(stages, log_error, np.zeros_like(log_error))
-        mirrored, log_mirrored = self._run(crops[:, :, ::-1])
-        mirrored[..., 0] = 1 - mirrored[..., 0]
-        mirrored = mirror_shape(mirrored).astype(np.float32)
-        # The mean shape is the same for all.
-        mirrored[:, 0] = stages[:, 0]
-        both = ((stages + mirrored) / 2).astype(np.float32)
-        distance = point_error(stages[:, -1], mirrored[:, -1])
-        disagreement = distance / np.maximum(inter_pupil(both[:, -1]), 1e-6)
-        log_both = ((log_error + log_mirrored) / 2).astype(np.float32)
-        return Judgement(both, log_both, disagreement.astype(np.float32))
+
+class TorchPredictor(Predictor):
+    """Runs the network itself, without gradients."""
+
+    def __init__(
+        self, model: MSRRN, calibration: Calibration = UNCALIBRATED, batch: int = 64, device: str = "cpu"
+    ) -> None:
+        super().__init__(calibration, batch)
+        self.looks = Looks(model).to(device)
+        self.device = device
 
     @torch.inference_mode()
-    def _run(self, crops: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _run(self, crops: NDArray[np.uint8]) -> Judgement:
+        self.looks.eval()
         # A copy, since torch takes no negative strides.
-        level_200 = torch.from_numpy(crops.copy()).to(self.device)
-        level_100 = area_halve(level_200)
-        stages = self.model(area_halve(level_100), level_100, level_200)
-        mean = self.model.mean_shape.expand(len(crops), 1, -1, -1)
-        return torch.cat([mean, stages.shapes], dim=1).cpu().numpy(), stages.log_error.cpu().numpy()
+        columns = self.looks(torch.from_numpy(crops.copy()).to(self.device))
+        return Judgement._make(column.cpu().numpy() for column in columns)

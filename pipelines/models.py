@@ -5,16 +5,22 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card
-from msrrn.predictor import Predictor
+from msrrn.network import MSRRN
+from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
+from msrrn.predictor import Predictor, TorchPredictor
 from pipelines.errors import UserError
 from pipelines.settings import VAL_SHARE
+
+ONNX_SUFFIX: Final = ".onnx"
+ONNX_FILE: Final = "model.onnx"
 
 
 @dataclass(frozen=True)
 class Model:
-    """An artifact's two files. Picklable and hashable; a few megabytes."""
+    """An artifact's two files, or an ONNX file. Picklable and hashable; a few megabytes."""
 
     files: tuple[tuple[str, bytes], ...]
     card: Card
@@ -46,12 +52,15 @@ class Model:
 
 
 def read_model(directory: Path) -> Model:
-    """Reads an artifact directory and checks that it loads.
+    """Reads an artifact directory, or a file that `export_model` wrote, and checks that it loads.
 
     Raises:
         UserError: it is not a model artifact, or a damaged one, or it cannot be read.
     """
     try:
+        if directory.suffix == ONNX_SUFFIX:
+            data = directory.read_bytes()
+            return Model(((ONNX_FILE, data),), read_onnx_card(data, str(directory)))
         card = read_card(directory)
         load(directory)
         return Model(tuple((name, (directory / name).read_bytes()) for name in (WEIGHTS, CARD)), card)
@@ -64,10 +73,23 @@ def read_model(directory: Path) -> Model:
         ) from error
 
 
+def export_model(model: Model) -> bytes:
+    """The model as an ONNX file; one that is ONNX already is given as it is."""
+    files = dict(model.files)
+    return files[ONNX_FILE] if ONNX_FILE in files else to_onnx(*_network(model))
+
+
 @cache
 def _predictor(model: Model) -> Predictor:
+    files = dict(model.files)
+    if ONNX_FILE in files:
+        return OnnxPredictor(files[ONNX_FILE], model.card.calibration)
+    network, card = _network(model)
+    return TorchPredictor(network, card.calibration)
+
+
+def _network(model: Model) -> tuple[MSRRN, Card]:
     with tempfile.TemporaryDirectory() as directory:
         for name, data in model.files:
             (Path(directory) / name).write_bytes(data)
-        network, card = load(Path(directory))
-    return Predictor(network, card.calibration)
+        return load(Path(directory))

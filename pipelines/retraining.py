@@ -12,7 +12,7 @@ from msrrn.artifact import CARD, WEIGHTS
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, Selection, evaluate
 from pipelines.manifest import Manifest, read_manifest
-from pipelines.models import Model, read_model
+from pipelines.models import ONNX_FILE, ONNX_SUFFIX, Model, read_model
 from pipelines.promotion import Decision, decide
 from pipelines.registry import ROLLED_BACK, ModelVersion, champion, fetch, register, set_challenger, set_champion
 from pipelines.settings import NAME, VAL_SHARE, TrainSettings
@@ -36,8 +36,9 @@ def require_validation(manifest: Manifest) -> None:
 
 
 def open_model(model: str | None) -> Model:
-    """Reads M: an artifact directory (a folder or `s3://`), a `models:/name@alias` URI, or `box`, the model that
-    comes with the package. None: the champion of the registry where there is one, else that in the box."""
+    """Reads M: an artifact directory or an exported `.onnx` (local or `s3://`), a `models:/name@alias` URI, or
+    `box`, the model that comes with the package. None: the champion of the registry where there is one, else
+    that in the box."""
     if model is None:
         best = champion(NAME)
         model = f"models:/{best.name}/{best.version}" if best else IN_THE_BOX
@@ -48,6 +49,10 @@ def open_model(model: str | None) -> Model:
     if local := Store(model).local_path():
         return read_model(local)
     with tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
+        if model.endswith(ONNX_SUFFIX):
+            place, _, file = model.rpartition("/")
+            Path(folder, file).write_bytes(Store(place).read_bytes(file))
+            return read_model(Path(folder, file))
         store = Store(model)
         for key in (WEIGHTS, CARD):
             Path(folder, key).write_bytes(store.read_bytes(key))
@@ -181,6 +186,8 @@ def promote(
     if artifact.startswith("models:") and not artifact.startswith((f"models:/{name}/", f"models:/{name}@")):
         raise UserError(f"{artifact} is not a version of {name!r}: give --name, or the artifact's directory")
     model = open_model(artifact)
+    if ONNX_FILE in dict(model.files):
+        raise UserError(f"{artifact} is an export: promote the artifact that it was made from")
     val_share = model.val_share
     evaluation = evaluate(model, sources, selection, workers, val_share=val_share)
     version = record(artifact, model, evaluation, name)

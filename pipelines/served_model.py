@@ -13,7 +13,7 @@ from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
 from msrrn.artifact import load
-from msrrn.predictor import Predictor
+from msrrn.predictor import TorchPredictor
 
 
 class ServedModel(PythonModel):  # type: ignore[misc]
@@ -22,7 +22,7 @@ class ServedModel(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         """Loads the artifact directory that was registered as `model`."""
         model, card = load(Path(context.artifacts["model"]))
-        self.predictor = Predictor(model, card.calibration)
+        self.predictor = TorchPredictor(model, card.calibration)
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> NDArray[np.float32]:
         """`{"image_200": (B, 200, 200) uint8}` → (B, 136) float32."""

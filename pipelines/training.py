@@ -23,7 +23,7 @@ from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN, PRESETS
 from msrrn.objective import OBJECTIVES, misjudged
 from msrrn.perturbation import draw, perturb
-from msrrn.predictor import STAGES, Predictor, area_halve
+from msrrn.predictor import STAGES, TorchPredictor, area_halve
 from pipelines.errors import UserError
 from pipelines.loader import Batch, Loader
 from pipelines.settings import TrainSettings
@@ -228,7 +228,7 @@ def validate(model: MSRRN, val: Loader, rank: int = 0, world: int = 1) -> EpochM
     """
     if not len(val):
         return {}
-    predictor = Predictor(model, device=str(model.mean_shape.device))
+    predictor = TorchPredictor(model, device=str(model.mean_shape.device))
     sums = np.zeros(len(STAGES))
     for batch in val.in_order(predictor.batch, rank, world):
         stages = predictor.predict(batch.image_200.numpy()).stages
@@ -239,7 +239,7 @@ def validate(model: MSRRN, val: Loader, rank: int = 0, world: int = 1) -> EpochM
 
 def calibrate(model: MSRRN, val: Loader) -> Calibration:
     """Fits what the model says about its errors to its errors on the validation faces, in crops."""
-    predictor = Predictor(model)
+    predictor = TorchPredictor(model)
     judged = []
     for batch in val.in_order(predictor.batch) if len(val) else ():
         judgement = predictor.judge(batch.image_200.numpy())

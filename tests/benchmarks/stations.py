@@ -14,7 +14,7 @@ import torch
 
 from msrrn.network import MSRRN, PRESETS
 from msrrn.objective import squared
-from msrrn.predictor import Predictor, area_halve
+from msrrn.predictor import TorchPredictor, area_halve
 from msrrn.synthetic import draw_photo
 from pipelines.decoding import decode
 from pipelines.detection import HogDetector
@@ -40,7 +40,7 @@ def main() -> None:
     jpegs = [draw_photo(7, index).jpeg for index in range(photos)]
     detector = HogDetector()
     network = MSRRN(PRESETS["paper"])
-    predictor = Predictor(network, batch=BATCH)
+    predictor = TorchPredictor(network, batch=BATCH)
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
 
     decoded = [decode(jpeg).rgb for jpeg in jpegs]

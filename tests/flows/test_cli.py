@@ -14,7 +14,19 @@ from pipelines.prepare import prepare
 from pipelines.settings import TrainSettings
 from tests.factories import SETTINGS
 
-COMMANDS = ("demo", "synth", "prepare", "train", "evaluate", "promote", "rollback", "models", "annotate", "retrain")
+COMMANDS = (
+    "demo",
+    "synth",
+    "prepare",
+    "train",
+    "evaluate",
+    "promote",
+    "rollback",
+    "models",
+    "export-model",
+    "annotate",
+    "retrain",
+)
 
 
 @pytest.fixture
@@ -67,6 +79,7 @@ def test_sources_may_follow_one_option_or_several() -> None:
         ["fly"],
         ["prepare", "--out", "o"],
         ["annotate", "--out", "o"],
+        ["export-model", "--out", "face.pt"],
         ["synth", "o", "--photos", "0"],
         ["evaluate", "--model", "m", "--data", "d", "--split", "some"],
         ["train", "--dataset", "d", "--out", "o", "--preset", "best-ever"],
@@ -141,6 +154,22 @@ def test_annotate_accounts_for_every_picture(
     summary = json.loads(capsys.readouterr().out)
     assert summary["images"] == summary["annotated"] + summary["no_face"] + summary["quarantined"]
     assert summary["faces"] == len(list((out / "pts").rglob("*.pts")))
+
+
+def test_an_exported_model_is_used_like_any(
+    artifact: str, annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "face.onnx")
+    assert main(["export-model", "--model", artifact, "--out", file, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["file"] == file
+    assert said["bytes"] == Path(file).stat().st_size
+    rows = []
+    for model in (artifact, file):
+        assert main(["evaluate", "--model", model, "--data", str(annotated), "--json", "-", "--workers", "1"]) == 0
+        rows.append(json.loads(capsys.readouterr().out)["all"])
+    assert rows[0]["nrmse_ip"] == pytest.approx(rows[1]["nrmse_ip"], rel=1e-4)
+    assert "is an export" in fails(capsys, "promote", "--model", file, "--data", str(annotated))
 
 
 def test_models_of_an_empty_registry_and_rollback_without_one(

@@ -11,7 +11,7 @@ import torch
 
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card, save
 from msrrn.network import MSRRN, ModelConfig
-from msrrn.predictor import Predictor
+from msrrn.predictor import TorchPredictor
 
 SMALL = ModelConfig(preset="small", patch=12, patch_channels=(4, 4), initial_channels=(4, 4, 4), hidden=16)
 
@@ -59,9 +59,9 @@ def test_what_is_saved_is_loaded(artifact: Path) -> None:
     assert read_card(artifact) == card()
     assert not model.training
     crops = np.random.default_rng(0).integers(0, 256, (2, 200, 200), dtype=np.uint8)
-    shapes = Predictor(original).predict(crops).stages
+    shapes = TorchPredictor(original).predict(crops).stages
     # Weights are stored as float16: some hundredths of a pixel.
-    np.testing.assert_allclose(Predictor(model).predict(crops).stages, shapes, atol=2e-4)
+    np.testing.assert_allclose(TorchPredictor(model).predict(crops).stages, shapes, atol=2e-4)
     assert torch.equal(model.mean_shape, original.mean_shape)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from msrrn.augmentation import mirror_shape
 from msrrn.calibration import Calibration
 from msrrn.network import MSRRN, PRESETS, ModelConfig
-from msrrn.predictor import STAGES, Predictor
+from msrrn.predictor import STAGES, TorchPredictor
 from pipelines.pyramid import pyramid
 from tests.msrrn.test_landmarks import FACE
 from tests.msrrn.test_network import smooth_crops
@@ -32,14 +32,16 @@ def random_crops(batch: int, seed: int = 0) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("config", [SMALL, *PRESETS.values()])
 def test_a_face_gets_the_same_shape_alone_and_in_any_batch(config: ModelConfig) -> None:
     model, crops = network(config), smooth_crops(7).numpy()
-    together = Predictor(model, batch=64).predict(crops)
+    together = TorchPredictor(model, batch=64).predict(crops)
     alone = np.concatenate(
-        [Predictor(model, batch=64).predict(crops[index : index + 1]).stages for index in range(7)]
+        [TorchPredictor(model, batch=64).predict(crops[index : index + 1]).stages for index in range(7)]
     )
     # Within 0.002 px of the 200 px crop: sums are made in another order, and each stage amplifies that.
     np.testing.assert_allclose(alone, together.stages, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(Predictor(model, batch=3).predict(crops).stages, together.stages, atol=1e-5, rtol=0)
-    backwards = Predictor(model, batch=2).predict(crops[::-1])
+    np.testing.assert_allclose(
+        TorchPredictor(model, batch=3).predict(crops).stages, together.stages, atol=1e-5, rtol=0
+    )
+    backwards = TorchPredictor(model, batch=2).predict(crops[::-1])
     np.testing.assert_allclose(backwards.stages[::-1], together.stages, atol=1e-5, rtol=0)
     np.testing.assert_allclose(backwards.confidence[::-1], together.confidence, atol=1e-3)
     assert np.abs(together.stages[0, -1] - together.stages[1, -1]).max() > 1e-3
@@ -47,14 +49,14 @@ def test_a_face_gets_the_same_shape_alone_and_in_any_batch(config: ModelConfig) 
 
 def test_the_same_call_gives_the_same_bytes() -> None:
     crops = random_crops(3)
-    first, second = (Predictor(network()).predict(crops) for _ in range(2))
+    first, second = (TorchPredictor(network()).predict(crops) for _ in range(2))
     assert first.stages.tobytes() == second.stages.tobytes()
     assert first.confidence.tobytes() == second.confidence.tobytes()
 
 
 def test_stages_stand_in_their_order() -> None:
     model, crops = network(), random_crops(2)
-    prediction = Predictor(model).predict(crops)
+    prediction = TorchPredictor(model).predict(crops)
     assert len(STAGES) == prediction.stages.shape[1] == 5
     assert prediction.stages.shape == (2, 5, 68, 2)
     np.testing.assert_array_equal(prediction.stages[:, STAGES.index("mean_shape")], [MEAN.float().numpy()] * 2)
@@ -66,7 +68,7 @@ def test_stages_stand_in_their_order() -> None:
 
 
 def test_no_faces_give_no_shapes() -> None:
-    prediction = Predictor(network()).predict(np.zeros((0, 200, 200), np.uint8))
+    prediction = TorchPredictor(network()).predict(np.zeros((0, 200, 200), np.uint8))
     assert prediction.stages.shape == (0, 5, 68, 2)
     assert prediction.shapes.shape == (0, 68, 2)
     assert prediction.confidence.shape == (0,)
@@ -86,13 +88,13 @@ def test_no_faces_give_no_shapes() -> None:
 )
 def test_other_inputs_are_refused(shape: tuple[int, ...], dtype: type[np.generic]) -> None:
     with pytest.raises(ValueError, match=r"crops must be uint8 \(B, 200, 200\)"):
-        Predictor(network()).predict(np.zeros(shape, dtype))
+        TorchPredictor(network()).predict(np.zeros(shape, dtype))
 
 
 def test_views_of_larger_arrays_are_read_as_they_look() -> None:
     crops = np.random.default_rng(0).integers(0, 256, (4, 200, 400), dtype=np.uint8)[::-2, :, ::-2]
     crops.flags.writeable = False
-    predictor = Predictor(network(), batch=1)
+    predictor = TorchPredictor(network(), batch=1)
     np.testing.assert_array_equal(predictor.predict(crops).stages, predictor.predict(crops.copy()).stages)
 
 
@@ -100,7 +102,7 @@ def test_confidence_falls_with_the_error_that_is_expected() -> None:
     model = network()
     with torch.no_grad():
         model.doubt[-1].weight.normal_(std=1.0)  # type: ignore[operator]
-    prediction = Predictor(model).predict(smooth_crops(6).numpy())
+    prediction = TorchPredictor(model).predict(smooth_crops(6).numpy())
     order = np.argsort(prediction.expected_nrmse)
     assert (np.diff(prediction.confidence[order]) < 0).all()
     assert len(set(prediction.confidence.tolist())) == 6
@@ -112,7 +114,7 @@ def test_confidence_is_above_0_and_at_most_1(log_error: float) -> None:
     model = network()
     with torch.no_grad():
         model.doubt[-1].bias.fill_(log_error)  # type: ignore[operator]
-    prediction = Predictor(model).predict(random_crops(4))
+    prediction = TorchPredictor(model).predict(random_crops(4))
     assert np.isfinite(prediction.expected_nrmse).all()
     assert (prediction.confidence > 0).all()
     assert (prediction.confidence <= 1).all()
@@ -120,15 +122,15 @@ def test_confidence_is_above_0_and_at_most_1(log_error: float) -> None:
 
 def test_predicting_leaves_no_gradients() -> None:
     model = network()
-    Predictor(model).predict(random_crops(1))
+    TorchPredictor(model).predict(random_crops(1))
     assert not model.training
     assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_a_face_and_its_mirror_image_get_mirrored_shapes_and_the_same_doubt() -> None:
     model, crops = network(PRESETS["best"], spread=0.02), smooth_crops(3).numpy()
-    once = Predictor(network(PRESETS["best"].model_copy(update={"mirrored": False}), spread=0.02)).judge(crops)
-    here, there = Predictor(model).judge(crops), Predictor(model).judge(crops[:, :, ::-1])
+    once = TorchPredictor(network(PRESETS["best"].model_copy(update={"mirrored": False}), spread=0.02)).judge(crops)
+    here, there = TorchPredictor(model).judge(crops), TorchPredictor(model).judge(crops[:, :, ::-1])
     np.testing.assert_allclose(there.stages[:, 1:], mirror_shape(here.stages[:, 1:] * (-1, 1) + (1, 0)), atol=1e-5)
     np.testing.assert_allclose(there.disagreement, here.disagreement, rtol=1e-3)
     assert (here.disagreement > 1e-3).all()
@@ -138,6 +140,6 @@ def test_a_face_and_its_mirror_image_get_mirrored_shapes_and_the_same_doubt() ->
 
 def test_the_calibration_of_the_model_is_applied() -> None:
     crops = smooth_crops(3).numpy()
-    plain = Predictor(network()).predict(crops)
-    doubled = Predictor(network(), Calibration(constant=float(np.log(2)))).predict(crops)
+    plain = TorchPredictor(network()).predict(crops)
+    doubled = TorchPredictor(network(), Calibration(constant=float(np.log(2)))).predict(crops)
     np.testing.assert_allclose(doubled.expected_nrmse, 2 * plain.expected_nrmse, rtol=1e-5)

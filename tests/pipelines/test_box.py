@@ -8,6 +8,7 @@ import pytest
 
 from msrrn.artifact import WEIGHTS
 from pipelines.evaluation import evaluate
+from pipelines.models import export_model
 from pipelines.retraining import BOX, open_model
 
 
@@ -33,6 +34,12 @@ def test_it_finds_the_landmarks_of_real_faces(data_root: Path, tmp_path: Path) -
         for path in (annotation, annotation.with_suffix(".jpg")):
             shutil.copy(path, tmp_path)
     faces = evaluate(open_model("box"), [str(tmp_path)], "all", 0).faces
+    Path(tmp_path, "face.onnx").write_bytes(export_model(open_model("box")))
+    for face, same in zip(
+        faces, evaluate(open_model(f"{tmp_path}/face.onnx"), [str(tmp_path)], "all", 0).faces, strict=True
+    ):
+        pixel = face.box.width * 1.5 / 200
+        assert np.abs(face.stages - same.stages).max() < 1e-3 * pixel, "both back ends agree"
     assert len(faces) == 12
     errors = np.stack([face.nrmse_ip for face in faces]).mean(axis=0)
     assert errors[-1] < 0.04

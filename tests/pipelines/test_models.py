@@ -8,7 +8,7 @@ import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
 from pipelines.errors import UserError
-from pipelines.models import Model, read_model
+from pipelines.models import Model, export_model, read_model
 from tests.factories import tiny_model
 
 MEAN = np.random.default_rng(0).uniform(0.2, 0.8, (68, 2)).astype(np.float32)
@@ -74,3 +74,20 @@ def test_a_damaged_artifact_is_explained(artifact: Path) -> None:
     (artifact / WEIGHTS).unlink()
     with pytest.raises(UserError, match="weights cannot be loaded"):
         read_model(artifact)
+
+
+def test_an_export_is_a_model_too(artifact: Path, tmp_path: Path) -> None:
+    model = read_model(artifact)
+    file = tmp_path / "face.onnx"
+    file.write_bytes(export_model(model))
+    exported = read_model(file)
+    assert exported.card == model.card
+    assert exported.digest != model.digest
+    copy: Model = pickle.loads(pickle.dumps(exported))  # noqa: S301
+    np.testing.assert_allclose(copy.predictor.predict(CROPS).stages, model.predictor.predict(CROPS).stages, atol=5e-6)
+    assert export_model(exported) == file.read_bytes()
+    file.write_bytes(b"rubbish")
+    with pytest.raises(UserError, match=r"face\.onnx: not an ONNX model"):
+        read_model(file)
+    with pytest.raises(UserError, match=r"absent\.onnx cannot be read"):
+        read_model(tmp_path / "absent.onnx")

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event
 
 from msrrn.artifact import Card, load, save
 from msrrn.network import MSRRN, ModelConfig
-from msrrn.predictor import Predictor
+from msrrn.predictor import TorchPredictor
 from pipelines import registry, tracking
 from pipelines.errors import UserError
 from pipelines.tracking import RunRecord
@@ -282,7 +282,7 @@ def test_a_served_model_answers_as_the_predictor(three: list[Path], store: Path)
     crops = np.random.default_rng(0).integers(0, 256, (3, 200, 200), dtype=np.uint8)
     served = mlflow.pyfunc.load_model("models:/three/3")
     answer = served.predict({"image_200": crops})
-    expected = Predictor(load(three[2])[0]).predict(crops).shapes.reshape(3, 136)
+    expected = TorchPredictor(load(three[2])[0]).predict(crops).shapes.reshape(3, 136)
     assert answer.dtype == np.float32
     np.testing.assert_array_equal(answer, expected)
     files = {path.name for path in (store / "mlartifacts" / "models").rglob("*") if path.is_file()}

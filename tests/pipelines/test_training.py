@@ -8,7 +8,7 @@ import torch
 
 from msrrn.metrics import nrmse_ip
 from msrrn.network import PRESETS
-from msrrn.predictor import Predictor
+from msrrn.predictor import TorchPredictor
 from pipelines.errors import UserError
 from pipelines.loader import Batch, Loader
 from pipelines.settings import TrainSettings
@@ -77,7 +77,7 @@ def test_a_run_without_validation_faces_has_no_validation_figures(dataset: Datas
 def test_validation_measures_every_face_once(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     state = started(splits)
     (batch,) = splits[1].in_order(64)
-    stages = Predictor(state.model).predict(batch.image_200.numpy()).stages
+    stages = TorchPredictor(state.model).predict(batch.image_200.numpy()).stages
     whole = nrmse_ip(stages, batch.landmarks.numpy()[:, None]).mean(axis=0)
     assert list(validate(state.model, splits[1]).values()) == pytest.approx(whole.tolist(), rel=1e-6)
     in_order = Loader.in_order

@@ -1,0 +1,102 @@
+"""The whole prediction as one ONNX graph: pyramid, sampling of patches, all stages, both looks, calibration.
+
+Inputs: `crops` (faces, 200, 200) uint8. Outputs, float32: `landmarks` (faces, 68, 2) in [0, 1] of the crop,
+`expected_nrmse` (faces,), and what `Judgement` has: `stages`, `log_error`, `disagreement`.
+The model card travels in the metadata, as JSON, under `CARD_KEY`.
+"""
+
+import json
+import logging
+import warnings
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from msrrn.artifact import ArtifactError, Card
+from msrrn.calibration import FLOOR, LOG_ERRORS, Calibration
+from msrrn.network import LEVELS, MSRRN
+from msrrn.predictor import Judgement, Looks, Predictor
+
+CARD_KEY: Final = "msrrn.card"
+OUTPUTS: Final = ("landmarks", "expected_nrmse", "stages", "log_error", "disagreement")
+
+
+class _Whole(nn.Module):
+    """What the graph computes."""
+
+    def __init__(self, model: MSRRN, calibration: Calibration) -> None:
+        super().__init__()
+        self.looks = Looks(model)
+        self.calibration = calibration
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
+        stages, log_error, disagreement = self.looks(crops)
+        fit = self.calibration
+        logs = fit.constant + fit.own * log_error + fit.disagreement * disagreement.clamp_min(FLOOR).log()
+        return stages[:, -1], logs.clamp(*LOG_ERRORS).exp(), stages, log_error, disagreement
+
+
+def to_onnx(model: MSRRN, card: Card) -> bytes:
+    """The model and its card as an ONNX file, for any number of faces."""
+    side = LEVELS[-1]
+    # Two faces: torch takes a size of 1 for one that never changes.
+    example = torch.zeros(2, side, side, dtype=torch.uint8)
+    # It warns of the operators of torchvision, which are not used here.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The exporter's own use of what torch is about to drop; nothing that a user could act on.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Whole(model, card.calibration).eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["crops"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=({0: torch.export.Dim("faces", min=1)},),
+        )
+    assert program is not None
+    program.model.metadata_props[CARD_KEY] = card.model_dump_json()
+    data: bytes = program.model_proto.SerializeToString()
+    return data
+
+
+def read_onnx_card(data: bytes, name: str) -> Card:
+    """The card in an ONNX file.
+
+    Raises:
+        ArtifactError: it is no ONNX file, or not one that `to_onnx` wrote.
+    """
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ArtifactError(f"{name}: not an ONNX model that can be run ({str(error).splitlines()[0]})") from None
+    text = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
+    if text is None:
+        raise ArtifactError(f"{name}: holds no model card, so it is not from `msrrn export-model`")
+    try:
+        return Card.model_validate(json.loads(text))
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{name}: its model card is of another version ({str(error).splitlines()[0]})") from None
+
+
+class OnnxPredictor(Predictor):
+    """Runs an ONNX file by ONNX Runtime on the CPU, with as many threads as torch would use."""
+
+    def __init__(self, data: bytes, calibration: Calibration, batch: int = 64) -> None:
+        import onnxruntime
+
+        super().__init__(calibration, batch)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def _run(self, crops: NDArray[np.uint8]) -> Judgement:
+        fields = list(Judgement._fields)
+        return Judgement._make(self.session.run(fields, {"crops": np.ascontiguousarray(crops)}))

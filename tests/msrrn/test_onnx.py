@@ -1,0 +1,81 @@
+"""The ONNX file against torch."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from msrrn.artifact import ArtifactError, Card
+from msrrn.calibration import Calibration
+from msrrn.network import LEVELS, PRESETS, ModelConfig
+from msrrn.onnx import CARD_KEY, OUTPUTS, OnnxPredictor, read_onnx_card, to_onnx
+from msrrn.predictor import TorchPredictor
+from tests.msrrn.test_network import smooth_crops
+from tests.msrrn.test_predictor import SMALL, network
+
+CALIBRATION = Calibration(constant=0.3, own=0.8, disagreement=0.2)
+PIXEL = 1 / LEVELS[-1]
+
+
+def card(config: ModelConfig) -> Card:
+    return Card(version="1", crop_margin=1.5, detector="hog", config=config, calibration=CALIBRATION)
+
+
+@pytest.fixture(scope="module")
+def exported() -> bytes:
+    config = PRESETS["best"]
+    return to_onnx(network(config), card(config))
+
+
+@pytest.mark.parametrize("config", [SMALL, PRESETS["paper"], PRESETS["best"]], ids=["small", "paper", "best"])
+def test_both_back_ends_give_the_same_at_any_batch_size(config: ModelConfig) -> None:
+    model, crops = network(config, spread=0.003), smooth_crops(9).numpy()
+    data = to_onnx(model, card(config))
+    expected = TorchPredictor(model, CALIBRATION).predict(crops)
+    for batch in (1, 4, 64):
+        given = OnnxPredictor(data, CALIBRATION, batch).predict(crops)
+        np.testing.assert_allclose(given.stages, expected.stages, atol=1e-3 * PIXEL, rtol=0)
+        np.testing.assert_allclose(given.expected_nrmse, expected.expected_nrmse, rtol=1e-3)
+        assert given.stages.dtype == expected.stages.dtype == np.float32
+
+
+def test_the_file_works_from_plain_onnxruntime(exported: bytes) -> None:
+    session = onnxruntime.InferenceSession(exported)
+    assert [entry.name for entry in session.get_outputs()] == list(OUTPUTS)
+    crops = smooth_crops(3).numpy()
+    landmarks, expected_nrmse = session.run(["landmarks", "expected_nrmse"], {"crops": crops})
+    torch_says = TorchPredictor(network(PRESETS["best"]), CALIBRATION).predict(crops)
+    np.testing.assert_allclose(landmarks, torch_says.shapes, atol=1e-3 * PIXEL, rtol=0)
+    np.testing.assert_allclose(expected_nrmse, torch_says.expected_nrmse, rtol=1e-3)
+
+
+def test_it_is_a_valid_file_that_holds_everything(exported: bytes, tmp_path: Path) -> None:
+    onnx.checker.check_model(exported, full_check=True)
+    model = onnx.load(io.BytesIO(exported))
+    assert {entry.domain for entry in model.opset_import} == {""}
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    assert read_onnx_card(exported, "face.onnx") == card(PRESETS["best"])
+
+
+def test_what_is_no_export_is_explained(exported: bytes) -> None:
+    with pytest.raises(ArtifactError, match=r"^face\.onnx: not an ONNX model that can be run"):
+        read_onnx_card(exported[: len(exported) // 2], "face.onnx")
+    with pytest.raises(ArtifactError, match=r"^face\.onnx: not an ONNX model"):
+        read_onnx_card(b"", "face.onnx")
+    model = onnx.load(io.BytesIO(exported))
+    (entry,) = (entry for entry in model.metadata_props if entry.key == CARD_KEY)
+    entry.value = entry.value.replace("ibug-68", "wflw-98")
+    with pytest.raises(ArtifactError, match="of another version"):
+        read_onnx_card(model.SerializeToString(), "face.onnx")
+    model.metadata_props.remove(entry)
+    with pytest.raises(ArtifactError, match="holds no model card"):
+        read_onnx_card(model.SerializeToString(), "face.onnx")
+
+
+def test_no_faces_give_no_shapes(exported: bytes) -> None:
+    empty: NDArray[np.uint8] = np.zeros((0, 200, 200), np.uint8)
+    assert OnnxPredictor(exported, CALIBRATION).predict(empty).stages.shape == (0, 5, 68, 2)
