@@ -39,6 +39,7 @@ def add_commands(commands: Commands) -> None:
     add_dataset_commands(commands)
     _train(commands)
     _evaluate(commands)
+    _benchmark(commands)
     _promote(commands)
     _rollback(commands)
     _models(commands)
@@ -156,6 +157,52 @@ def _evaluate(commands: Commands) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, fractions; - is stdout")
     add_workers(parser)
+
+
+def _benchmark(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.benchmark import benchmark
+        from pipelines.benchmark_page import PAGE, write_benchmark
+        from pipelines.ert import trained_ert
+        from pipelines.retraining import open_model
+        from pipelines.storage import Store
+        from pipelines.tables import rows_text
+
+        model, out = open_model(call.model), Store(call.out)
+        ert = None
+        if call.ert_dataset:
+            print("training dlib's ERT, some 15 minutes for 2,000 faces; a second run finds it", file=sys.stderr)
+            ert = trained_ert(call.ert_dataset, Path(call.ert_folder), call.workers)
+        with progress("evaluating, photos") as update:
+            result = benchmark(model, call.data, call.split, call.workers, ert, update)
+        write_benchmark(result, out)
+        if call.json:
+            print_json({"page": f"{out.url}/{PAGE}", "table1": result.table1(), "table2": result.table2()})
+        else:
+            print("\n\n".join(rows_text(rows) for rows in (result.table1(), result.table2())))
+            print(f"\nall tables, figures and pictures: {out.url}/{PAGE}")
+
+    parser = add_command(
+        commands,
+        "benchmark",
+        run,
+        "Measures a model as papers do. Published figures beside measured ones, every stage, error curves, "
+        "robustness, confidence, speed, examples: CSV tables and one page. With --ert-dataset, dlib's own trainer "
+        "is measured on the same faces and boxes.",
+        "  msrrn benchmark --data 300w --model box --out bench\n"
+        "  msrrn benchmark --data 300w --model work/models/9c1e... --ert-dataset work/datasets/3f2a... --out bench",
+    )
+    add_data(parser)
+    add_model(parser, required=False)
+    parser.add_argument("--out", required=True, metavar="URL", help="where tables and page go")
+    add_split(parser, "held-out")
+    parser.add_argument("--ert-dataset", metavar="URL", help="train dlib's ERT on this dataset, to compare")
+    parser.add_argument(
+        "--ert-folder", default="ert", metavar="DIR", help="where trained ERT files are kept (default: %(default)s)"
+    )
+    add_workers(parser)
+    add_json(parser)
 
 
 def _promote(commands: Commands) -> None:

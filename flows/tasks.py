@@ -137,9 +137,9 @@ def annotate_archive(source: str, out: str, model: Model, settings: AnnotateSett
 @task(name="write page", **_station)
 def write_page(job: Retraining, sources: Sequence[str], out: Store) -> str:
     """The page with tables, figures and pictures."""
-    out.publish(REPORT, retraining_page(job, sources).encode())
+    out.publish(REPORT, retraining_page(job).encode())
     place = f"{out.url}/{REPORT}"
-    worst = base64.b64encode(faces_sheet(by_error(job.evaluation)[::-1][:TILES], sources)).decode()
+    worst = base64.b64encode(faces_sheet(by_error(job.evaluation)[::-1][:TILES])).decode()
     create_image_artifact(
         key="worst-faces", image_url=f"data:image/jpeg;base64,{worst}", description=f"The worst faces; {LEGEND}."
     )

@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 from msrrn.metrics import auc, failure_rate, nrmse_io, nrmse_ip, share_under
 from msrrn.predictor import STAGES
-from pipelines.decoding import Undecodable, decode
+from pipelines.decoding import Photo, Undecodable, decode
 from pipelines.engine import run_units
 from pipelines.errors import UserError
+from pipelines.ert import Ert
 from pipelines.manifest import LeftOut
 from pipelines.models import Model
 from pipelines.photos import Finder, PhotoGroup, assign_splits, boxed_faces, clusters, face_finder, read_photos
 from pipelines.pyramid import crop, frame_around
 from pipelines.screening import screened
 from pipelines.settings import VAL_SHARE, BoxesBy
+from pipelines.sources.files import Files
 
 PHOTOS_PER_UNIT: Final = 16
 
@@ -35,6 +37,8 @@ Selection = Literal["held-out", "val", "all"]
 class FaceResult:
     """One evaluated face. Shapes are 0-based pixels of the upright image."""
 
+    root: str
+    """URL of the folder or archive that holds the photo"""
     uri: str
     annotation_uri: str
     photo_sha256: str
@@ -47,6 +51,8 @@ class FaceResult:
     stages: NDArray[np.float64]
     """(5, 68, 2), in the order of `STAGES`"""
     confidence: float
+    ert: NDArray[np.float64] | None = None
+    """(68, 2), what dlib's ERT says of the same box, where it was asked"""
 
     @property
     def nrmse_ip(self) -> NDArray[np.floating]:
@@ -108,10 +114,12 @@ def evaluate(
     val_share: float = VAL_SHARE,
     source_format: str = "auto",
     detector: BoxesBy | None = None,
+    ert: Ert | None = None,
 ) -> Evaluation:
     """Evaluates a model on the annotated photos of the sources, with the detector that it was trained with.
 
-    `val_share` is that of the dataset, for the selection `val`; `detector` takes boxes from another one.
+    `val_share` is that of the dataset, for the selection `val`; `detector` takes boxes from another one;
+    `ert` is asked about the same boxes.
 
     Raises:
         UserError: a source is unusable, or not one face could be evaluated.
@@ -124,7 +132,7 @@ def evaluate(
     units = [tuple(chosen[start : start + PHOTOS_PER_UNIT]) for start in range(0, len(chosen), PHOTOS_PER_UNIT)]
     faces: list[FaceResult] = []
     done = 0
-    for results, rejected in run_units(_evaluate_unit, (model, face_finder(boxes_by, groups)), units, workers):
+    for results, rejected in run_units(_evaluate_unit, (model, ert, face_finder(boxes_by, groups)), units, workers):
         faces += results
         left_out += rejected
         done += PHOTOS_PER_UNIT
@@ -140,6 +148,15 @@ def evaluate(
     return Evaluation(model.label, boxes_by, trained_on, selection, tuple(faces), tuple(left_out))
 
 
+def photo_of(face: FaceResult) -> Photo | None:
+    """The photo of an evaluated face; None where it is gone, or another one has its name."""
+    try:
+        data = Files(face.root).read(face.uri)
+    except (UserError, OSError):
+        return None
+    return decode(data) if hashlib.sha256(data).hexdigest() == face.photo_sha256 else None
+
+
 def _chosen(groups: list[PhotoGroup], selection: Selection, val_share: float) -> tuple[list[PhotoGroup], Selection]:
     if selection == "val":
         split_of = assign_splits(clusters([group.seen for group in groups]), val_share)
@@ -150,9 +167,9 @@ def _chosen(groups: list[PhotoGroup], selection: Selection, val_share: float) ->
 
 
 def _evaluate_unit(
-    shared: tuple[Model, Finder], unit: Sequence[PhotoGroup]
+    shared: tuple[Model, Ert | None, Finder], unit: Sequence[PhotoGroup]
 ) -> tuple[list[FaceResult], list[LeftOut]]:
-    model, find = shared
+    model, ert, find = shared
     results: list[FaceResult] = []
     left_out: list[LeftOut] = []
     for group in unit:
@@ -168,12 +185,14 @@ def _evaluate_unit(
         if not frames:
             continue
         prediction = model.predictor.predict(np.stack([crop(photo.rgb, frame) for frame in frames]))
+        others = _ask(ert, photo, [detection.box for _, (detection, _) in boxed]) if ert else [None] * len(boxed)
         for index, (face, (detection, found)) in enumerate(boxed):
             stages = np.asarray(
                 frames[index].shape_to_upright(prediction.stages[index].astype(np.float64)), np.float64
             )
             results.append(
                 FaceResult(
+                    root=face.root,
                     uri=face.uri,
                     annotation_uri=face.annotation_uri,
                     photo_sha256=group.sha256,
@@ -183,9 +202,16 @@ def _evaluate_unit(
                     truth=face.shape,
                     stages=stages,
                     confidence=float(prediction.confidence[index]),
+                    ert=others[index],
                 )
             )
     return results, left_out
+
+
+def _ask(ert: Ert, photo: Photo, boxes: Sequence[Box]) -> list[NDArray[np.float64] | None]:
+    frames = [frame_around(box, ert.crop_margin) for box in boxes]
+    shapes = ert.predict(np.stack([crop(photo.rgb, frame) for frame in frames])).astype(np.float64)
+    return [np.asarray(frame.shape_to_upright(shape)) for frame, shape in zip(frames, shapes, strict=True)]
 
 
 def _row(faces: Sequence[FaceResult]) -> dict[str, Any]:

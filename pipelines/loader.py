@@ -145,6 +145,17 @@ class Loader:
         mean: NDArray[np.float64] = shapes.mean(axis=0, dtype=np.float64)
         return mean.astype(np.float32)
 
+    def originals(self) -> Batch:
+        """The crops and shapes of all faces without augmentation, at once: 40 kB a face."""
+
+        def read(shard: int) -> Batch:
+            table = self._read(shard, 0, ["image_200", "landmarks", "copy"])  # the first row group is copy 0
+            rows: NDArray[np.bool_] = table["copy"].to_numpy() == 0
+            return Batch(torch.from_numpy(images(table, SIDE)[rows]), torch.from_numpy(landmarks(table)[rows]))
+
+        columns = zip(self._empty(0), *self._of_every_shard(read), strict=True)
+        return Batch(*(torch.cat(column) for column in columns))
+
     def _windows(self, groups: Rows) -> Iterator[Rows]:
         """Cuts row groups into runs of at most `window` samples."""
         first, samples = 0, 0

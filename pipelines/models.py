@@ -50,6 +50,13 @@ class Model:
     def predictor(self) -> Predictor:
         return _predictor(self)
 
+    def on_device(self, device: str) -> Predictor:
+        """The predictor on another device; ONNX files are run on the CPU only."""
+        if ONNX_FILE in dict(self.files):
+            return self.predictor
+        network, card = _network(self)
+        return TorchPredictor(network, card.calibration, device=device)
+
 
 def read_model(directory: Path) -> Model:
     """Reads an artifact directory, or a file that `export_model` wrote, and checks that it loads.

@@ -14,7 +14,7 @@ from msrrn.predictor import STAGES
 from pipelines.annotation import Summary, read_table
 from pipelines.decoding import Undecodable, decode
 from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, photo_tile, to_jpeg
-from pipelines.evaluation import Evaluation, FaceResult
+from pipelines.evaluation import Evaluation, FaceResult, photo_of
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.manifest import Manifest
 from pipelines.page import Page
@@ -42,8 +42,8 @@ class Retraining:
     summary: Summary | None
 
 
-def retraining_page(job: Retraining, sources: Sequence[str]) -> str:
-    """The page as one self-contained HTML text. Reads the photos that it shows from their sources."""
+def retraining_page(job: Retraining) -> str:
+    """The page as one self-contained HTML text. Reads the photos that it shows again."""
     everything = job.evaluation.table()["all"]
     page = Page(
         "Retraining report",
@@ -53,7 +53,7 @@ def retraining_page(job: Retraining, sources: Sequence[str]) -> str:
     _dataset_section(page, job.manifest)
     _training_section(page, job.model)
     _evaluation_section(page, job.evaluation, job.champion)
-    _faces_section(page, job.evaluation, sources)
+    add_faces(page, job.evaluation)
     if job.summary and job.archive and job.annotations:
         _annotation_section(page, job.summary, job.archive, job.annotations)
     return page.html()
@@ -140,7 +140,8 @@ def _figures(name: str, row: dict[str, float]) -> list[object]:
     ]
 
 
-def _faces_section(page: Page, evaluation: Evaluation, sources: Sequence[str]) -> None:
+def add_faces(page: Page, evaluation: Evaluation) -> None:
+    """Adds the best, median and worst faces, with annotation and prediction."""
     page.section("Faces")
     ordered = by_error(evaluation)
     middle = max(0, len(ordered) // 2 - TILES // 2)
@@ -152,7 +153,7 @@ def _faces_section(page: Page, evaluation: Evaluation, sources: Sequence[str]) -
     for label, faces in chosen.items():
         errors = ", ".join(f"{100 * face.nrmse_ip[-1]:.1f}" for face in faces)
         caption = f"{label} {len(faces)} faces ({LEGEND}). NRMSE IP in %: {errors}."
-        page.picture(faces_sheet(faces, sources), caption, f"{label} evaluated faces")
+        page.picture(faces_sheet(faces), caption, f"{label} evaluated faces")
 
 
 def by_error(evaluation: Evaluation) -> list[FaceResult]:
@@ -160,21 +161,17 @@ def by_error(evaluation: Evaluation) -> list[FaceResult]:
     return sorted(evaluation.faces, key=lambda face: float(face.nrmse_ip[-1]))
 
 
-def faces_sheet(faces: Sequence[FaceResult], sources: Sequence[str]) -> bytes:
-    """JPEG of the faces with annotation and prediction, in order; their photos are read from the sources."""
-    tiles = [tile for face in faces if (tile := _face(face, sources)) is not None]
+def faces_sheet(faces: Sequence[FaceResult]) -> bytes:
+    """JPEG of the faces with annotation and prediction, in order; their photos are read again."""
+    tiles = [tile for face in faces if (tile := _face(face)) is not None]
     return to_jpeg(contact_sheet(tiles, COLUMNS))
 
 
-def _face(face: FaceResult, sources: Sequence[str]) -> Picture | None:
-    for source in sources:
-        store = Store(source)
-        if store.exists(face.uri):
-            data = store.read_bytes(face.uri)
-            # Two sources may use the same names for different photos.
-            if hashlib.sha256(data).hexdigest() == face.photo_sha256:
-                return face_tile(decode(data).rgb, face.box, [(face.truth, TRUTH), (face.stages[-1], PREDICTION)])
-    return None
+def _face(face: FaceResult) -> Picture | None:
+    photo = photo_of(face)
+    if photo is None:
+        return None
+    return face_tile(photo.rgb, face.box, [(face.truth, TRUTH), (face.stages[-1], PREDICTION)])
 
 
 def _annotation_section(page: Page, summary: Summary, source: str, out: Store) -> None:

@@ -1,7 +1,7 @@
 """Results as text for a terminal."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -48,6 +48,11 @@ def datasets_text(found: Datasets) -> str:
             "belong to no finished dataset"
         )
     return "\n".join([text, *notes])
+
+
+def rows_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same columns, as a table; what is None is a dash."""
+    return _rendered(list(rows[0]), [["-" if cell is None else str(cell) for cell in row.values()] for row in rows])
 
 
 def models_text(versions: Sequence[ModelVersion]) -> str:

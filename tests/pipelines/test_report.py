@@ -77,7 +77,7 @@ def test_the_page_is_one_file_without_scripts_or_links(
 ) -> None:
     write_tar(tmp_path / "in.tar", {HOSTILE: photos[0][0].jpeg, f"broken {HOSTILE}": b"", "b.jpg": photos[1][0].jpeg})
     job = job_of(dataset, trained, network, annotated, tmp_path / "in.tar", tmp_path / "out")
-    html = retraining_page(job, [str(annotated)])
+    html = retraining_page(job)
     document = Document(html)
     assert not [tag for tag, _ in document.tags if tag in {"script", "link", "iframe", "object"}]
     images = [attributes for tag, attributes in document.tags if tag == "img"]
@@ -89,7 +89,7 @@ def test_the_page_is_one_file_without_scripts_or_links(
     assert "This is the first model." in document.text
     assert "light green: annotation, red: prediction" in document.text
     assert str(tmp_path) not in html
-    assert retraining_page(job, [str(annotated)]) == html
+    assert retraining_page(job) == html
 
 
 def test_an_archive_without_a_face_has_its_page(
@@ -99,7 +99,7 @@ def test_an_archive_without_a_face_has_its_page(
     job = job_of(dataset, trained, network, annotated, tmp_path / "in.tar", tmp_path / "out")
     assert job.summary is not None
     assert (job.summary.annotated, job.summary.no_face, job.summary.quarantined) == (0, 1, 1)
-    assert "2 pictures = 0 annotated + 1 without a face + 1 quarantined" in retraining_page(job, [str(annotated)])
+    assert "2 pictures = 0 annotated + 1 without a face + 1 quarantined" in retraining_page(job)
 
 
 def test_photos_that_are_gone_since_are_left_off(
@@ -111,7 +111,7 @@ def test_photos_that_are_gone_since_are_left_off(
     shutil.rmtree(source / "lfpw")
     for path in archive.rglob("*.jpg"):
         path.write_bytes(b"no longer a picture")
-    assert "Annotated archive" in retraining_page(job, [str(source)])
+    assert "Annotated archive" in retraining_page(job)
 
 
 def test_a_face_is_shown_on_its_own_photo(
@@ -127,7 +127,7 @@ def test_a_face_is_shown_on_its_own_photo(
     shown: list[tuple[int, ...]] = []
     monkeypatch.setattr(station, "face_tile", lambda rgb, box, shapes: shown.append(rgb.shape))
     for face in evaluate(network, sources, "all", 1).faces:
-        station._face(face, sources)
+        station._face(face)
     assert sorted(shown) == sorted((photo.height, photo.width, 3) for photo in photos[0][:2])
 
 
