@@ -30,6 +30,9 @@ from pipelines.settings import TrainSettings
 
 EpochMetrics = dict[str, float]
 
+SPIKE: Final = 20.0
+"""A loss of so many times the mean of its epoch is no learning any more; also what is not a number ends a run."""
+
 PERTURBERS: Final = min(8, max(1, (os.cpu_count() or 1) // 2))
 """Threads that perturb batches ahead of the one in use; OpenCV lets them work beside each other."""
 
@@ -38,7 +41,8 @@ class TrainState:
     """Everything that a checkpoint holds: the network, the optimiser, the history, and where the run is.
 
     `model` is what is trained, `averaged` the running mean of its weights, which is validated and published.
-    `epoch` epochs are done, and of the next one `step` batches, with losses that add up to `loss`.
+    `epoch` epochs are done, and of the next one `step` batches, whose losses add up to `loss` and the lengths of
+    whose gradients to `gradient_norm`.
     """
 
     def __init__(self, settings: TrainSettings, mean_shape: np.ndarray[Any, Any], device: str = "cpu") -> None:
@@ -49,6 +53,7 @@ class TrainState:
         self.epoch = 0
         self.step = 0
         self.loss = 0.0
+        self.gradient_norm = 0.0
         self.history: list[EpochMetrics] = []
 
     def to_bytes(self) -> bytes:
@@ -61,6 +66,7 @@ class TrainState:
                 "epoch": self.epoch,
                 "step": self.step,
                 "loss": self.loss,
+                "gradient_norm": self.gradient_norm,
                 "history": self.history,
             },
             buffer,
@@ -77,6 +83,7 @@ class TrainState:
         self.epoch = state["epoch"]
         self.step = state["step"]
         self.loss = state["loss"]
+        self.gradient_norm = state["gradient_norm"]
         self.history = state["history"]
 
     @torch.no_grad()
@@ -134,24 +141,27 @@ def train(
             batches = _perturbed_ahead(batches, settings, epoch, state.step, rank)
         with closing(batches):
             for batch in batches:
-                loss = _step(model, state.optimiser, settings, batch, epoch + state.step / steps)
+                loss, gradient_norm = _step(model, state.optimiser, settings, batch, epoch + state.step / steps)
                 # The mean over few updates, at the beginning, must not be one of the first weights.
                 done = epoch * steps + state.step
                 state.average(min(settings.averaged, (1 + done) / (10 + done)) if settings.averaged else 0.0)
+                usual = state.loss / state.step if state.step else loss
                 state.step += 1
                 state.loss += loss
-                if not math.isfinite(loss):
+                state.gradient_norm += gradient_norm
+                if not loss < SPIKE * usual:
                     raise UserError(
-                        f"training: the loss is {loss} at epoch {epoch + 1}, batch {state.step} of {steps}; "
-                        "lower --learning-rate, or look at these samples"
+                        f"training: the loss is {loss:.4g} at epoch {epoch + 1}, batch {state.step} of {steps} (mean "
+                        f"of this epoch before: {usual:.4g}); lower --learning-rate, or look at these samples"
                     )
                 if state.step % settings.checkpoint_steps == 0 and state.step < steps:
                     state.loss = _over_ranks([state.loss], world, device)[0] / world
                     on_checkpoint(state)
         metrics = {"epoch": epoch + 1.0, "loss": _over_ranks([state.loss], world, device)[0] / world / steps}
         metrics["learning_rate"] = learning_rate(settings, epoch + 1)
+        metrics["gradient_norm"] = state.gradient_norm / steps
         state.history.append(metrics | validate(state.averaged, val, rank, world))
-        state.epoch, state.step, state.loss = epoch + 1, 0, 0.0
+        state.epoch, state.step, state.loss, state.gradient_norm = epoch + 1, 0, 0.0, 0.0
         on_checkpoint(state)
 
 
@@ -199,7 +209,8 @@ def _perturbed(batch: Batch, settings: TrainSettings, epoch: int, step: int, ran
 
 def _step(
     model: nn.Module, optimiser: torch.optim.Optimizer, settings: TrainSettings, batch: Batch, epoch: float
-) -> float:
+) -> tuple[float, float]:
+    """One update; returns the loss, and the length of its gradient before it was clipped."""
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(settings, epoch)
     device = next(model.parameters()).device
@@ -211,11 +222,12 @@ def _step(
     optimiser.zero_grad()
     (loss + misjudged(stages, truth)).backward()  # type: ignore[no-untyped-call]
     # The head that estimates the error learns beside the network: neither may shorten the other's steps.
-    for doubt in (False, True):
+    norms = []
+    for doubt in (True, False):
         weights = [weight for name, weight in model.named_parameters() if ("doubt." in name) == doubt]
-        nn.utils.clip_grad_norm_(weights, settings.clip_norm)
+        norms.append(nn.utils.clip_grad_norm_(weights, settings.clip_norm))
     optimiser.step()
-    return loss.item()
+    return loss.item(), norms[-1].item()
 
 
 VAL_KEYS: Final = tuple(f"val_nrmse_ip_{stage}" for stage in STAGES)

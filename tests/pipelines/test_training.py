@@ -63,7 +63,7 @@ def test_the_loss_falls_and_every_epoch_is_measured(splits: Splits) -> None:
     assert [row["epoch"] for row in history] == list(range(1, 11))
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
     for row in history:
-        assert set(row) == {"epoch", "loss", "learning_rate", *VAL_KEYS}
+        assert set(row) == {"epoch", "loss", "learning_rate", "gradient_norm", *VAL_KEYS}
         assert all(np.isfinite(value) for value in row.values())
 
 
@@ -71,7 +71,7 @@ def test_a_run_without_validation_faces_has_no_validation_figures(dataset: Datas
     store, manifest = dataset
     none = Loader(store, manifest.model_copy(update={"units": manifest.shards("train")}), "val")
     state = trained((Loader(*dataset, "train"), none))
-    assert set(state.history[-1]) == {"epoch", "loss", "learning_rate"}
+    assert set(state.history[-1]) == {"epoch", "loss", "learning_rate", "gradient_norm"}
 
 
 def test_validation_measures_every_face_once(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,12 +185,17 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing(warmup: float)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
 
 
-def test_a_loss_that_is_no_number_names_its_batch(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rotten", "said"), [(float("nan"), "nan"), (float("inf"), "inf"), (300.0, r"4.88e\+07")])
+def test_a_loss_that_is_no_number_or_jumps_names_its_batch(
+    splits: Splits, rotten: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batches = list(splits[0].epoch(0, 0, SETTINGS.batch))
-    batches[2] = Batch(batches[2].image_200, torch.full_like(batches[2].landmarks, torch.nan))
+    batches[2] = Batch(batches[2].image_200, torch.full_like(batches[2].landmarks, rotten))
     monkeypatch.setattr(Loader, "epoch", lambda *arguments: (batch for batch in batches))
     state = started(splits)
-    with pytest.raises(UserError, match=r"the loss is nan at epoch 1, batch 3 of 4; lower --learning-rate, or look"):
+    with pytest.raises(
+        UserError, match=rf"the loss is {said} at epoch 1, batch 3 of 4 .*; lower --learning-rate, or look"
+    ):
         train(state, SETTINGS, *splits, lambda now: None)
     assert state.history == []
 
