@@ -12,6 +12,8 @@ Two presets. `paper` has max-pooling and one linear layer over all patches. `bes
 instead, which are plain matrix products and cost a fraction, and first reduces each landmark's patch to a few
 numbers by weights of its own; its patches and residuals live in the frame of the mean shape.
 
+In training, a stage may start from a moved shape and miss features (`msrrn.disturbance`).
+
 A small head beside the regressor says what error it expects of its own result. No gradient leaves it.
 
 Max-pooling stands before ReLU: the two commute, and a quarter of the values are left to rectify.
@@ -63,7 +65,7 @@ class ModelConfig(BaseModel):
     patch_channels: tuple[Channels, Channels] = (16, 16)
     initial_channels: tuple[Channels, Channels, Channels] = (16, 32, 48)
     mirrored: bool = Field(
-        False, description="a face is looked at twice, once in the mirror, and the mean of both shapes counts"
+        False, description="a face is looked at again, straightened and in the mirror; the mean of both shapes counts"
     )
     hidden: int = Field(256, ge=8, le=4096, description="width of the fully connected layers and of the memory")
 
@@ -102,6 +104,15 @@ class Stages(NamedTuple):
         return self.shapes[:, -1]
 
 
+class Disturbance(NamedTuple):
+    """What training changes between the stages (`msrrn.disturbance`)."""
+
+    moves: Tensor
+    """(B, T, L, 2): added to the shape that each stage starts from, in sides of the crop"""
+    kept: Tensor
+    """(B, T, F): factors of the features that each stage reads"""
+
+
 def standardise(pixels: Tensor) -> Tensor:
     """uint8 or float crops (B, H, W) → float32 of zero mean and unit variance, each crop by itself."""
     values = pixels.float()
@@ -128,8 +139,8 @@ class InitialShapeNet(nn.Module):
             side = 5
             self.features = nn.Sequential(
                 StridedFilters(first), nn.ReLU(),
-                nn.Conv2d(first, second, 3, stride=2), nn.ReLU(),
-                nn.Conv2d(second, third, 3, stride=2), nn.ReLU(),
+                nn.Conv2d(first, second, 3, stride=2), nn.ReLU(), Residual(second),
+                nn.Conv2d(second, third, 3, stride=2), nn.ReLU(), Residual(third),
             )  # fmt: skip
         self.head = nn.Sequential(
             nn.Linear(side * side * third, config.hidden), nn.ReLU(), nn.Linear(config.hidden, COORDINATES)
@@ -139,6 +150,18 @@ class InitialShapeNet(nn.Module):
         """(B, 50, 50) → offsets (B, L, 2) in [0, 1] of the crop."""
         offsets: Tensor = self.head(self.features(images_BHW).flatten(1))
         return offsets.view(-1, NUM_LANDMARKS, 2)
+
+
+class Residual(nn.Module):
+    """Two convolutions whose result is added to their input; at first it is nothing (Zhang et al., "Fixup", 2019)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        return torch.relu(features_BCHW + self.second(torch.relu(self.first(features_BCHW))))
 
 
 class StridedFilters(nn.Module):
@@ -253,9 +276,12 @@ class RecurrentRegressor(nn.Module):
         self.memory = nn.Linear(config.hidden, config.hidden, bias=False)
         self.output = nn.Linear(config.hidden, COORDINATES)
 
-    def forward(self, patches_BLK: Tensor, state_BH: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, patches_BLK: Tensor, state_BH: Tensor, kept_BF: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the residual (B, L, 2) in sides of the crop, and the new state (B, H)."""
-        state_BH = torch.tanh(self.input(self.features(patches_BLK)) + self.memory(state_BH))
+        features_BF = self.features(patches_BLK)
+        if kept_BF is not None:
+            features_BF = features_BF * kept_BF
+        state_BH = torch.tanh(self.input(features_BF) + self.memory(state_BH))
         return self.output(state_BH).view(-1, NUM_LANDMARKS, 2), state_BH
 
 
@@ -279,6 +305,9 @@ class MSRRN(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Residual):
+                nn.init.zeros_(module.second.weight)
         for outputs in (self.initial.head[-1], self.regressor.output):
             # Start near S⁰ = mean shape and Sᵗ = Sᵗ⁻¹: the first gradients then see residuals close to the true ones.
             assert isinstance(outputs, nn.Linear)
@@ -289,17 +318,26 @@ class MSRRN(nn.Module):
         nn.init.constant_(expected.bias, math.log(0.06))
         nn.init.orthogonal_(self.regressor.memory.weight, gain=0.5)
 
-    def forward(self, level_50: Tensor, level_100: Tensor, level_200: Tensor) -> Stages:
-        """Pyramid (B, 50, 50), (B, 100, 100), (B, 200, 200), uint8 or float → every stage's shape."""
+    def forward(
+        self, level_50: Tensor, level_100: Tensor, level_200: Tensor, disturbance: Disturbance | None = None
+    ) -> Stages:
+        """Pyramid (B, 50, 50), (B, 100, 100), (B, 200, 200), uint8 or float → every stage's shape.
+
+        With a `disturbance`, a stage's shape is its residual on top of the moved shape that it started from.
+        """
         levels = [standardise(level) for level in (level_50, level_100, level_200)]
         shape_BL2 = self.mean_shape + self.initial(levels[0])
         state_BH = shape_BL2.new_zeros(shape_BL2.shape[0], self.config.hidden)
         shapes = [shape_BL2]
-        for level in levels:
+        for stage, level in enumerate(levels):
+            kept_BF = None
+            if disturbance is not None:
+                shape_BL2 = shape_BL2 + disturbance.moves[:, stage]
+                kept_BF = disturbance.kept[:, stage]
             current = shape_BL2.detach()
             frame = frames_of(self.mean_shape, current) if self.config.aligned else None
             patches = sample_patches(level, current, self.regressor.features.offsets, frame)
-            residual, state_BH = self.regressor(patches, state_BH)
+            residual, state_BH = self.regressor(patches, state_BH, kept_BF)
             shape_BL2 = shape_BL2 + (residual if frame is None else residual @ frame)
             shapes.append(shape_BL2)
         return Stages(torch.stack(shapes, dim=1), self.doubt(state_BH.detach())[:, 0])

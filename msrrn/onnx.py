@@ -1,7 +1,7 @@
 """The whole prediction as one ONNX graph: pyramid, sampling of patches, all stages, both looks, calibration.
 
 Inputs: `crops` (faces, 200, 200) uint8. Outputs, float32: `landmarks` (faces, 68, 2) in [0, 1] of the crop,
-`expected_nrmse` (faces,), and what `Judgement` has: `stages`, `log_error`, `disagreement`.
+`expected_nrmse` (faces,), and what `Judgement` has: `stages`, `log_error`, `disagreement`, `narrowness`.
 The model card travels in the metadata, as JSON, under `CARD_KEY`.
 """
 
@@ -22,7 +22,7 @@ from msrrn.network import LEVELS, MSRRN
 from msrrn.predictor import Judgement, Looks, Predictor
 
 CARD_KEY: Final = "msrrn.card"
-OUTPUTS: Final = ("landmarks", "expected_nrmse", "stages", "log_error", "disagreement")
+OUTPUTS: Final = ("landmarks", "expected_nrmse", *Judgement._fields)
 
 
 class _Whole(nn.Module):
@@ -34,10 +34,11 @@ class _Whole(nn.Module):
         self.calibration = calibration
 
     def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
-        stages, log_error, disagreement = self.looks(crops)
+        stages, log_error, disagreement, narrowness = self.looks(crops)
         fit = self.calibration
         logs = fit.constant + fit.own * log_error + fit.disagreement * disagreement.clamp_min(FLOOR).log()
-        return stages[:, -1], logs.clamp(*LOG_ERRORS).exp(), stages, log_error, disagreement
+        logs = logs + fit.narrowness * narrowness.clamp_min(FLOOR).log()
+        return stages[:, -1], logs.clamp(*LOG_ERRORS).exp(), stages, log_error, disagreement, narrowness
 
 
 def to_onnx(model: MSRRN, card: Card) -> bytes:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from msrrn.augmentation import mirror_shape
 
-ROTATION: Final = 15.0
+ROTATION: Final = 10.0
 """degrees, uniform in ±"""
-LOG_SCALE: Final = 0.08
+LOG_SCALE: Final = 0.06
 """sd of the logarithm of the scale"""
 SHIFT: Final = 0.02
 """sd in sides of the crop, of x and of y"""
@@ -23,7 +23,7 @@ LIGHT: Final = 0.5
 BLUR: Final = 0.012
 """strongest sd of the blur, in sides of the crop"""
 BLURRED: Final = 0.3
-HIDDEN: Final = 0.4
+HIDDEN: Final = 0.3
 """shares of samples"""
 HIDDEN_SIDE: Final = (0.1, 0.5)
 """sides of the rectangle, in sides of the crop"""
@@ -51,9 +51,9 @@ class Draws(NamedTuple):
     grey: Floats
     """(B,) grey value of the rectangle, 0 to 255"""
 
-    def rows(self, first: int, end: int) -> "Draws":
+    def rows(self, some: slice) -> "Draws":
         """Those of some samples."""
-        return Draws._make(column[first:end] for column in self)
+        return Draws._make(column[some] for column in self)
 
 
 def draw(batch: int, rng: np.random.Generator) -> Draws:

@@ -1,6 +1,7 @@
 """From crops to landmarks: the one way in which a trained network is asked."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from msrrn.calibration import Calibration
 from msrrn.landmarks import MIRROR
 from msrrn.network import LEVELS, MSRRN, Stages
 from msrrn.objective import pupil_distance
+from msrrn.sampling import straightened
 
 STAGES: Final = ("mean_shape", "initial", "stage_1", "stage_2", "stage_3")
 """Names of the shapes that a prediction holds, in order."""
@@ -51,17 +53,25 @@ class Judgement(NamedTuple):
     """(B,): logarithm of the NRMSE that the network expects"""
     disagreement: NDArray[np.float32]
     """(B,): mean distance of a face's two shapes over the pupils' distance; 0 where it is looked at once"""
+    narrowness: NDArray[np.float32]
+    """(B,): root of the summed squares of the shape about its centre, over the pupils' distance"""
 
 
 def area_halve(level: Tensor) -> Tensor:
-    """(B, H, W) uint8 → (B, H/2, W/2) float: 2 × 2 area average, rounded half up as OpenCV does."""
-    return torch.floor(functional.avg_pool2d(level[:, None].float(), 2)[:, 0] + 0.5)
+    """(B, H, W) → (B, H/2, W/2) float: 2 × 2 area average, rounded half up as OpenCV does."""
+    return torch.floor(mean_halve(level) + 0.5)
+
+
+def mean_halve(level: Tensor) -> Tensor:
+    """`area_halve` without rounding, for pixels that are not whole: a last bit then never moves a grey value."""
+    return functional.avg_pool2d(level[:, None].float(), 2)[:, 0]
 
 
 class Looks(nn.Module):
     """All that happens to a batch of crops: pyramid, network, and a second look in the mirror where it is asked for.
 
-    Where the network's configuration says `mirrored`, all shapes are the mean of both looks.
+    The second one sees the face straightened, by the shape that the first one found: centred, upright, and as large
+    as training faces are. Where the network's configuration says `mirrored`, all shapes are the mean of both looks.
     """
 
     mirror: Tensor
@@ -71,22 +81,29 @@ class Looks(nn.Module):
         self.model = model.eval()
         self.register_buffer("mirror", torch.from_numpy(MIRROR), persistent=False)
 
-    def forward(self, image_200: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image_200: Tensor) -> tuple[Tensor, ...]:
         """Crops (B, 200, 200) uint8 → the fields of `Judgement`."""
-        stages, log_error = self._look(image_200)
+        stages, log_error = self._look(image_200, area_halve)
         disagreement = torch.zeros_like(log_error)
         if self.model.config.mirrored:
-            other, log_other = self._look(image_200.flip(2))
+            mean_shape, found = self.model.mean_shape, stages[:, -1]
+            crops, frames = straightened(image_200.float(), mean_shape, found)
+            other, log_other = self._look(crops, mean_halve)
             other = torch.stack([1 - other[..., 0], other[..., 1]], dim=-1)[:, :, self.mirror]
+            centre = found.mean(dim=1, keepdim=True)[:, None]
+            other = (other - mean_shape.mean(dim=0)) @ frames[:, None] + centre
             apart = torch.linalg.vector_norm(stages[:, -1] - other[:, -1], dim=-1).mean(dim=1)
             stages, log_error = (stages + other) / 2, (log_error + log_other) / 2
             disagreement = apart / pupil_distance(stages[:, -1]).clamp_min(1e-6)
+        shape = stages[:, -1]
+        size = torch.linalg.vector_norm((shape - shape.mean(dim=1, keepdim=True)).flatten(1), dim=1)
+        narrowness = size / pupil_distance(shape).clamp_min(1e-6)
         mean_shape = self.model.mean_shape.expand(image_200.shape[0], 1, -1, -1)
-        return torch.cat([mean_shape, stages], dim=1), log_error, disagreement
+        return torch.cat([mean_shape, stages], dim=1), log_error, disagreement, narrowness
 
-    def _look(self, image_200: Tensor) -> tuple[Tensor, Tensor]:
-        level_100 = area_halve(image_200)
-        stages: Stages = self.model(area_halve(level_100), level_100, image_200)
+    def _look(self, image_200: Tensor, halve: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        level_100 = halve(image_200)
+        stages: Stages = self.model(halve(level_100), level_100, image_200)
         return stages.shapes, stages.log_error
 
 
@@ -107,8 +124,8 @@ class Predictor(ABC):
         Raises:
             ValueError: another shape or dtype.
         """
-        stages, log_error, disagreement = self.judge(image_200)
-        return Prediction(stages, self.calibration.expected(log_error, disagreement))
+        stages, *told = self.judge(image_200)
+        return Prediction(stages, self.calibration.expected(*told))
 
     def judge(self, image_200: NDArray[np.uint8]) -> Judgement:
         """What `predict` is made of, and calibrations are fitted to.
@@ -120,7 +137,7 @@ class Predictor(ABC):
         if image_200.dtype != np.uint8 or image_200.shape[1:] != (side, side):
             raise ValueError(f"crops must be uint8 (B, {side}, {side}), not {image_200.dtype} {image_200.shape}")
         none = np.zeros(0, np.float32)
-        nothing = Judgement(np.zeros((0, len(STAGES), 68, 2), np.float32), none, none)
+        nothing = Judgement(np.zeros((0, len(STAGES), 68, 2), np.float32), none, none, none)
         parts = [self._run(image_200[start : start + self.batch]) for start in range(0, len(image_200), self.batch)]
         return Judgement._make(np.concatenate(columns) for columns in zip(nothing, *parts, strict=True))
 

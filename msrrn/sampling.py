@@ -33,6 +33,27 @@ def frames_of(mean_shape: Tensor, shapes: Tensor) -> Tensor:
     return torch.stack([along, across, -across, along], dim=1).view(-1, 2, 2)
 
 
+def straightened(images: Tensor, mean_shape: Tensor, shapes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirrored crops of the same size, cut so that a face of the given shape lies as the mean shape does.
+
+    Args:
+        images: float `(B, H, W)` with H = W; outside, their edge pixels repeat.
+        shapes: float `(B, L, 2)` in [0, 1] of the crop.
+
+    Returns:
+        `(B, H, W)`, and the `frames_of` these shapes: a point p of a crop, mirrored back, is that of the image at
+        (p - mean of the mean shape) @ frame + mean of the shape.
+    """
+    frames = frames_of(mean_shape, shapes)
+    side = images.shape[-1]
+    steps = (torch.arange(side, device=images.device) + 0.5) / side
+    mirrored = torch.stack(torch.meshgrid(1 - steps, steps, indexing="xy"), dim=-1).view(-1, 2)
+    points = (mirrored - mean_shape.mean(dim=0)) @ frames + shapes.mean(dim=1, keepdim=True)
+    grid = (2 * points - 1).view(-1, side, side, 2)
+    cut = functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)
+    return cut[:, 0], frames
+
+
 def sample_patches(images: Tensor, shapes: Tensor, offsets: Tensor, frames: Tensor | None = None) -> Tensor:
     """Bilinear samples around landmarks.
 

@@ -83,10 +83,10 @@ OF_PRESET: Final[dict[str, dict[str, Any]]] = {
     "best": {
         "objective": "nrmse_ip",
         "optimiser": "adamw",
-        "epochs": 64,
+        "epochs": 16,
         "batch": 32,
         "learning_rate": 1.5e-3,
-        "weight_decay": 1e-2,
+        "weight_decay": 0.5,
         "warmup": 0.05,
         "perturbed": True,
         "averaged": 0.999,

@@ -32,7 +32,7 @@ from pipelines.training import EpochMetrics, TrainState, calibrate, train
 
 HISTORY: Final = "history.json"
 STATE: Final = "state.pt"
-RECIPE: Final = 4
+RECIPE: Final = 5
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples."""
 CHECKPOINTS_KEPT: Final = 2

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from msrrn.calibration import Calibration, fit
+from msrrn.disturbance import draw_disturbance
 from msrrn.metrics import nrmse_ip
-from msrrn.network import MSRRN, PRESETS
+from msrrn.network import MSRRN, PRESETS, Disturbance
 from msrrn.objective import OBJECTIVES, misjudged
 from msrrn.perturbation import draw, perturb
 from msrrn.predictor import STAGES, TorchPredictor, area_halve
@@ -29,6 +30,9 @@ from pipelines.loader import Batch, Loader
 from pipelines.settings import TrainSettings
 
 EpochMetrics = dict[str, float]
+
+Seen = tuple[Batch, Disturbance | None]
+"""What one update sees."""
 
 SPIKE: Final = 20.0
 """A loss of so many times the mean of its epoch is no learning any more; also what is not a number ends a run."""
@@ -94,17 +98,24 @@ class TrainState:
 
 
 def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    network, doubt = ({"params": weights} for weights in _parts(model))
+    # Its few weights cannot learn faces by heart, and a strong decay would leave nothing of them.
+    parts: list[dict[str, Any]] = [network, doubt | {"weight_decay": 0.0}]
     if settings.optimiser == "adamw":
-        return torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(parts, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     return torch.optim.SGD(
-        model.parameters(),
+        parts,
         lr=settings.learning_rate,
         momentum=settings.momentum,
         nesterov=settings.momentum > 0,
         weight_decay=settings.weight_decay,
     )
+
+
+def _parts(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The weights of the network, and those of the head that estimates the error."""
+    named = [(("doubt." in name), weight) for name, weight in model.named_parameters()]
+    return [weight for doubt, weight in named if not doubt], [weight for doubt, weight in named if doubt]
 
 
 def train(
@@ -136,12 +147,9 @@ def train(
     device = state.model.mean_shape.device
     for epoch in range(state.epoch, settings.epochs):
         model.train()
-        batches = data.epoch(settings.seed, epoch, settings.batch, state.step, rank, world)
-        if settings.perturbed:
-            batches = _perturbed_ahead(batches, settings, epoch, state.step, rank)
-        with closing(batches):
-            for batch in batches:
-                loss, gradient_norm = _step(model, state.optimiser, settings, batch, epoch + state.step / steps)
+        with closing(_seen(state, settings, data, epoch, rank, world)) as batches:
+            for seen in batches:
+                loss, gradient_norm = _step(model, state.optimiser, settings, seen, epoch + state.step / steps)
                 # The mean over few updates, at the beginning, must not be one of the first weights.
                 done = epoch * steps + state.step
                 state.average(min(settings.averaged, (1 + done) / (10 + done)) if settings.averaged else 0.0)
@@ -182,52 +190,58 @@ def learning_rate(settings: TrainSettings, epoch: float) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup)))
 
 
-def _perturbed_ahead(
-    batches: Generator[Batch, None, None], settings: TrainSettings, epoch: int, step: int, rank: int
-) -> Generator[Batch, None, None]:
-    """Perturbs what comes, a few batches ahead; the first is that of `step`."""
-    pending: deque[Future[Batch]] = deque()
+def _seen(
+    state: TrainState, settings: TrainSettings, data: Loader, epoch: int, rank: int, world: int
+) -> Generator[Seen, None, None]:
+    """This rank's share of the epoch's batches from `state.step` on; where the settings say so, perturbed ahead."""
+    batches = data.epoch(settings.seed, epoch, settings.batch, state.step, rank, world)
+    if not settings.perturbed:
+        with closing(batches):
+            yield from ((batch, None) for batch in batches)
+        return
+    features, mean_shape = state.model.regressor.features.size, state.model.mean_shape.cpu().numpy()
+
+    def perturbed(batch: Batch, step: int) -> Seen:
+        rng = np.random.default_rng((settings.seed, epoch, step))
+        mine = slice(rank * len(batch.landmarks), (rank + 1) * len(batch.landmarks))
+        draws = draw(settings.batch, rng).rows(mine)
+        disturbance = draw_disturbance(settings.batch, features, mean_shape, rng)
+        images, shapes = perturb(batch.image_200.numpy(), batch.landmarks.numpy(), draws)
+        return Batch(torch.from_numpy(images), torch.from_numpy(shapes)), Disturbance(
+            *(column[mine] for column in disturbance)
+        )
+
+    pending: deque[Future[Seen]] = deque()
     with closing(batches), ThreadPoolExecutor(PERTURBERS, "perturber") as threads:
-        for place, batch in enumerate(batches, step):
+        for step, batch in enumerate(batches, state.step):
             # Copied, since a view would keep the loader's window alive.
             copied = Batch(*(column.clone() for column in batch))
-            pending.append(threads.submit(_perturbed, copied, settings, epoch, place, rank))
+            pending.append(threads.submit(perturbed, copied, step))
             if len(pending) > 2 * PERTURBERS:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _perturbed(batch: Batch, settings: TrainSettings, epoch: int, step: int, rank: int) -> Batch:
-    """This rank's share of the batch, perturbed by draws that depend on (seed, epoch, step) alone."""
-    share = len(batch.image_200)
-    draws = draw(settings.batch, np.random.default_rng((settings.seed, epoch, step)))
-    draws = draws.rows(rank * share, (rank + 1) * share)
-    images, shapes = perturb(batch.image_200.numpy(), batch.landmarks.numpy(), draws)
-    return Batch(torch.from_numpy(images), torch.from_numpy(shapes))
-
-
 def _step(
-    model: nn.Module, optimiser: torch.optim.Optimizer, settings: TrainSettings, batch: Batch, epoch: float
+    model: nn.Module, optimiser: torch.optim.Optimizer, settings: TrainSettings, seen: Seen, epoch: float
 ) -> tuple[float, float]:
     """One update; returns the loss, and the length of its gradient before it was clipped."""
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(settings, epoch)
     device = next(model.parameters()).device
     # The host goes on where the batch lies in pinned memory.
-    level_200, truth = (column.to(device, non_blocking=True) for column in batch)
+    level_200, truth = (column.to(device, non_blocking=True) for column in seen[0])
+    disturbance = seen[1] and Disturbance(*(column.to(device, non_blocking=True) for column in seen[1]))
     level_100 = area_halve(level_200)
-    stages = model(area_halve(level_100), level_100, level_200)
+    stages = model(area_halve(level_100), level_100, level_200, disturbance)
     loss = OBJECTIVES[settings.objective](stages, truth)
     optimiser.zero_grad()
     (loss + misjudged(stages, truth)).backward()  # type: ignore[no-untyped-call]
     # The head that estimates the error learns beside the network: neither may shorten the other's steps.
-    norms = []
-    for doubt in (True, False):
-        weights = [weight for name, weight in model.named_parameters() if ("doubt." in name) == doubt]
-        norms.append(nn.utils.clip_grad_norm_(weights, settings.clip_norm))
+    norm, _ = (nn.utils.clip_grad_norm_(weights, settings.clip_norm) for weights in _parts(model))
     optimiser.step()
-    return loss.item(), norms[-1].item()
+    return loss.item(), norm.item()
 
 
 VAL_KEYS: Final = tuple(f"val_nrmse_ip_{stage}" for stage in STAGES)
@@ -256,5 +270,5 @@ def calibrate(model: MSRRN, val: Loader) -> Calibration:
     for batch in val.in_order(predictor.batch) if len(val) else ():
         judgement = predictor.judge(batch.image_200.numpy())
         true = nrmse_ip(judgement.stages[:, -1], batch.landmarks.numpy())
-        judged.append(np.stack([judgement.log_error, judgement.disagreement, true]))
-    return fit(*np.concatenate([np.zeros((3, 0)), *judged], axis=1))
+        judged.append(np.stack([*judgement[1:], true]))
+    return fit(*np.concatenate([np.zeros((4, 0)), *judged], axis=1))

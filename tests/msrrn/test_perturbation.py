@@ -103,7 +103,7 @@ def test_light_blur_and_a_rectangle() -> None:
 
 def test_draws_follow_from_the_generator_and_stay_in_bounds() -> None:
     first, second = (draw(512, np.random.default_rng(3)) for _ in range(2))
-    for one, other, part in zip(first, second, first.rows(8, 16), strict=True):
+    for one, other, part in zip(first, second, first.rows(slice(8, 16)), strict=True):
         np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(one[8:16], part)
     assert np.abs(first.angle).max() <= np.deg2rad(15)

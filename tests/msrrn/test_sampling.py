@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from msrrn.sampling import block_offsets, frames_of, sample_patches, square_offsets
+from msrrn.sampling import block_offsets, frames_of, sample_patches, square_offsets, straightened
 
 
 def noise_images(batch: int, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -143,3 +143,23 @@ def test_each_landmark_has_its_own_patch() -> None:
     changed = (patches_of(images, moved, 16) != patches_of(images, shapes, 16)).flatten(2).any(dim=-1)
     assert changed[:, 7].all()
     assert changed.sum() == 2
+
+
+@given(st.floats(-3, 3), st.floats(0.5, 1.5), st.floats(-0.2, 0.2), st.floats(-0.2, 0.2))
+def test_a_straightened_face_lies_as_the_mean_shape_does_in_the_mirror(
+    angle: float, scale: float, x: float, y: float
+) -> None:
+    mean = random_shapes(1, 0.2, 0.8)[0]
+    turn = scale * torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    shapes = ((mean - mean.mean(dim=0)) @ turn + torch.tensor([0.5 + x, 0.5 + y]))[None]
+    # A slope: bilinear samples of it are exact, except beyond the edge.
+    steps = (torch.arange(100) + 0.5) / 100
+    image = 3 * steps[None, :] - 2 * steps[:, None]
+    cut, frames = straightened(image[None], mean, shapes)
+    torch.testing.assert_close(frames[0], turn, atol=1e-5, rtol=0)
+    rows, columns = torch.meshgrid(torch.arange(100), torch.arange(100), indexing="ij")
+    mirrored = torch.stack([1 - (columns + 0.5) / 100, (rows + 0.5) / 100], dim=-1)
+    places = (mirrored - mean.mean(dim=0)) @ turn + shapes[0].mean(dim=0)
+    inside = ((places > 0.006) & (places < 0.994)).all(dim=-1)
+    expected = 3 * places[..., 0] - 2 * places[..., 1]
+    torch.testing.assert_close(cut[0][inside], expected[inside], atol=1e-4, rtol=0)

@@ -43,7 +43,7 @@ def test_it_finds_the_landmarks_of_real_faces(data_root: Path, tmp_path: Path) -
     assert len(faces) == 12
     errors = np.stack([face.nrmse_ip for face in faces]).mean(axis=0)
     assert errors[-1] < 0.04
-    assert errors[-1] < 0.6 * errors[1], "the stages improve on the initial shape"
+    assert errors[-1] < 0.75 * errors[1], "the stages improve on the initial shape"
 
 
 def test_it_finds_the_landmarks_of_drawn_faces(annotated: Path) -> None:

@@ -1,4 +1,5 @@
 import io
+import itertools
 import os
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from msrrn.predictor import TorchPredictor
 from pipelines.errors import UserError
 from pipelines.loader import Batch, Loader
 from pipelines.settings import TrainSettings
-from pipelines.training import VAL_KEYS, TrainState, _perturbed, learning_rate, train, validate
+from pipelines.training import VAL_KEYS, TrainState, _seen, learning_rate, train, validate
 from tests.factories import TINY, Dataset
 
 SETTINGS = TrainSettings(epochs=4, batch=8)
@@ -126,13 +127,20 @@ def test_a_preset_brings_its_settings_and_what_is_given_wins() -> None:
 
 def test_ranks_perturb_their_shares_as_one_would(splits: Splits) -> None:
     settings = TrainSettings(preset="best", batch=8)
-    (batch, *_) = splits[0].epoch(0, 0, 8)
-    whole = _perturbed(batch, settings, 2, 1, 0)
-    shares = [_perturbed(batch.rows(4 * rank, 4 * rank + 4), settings, 2, 1, rank) for rank in range(2)]
-    for column, parts in zip(whole, zip(*shares, strict=True), strict=True):
-        torch.testing.assert_close(torch.cat(parts), column)
-    other = _perturbed(batch, settings, 2, 2, 0)
-    assert not torch.allclose(other.landmarks, whole.landmarks)
+    state = started(splits, settings)
+
+    def seen(rank: int, world: int, epoch: int = 2) -> list[tuple[torch.Tensor, ...]]:
+        batches = list(_seen(state, settings, splits[0], epoch, rank, world))
+        return [(*batch, *disturbance) for batch, disturbance in batches if disturbance]
+
+    whole = seen(0, 1)
+    assert len(whole) == 4
+    for columns, first, second in zip(whole, seen(0, 2), seen(1, 2), strict=True):
+        for column, *parts in zip(columns, first, second, strict=True):
+            torch.testing.assert_close(torch.cat(parts), column)
+    for one, other in itertools.combinations([*whole, *seen(0, 1, epoch=3)], 2):
+        for column, unlike in zip(one, other, strict=True):
+            assert not torch.equal(column, unlike)
 
 
 def test_the_published_weights_are_a_running_mean(splits: Splits) -> None:
