@@ -135,8 +135,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=get_args(TrainSettings.model_fields["preset"].annotation),
         help="paper: the network and the objective as published, minutes on two cores. best: the most accurate that "
-        "the ablations found, an hour on two cores; every face is perturbed anew in every epoch, and looked at in "
-        "the mirror, too (default: paper)",
+        "the ablations found, some 20 minutes on one core; every face is perturbed anew in every epoch, and is "
+        "looked at twice (default: paper)",
     )
     parser.add_argument("--epochs", type=int, help=f"passes over all copies {defaults('epochs')}")
     parser.add_argument("--batch", type=int, help=f"samples of one update {defaults('batch')}")
