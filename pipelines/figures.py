@@ -165,8 +165,10 @@ def _line(
 
 def _legend(axes: Axes) -> None:
     if axes.get_lines():
-        # Above the plot, where it can hide no curve.
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2, handlelength=1.8)
+        # Above the plot, where it can hide no curve; wider than the figure, it would make the plot narrow.
+        longest = max(len(str(line.get_label())) for line in axes.get_lines())
+        columns = min(3, max(1, 36 // max(1, longest)))
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.8)
     else:
         _nothing(axes)
 
