@@ -45,11 +45,11 @@ def straightened(images: Tensor, mean_shape: Tensor, shapes: Tensor) -> tuple[Te
         (p - mean of the mean shape) @ frame + mean of the shape.
     """
     frames = frames_of(mean_shape, shapes)
-    side = images.shape[-1]
-    steps = (torch.arange(side, device=images.device) + 0.5) / side
-    mirrored = torch.stack(torch.meshgrid(1 - steps, steps, indexing="xy"), dim=-1).view(-1, 2)
-    points = (mirrored - mean_shape.mean(dim=0)) @ frames + shapes.mean(dim=1, keepdim=True)
-    grid = (2 * points - 1).view(-1, side, side, 2)
+    # In the coordinates of grids, -1 to 1, which the mirror only gives another sign in x.
+    centre = 2 * shapes.mean(dim=1, keepdim=True) - 1 - (2 * mean_shape.mean(dim=0, keepdim=True) - 1) @ frames
+    mirror = frames.new_tensor([-1.0, 1.0])
+    matrices = torch.cat([frames.mT * mirror, centre.mT], dim=2)
+    grid = functional.affine_grid(matrices, [images.shape[0], 1, *images.shape[1:]], align_corners=False)
     cut = functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)
     return cut[:, 0], frames
 
