@@ -83,15 +83,16 @@ class Looks(nn.Module):
 
     def forward(self, image_200: Tensor) -> tuple[Tensor, ...]:
         """Crops (B, 200, 200) uint8 → the fields of `Judgement`."""
-        stages, log_error = self._look(image_200, area_halve)
+        pixels = image_200.float()
+        stages, log_error = self._look(pixels, area_halve)
         disagreement = torch.zeros_like(log_error)
         if self.model.config.mirrored:
-            mean_shape, found = self.model.mean_shape, stages[:, -1]
-            crops, frames = straightened(image_200.float(), mean_shape, found)
+            found = stages[:, -1]
+            crops, frames = straightened(pixels, self.model.mean_shape, found)
             other, log_other = self._look(crops, mean_halve)
             other = torch.stack([1 - other[..., 0], other[..., 1]], dim=-1)[:, :, self.mirror]
             centre = found.mean(dim=1, keepdim=True)[:, None]
-            other = (other - mean_shape.mean(dim=0)) @ frames[:, None] + centre
+            other = (other - self.model.mean_shape.mean(dim=0)) @ frames[:, None] + centre
             apart = torch.linalg.vector_norm(stages[:, -1] - other[:, -1], dim=-1).mean(dim=1)
             stages, log_error = (stages + other) / 2, (log_error + log_other) / 2
             disagreement = apart / pupil_distance(stages[:, -1]).clamp_min(1e-6)
@@ -101,9 +102,9 @@ class Looks(nn.Module):
         mean_shape = self.model.mean_shape.expand(image_200.shape[0], 1, -1, -1)
         return torch.cat([mean_shape, stages], dim=1), log_error, disagreement, narrowness
 
-    def _look(self, image_200: Tensor, halve: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        level_100 = halve(image_200)
-        stages: Stages = self.model(halve(level_100), level_100, image_200)
+    def _look(self, level_200: Tensor, halve: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        level_100 = halve(level_200)
+        stages: Stages = self.model(halve(level_100), level_100, level_200)
         return stages.shapes, stages.log_error
 
 

@@ -135,7 +135,8 @@ def train(
     its share of every batch.
 
     Raises:
-        UserError: the dataset has fewer samples than one batch, a shard is damaged, or a loss is not finite.
+        UserError: the dataset has fewer samples than one batch, a shard is damaged, or a loss jumps or is
+            not finite.
     """
     steps = len(data) // settings.batch
     if steps == 0 or settings.batch % world:
