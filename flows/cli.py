@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _explain(error)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where this one stopped")
+    except KeyboardInterrupt as interrupt:
+        _fail(str(interrupt) or "interrupted; the same command goes on where this one stopped")
         return 130
 
 

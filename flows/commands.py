@@ -30,6 +30,7 @@ from flows.options import (
     settings_of,
     train_settings,
 )
+from pipelines.errors import UsageError
 from pipelines.settings import AnnotateSettings, BoxesBy, DetectorName
 
 
@@ -88,10 +89,15 @@ def _train(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import epoch_progress
         from pipelines.retraining import train_tracked
+        from pipelines.train import resumable
 
-        settings = train_settings(call)
+        dataset, settings = call.dataset, train_settings(call)
+        if call.resume is not None:
+            if given(call, "preset", "epochs", "batch", "learning_rate", "seed"):
+                raise UsageError("--resume goes on with the settings that the run has: leave the others out")
+            dataset, settings = resumable(call.out, call.resume)
         with epoch_progress(settings) as epoch:
-            trained = train_tracked(call.dataset, call.out, settings, call.workers, call.name, epoch)
+            trained = train_tracked(dataset, call.out, settings, call.workers, call.name, epoch)
         result = {"model": trained.artifact.url, "reused": trained.reused, **trained.history[-1]}
         if call.json:
             print_json(result)
@@ -105,14 +111,23 @@ def _train(commands: Commands) -> None:
         "Trains the network on a dataset with Ray Train. MLflow follows it; the same call goes on from the last "
         "checkpoint of a run that was killed, and finds the model of one that was not.",
         "  msrrn train --dataset datasets/3f2a... --out work\n"
+        "  msrrn train --resume --out work\n"
         "  msrrn train --dataset s3://bucket/datasets/3f2a... --out s3://bucket/work --epochs 40 --workers 8",
     )
-    parser.add_argument("--dataset", required=True, metavar="URL", help="the dataset that `prepare` printed")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--dataset", metavar="URL", help="the dataset that `prepare` printed")
+    which.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="go on with the unfinished run in OUT, with its dataset and settings; NAME where there are several",
+    )
     parser.add_argument("--out", required=True, metavar="URL", help="where checkpoints and the model go")
     add_train_options(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and order (default: 0)")
+    parser.add_argument("--seed", type=int, help="seed of weights and order (default: 0)")
     add_name(parser)
-    add_workers(parser)
+    add_workers(parser, or_none=True)
     add_json(parser)
 
 

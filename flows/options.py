@@ -39,12 +39,19 @@ def positive(text: str) -> int:
     return number
 
 
-def add_workers(parser: argparse.ArgumentParser) -> None:
+def count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def add_workers(parser: argparse.ArgumentParser, or_none: bool = False) -> None:
     parser.add_argument(
         "--workers",
-        type=positive,
+        type=count if or_none else positive,
         default=default_workers(),
-        help="Ray workers (default: the %(default)s cores here)",
+        help=f"Ray workers{', 0: without Ray' * or_none} (default: the %(default)s cores here)",
     )
 
 

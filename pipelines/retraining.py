@@ -3,8 +3,10 @@
 import getpass
 import json
 import re
+import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +19,16 @@ from pipelines.promotion import Decision, decide
 from pipelines.registry import ROLLED_BACK, ModelVersion, champion, fetch, register, set_challenger, set_champion
 from pipelines.settings import NAME, VAL_SHARE, TrainSettings
 from pipelines.storage import Store
-from pipelines.tracking import RunRecord, finish_run, log_files, log_history, log_metrics, open_run
-from pipelines.train import HISTORY, Progress, TrainedModel, run_name, train_model
+from pipelines.tracking import (
+    RunRecord,
+    finish_run,
+    log_files,
+    log_history,
+    log_metrics,
+    open_run,
+    system_metrics,
+)
+from pipelines.train import HISTORY, Epoch, TrainedModel, run_name, train_model
 
 IN_THE_BOX: Final = "box"
 BOX: Final = Path(__file__).with_name("box")
@@ -60,10 +70,24 @@ def open_model(model: str | None) -> Model:
 
 
 def train_tracked(
-    dataset: str, out: str, settings: TrainSettings, workers: int, name: str, progress: Progress
+    dataset: str,
+    out: str,
+    settings: TrainSettings,
+    workers: int,
+    name: str,
+    progress: Callable[[Mapping[str, float]], None],
 ) -> TrainedModel:
-    """`train_model`, with an MLflow run of the experiment `name` that shows its curves while it goes on."""
+    """`train_model`, with an MLflow run of the experiment `name` that shows how it goes on.
+
+    There are curves, pictures of validation faces after some epochs, and what this machine (with Ray: the driver's)
+    is busy with.
+
+    Raises:
+        UserError: the dataset, the training or MLflow fails.
+        KeyboardInterrupt: with what to call to go on.
+    """
     manifest = read_manifest(Store(dataset))
+    key = run_name(manifest, settings)
     parameters = {
         **settings.model_dump(),
         **{f"dataset.{key}": value for key, value in manifest.settings.items() if key != "augmentation"},
@@ -74,17 +98,27 @@ def train_tracked(
         "msrrn.code_version": manifest.code_version,
         "msrrn.boxes": manifest.settings["detector"],
     }
-    run = open_run(name, run_name(manifest, settings), parameters, tags)
+    run = open_run(name, key, parameters, tags)
 
-    def follow(metrics: Mapping[str, float]) -> None:
-        log_history(run, [metrics])
-        progress(dict(metrics))
+    def follow(epoch: Epoch) -> None:
+        log_history(run, [epoch.metrics])
+        if epoch.examples:
+            log_files(run, {f"examples/epoch_{int(epoch.metrics['epoch']):04d}.jpg": epoch.examples})
+        progress(epoch.metrics)
 
     try:
-        trained = train_model(dataset, out, settings, workers, follow)
-    except BaseException:
-        finish_run(run, "FAILED")
-        raise
+        with system_metrics(run):
+            trained = train_model(dataset, out, settings, workers, follow)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        with suppress(UserError):  # that MLflow cannot be told is not what went wrong
+            finish_run(run, "KILLED" if interrupted else "FAILED")
+        if not interrupted:
+            raise
+        call = ["msrrn", "train", "--resume", key, "--out", out, *(("--name", name) if name != NAME else ())]
+        raise KeyboardInterrupt(
+            f"training stopped; the same command goes on from its last checkpoint, and so does\n  {shlex.join(call)}"
+        ) from error
     # A run that resumed, or whose artifact was there, still has its whole history.
     log_history(run, trained.history)
     finish_run(run, "FINISHED")

@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -21,6 +21,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -215,7 +216,20 @@ def log_files(run: RunRecord, files: Mapping[str, bytes]) -> None:
             mlflow.log_artifacts(run.run_id, folder)
 
 
-def finish_run(run: RunRecord, status: Literal["FINISHED", "FAILED"]) -> None:
+@contextmanager
+def system_metrics(run: RunRecord) -> Iterator[None]:
+    """Logs what this machine is busy with (CPU, memory, disk, network, GPU where `nvidia-ml-py` is installed), every
+    ten seconds or as `MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` says. It raises nothing of its own: a job is worth
+    more than these figures."""
+    with ExitStack() as ending:
+        with suppress(Exception):
+            monitor = SystemMetricsMonitor(run.run_id, resume_logging=True, tracking_uri=tracking_uri())
+            monitor.start()
+            ending.callback(monitor.finish)
+        yield
+
+
+def finish_run(run: RunRecord, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
     """Ends the run; `open_run` with its key takes it up again."""
     mlflow = client()
     with reaching_mlflow():

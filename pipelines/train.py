@@ -1,44 +1,59 @@
 """Dataset → model artifact: Ray Train around the loop of `pipelines.training`, resumable by name.
 
-A run is named by the digest of its dataset and settings. Its checkpoints lie below `OUT/runs/NAME`; its
-artifact appears at `OUT/models/NAME` when it is finished: the weights first, the card last.
+A run is named by the digest of its dataset and settings. What goes on lies below `OUT/runs/NAME` until its
+artifact appears at `OUT/models/NAME`: the weights first, the card last.
 """
 
 import hashlib
 import json
 import os
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from threading import Thread
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
 from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.calibration import Calibration
 from msrrn.network import PRESETS
+from pipelines.checkpoints import RUNS, Checkpoints, unfinished
 from pipelines.engine import start_ray
 from pipelines.errors import UsageError, UserError
+from pipelines.examples import due, examples
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
-from pipelines.training import EpochMetrics, TrainState, calibrate, train
+from pipelines.training import DivergedError, EpochMetrics, TrainState, calibrate, train
 
 HISTORY: Final = "history.json"
-STATE: Final = "state.pt"
 RECIPE: Final = 5
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples."""
-CHECKPOINTS_KEPT: Final = 2
 WORKER_FAILURES: Final = 3
+POLL_SECONDS: Final = 0.2
+"""how often it is looked whether a person wants the training to stop"""
 
-Progress = Callable[[EpochMetrics], None]
+
+class Epoch(NamedTuple):
+    """What is told of an epoch that is done."""
+
+    metrics: EpochMetrics
+    examples: bytes | None
+    """JPEG of validation faces, after some epochs"""
+
+
+Progress = Callable[[Epoch], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,8 +74,24 @@ def run_name(manifest: Manifest, settings: TrainSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def resumable(out: str, name: str = "") -> tuple[str, TrainSettings]:
+    """Dataset and settings of the one run below `out` that is not finished, or of the one of this name.
+
+    Raises:
+        UserError: there is none, or more than one and no name says which, or it is of another version.
+    """
+    name, told = unfinished(out, name)
+    settings = told.all_settings()
+    if run_name(read_manifest(Store(told.dataset)), settings) != name:
+        raise UserError(
+            f"run {name} was begun by another version of msrrn, or {told.dataset} is another dataset now: call "
+            f"`train` with --dataset, and delete {out}/{RUNS}/{name}"
+        )
+    return told.dataset, settings
+
+
 def train_model(
-    dataset: str, out: str, settings: TrainSettings, workers: int, progress: Progress = lambda metrics: None
+    dataset: str, out: str, settings: TrainSettings, workers: int, progress: Progress = lambda epoch: None
 ) -> TrainedModel:
     """Trains on up to `workers` Ray workers (0: in this process), or finds the artifact finished.
 
@@ -68,6 +99,7 @@ def train_model(
 
     Raises:
         UserError: the dataset is not finished or too small, or training failed.
+        KeyboardInterrupt: after Ctrl-C, at a checkpoint; a second Ctrl-C does not wait for one.
     """
     store = Store(dataset)
     manifest = read_manifest(store)
@@ -79,32 +111,68 @@ def train_model(
         )
     name = run_name(manifest, settings)
     artifact = Store(out).child("models").child(name)
-    if artifact.exists(CARD):
-        return _trained(artifact, name, reused=True)
-    if workers == 0:
-        state = _train_here(store, manifest, settings, progress)
-    else:
-        state = _train_on_ray(store, Store(out).child("runs"), name, settings, workers, progress)
-    calibration = calibrate(state.averaged.cpu(), Loader(store, manifest, "val"))
-    _publish(artifact, state, calibration, manifest, settings)
-    return _trained(artifact, name, reused=False)
+    checkpoints = Checkpoints(Store(out).absolute().child(RUNS).child(name))
+    reused = artifact.exists(CARD)
+    if not reused:
+        checkpoints.begin(store, settings)
+        if workers == 0:
+            state = _train_here(store, manifest, settings, checkpoints, progress)
+        else:
+            state = _train_on_ray(store, name, settings, workers, checkpoints, progress)
+        calibration = calibrate(state.averaged.cpu(), Loader(store, manifest, "val"))
+        _publish(artifact, state, calibration, manifest, settings)
+    checkpoints.finish()
+    return _trained(artifact, name, reused)
 
 
-def _train_here(store: Store, manifest: Manifest, settings: TrainSettings, progress: Progress) -> TrainState:
-    data = Loader(store, manifest, "train")
+def _train_here(
+    store: Store, manifest: Manifest, settings: TrainSettings, checkpoints: Checkpoints, progress: Progress
+) -> TrainState:
+    data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
     state = TrainState(settings, data.mean_shape())
+    checkpoints.restore(state)
 
     def report(now: TrainState) -> None:
+        checkpoints.write(now)
         if now.step == 0:
-            progress(now.history[-1])
+            progress(_epoch(now, settings, val))
 
-    train(state, settings, data, Loader(store, manifest, "val"), report)
+    with _interruptible() as stopping:
+        train(state, settings, data, val, report, stopping)
+        if stopping():
+            raise KeyboardInterrupt
     return state
 
 
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C becomes a wish that is asked for, so that no update is cut in half; a second one ends at once."""
+    wished = threading.Event()
+
+    def wish(number: int, frame: object) -> None:
+        if wished.is_set():
+            raise KeyboardInterrupt
+        wished.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield wished.is_set
+        return
+    before = signal.signal(signal.SIGINT, wish)
+    try:
+        yield wished.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _epoch(state: TrainState, settings: TrainSettings, val: Loader) -> Epoch:
+    return Epoch(state.history[-1], examples(state.averaged, val) if due(state.epoch, settings.epochs) else None)
+
+
 def _train_on_ray(
-    store: Store, runs: Store, name: str, settings: TrainSettings, workers: int, progress: Progress
+    store: Store, name: str, settings: TrainSettings, workers: int, checkpoints: Checkpoints, progress: Progress
 ) -> TrainState:
+    state = TrainState(settings, np.zeros((68, 2), np.float32))
+    checkpoints.restore(state)  # a damaged one is found here, not by workers that Ray would start again
     start_ray(workers)
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -116,29 +184,39 @@ def _train_on_ray(
         # A local Ray never grows: it would wait for more CPUs than it has without end.
         most = min(most, int(here["CPU"]))
     workers = max(count for count in range(1, most + 1) if settings.batch % count == 0)
-    with _followed(progress) as reports:
+    with _followed(progress) as (following, reports, wishes), _interruptible() as stopping:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"dataset": store.absolute(), "settings": settings, "reports": reports},
+            train_loop_config={
+                "dataset": store.absolute(),
+                "settings": settings,
+                "checkpoints": checkpoints,
+                "reports": reports,
+                "wishes": wishes,
+            },
             scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
             run_config=ray.train.RunConfig(
-                # Ray resumes a run by itself when its name and storage path are those of an earlier one.
-                name=name,
-                storage_path=runs.absolute().url,
+                name="ray",
+                storage_path=checkpoints.place.url,
                 failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             ),
         )
+        fitting = _in_a_thread(trainer.fit)
+        while not wait([fitting], POLL_SECONDS).done:
+            # What `progress` raises ends the training, too, as it does without Ray.
+            if (stopping() or following.done()) and wishes.empty():
+                wishes.put("stop")
+        if stopping():
+            raise KeyboardInterrupt
         try:
-            result = trainer.fit()
+            fitting.result()
         except ray.train.TrainingFailedError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             known = next((line for line in lines if "UserError: " in line), lines[-1])
             raise UserError(f"training {name} failed: {known.rpartition('UserError: ')[2]}") from error
-    if result.checkpoint is None:
-        raise UserError(f"training {name} left no checkpoint below {runs.url}; run it again with --debug")
-    with result.checkpoint.as_directory() as directory:
-        return _restored(Path(directory), settings)
+    if not checkpoints.restore(state):
+        raise UserError(f"training {name} left no checkpoint at {checkpoints.place.url}; run it again with --debug")
+    return state
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -151,52 +229,79 @@ def _worker(config: dict[str, Any]) -> None:
     settings: TrainSettings = config["settings"]
     manifest = read_manifest(config["dataset"])
     device = ray.train.torch.get_device()
+    checkpoints: Checkpoints = config["checkpoints"]
     data = Loader(config["dataset"], manifest, "train", pinned=device.type == "cuda")
+    val = Loader(config["dataset"], manifest, "val")
     state = TrainState(settings, data.mean_shape(), str(device))
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as directory:
-            state.load_bytes((Path(directory) / STATE).read_bytes())
+    # Every rank reads the same one: DDP waits for all of them before rank 0 can write the next.
+    checkpoints.restore(state)
+
+    wished = threading.Event()
+
+    def listen() -> None:
+        # It is left in the queue: if this worker dies now, the one after it shall find it, too.
+        while config["wishes"].empty():
+            time.sleep(POLL_SECONDS)
+        wished.set()
+
+    if rank == 0:
+        _in_a_thread(listen)
 
     def report(now: TrainState) -> None:
-        place = {"epoch": now.epoch, "step": now.step}
-        if rank != 0:
-            ray.train.report(place)
-            return
-        with tempfile.TemporaryDirectory() as directory:
-            (Path(directory) / STATE).write_bytes(now.to_bytes())
-            ray.train.report(place, checkpoint=ray.train.Checkpoint.from_directory(directory))
-        if now.step == 0:
-            config["reports"].put(now.history[-1])
+        if rank == 0:
+            checkpoints.write(now)
+            if now.step == 0:
+                config["reports"].put(_epoch(now, settings, val))
 
-    train(state, settings, data, Loader(config["dataset"], manifest, "val"), report, rank, world, prepare_model)
+    try:
+        train(state, settings, data, val, report, wished.is_set, rank, world, prepare_model)
+    except DivergedError as error:
+        # Ray would try again what ends in the same way.
+        if rank == 0:
+            config["reports"].put(error)
 
 
 @contextmanager
-def _followed(progress: Progress) -> Iterator[Any]:
-    """A queue that workers put their epochs into; `progress` is called here, in a thread, for each."""
+def _followed(progress: Progress) -> Iterator[tuple[Future[None], Any, Any]]:
+    """A queue that workers put their epochs into, and one where they find the wish to stop.
+
+    `progress` is called for each epoch in a thread of this process; its end comes with the queues.
+
+    Raises:
+        DivergedError: what a worker put into the queue instead of an epoch; also what `progress` raises.
+    """
     from ray.util.queue import Queue
 
-    reports = Queue(actor_options={"num_cpus": 0})
+    reports, wishes = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
 
     def follow() -> None:
-        while (metrics := reports.get()) is not None:
-            progress(metrics)
+        while (told := reports.get()) is not None:
+            if isinstance(told, DivergedError):
+                raise told
+            progress(told)
 
-    thread = Thread(target=follow, daemon=True)
-    thread.start()
+    following = _in_a_thread(follow)
     try:
-        yield reports
-    finally:
+        yield following, reports, wishes
         reports.put(None)
-        thread.join(timeout=10)
-        reports.shutdown()
+        following.result()
+    finally:
+        for queue in (reports, wishes):
+            queue.shutdown(force=True)
 
 
-def _restored(directory: Path, settings: TrainSettings) -> TrainState:
-    state = TrainState(settings, np.zeros((68, 2), np.float32))
-    state.load_bytes((directory / STATE).read_bytes())
-    return state
+def _in_a_thread(work: Callable[[], T]) -> Future[T]:
+    """Runs it in a thread that the end of the process does not wait for."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _publish(

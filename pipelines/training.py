@@ -37,6 +37,11 @@ Seen = tuple[Batch, Disturbance | None]
 SPIKE: Final = 20.0
 """A loss of so many times the mean of its epoch is no learning any more; also what is not a number ends a run."""
 
+
+class DivergedError(UserError):
+    """The loss jumps or is not finite: on every rank alike, and again however often it is tried."""
+
+
 PERTURBERS: Final = min(8, max(1, (os.cpu_count() or 1) // 2))
 """Threads that perturb batches ahead of the one in use; OpenCV lets them work beside each other."""
 
@@ -124,19 +129,20 @@ def train(
     data: Loader,
     val: Loader,
     on_checkpoint: Callable[[TrainState], None],
+    stopping: Callable[[], bool] = lambda: False,
     rank: int = 0,
     world: int = 1,
     parallel: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> None:
-    """Trains from where `state` is to the end.
+    """Trains from where `state` is to the end, or to the checkpoint after `stopping`.
 
     `on_checkpoint` is called on every rank after each epoch, when `state.step` is 0, and within an epoch after
-    each `checkpoint_steps` batches. `parallel` wraps the model for gradient averaging (DDP); each rank takes
-    its share of every batch.
+    each `checkpoint_steps` batches; `stopping`, after each batch: one rank's wish is all ranks'. `parallel` wraps
+    the model for gradient averaging (DDP); each rank takes its share of every batch.
 
     Raises:
-        UserError: the dataset has fewer samples than one batch, a shard is damaged, or a loss jumps or is
-            not finite.
+        UserError: the dataset has fewer samples than one batch, or a shard is damaged.
+        DivergedError: a loss jumps or is not finite.
     """
     steps = len(data) // settings.batch
     if steps == 0 or settings.batch % world:
@@ -150,7 +156,9 @@ def train(
         model.train()
         with closing(_seen(state, settings, data, epoch, rank, world)) as batches:
             for seen in batches:
-                loss, gradient_norm = _step(model, state.optimiser, settings, seen, epoch + state.step / steps)
+                own, gradient_norm = _step(model, state.optimiser, settings, seen, epoch + state.step / steps)
+                total, wishes = _over_ranks([own, float(stopping())], world, device)
+                loss = total / world
                 # The mean over few updates, at the beginning, must not be one of the first weights.
                 done = epoch * steps + state.step
                 state.average(min(settings.averaged, (1 + done) / (10 + done)) if settings.averaged else 0.0)
@@ -159,14 +167,15 @@ def train(
                 state.loss += loss
                 state.gradient_norm += gradient_norm
                 if not loss < SPIKE * usual:
-                    raise UserError(
+                    raise DivergedError(
                         f"training: the loss is {loss:.4g} at epoch {epoch + 1}, batch {state.step} of {steps} (mean "
                         f"of this epoch before: {usual:.4g}); lower --learning-rate, or look at these samples"
                     )
-                if state.step % settings.checkpoint_steps == 0 and state.step < steps:
-                    state.loss = _over_ranks([state.loss], world, device)[0] / world
+                if state.step < steps and (wishes or state.step % settings.checkpoint_steps == 0):
                     on_checkpoint(state)
-        metrics = {"epoch": epoch + 1.0, "loss": _over_ranks([state.loss], world, device)[0] / world / steps}
+                    if wishes:
+                        return
+        metrics = {"epoch": epoch + 1.0, "loss": state.loss / steps}
         metrics["learning_rate"] = learning_rate(settings, epoch + 1)
         metrics["gradient_norm"] = state.gradient_norm / steps
         state.history.append(metrics | validate(state.averaged, val, rank, world))

@@ -2,17 +2,24 @@
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from flows.cli import main, parser
+from pipelines import tracking
+from pipelines.manifest import Manifest
 from pipelines.models import Model
 from pipelines.prepare import prepare
 from pipelines.settings import TrainSettings
-from tests.factories import SETTINGS
+from pipelines.storage import Store
+from pipelines.train import run_name, train_model
+from tests.factories import SETTINGS, start_msrrn, tree
 
 COMMANDS = (
     "demo",
@@ -189,6 +196,54 @@ def test_a_dataset_that_is_not_finished_is_refused(
     (Path(dataset.url) / "manifest.json").unlink()
     said = fails(capsys, "train", "--dataset", dataset.url, "--out", str(tmp_path / "work"))
     assert "manifest.json" in said
+
+
+def test_only_one_unfinished_run_is_resumed_and_with_its_own_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["train", "--resume", "--out", str(tmp_path)]
+    assert "no unfinished run to go on with" in fails(capsys, *call)
+    for other in (["--epochs", "3"], ["--seed", "0"], ["--preset", "best"]):
+        assert "leave the others out" in fails(capsys, *call, *other, code=2)
+
+
+def test_ctrl_c_stops_a_training_at_a_checkpoint_and_resume_finishes_it(
+    dataset: tuple[Store, Manifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    url, out, settings = dataset[0].url, tmp_path / "work", TrainSettings(epochs=3, batch=8)
+    call = ["train", "--dataset", url, "--out", str(out), "--epochs", "3", "--batch", "8", "--workers", "0"]
+    process = start_msrrn(*call)
+    while not list(out.glob("runs/*/state.pt")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    name = run_name(dataset[1], settings)
+    told, remedy = errors.splitlines()[-2:]
+    assert told == "msrrn: training stopped; the same command goes on from its last checkpoint, and so does"
+    assert remedy == f"  msrrn train --resume {name} --out {out}"
+    assert "Traceback" not in errors
+
+    def status() -> str:
+        client = tracking.client()
+        (experiment,) = client.search_experiments(filter_string="name = 'msrrn'")
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert any(metric.startswith("system/") for metric in run.data.metrics)
+        return str(run.info.status)
+
+    assert status() == "KILLED"
+    assert main([*shlex.split(remedy)[1:], "--workers", "0", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["epoch"], said["reused"]) == (3, False)
+    assert status() == "FINISHED"
+    whole = train_model(url, str(tmp_path / "whole"), settings, 0)
+    assert tree(Path(said["model"])) == tree(tmp_path / "whole" / "models" / whole.name)
+    assert list((out / "runs").iterdir()) == []
 
 
 def test_datasets_are_listed_and_verified(

@@ -49,7 +49,8 @@ def run_of(name: str, key: str) -> Any:
     return tracking.client().get_run(tracking.open_run(name, key, {}, {}).run_id)
 
 
-def test_mlflow_follows_a_training(dataset: Dataset, tmp_path: Path) -> None:
+def test_mlflow_follows_a_training(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     settings = TrainSettings(epochs=3, batch=8)
     trained = train_tracked(dataset[0].url, str(tmp_path), settings, 0, "followed", lambda metrics: None)
     client = tracking.client()
@@ -63,6 +64,24 @@ def test_mlflow_follows_a_training(dataset: Dataset, tmp_path: Path) -> None:
     assert sorted({(each.step, each.value) for each in losses}) == [
         (row["epoch"], row["loss"]) for row in trained.history
     ]
+    pictures = [file.path for file in client.list_artifacts(run.info.run_id, "examples")]
+    assert pictures == [f"examples/epoch_000{epoch}.jpg" for epoch in (1, 2, 3)]
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("part", ["__init__", "collect_metrics", "publish_metrics"])
+def test_a_training_outlives_what_watches_the_machine(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise OSError("no /proc here")
+
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    monkeypatch.setattr(f"pipelines.tracking.SystemMetricsMonitor.{part}", fails)
+    settings = TrainSettings(epochs=1, batch=8)
+    train_tracked(dataset[0].url, str(tmp_path), settings, 0, part.strip("_"), lambda metrics: None)
+    assert run_of(part.strip("_"), run_name(dataset[1], settings)).data.metrics["loss"] > 0
 
 
 def test_a_training_that_fails_is_seen_to_fail(
@@ -77,6 +96,30 @@ def test_a_training_that_fails_is_seen_to_fail(
     client = tracking.client()
     (experiment,) = client.search_experiments(filter_string="name = 'failed'")
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_an_interrupted_training_is_seen_to_be_and_says_how_to_go_on(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: bool
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def unreachable(*arguments: object) -> None:
+        raise UserError("No MLflow server answers")
+
+    name, key = f"interrupted-{reached}", run_name(dataset[1], TrainSettings())
+    monkeypatch.setattr(retraining, "train_model", interrupted)
+    if not reached:
+        monkeypatch.setattr(retraining, "finish_run", unreachable)
+    with pytest.raises(KeyboardInterrupt) as said:
+        train_tracked(dataset[0].url, f"{tmp_path}/my work", TrainSettings(), 0, name, lambda metrics: None)
+    call = f"msrrn train --resume {key} --out '{tmp_path}/my work' --name {name}"
+    assert str(said.value).splitlines()[1].strip() == call
+    client = tracking.client()
+    (experiment,) = client.search_experiments(filter_string=f"name = '{name}'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == ("KILLED" if reached else "RUNNING")
 
 
 def test_models_go_through_the_gate(model: Model, annotated: Path, tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.network import PRESETS
 from pipelines import train as station
+from pipelines.checkpoints import RUN, STATE, Checkpoints
 from pipelines.errors import UsageError, UserError
 from pipelines.manifest import Manifest
 from pipelines.models import read_model
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
-from pipelines.train import HISTORY, TrainedModel, run_name, train_model
-from pipelines.training import EpochMetrics
+from pipelines.train import HISTORY, Epoch, TrainedModel, resumable, run_name, train_model
+from pipelines.training import DivergedError
 from tests.factories import TINY, times, tree
 
 Dataset = tuple[Store, Manifest]
@@ -39,13 +40,16 @@ def local(trained: TrainedModel) -> Path:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_run_makes_an_artifact_that_loads(dataset: Dataset, tmp_path: Path) -> None:
-    seen: list[EpochMetrics] = []
+    seen: list[Epoch] = []
     trained = train_model(dataset[0].url, str(tmp_path), QUICK, 0, seen.append)
     assert not trained.reused
     assert trained.name == run_name(dataset[1], QUICK)
     assert local(trained) == tmp_path / "models" / trained.name
     assert sorted(tree(tmp_path)) == [f"models/{trained.name}/{key}" for key in (CARD, HISTORY, WEIGHTS)]
-    assert seen == list(trained.history) == json.loads((local(trained) / HISTORY).read_bytes())
+    assert not (tmp_path / "runs" / trained.name).exists()
+    assert [epoch.metrics for epoch in seen] == list(trained.history)
+    assert all(epoch.examples for epoch in seen)
+    assert trained.history == json.loads((local(trained) / HISTORY).read_bytes())
     card = read_model(local(trained)).card
     assert card == trained.card
     assert card.training["dataset"] == dataset[1].name
@@ -92,8 +96,10 @@ def test_the_card_is_published_last(dataset: Dataset, tmp_path: Path, monkeypatc
     written: list[str] = []
     publish = Store.publish
 
+    full = True
+
     def failing(store: Store, key: str, data: bytes) -> None:
-        if key == CARD and len(written) < 3:
+        if key == CARD and full:
             raise UserError("disk full")
         written.append(key)
         publish(store, key, data)
@@ -101,10 +107,63 @@ def test_the_card_is_published_last(dataset: Dataset, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Store, "publish", failing)
     with pytest.raises(UserError, match="disk full"):
         train_model(dataset[0].url, str(tmp_path), QUICK, 0)
-    assert written == [HISTORY, WEIGHTS]
-    written.append("from now on")
+    assert written == [RUN, STATE, STATE, HISTORY, WEIGHTS]
+    full = False
+    written.clear()
     assert not train_model(dataset[0].url, str(tmp_path), QUICK, 0).reused
-    assert written[-1] == CARD
+    assert written == [RUN, HISTORY, WEIGHTS, CARD]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_that_broke_off_goes_on_from_its_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+    url, settings = dataset[0].url, QUICK.model_copy(update={"epochs": 4})
+    whole = train_model(url, str(tmp_path / "whole"), settings, 0)
+    out = str(tmp_path / "broken")
+
+    def breaks(epoch: Epoch) -> None:
+        if epoch.metrics["epoch"] == 2:
+            raise OSError("the log is full")
+
+    with pytest.raises(OSError, match="the log is full"):
+        train_model(url, out, settings, 0, breaks)
+    assert sorted(tree(tmp_path / "broken")) == [f"runs/{whole.name}/{key}" for key in (RUN, STATE)]
+    assert resumable(out) == (url, settings)
+    later: list[Epoch] = []
+    assert not train_model(url, out, settings, 0, later.append).reused
+    assert [(epoch.metrics["epoch"], bool(epoch.examples)) for epoch in later] == [(3, False), (4, True)]
+    assert tree(tmp_path / "broken") == tree(tmp_path / "whole")
+    with pytest.raises(UserError, match="no unfinished run to go on with"):
+        resumable(out)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_a_finished_run_left_behind_is_removed(dataset: Dataset, tmp_path: Path) -> None:
+    """Killed between the card and the last deletion."""
+    trained = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+    left = Checkpoints(Store(f"{tmp_path}/runs/{trained.name}"))
+    left.begin(dataset[0], QUICK)
+    left.place.publish("ray/snapshot.json", b"{}")
+    found, settings = resumable(str(tmp_path))
+    assert train_model(found, str(tmp_path), settings, 0).reused
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path, workers: int) -> None:
+    place = tmp_path / "runs" / run_name(dataset[1], QUICK)
+    place.mkdir(parents=True)
+    (place / STATE).write_bytes(b"PK")
+    with pytest.raises(UserError, match=rf"{place / STATE} is damaged, .*: delete it to begin anew"):
+        train_model(dataset[0].url, str(tmp_path), QUICK, workers)
+    (place / STATE).unlink()
+    assert not train_model(dataset[0].url, str(tmp_path), QUICK, 0).reused
+
+
+def test_a_run_of_another_version_is_not_resumed(dataset: Dataset, tmp_path: Path) -> None:
+    Checkpoints(Store(f"{tmp_path}/runs/0123456789abcdef")).begin(dataset[0], QUICK)
+    with pytest.raises(UserError, match=r"run 0123456789abcdef was begun by another version of msrrn, or "):
+        resumable(str(tmp_path))
 
 
 def test_calls_that_cannot_work_are_refused(dataset: Dataset, tmp_path: Path) -> None:
@@ -116,30 +175,64 @@ def test_calls_that_cannot_work_are_refused(dataset: Dataset, tmp_path: Path) ->
     assert tree(tmp_path) == {}
 
 
+SHARED = TrainSettings(preset="best", epochs=3, batch=16, checkpoint_steps=1)
+
+
+@pytest.fixture(scope="module")
+def alone(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    return train_model(dataset[0].url, str(tmp_path_factory.mktemp("alone")), SHARED, 0)
+
+
+def assert_alike(trained: TrainedModel, alone: TrainedModel) -> None:
+    """Workers share every batch, so figures differ by rounding alone: measured, by one part in a million."""
+    for row, other in zip(trained.history, alone.history, strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+
+
 def test_two_workers_train_as_one_does_though_one_is_killed(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_of_two: int
+    dataset: Dataset, alone: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_of_two: int
 ) -> None:
-    """They share every batch, so their figures differ by rounding alone: measured, by one part in a million."""
-    settings = TrainSettings(preset="best", epochs=3, batch=16, checkpoint_steps=1)
-    alone = train_model(dataset[0].url, str(tmp_path / "alone"), settings, 0)
     killed: list[int] = []
     epochs: list[float] = []
 
-    def kill_one(metrics: EpochMetrics) -> None:
-        epochs.append(metrics["epoch"])
+    def kill_one(epoch: Epoch) -> None:
+        epochs.append(epoch.metrics["epoch"])
         workers = [process for process in _descendants() if "RayTrainWorker" in " ".join(process.info["cmdline"])]
         if not killed and workers:
             killed.append(workers[0].pid)
             os.kill(workers[0].pid, signal.SIGKILL)
 
     monkeypatch.chdir(tmp_path)
-    both = train_model(dataset[0].url, "both", settings, ray_of_two, kill_one)
+    both = train_model(dataset[0].url, "both", SHARED, ray_of_two, kill_one)
     assert killed
     assert set(epochs) == {1, 2, 3}
     assert len(both.history) == 3
-    for row, other in zip(both.history, alone.history, strict=True):
-        assert row == pytest.approx(other, rel=1e-4)
+    assert_alike(both, alone)
     assert read_model(local(both)).card.version == both.card.version
+    assert not (tmp_path / "both" / "runs" / both.name).exists()
+
+
+def test_workers_that_ctrl_c_stopped_leave_a_checkpoint_for_any_number(
+    dataset: Dataset, alone: TrainedModel, tmp_path: Path, ray_of_two: int
+) -> None:
+    def ctrl_c(epoch: Epoch) -> None:
+        if epoch.metrics["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    out = str(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(dataset[0].url, out, SHARED, ray_of_two, ctrl_c)
+    found, settings = resumable(out)
+    later: list[float] = []
+    resumed = train_model(found, out, settings, 0, lambda epoch: later.append(epoch.metrics["epoch"]))
+    assert 1 not in later
+    assert_alike(resumed, alone)
+
+
+def test_a_loss_that_jumps_ends_a_training_on_ray_at_once(dataset: Dataset, tmp_path: Path, ray_of_two: int) -> None:
+    settings = TrainSettings(epochs=2, batch=16, learning_rate=1e6)
+    with pytest.raises(DivergedError, match=r"the loss is .* at epoch 1, batch 2 of 2 .*; lower --learning-rate"):
+        train_model(dataset[0].url, str(tmp_path), settings, ray_of_two)
 
 
 def _descendants() -> list[Any]:

@@ -13,7 +13,7 @@ from msrrn.predictor import TorchPredictor
 from pipelines.errors import UserError
 from pipelines.loader import Batch, Loader
 from pipelines.settings import TrainSettings
-from pipelines.training import VAL_KEYS, TrainState, _seen, learning_rate, train, validate
+from pipelines.training import VAL_KEYS, DivergedError, TrainState, _seen, learning_rate, train, validate
 from tests.factories import TINY, Dataset
 
 SETTINGS = TrainSettings(epochs=4, batch=8)
@@ -118,6 +118,24 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(splits: Splits, every: int
         assert resumed.history == whole.history
 
 
+@pytest.mark.parametrize(
+    ("wished", "places"), [(1, [(0, 1)]), (3, [(0, 3)]), (4, [(1, 0), (1, 1)]), (6, [(1, 0), (1, 2)])]
+)
+def test_a_run_that_was_asked_to_stop_ends_as_one_that_never_stopped(
+    splits: Splits, wished: int, places: list[tuple[int, int]]
+) -> None:
+    settings = TrainSettings(preset="best", epochs=3, batch=8)
+    state, asked = started(splits, settings), itertools.count(1)
+    stopped: list[tuple[int, int]] = []
+    train(state, settings, *splits, lambda now: stopped.append((now.epoch, now.step)), lambda: next(asked) >= wished)
+    assert stopped == places
+    resumed, whole = started(splits, settings), trained(splits, settings)
+    resumed.load_bytes(state.to_bytes())
+    train(resumed, settings, *splits, lambda now: None)
+    assert weights(resumed) == weights(whole)
+    assert resumed.history == whole.history
+
+
 def test_a_preset_brings_its_settings_and_what_is_given_wins() -> None:
     best = TrainSettings(preset="best", epochs=3)
     assert (best.objective, best.optimiser, best.perturbed, best.epochs) == ("nrmse_ip", "adamw", True, 3)
@@ -202,7 +220,7 @@ def test_a_loss_that_is_no_number_or_jumps_names_its_batch(
     monkeypatch.setattr(Loader, "epoch", lambda *arguments: (batch for batch in batches))
     state = started(splits)
     with pytest.raises(
-        UserError, match=rf"the loss is {said} at epoch 1, batch 3 of 4 .*; lower --learning-rate, or look"
+        DivergedError, match=rf"the loss is {said} at epoch 1, batch 3 of 4 .*; lower --learning-rate, or look"
     ):
         train(state, SETTINGS, *splits, lambda now: None)
     assert state.history == []
