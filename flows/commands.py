@@ -93,7 +93,7 @@ def _train(commands: Commands) -> None:
 
         dataset, settings = call.dataset, train_settings(call)
         if call.resume is not None:
-            if given(call, "preset", "epochs", "batch", "learning_rate", "seed"):
+            if given(call, "preset", "epochs", "batch", "learning_rate", "precision", "seed"):
                 raise UsageError("--resume goes on with the settings that the run has: leave the others out")
             dataset, settings = resumable(call.out, call.resume)
         with epoch_progress(settings) as epoch:

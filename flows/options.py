@@ -142,12 +142,18 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=get_args(TrainSettings.model_fields["preset"].annotation),
         help="paper: the network and the objective as published, minutes on two cores. best: the most accurate that "
-        "the ablations found, some 20 minutes on one core; every face is perturbed anew in every epoch, and is "
-        "looked at twice (default: paper)",
+        "the ablations found, some half an hour on two cores; every face is perturbed anew in every epoch "
+        "(default: paper)",
     )
     parser.add_argument("--epochs", type=int, help=f"passes over all copies {defaults('epochs')}")
     parser.add_argument("--batch", type=int, help=f"samples of one update {defaults('batch')}")
     parser.add_argument("--learning-rate", type=float, help=f"peak of the schedule {defaults('learning_rate')}")
+    parser.add_argument(
+        "--precision",
+        choices=get_args(TrainSettings.model_fields["precision"].annotation),
+        help="of convolutions and matrix products; bfloat16 is faster on GPUs, and on CPUs with AMX "
+        f"{defaults('precision')}",
+    )
 
 
 def given(call: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -179,7 +185,7 @@ def prepare_settings(call: argparse.Namespace, base: PrepareSettings | None = No
 
 
 def train_settings(call: argparse.Namespace) -> TrainSettings:
-    return settings_of(TrainSettings, given(call, "preset", "epochs", "batch", "learning_rate", "seed"))
+    return settings_of(TrainSettings, given(call, "preset", "epochs", "batch", "learning_rate", "precision", "seed"))
 
 
 def print_json(result: Any) -> None:

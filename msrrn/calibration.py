@@ -1,29 +1,50 @@
 """From what a network says about its own error to an estimate that is right on faces that it has not seen.
 
 A network learns on training faces, where it errs less than elsewhere: what it expects is too low and too narrow.
-How far its shapes of two looks at a face disagree says something else about the error, and so does how narrow the
-pupils stand in the shape: faces turned aside are harder, and their errors count for more. All are combined in
-logarithms, with coefficients fitted to validation faces: errors spread by factors, and a least square of logarithms
-is not ruled by the few largest.
+Other signs say something else about the error: how far its shapes of two looks at a face disagree; how wide its heat
+maps are, and how far they lie from the shape; and how narrow the pupils stand in the shape, since faces turned aside
+are harder, and their errors count for more. All are combined in logarithms, with coefficients fitted to validation
+faces: errors spread by factors, and a least square of logarithms is not ruled by the few largest.
 """
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 LEAST_FACES: Final = 30
-"""With fewer, four coefficients would follow chance."""
+"""With fewer, the coefficients would follow chance."""
 FLOOR: Final = 1e-5
 LOG_ERRORS: Final = (-10.0, 10.0)
 
 Errors = NDArray[np.floating]
 
+Values = TypeVar("Values")
+
+
+class Signs(NamedTuple):
+    """What tells the error of B faces, each (B,); arrays, or tensors."""
+
+    log_error: Any
+    """natural logarithm of the NRMSE (IP, a fraction) that the network expects"""
+    disagreement: Any
+    """mean distance of the shapes of two looks, over the pupils' distance; 0 where there was only one"""
+    narrowness: Any
+    """root of the summed squares of the shape about its centre, over the pupils' distance"""
+    spread: Any
+    """mean radius of the heat maps, in sides of the straightened face; 0 where there are none"""
+    astray: Any
+    """mean distance of the shape from the centres of the heat maps, over the pupils' distance; 0 without them"""
+
+    def logs(self, log: Callable[[Any], Any]) -> "Signs":
+        """All as logarithms."""
+        return Signs(self.log_error, *map(log, self[1:]))
+
 
 class Calibration(BaseModel):
-    """log NRMSE = constant + own · log(what the network expects) + disagreement · log(disagreement)
-    + narrowness · log(narrowness)."""
+    """log NRMSE = constant + the sum of coefficient · sign, over `Signs.logs`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,31 +52,46 @@ class Calibration(BaseModel):
     own: float = Field(1.0, allow_inf_nan=False)
     disagreement: float = Field(0.0, allow_inf_nan=False)
     narrowness: float = Field(0.0, allow_inf_nan=False)
+    spread: float = Field(0.0, allow_inf_nan=False)
+    astray: float = Field(0.0, allow_inf_nan=False)
 
-    def expected(self, log_own: Errors, disagreement: Errors, narrowness: Errors) -> NDArray[np.float32]:
-        """(B,): the NRMSE (IP, a fraction) to expect.
+    def log_error(self, logs: Signs) -> Any:
+        """(B,), before it is held within bounds."""
+        coefficients = (self.own, self.disagreement, self.narrowness, self.spread, self.astray)
+        total: Any = self.constant
+        for coefficient, sign in zip(coefficients, logs, strict=True):
+            total = total + coefficient * sign
+        return total
 
-        Args:
-            log_own: (B,) natural logarithm of the error that the network expects.
-            disagreement: (B,) mean distance of the shapes of two looks at a face, over the pupils' distance; 0 where
-                the face was looked at only once.
-            narrowness: (B,) size of the shape over the pupils' distance.
-        """
-        logs = self.constant + self.own * log_own + self.disagreement * np.log(np.maximum(disagreement, FLOOR))
-        logs = logs + self.narrowness * np.log(np.maximum(narrowness, FLOOR))
-        return np.exp(np.clip(logs, *LOG_ERRORS)).astype(np.float32)
+    def expected(self, signs: Signs) -> NDArray[np.float32]:
+        """(B,): the NRMSE (IP, a fraction) to expect."""
+        expected: NDArray[np.float32] = np.exp(np.clip(self.log_error(signs.logs(_log)), *LOG_ERRORS)).astype(
+            np.float32
+        )
+        return expected
 
 
-def fit(log_own: Errors, disagreement: Errors, narrowness: Errors, true: Errors) -> Calibration:
-    """The coefficients that fit the true errors (B,) best; those that change nothing where faces are too few."""
+def fit(signs: Signs, true: Errors) -> Calibration:
+    """The coefficients that fit the true errors (B,) best; those that change nothing where faces are too few.
+
+    None is negative: faces that tell nothing about a sign, as those of a toy network, must not turn it round.
+    """
     if len(true) < LEAST_FACES:
         return Calibration()
-    told = {"own": log_own, "narrowness": np.log(np.maximum(narrowness, FLOOR))}
-    if disagreement.any():
-        told["disagreement"] = np.log(np.maximum(disagreement, FLOOR))
     wanted = np.log(np.maximum(true, FLOOR))
-    (constant, *found), *_ = np.linalg.lstsq(np.stack([np.ones_like(wanted), *told.values()], axis=1), wanted)
-    # Faces that tell nothing about one of them, as those of a toy network, must not turn it round.
-    if min(found) < 0:
-        return Calibration(constant=float((wanted - log_own).mean()))
-    return Calibration(constant=float(constant), **dict(zip(told, map(float, found), strict=True)))
+    logs = signs.logs(_log)
+    names = ("own", "disagreement", "narrowness", "spread", "astray")
+    told = {name: sign for name, sign, raw in zip(names, logs, signs, strict=True) if raw.any()}
+    while told:
+        (constant, *found), *_ = np.linalg.lstsq(np.stack([np.ones_like(wanted), *told.values()], axis=1), wanted)
+        least = int(np.argmin(found))
+        if found[least] >= 0:
+            coefficients = dict.fromkeys(names, 0.0) | dict(zip(told, map(float, found), strict=True))
+            return Calibration(constant=float(constant), **coefficients)
+        del told[list(told)[least]]
+    return Calibration(constant=float((wanted - signs.log_error).mean()))
+
+
+def _log(values: Errors) -> Errors:
+    logs: Errors = np.log(np.maximum(values, FLOOR))
+    return logs

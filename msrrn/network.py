@@ -8,22 +8,26 @@ Source: Wang, Sun, Lu, Feng & Zhou, "Multiscale recurrent regression networks fo
 Applied Informatics 4:13, 2017. What that text leaves open (channels, widths, the form of the memory)
 is chosen here and lives in `ModelConfig`.
 
-Two presets. `paper` has max-pooling and one linear layer over all patches. `best` has filters side by side
-instead, which are plain matrix products and cost a fraction, and first reduces each landmark's patch to a few
-numbers by weights of its own; its patches and residuals live in the frame of the mean shape.
+Two presets. `paper` has max-pooling and one linear layer over all patches. `best` straightens the face by S⁰ and
+makes the three levels anew from the straight face (`msrrn.view`): patches and residuals live there. Beside its
+patch, a landmark sees what a small convolutional network found around it (`ContextMap`), and what it sees is first
+reduced to a few numbers by weights of its own.
 
 In training, a stage may start from a moved shape and miss features (`msrrn.disturbance`).
 
-A small head beside the regressor says what error it expects of its own result. No gradient leaves it.
+Two things say what error to expect, and move no landmark. A small head beside the regressor; no gradient leaves it.
+And heat maps on the context, which say where each landmark is for themselves: how wide they are, and how far from
+the last shape.
 
 Max-pooling stands before ReLU: the two commute, and a quarter of the values are left to rectify.
 Gradients flow through the sum of residuals and the memory, not through where patches are sampled: that
 path is noisy (it follows single pixels' slopes) and costs half of the training time.
 
-Suffixes: B faces, L landmarks, P pixels a side of a patch, C channels.
+Suffixes: B faces, L landmarks, H cells a side of a map, C channels.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Final, NamedTuple, Self
 
 import torch
@@ -31,7 +35,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from msrrn.landmarks import NUM_LANDMARKS
-from msrrn.sampling import block_offsets, frames_of, sample_patches, square_offsets
+from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, PooledFeatures, Residual, StridedFilters
+from msrrn.sampling import sample_map, sample_patches
+from msrrn.view import View
 
 LEVELS: Final = (50, 100, 200)
 """Pixels a side of the pyramid, coarse to fine: stage t reads level t."""
@@ -40,7 +46,6 @@ COORDINATES: Final = 2 * NUM_LANDMARKS
 
 DOUBT: Final = 32
 """Width of the head that estimates the error."""
-
 
 Channels = Annotated[int, Field(ge=1, le=1024)]
 
@@ -55,24 +60,28 @@ class ModelConfig(BaseModel):
 
     preset: str = "paper"
     pooled: bool = Field(True, description="convolutions with max-pooling behind them, else filters side by side")
-    aligned: bool = Field(
-        False, description="patches and residuals turned and scaled with the current shape, as the mean shape's are"
+    context: tuple[Channels, Channels, Channels, Channels] | None = Field(
+        None, description="the face is straightened by the initial shape; channels of the context map, fine to coarse"
     )
+    context_features: Channels = Field(64, description="what a landmark reads of the context map")
     landmark_features: int = Field(
-        0, ge=0, le=256, description="numbers that each landmark's own weights make of its patch; 0: all go on"
+        0, ge=0, le=256, description="numbers that each landmark's own weights make of what it sees; 0: all go on"
     )
-    patch: int = Field(16, ge=12, le=40, multiple_of=4, description="pixels a side of a patch")
+    patch: int = Field(16, ge=8, le=40, multiple_of=4, description="pixels a side of a patch")
     patch_channels: tuple[Channels, Channels] = (16, 16)
     initial_channels: tuple[Channels, Channels, Channels] = (16, 32, 48)
+    initial_hidden: int = Field(256, ge=8, le=4096, description="width of the initial CNN's fully connected layer")
+    hidden: int = Field(256, ge=8, le=4096, description="width of the regressor's memory")
     mirrored: bool = Field(
-        False, description="a face is looked at again, straightened and in the mirror; the mean of both shapes counts"
+        False, description="a face is looked at again, in the mirror; the mean of both shapes counts"
     )
-    hidden: int = Field(256, ge=8, le=4096, description="width of the fully connected layers and of the memory")
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if not self.pooled and self.patch % 8:
             raise ValueError(f"patch {self.patch} must be a multiple of 8 where nothing is pooled")
+        if self.pooled and self.patch < 12:
+            raise ValueError(f"patch {self.patch} must be at least 12 where filters are pooled")
         return self
 
 
@@ -81,12 +90,13 @@ PRESETS: Final[dict[str, ModelConfig]] = {
     "best": ModelConfig(
         preset="best",
         pooled=False,
-        aligned=True,
-        mirrored=True,
+        context=(16, 32, 64, 128),
         landmark_features=32,
-        patch_channels=(32, 64),
-        initial_channels=(32, 64, 128),
+        patch=8,
+        patch_channels=(16, 64),
+        initial_channels=(16, 32, 64),
         hidden=384,
+        mirrored=True,
     ),
 }
 
@@ -98,6 +108,10 @@ class Stages(NamedTuple):
     """(B, T+1, L, 2), S⁰ first, in [0, 1] of the crop"""
     log_error: Tensor
     """(B,) natural logarithm of the NRMSE (IP, a fraction) that the network expects of its last shape"""
+    heat: Tensor
+    """(B, L, H, H) heat maps in the straightened face, logits; (B, L, 0, 0) without context"""
+    view: View
+    """Where that face lies in the crop"""
 
     @property
     def final(self) -> Tensor:
@@ -138,12 +152,13 @@ class InitialShapeNet(nn.Module):
         else:
             side = 5
             self.features = nn.Sequential(
-                StridedFilters(first), nn.ReLU(),
-                nn.Conv2d(first, second, 3, stride=2), nn.ReLU(), Residual(second),
-                nn.Conv2d(second, third, 3, stride=2), nn.ReLU(), Residual(third),
+                StridedFilters(first), nn.ReLU(inplace=True),
+                nn.Conv2d(first, second, 3, stride=2), nn.ReLU(inplace=True), Residual(second, second),
+                nn.Conv2d(second, third, 3, stride=2), nn.ReLU(inplace=True), Residual(third, third),
             )  # fmt: skip
+        hidden = config.initial_hidden
         self.head = nn.Sequential(
-            nn.Linear(side * side * third, config.hidden), nn.ReLU(), nn.Linear(config.hidden, COORDINATES)
+            nn.Linear(side * side * third, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, COORDINATES)
         )
 
     def forward(self, images_BHW: Tensor) -> Tensor:
@@ -152,143 +167,67 @@ class InitialShapeNet(nn.Module):
         return offsets.view(-1, NUM_LANDMARKS, 2)
 
 
-class Residual(nn.Module):
-    """Two convolutions whose result is added to their input; at first it is nothing (Zhang et al., "Fixup", 2019)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, features_BCHW: Tensor) -> Tensor:
-        return torch.relu(features_BCHW + self.second(torch.relu(self.first(features_BCHW))))
-
-
-class StridedFilters(nn.Module):
-    """A convolution of 4 × 4 pixels with stride 2 on grey images, as one matrix product.
-
-    With one channel of input, libraries' convolutions run at a small share of the machine's speed.
-    """
-
-    SIDE: Final = 4
-    STRIDE: Final = 2
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(self.SIDE * self.SIDE, channels)
-
-    def forward(self, images_BHW: Tensor) -> Tensor:
-        """(B, H, W) → (B, C, H/2 - 1, W/2 - 1), channels last in memory."""
-        windows = images_BHW.unfold(1, self.SIDE, self.STRIDE).unfold(2, self.SIDE, self.STRIDE)
-        filtered: Tensor = self.linear(windows.flatten(3))
-        return filtered.permute(0, 3, 1, 2)
-
-
-class LandmarkLinear(nn.Module):
-    """A linear layer for each landmark, with weights of its own."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(NUM_LANDMARKS, inputs, outputs) * inputs**-0.5)
-
-    def forward(self, features_BLC: Tensor) -> Tensor:
-        return torch.bmm(features_BLC.transpose(0, 1), self.weight).transpose(0, 1)
-
-
-class PooledFeatures(nn.Module):
-    """Two small convolutions, each with max-pooling behind it, as in the paper."""
-
-    offsets: Tensor
+class LandmarkFeatures(nn.Module):
+    """φ: what the landmarks see → features (B, F): filters that all landmarks share, then weights of their own."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        first, second = config.patch_channels
-        side = ((config.patch - 4) // 2 - 2) // 2
-        self.patch, self.size = config.patch, second * side * side
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(1, first, 5), nn.MaxPool2d(2), nn.ReLU(),
-            nn.Conv2d(first, second, 3), nn.MaxPool2d(2), nn.ReLU(),
-        )  # fmt: skip
-        self.register_buffer("offsets", square_offsets(config.patch), persistent=False)
-
-    def forward(self, patches_BLK: Tensor) -> Tensor:
-        """(B, L, P²), row by row → (B, L, F)."""
-        features: Tensor = self.convolutions(patches_BLK.reshape(-1, 1, self.patch, self.patch))
-        return features.reshape(*patches_BLK.shape[:2], -1)
-
-
-class BlockFeatures(nn.Module):
-    """Filters of 4 × 4 pixels side by side, then filters over 2 × 2 of these.
-
-    The pixels come block by block, so that both are matrix products of what lies in memory as it is.
-    """
-
-    offsets: Tensor
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        first, second = config.patch_channels
-        self.blocks = (config.patch // 8) ** 2
-        self.size = second * self.blocks
-        self.first = nn.Linear(4 * 4, first)
-        self.second = nn.Linear(2 * 2 * first, second)
-        self.register_buffer("offsets", block_offsets(config.patch), persistent=False)
-
-    def forward(self, patches_BLK: Tensor) -> Tensor:
-        """(B, L, P²), block by block → (B, L, F)."""
-        batch = patches_BLK.shape[0]
-        inner = torch.relu(self.first(patches_BLK.reshape(-1, 4 * 4)))
-        outer = torch.relu(self.second(inner.view(-1, self.second.in_features)))
-        return outer.view(batch, NUM_LANDMARKS, -1)
-
-
-class PatchFeatures(nn.Module):
-    """φ: patches (B, L, P²) → features (B, F), by two small filters that all landmarks share."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.filters: PooledFeatures | BlockFeatures = (
-            PooledFeatures(config) if config.pooled else BlockFeatures(config)
-        )
+        kind = PooledFeatures if config.pooled else BlockFeatures
+        self.filters: PooledFeatures | BlockFeatures = kind(config.patch, config.patch_channels)
+        size = self.filters.size + (config.context_features if config.context else 0)
         own = config.landmark_features
-        self.landmarks = LandmarkLinear(self.filters.size, own) if own else None
-        self.size = NUM_LANDMARKS * (own or self.filters.size)
+        self.landmarks = LandmarkLinear(size, own) if own else None
+        self.size = NUM_LANDMARKS * (own or size)
 
     @property
     def offsets(self) -> Tensor:
         """(P², 2): where the pixels of a patch lie, in pixels from its landmark, in the order of `forward`."""
         return self.filters.offsets
 
-    def forward(self, patches_BLK: Tensor) -> Tensor:
+    def forward(self, patches_BLK: Tensor, context_BLC: Tensor | None) -> Tensor:
         features: Tensor = self.filters(patches_BLK)
+        if context_BLC is not None:
+            features = torch.cat([features, torch.relu(context_BLC)], dim=-1)
         if self.landmarks is not None:
             features = self.landmarks(features)
         return features.flatten(1)
 
 
 class RecurrentRegressor(nn.Module):
-    """f: patches and memory → residual and memory, the same weights at every stage."""
+    """f: what the landmarks see and memory → residual and memory, the same weights at every stage."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.features = PatchFeatures(config)
+        self.features = LandmarkFeatures(config)
         self.input = nn.Linear(self.features.size, config.hidden)
         self.memory = nn.Linear(config.hidden, config.hidden, bias=False)
         self.output = nn.Linear(config.hidden, COORDINATES)
+        own = config.landmark_features
+        self.local = LandmarkLinear(own, 2) if own else None
 
-    def forward(self, patches_BLK: Tensor, state_BH: Tensor, kept_BF: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, patches_BLK: Tensor, context_BLC: Tensor | None, state_BH: Tensor, kept_BF: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the residual (B, L, 2) in sides of the crop, and the new state (B, H)."""
-        features_BF = self.features(patches_BLK)
+        features_BF = self.features(patches_BLK, context_BLC)
         if kept_BF is not None:
             features_BF = features_BF * kept_BF
         state_BH = torch.tanh(self.input(features_BF) + self.memory(state_BH))
-        return self.output(state_BH).view(-1, NUM_LANDMARKS, 2), state_BH
+        residual = self.output(state_BH).view(-1, NUM_LANDMARKS, 2)
+        if self.local is not None:
+            residual = residual + self.local(features_BF.view(features_BF.shape[0], NUM_LANDMARKS, -1))
+        return residual.float(), state_BH
 
 
 class MSRRN(nn.Module):
     """The unrolled network. `mean_shape` (L, 2) is the training set's, in [0, 1] of the crop."""
 
     mean_shape: Tensor
+    lean: Tensor
+    """(L, 2): what annotations of pictures as they are lie beside its shapes, in the frame of the mean shape. Trained
+    on mirrored faces too, a network cannot know it; whoever asks it about a picture as it is adds it."""
+    reduced: bool = False
+    """Whether convolutions and matrix products run in bfloat16; coordinates never do."""
 
     def __init__(self, config: ModelConfig, mean_shape: Tensor | None = None) -> None:
         super().__init__()
@@ -296,10 +235,18 @@ class MSRRN(nn.Module):
         if mean_shape is None:
             mean_shape = torch.full((NUM_LANDMARKS, 2), 0.5)
         self.register_buffer("mean_shape", mean_shape.to(torch.float32, copy=True))
+        self.register_buffer("lean", torch.zeros(NUM_LANDMARKS, 2))
         self.initial = InitialShapeNet(config)
         self.regressor = RecurrentRegressor(config)
         self.doubt = nn.Sequential(nn.Linear(config.hidden, DOUBT), nn.ReLU(), nn.Linear(DOUBT, 1))
+        self.context = self.heat = None
+        if config.context:
+            self.context = ContextMap(config.context, config.context_features)
+            self.heat = nn.Conv2d(config.context[2], NUM_LANDMARKS, 1, bias=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._initialise()
+
+    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -308,10 +255,11 @@ class MSRRN(nn.Module):
         for module in self.modules():
             if isinstance(module, Residual):
                 nn.init.zeros_(module.second.weight)
-        for outputs in (self.initial.head[-1], self.regressor.output):
-            # Start near S⁰ = mean shape and Sᵗ = Sᵗ⁻¹: the first gradients then see residuals close to the true ones.
-            assert isinstance(outputs, nn.Linear)
-            nn.init.normal_(outputs.weight, std=1e-3)
+        # Start near S⁰ = mean shape and Sᵗ = Sᵗ⁻¹: the first gradients then see residuals close to the true ones.
+        for outputs in (self.initial.head[-1], self.regressor.output, self.regressor.local, self.heat):
+            if outputs is not None:
+                assert isinstance(outputs, nn.Linear | LandmarkLinear | nn.Conv2d)
+                nn.init.normal_(outputs.weight, std=1e-3)
         expected = self.doubt[-1]
         assert isinstance(expected, nn.Linear)
         nn.init.normal_(expected.weight, std=1e-2)
@@ -325,19 +273,38 @@ class MSRRN(nn.Module):
 
         With a `disturbance`, a stage's shape is its residual on top of the moved shape that it started from.
         """
-        levels = [standardise(level) for level in (level_50, level_100, level_200)]
-        shape_BL2 = self.mean_shape + self.initial(levels[0])
-        state_BH = shape_BL2.new_zeros(shape_BL2.shape[0], self.config.hidden)
+        batch = level_50.shape[0]
+        with self._precision(level_50.device):
+            offsets = self.initial(standardise(level_50)).float()
+        shape_BL2 = self.mean_shape + offsets
+        state_BH = shape_BL2.new_zeros(batch, self.config.hidden)
         shapes = [shape_BL2]
+        context = None
+        heat = shape_BL2.new_zeros(batch, NUM_LANDMARKS, 0, 0)
+        if self.context is None or self.heat is None:
+            view = View.whole(shape_BL2)
+            levels = [standardise(level) for level in (level_50, level_100, level_200)]
+        else:
+            start = shape_BL2 if disturbance is None else shape_BL2 + disturbance.moves[:, 0]
+            view = View.around(self.mean_shape, start.detach())
+            levels = view.levels(level_200)
+            with self._precision(level_50.device):
+                context, coarser = self.context(levels[1])
+                heat = self.heat(coarser)
         for stage, level in enumerate(levels):
             kept_BF = None
             if disturbance is not None:
                 shape_BL2 = shape_BL2 + disturbance.moves[:, stage]
                 kept_BF = disturbance.kept[:, stage]
-            current = shape_BL2.detach()
-            frame = frames_of(self.mean_shape, current) if self.config.aligned else None
-            patches = sample_patches(level, current, self.regressor.features.offsets, frame)
-            residual, state_BH = self.regressor(patches, state_BH, kept_BF)
-            shape_BL2 = shape_BL2 + (residual if frame is None else residual @ frame)
+            seen = view.inside(shape_BL2.detach())
+            patches = sample_patches(level, seen, self.regressor.features.offsets)
+            with self._precision(level.device):
+                around = None if context is None else sample_map(context, seen)
+                residual, state_BH = self.regressor(patches, around, state_BH, kept_BF)
+            shape_BL2 = shape_BL2 + view.turned(residual)
             shapes.append(shape_BL2)
-        return Stages(torch.stack(shapes, dim=1), self.doubt(state_BH.detach())[:, 0])
+        log_error = self.doubt(state_BH.detach().float())[:, 0]
+        return Stages(torch.stack(shapes, dim=1), log_error, heat.float(), view)
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, torch.bfloat16) if self.reduced else nullcontext()

@@ -9,6 +9,9 @@ from torch import Tensor
 from msrrn.landmarks import LEFT_EYE, RIGHT_EYE
 from msrrn.network import Stages
 
+BELL: Final = 0.8
+"""sd of the bells that heat maps are to show, in cells"""
+
 
 def squared(stages: Stages, truth: Tensor) -> Tensor:
     """Σₜ ‖f(I⁽ᵗ⁾, Sᵗ⁻¹) − (S* − Sᵗ⁻¹)‖², plus ‖S⁰ − S*‖² for the initial shape; mean over faces.
@@ -47,6 +50,33 @@ def misjudged(stages: Stages, truth: Tensor) -> Tensor:
     error = nrmse_ip(stages.final[:, None].detach(), truth)[:, 0]
     gap: Tensor = stages.log_error - error.clamp_min(1e-3).log()
     return gap.square().mean()
+
+
+def misplaced(stages: Stages, truth: Tensor) -> Tensor:
+    """Mean cross entropy, nats, of heat maps against a bell around each landmark's true place; 0 without maps."""
+    side = stages.heat.shape[-1]
+    if not side:
+        return stages.shapes.new_zeros(())
+    places = stages.view.inside(truth) * side - 0.5
+    cells = torch.arange(side, dtype=truth.dtype, device=truth.device)
+    bells = torch.exp(-0.5 * ((cells - places[..., None]) / BELL).square())
+    wanted = (bells[:, :, 1, :, None] * bells[:, :, 0, None, :]).flatten(2)
+    wanted = wanted / wanted.sum(dim=-1, keepdim=True).clamp_min(1e-6)
+    entropy: Tensor = -(wanted * stages.heat.flatten(2).log_softmax(dim=-1)).sum(dim=-1).mean()
+    return entropy
+
+
+def heat_centres(stages: Stages) -> tuple[Tensor, Tensor]:
+    """Of heat maps (side H ≥ 1): (B,) the mean of their radii, in [0, 1] of the straightened face (the root of the
+    mean squared distance from the centre), and (B, L, 2) their centres, in [0, 1] of the crop."""
+    side = stages.heat.shape[-1]
+    shares = stages.heat.flatten(2).softmax(dim=-1)
+    steps = (torch.arange(side, dtype=shares.dtype, device=shares.device) + 0.5) / side
+    x, y = steps.repeat(side), steps.repeat_interleave(side)
+    moments = shares @ torch.stack([x, y, x.square() + y.square()], dim=1)
+    centres, squares = moments[..., :2], moments[..., 2]
+    radii = (squares - centres.square().sum(dim=-1)).clamp_min(0).sqrt()
+    return radii.mean(dim=1), stages.view.outside(centres)
 
 
 OBJECTIVES: Final[dict[str, Callable[[Stages, Tensor], Tensor]]] = {

@@ -1,13 +1,14 @@
 """The whole prediction as one ONNX graph: pyramid, sampling of patches, all stages, both looks, calibration.
 
 Inputs: `crops` (faces, 200, 200) uint8. Outputs, float32: `landmarks` (faces, 68, 2) in [0, 1] of the crop,
-`expected_nrmse` (faces,), and what `Judgement` has: `stages`, `log_error`, `disagreement`, `narrowness`.
+`expected_nrmse` (faces,), `stages` (faces, 5, 68, 2), and the fields of `Signs`.
 The model card travels in the metadata, as JSON, under `CARD_KEY`.
 """
 
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -17,12 +18,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from msrrn.artifact import ArtifactError, Card
-from msrrn.calibration import FLOOR, LOG_ERRORS, Calibration
+from msrrn.calibration import FLOOR, LOG_ERRORS, Calibration, Signs
 from msrrn.network import LEVELS, MSRRN
-from msrrn.predictor import Judgement, Looks, Predictor
+from msrrn.predictor import Looks, Predictor
 
 CARD_KEY: Final = "msrrn.card"
-OUTPUTS: Final = ("landmarks", "expected_nrmse", *Judgement._fields)
+OUTPUTS: Final = ("landmarks", "expected_nrmse", "stages", *Signs._fields)
 
 
 class _Whole(nn.Module):
@@ -34,11 +35,9 @@ class _Whole(nn.Module):
         self.calibration = calibration
 
     def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
-        stages, log_error, disagreement, narrowness = self.looks(crops)
-        fit = self.calibration
-        logs = fit.constant + fit.own * log_error + fit.disagreement * disagreement.clamp_min(FLOOR).log()
-        logs = logs + fit.narrowness * narrowness.clamp_min(FLOOR).log()
-        return stages[:, -1], logs.clamp(*LOG_ERRORS).exp(), stages, log_error, disagreement, narrowness
+        stages, *signs = self.looks(crops)
+        logs = self.calibration.log_error(Signs(*signs).logs(lambda values: values.clamp_min(FLOOR).log()))
+        return stages[:, -1], logs.clamp(*LOG_ERRORS).exp(), stages, *signs
 
 
 def to_onnx(model: MSRRN, card: Card) -> bytes:
@@ -98,6 +97,6 @@ class OnnxPredictor(Predictor):
         options.intra_op_num_threads = torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
-    def _run(self, crops: NDArray[np.uint8]) -> Judgement:
-        fields = list(Judgement._fields)
-        return Judgement._make(self.session.run(fields, {"crops": np.ascontiguousarray(crops)}))
+    def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+        columns: list[NDArray[np.float32]] = self.session.run(OUTPUTS[2:], {"crops": np.ascontiguousarray(crops)})
+        return columns

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from msrrn.augmentation import mirror_shape
 
-ROTATION: Final = 10.0
+ROTATION: Final = 20.0
 """degrees, uniform in ±"""
-LOG_SCALE: Final = 0.06
+LOG_SCALE: Final = 0.08
 """sd of the logarithm of the scale"""
-SHIFT: Final = 0.02
+SHIFT: Final = 0.03
 """sd in sides of the crop, of x and of y"""
 LIGHT: Final = 0.5
 """strongest change of the light from the crop's centre to its edge, as a share, uniform in ±, in x and in y"""
@@ -25,7 +25,7 @@ BLUR: Final = 0.012
 BLURRED: Final = 0.3
 HIDDEN: Final = 0.3
 """shares of samples"""
-HIDDEN_SIDE: Final = (0.1, 0.5)
+HIDDEN_SIDE: Final = (0.1, 0.6)
 """sides of the rectangle, in sides of the crop"""
 
 Floats = NDArray[np.float64]

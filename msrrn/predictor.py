@@ -1,20 +1,19 @@
 """From crops to landmarks: the one way in which a trained network is asked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from msrrn.calibration import Calibration
+from msrrn.calibration import Calibration, Signs
 from msrrn.landmarks import MIRROR
 from msrrn.network import LEVELS, MSRRN, Stages
-from msrrn.objective import pupil_distance
-from msrrn.sampling import straightened
+from msrrn.objective import heat_centres, pupil_distance
+from msrrn.sampling import frames_of, halved
 
 STAGES: Final = ("mean_shape", "initial", "stage_1", "stage_2", "stage_3")
 """Names of the shapes that a prediction holds, in order."""
@@ -49,29 +48,20 @@ class Judgement(NamedTuple):
 
     stages: NDArray[np.float32]
     """(B, 5, 68, 2)"""
-    log_error: NDArray[np.float32]
-    """(B,): logarithm of the NRMSE that the network expects"""
-    disagreement: NDArray[np.float32]
-    """(B,): mean distance of a face's two shapes over the pupils' distance; 0 where it is looked at once"""
-    narrowness: NDArray[np.float32]
-    """(B,): root of the summed squares of the shape about its centre, over the pupils' distance"""
+    signs: Signs
+    """(B,) each"""
 
 
 def area_halve(level: Tensor) -> Tensor:
     """(B, H, W) → (B, H/2, W/2) float: 2 × 2 area average, rounded half up as OpenCV does."""
-    return torch.floor(mean_halve(level) + 0.5)
-
-
-def mean_halve(level: Tensor) -> Tensor:
-    """`area_halve` without rounding, for pixels that are not whole: a last bit then never moves a grey value."""
-    return functional.avg_pool2d(level[:, None].float(), 2)[:, 0]
+    return torch.floor(halved(level[:, None].float())[:, 0] + 0.5)
 
 
 class Looks(nn.Module):
-    """All that happens to a batch of crops: pyramid, network, and a second look in the mirror where it is asked for.
+    """All that happens to a batch of crops: pyramid, network, a second look in the mirror where it is asked for.
 
-    The second one sees the face straightened, by the shape that the first one found: centred, upright, and as large
-    as training faces are. Where the network's configuration says `mirrored`, all shapes are the mean of both looks.
+    Where the network's configuration says `mirrored`, all shapes and signs are the mean of both looks. What
+    annotations lean to one side (`MSRRN.lean`) is added last.
     """
 
     mirror: Tensor
@@ -82,30 +72,38 @@ class Looks(nn.Module):
         self.register_buffer("mirror", torch.from_numpy(MIRROR), persistent=False)
 
     def forward(self, image_200: Tensor) -> tuple[Tensor, ...]:
-        """Crops (B, 200, 200) uint8 → the fields of `Judgement`."""
+        """Crops (B, 200, 200) uint8 → shapes (B, 5, 68, 2), and the fields of `Signs`."""
         pixels = image_200.float()
-        stages, log_error = self._look(pixels, area_halve)
+        shapes, log_error, spread, astray = self._look(pixels)
         disagreement = torch.zeros_like(log_error)
         if self.model.config.mirrored:
-            found = stages[:, -1]
-            crops, frames = straightened(pixels, self.model.mean_shape, found)
-            other, log_other = self._look(crops, mean_halve)
+            other, *others = self._look(pixels.flip(2))
             other = torch.stack([1 - other[..., 0], other[..., 1]], dim=-1)[:, :, self.mirror]
-            centre = found.mean(dim=1, keepdim=True)[:, None]
-            other = (other - self.model.mean_shape.mean(dim=0)) @ frames[:, None] + centre
-            apart = torch.linalg.vector_norm(stages[:, -1] - other[:, -1], dim=-1).mean(dim=1)
-            stages, log_error = (stages + other) / 2, (log_error + log_other) / 2
-            disagreement = apart / pupil_distance(stages[:, -1]).clamp_min(1e-6)
-        shape = stages[:, -1]
+            apart = torch.linalg.vector_norm(shapes[:, -1] - other[:, -1], dim=-1).mean(dim=1)
+            shapes = (shapes + other) / 2
+            log_error, spread, astray = (
+                (one + two) / 2 for one, two in zip((log_error, spread, astray), others, strict=True)
+            )
+            disagreement = apart / pupil_distance(shapes[:, -1]).clamp_min(1e-6)
+        mean_shape = self.model.mean_shape
+        shape = shapes[:, -1]
         size = torch.linalg.vector_norm((shape - shape.mean(dim=1, keepdim=True)).flatten(1), dim=1)
         narrowness = size / pupil_distance(shape).clamp_min(1e-6)
-        mean_shape = self.model.mean_shape.expand(image_200.shape[0], 1, -1, -1)
-        return torch.cat([mean_shape, stages], dim=1), log_error, disagreement, narrowness
+        shapes = shapes + (self.model.lean @ frames_of(mean_shape, shape))[:, None]
+        shapes = torch.cat([mean_shape.expand(image_200.shape[0], 1, -1, -1), shapes], dim=1)
+        return shapes, log_error, disagreement, narrowness, spread, astray
 
-    def _look(self, level_200: Tensor, halve: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        level_100 = halve(level_200)
-        stages: Stages = self.model(halve(level_100), level_100, level_200)
-        return stages.shapes, stages.log_error
+    def _look(self, level_200: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Shapes (B, 4, 68, 2), and (B,) each: logarithm of the expected error, spread and astray."""
+        level_100 = area_halve(level_200)
+        stages: Stages = self.model(area_halve(level_100), level_100, level_200)
+        if self.model.heat is None:
+            nothing = torch.zeros_like(stages.log_error)
+            return stages.shapes, stages.log_error, nothing, nothing
+        spread, centres = heat_centres(stages)
+        apart = torch.linalg.vector_norm(stages.final - centres, dim=-1).mean(dim=1)
+        astray = apart / pupil_distance(stages.final).clamp_min(1e-6)
+        return stages.shapes, stages.log_error, spread, astray
 
 
 class Predictor(ABC):
@@ -116,8 +114,8 @@ class Predictor(ABC):
         self.batch = batch
 
     @abstractmethod
-    def _run(self, crops: NDArray[np.uint8]) -> Judgement:
-        """One batch (B, 200, 200) with 1 ≤ B ≤ `batch`."""
+    def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+        """One batch (B, 200, 200) with 1 ≤ B ≤ `batch` → what `Looks` gives."""
 
     def predict(self, image_200: NDArray[np.uint8]) -> Prediction:
         """Grey crops (B, 200, 200) uint8 → shapes; B = 0 is fine.
@@ -125,8 +123,8 @@ class Predictor(ABC):
         Raises:
             ValueError: another shape or dtype.
         """
-        stages, *told = self.judge(image_200)
-        return Prediction(stages, self.calibration.expected(*told))
+        stages, signs = self.judge(image_200)
+        return Prediction(stages, self.calibration.expected(signs))
 
     def judge(self, image_200: NDArray[np.uint8]) -> Judgement:
         """What `predict` is made of, and calibrations are fitted to.
@@ -138,9 +136,10 @@ class Predictor(ABC):
         if image_200.dtype != np.uint8 or image_200.shape[1:] != (side, side):
             raise ValueError(f"crops must be uint8 (B, {side}, {side}), not {image_200.dtype} {image_200.shape}")
         none = np.zeros(0, np.float32)
-        nothing = Judgement(np.zeros((0, len(STAGES), 68, 2), np.float32), none, none, none)
+        nothing = [np.zeros((0, len(STAGES), 68, 2), np.float32), *[none] * len(Signs._fields)]
         parts = [self._run(image_200[start : start + self.batch]) for start in range(0, len(image_200), self.batch)]
-        return Judgement._make(np.concatenate(columns) for columns in zip(nothing, *parts, strict=True))
+        stages, *signs = (np.concatenate(columns) for columns in zip(nothing, *parts, strict=True))
+        return Judgement(stages, Signs(*signs))
 
 
 class TorchPredictor(Predictor):
@@ -154,8 +153,8 @@ class TorchPredictor(Predictor):
         self.device = device
 
     @torch.inference_mode()
-    def _run(self, crops: NDArray[np.uint8]) -> Judgement:
+    def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
         self.looks.eval()
         # A copy, since torch takes no negative strides.
         columns = self.looks(torch.from_numpy(crops.copy()).to(self.device))
-        return Judgement._make(column.cpu().numpy() for column in columns)
+        return [column.cpu().numpy() for column in columns]

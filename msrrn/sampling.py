@@ -20,6 +20,11 @@ def block_offsets(size: int) -> Tensor:
     return blocks.permute(0, 3, 1, 4, 2, 5, 6).reshape(-1, 2)
 
 
+def halved(images: Tensor) -> Tensor:
+    """`(B, C, H, W)` → `(B, C, H/2, W/2)`: means of 2 × 2 pixels, which half-way interpolation gives fastest."""
+    return functional.interpolate(images, scale_factor=0.5, mode="bilinear")
+
+
 def frames_of(mean_shape: Tensor, shapes: Tensor) -> Tensor:
     """(B, 2, 2): the turn and scale that bring `mean_shape` (L, 2) nearest to each of `shapes` (B, L, 2).
 
@@ -33,40 +38,44 @@ def frames_of(mean_shape: Tensor, shapes: Tensor) -> Tensor:
     return torch.stack([along, across, -across, along], dim=1).view(-1, 2, 2)
 
 
-def straightened(images: Tensor, mean_shape: Tensor, shapes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirrored crops of the same size, cut so that a face of the given shape lies as the mean shape does.
-
-    Args:
-        images: float `(B, H, W)` with H = W; outside, their edge pixels repeat.
-        shapes: float `(B, L, 2)` in [0, 1] of the crop.
-
-    Returns:
-        `(B, H, W)`, and the `frames_of` these shapes: a point p of a crop, mirrored back, is that of the image at
-        (p - mean of the mean shape) @ frame + mean of the shape.
-    """
-    frames = frames_of(mean_shape, shapes)
-    # In the coordinates of grids, -1 to 1, which the mirror only gives another sign in x.
-    centre = 2 * shapes.mean(dim=1, keepdim=True) - 1 - (2 * mean_shape.mean(dim=0, keepdim=True) - 1) @ frames
-    mirror = frames.new_tensor([-1.0, 1.0])
-    matrices = torch.cat([frames.mT * mirror, centre.mT], dim=2)
-    grid = functional.affine_grid(matrices, [images.shape[0], 1, *images.shape[1:]], align_corners=False)
-    cut = functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)
-    return cut[:, 0], frames
-
-
-def sample_patches(images: Tensor, shapes: Tensor, offsets: Tensor, frames: Tensor | None = None) -> Tensor:
+def sample_patches(images: Tensor, shapes: Tensor, offsets: Tensor) -> Tensor:
     """Bilinear samples around landmarks.
 
     Args:
         images: float `(B, H, W)` with H = W, one level of the pyramid.
         shapes: float `(B, L, 2)` in [0, 1] of the crop, x before y; the centre of a patch.
         offsets: float `(K, 2)`, pixels of this level from the centre.
-        frames: float `(B, 2, 2)` that turns and scales each face's offsets (row vectors), or as they are.
 
     Returns:
         float `(B, L, K)`. Outside the image its edge pixels repeat; what is not a number is read at the edge.
     """
-    step = offsets * (2 / images.shape[-1])
-    turned = step[None] if frames is None else step @ frames
-    grid = (2 * shapes - 1)[:, :, None] + turned[:, None]
+    grid = (2 * shapes - 1)[:, :, None] + offsets * (2 / images.shape[-1])
     return functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+
+
+def sample_map(features: Tensor, places: Tensor) -> Tensor:
+    """Bilinear samples of a map, as rows of what lies in memory.
+
+    Args:
+        features: `(B, C, H, H)`, channels last in memory.
+        places: float `(B, L, 2)` in [0, 1] of the map, x before y.
+
+    Returns:
+        `(B, L, C)`. Outside the map its edge cells repeat; what is not a number gives none.
+    """
+    batch, channels, side, _ = features.shape
+    cells = features.permute(0, 2, 3, 1).reshape(batch * side * side, channels)
+    place = (places * side - 0.5).clamp(0, side - 1)
+    first = place.floor().clamp(max=side - 2)
+    right, below = (place - first).to(features.dtype)[..., None, :].unbind(dim=-1)
+    first = first.long().clamp_min(0)  # what is not a number would lie far outside of the memory
+    corner = first[..., 0] + side * first[..., 1] + side * side * torch.arange(batch, device=places.device)[:, None]
+    upper, lower = (
+        torch.lerp(
+            functional.embedding(corner + row, cells),
+            functional.embedding(corner + row + 1, cells),
+            right.expand(-1, -1, channels),
+        )
+        for row in (0, side)
+    )
+    return torch.lerp(upper, lower, below.expand(-1, -1, channels))

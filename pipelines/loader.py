@@ -51,6 +51,11 @@ class Batch(NamedTuple):
         return Batch(self.image_200[first:end], self.landmarks[first:end])
 
 
+def share_of(batch: int, rank: int, world: int) -> slice:
+    """Which samples of every batch are a rank's: as many as any other's, or one more."""
+    return slice(rank * batch // world, (rank + 1) * batch // world)
+
+
 class _Plan(NamedTuple):
     """What a window reads: row groups, and which of their rows in which order."""
 
@@ -95,17 +100,17 @@ class Loader:
     def epoch(
         self, seed: int, epoch: int, batch: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Generator[Batch, None, None]:
-        """This rank's equal share of each batch of an epoch, from batch `start` on; close it to stop early.
+        """This rank's share (`share_of`) of each batch of an epoch, from batch `start` on; close it to stop early.
 
         All ranks together see the same batches whatever their number. What does not fill a batch is left out.
         Nothing is read that only earlier batches or other ranks need.
 
         Raises:
-            ValueError: `batch` does not divide by `world`.
+            ValueError: there are more ranks than samples in a batch.
         """
-        if batch % world:
+        if batch < world:
             raise ValueError(f"a batch of {batch} cannot be shared by {world} ranks")
-        share = batch // world
+        share = share_of(batch, rank, world)
         first, end = start * batch, len(self) // batch * batch
 
         def plans() -> Iterator[_Plan]:
@@ -115,11 +120,11 @@ class Loader:
                 order = rng.permutation(self._rows[groups].sum())
                 at = position + np.arange(len(order))
                 position += len(order)
-                mine = (at >= first) & (at < end) & (at % batch // share == rank)
+                mine = (at >= first) & (at < end) & (at % batch >= share.start) & (at % batch < share.stop)
                 if mine.any():
                     yield _Plan(groups, order[mine])
 
-        return self._batches(plans(), share)
+        return self._batches(plans(), share.stop - share.start)
 
     def in_order(self, batch: int, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
         """Every sample of every `world`-th row group, in the order of the manifest; the last batch may be small."""
@@ -145,15 +150,20 @@ class Loader:
         mean: NDArray[np.float64] = shapes.mean(axis=0, dtype=np.float64)
         return mean.astype(np.float32)
 
-    def originals(self) -> Batch:
-        """The crops and shapes of all faces without augmentation, at once: 40 kB a face."""
+    def originals(self, most: int | None = None) -> Batch:
+        """The crops and shapes of faces without augmentation, at once: 40 kB a face.
+
+        With `most`, only so many shards are read, in the order of the manifest, as that many faces need.
+        """
 
         def read(shard: int) -> Batch:
             table = self._read(shard, 0, ["image_200", "landmarks", "copy"])  # the first row group is copy 0
             rows: NDArray[np.bool_] = table["copy"].to_numpy() == 0
             return Batch(torch.from_numpy(images(table, SIDE)[rows]), torch.from_numpy(landmarks(table)[rows]))
 
-        columns = zip(self._empty(0), *self._of_every_shard(read), strict=True)
+        faces = [rows for rows, (_, group) in zip(self._rows, self._places, strict=True) if group == 0]
+        shards = None if most is None else int(np.count_nonzero(np.cumsum(faces) - faces < most))
+        columns = zip(self._empty(0), *self._of_every_shard(read, shards), strict=True)
         return Batch(*(torch.cat(column) for column in columns))
 
     def _windows(self, groups: Rows) -> Iterator[Rows]:
@@ -247,9 +257,9 @@ class Loader:
         footer = self._footer(shard)
         return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
 
-    def _of_every_shard(self, work: Callable[[int], T]) -> list[T]:
+    def _of_every_shard(self, work: Callable[[int], T], most: int | None = None) -> list[T]:
         with ThreadPoolExecutor(READERS, "shard-reader") as readers:
-            return list(readers.map(work, range(len(self._shards))))
+            return list(readers.map(work, range(len(self._shards))[:most]))
 
     @contextmanager
     def _explained(self, entry: UnitEntry) -> Iterator[BinaryIO]:

@@ -69,6 +69,9 @@ class TrainSettings(BaseModel):
     averaged: float = Field(
         0.0, ge=0, lt=1, description="decay, in each update, of the running mean of the weights that is the model"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of convolutions and matrix products in training; coordinates are always float32"
+    )
     seed: int = 0
     # It fixes nothing of a model, so it is in no run's name and no card.
     checkpoint_steps: int = Field(500, ge=1, exclude=True, description="updates between checkpoints in an epoch")
@@ -83,9 +86,9 @@ OF_PRESET: Final[dict[str, dict[str, Any]]] = {
     "best": {
         "objective": "nrmse_ip",
         "optimiser": "adamw",
-        "epochs": 16,
+        "epochs": 24,
         "batch": 32,
-        "learning_rate": 1.5e-3,
+        "learning_rate": 3e-3,
         "weight_decay": 0.5,
         "warmup": 0.05,
         "perturbed": True,

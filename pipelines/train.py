@@ -23,7 +23,7 @@ import numpy as np
 
 from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.calibration import Calibration
-from msrrn.network import PRESETS
+from msrrn.network import MSRRN, PRESETS
 from pipelines.checkpoints import RUNS, Checkpoints, unfinished
 from pipelines.engine import start_ray
 from pipelines.errors import UsageError, UserError
@@ -33,10 +33,10 @@ from pipelines.manifest import Manifest, read_manifest
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
-from pipelines.training import DivergedError, EpochMetrics, TrainState, calibrate, train
+from pipelines.training import DivergedError, EpochMetrics, TrainState, calibrate, lean, train, validate
 
 HISTORY: Final = "history.json"
-RECIPE: Final = 5
+RECIPE: Final = 6
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples."""
 WORKER_FAILURES: Final = 3
@@ -119,8 +119,11 @@ def train_model(
             state = _train_here(store, manifest, settings, checkpoints, progress)
         else:
             state = _train_on_ray(store, name, settings, workers, checkpoints, progress)
-        calibration = calibrate(state.averaged.cpu(), Loader(store, manifest, "val"))
-        _publish(artifact, state, calibration, manifest, settings)
+        model = state.averaged.cpu()
+        model.lean.copy_(lean(model, Loader(store, manifest, "train")))
+        val = Loader(store, manifest, "val")
+        card = _card(model, calibrate(model, val), validate(model, val), manifest, settings)
+        _publish(artifact, model, card, state.history)
     checkpoints.finish()
     return _trained(artifact, name, reused)
 
@@ -179,11 +182,11 @@ def _train_on_ray(
 
     here = ray.cluster_resources()
     gpus = int(here.get("GPU", 0))
-    most = min(workers, gpus) if gpus else workers
-    if not os.environ.get("RAY_ADDRESS"):
-        # A local Ray never grows: it would wait for more CPUs than it has without end.
-        most = min(most, int(here["CPU"]))
-    workers = max(count for count in range(1, most + 1) if settings.batch % count == 0)
+    workers = min(workers, settings.batch)
+    # A local Ray never grows: it would wait for more than it has without end. On a cluster, training begins with what
+    # is there, and takes in workers as they come and go, each time from the last checkpoint.
+    elastic = bool(os.environ.get("RAY_ADDRESS"))
+    most = workers if elastic else min(workers, gpus or int(here["CPU"]))
     with _followed(progress) as (following, reports, wishes), _interruptible() as stopping:
         trainer = TorchTrainer(
             _worker,
@@ -194,7 +197,7 @@ def _train_on_ray(
                 "reports": reports,
                 "wishes": wishes,
             },
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
+            scaling_config=ray.train.ScalingConfig(num_workers=(1, most) if elastic else most, use_gpu=gpus > 0),
             run_config=ray.train.RunConfig(
                 name="ray",
                 storage_path=checkpoints.place.url,
@@ -304,17 +307,15 @@ def _in_a_thread(work: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _publish(
-    artifact: Store, state: TrainState, calibration: Calibration, manifest: Manifest, settings: TrainSettings
-) -> None:
-    weights = b"".join(
-        tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in state.averaged.state_dict().values()
-    )
-    card = Card(
+def _card(
+    model: MSRRN, calibration: Calibration, metrics: EpochMetrics, manifest: Manifest, settings: TrainSettings
+) -> Card:
+    weights = b"".join(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+    return Card(
         version=hashlib.sha256(weights).hexdigest()[:12],
         crop_margin=manifest.settings["crop_margin"],
         detector=manifest.settings["detector"],
-        config=state.averaged.config,
+        config=model.config,
         calibration=calibration,
         training={
             "run": run_name(manifest, settings),
@@ -329,12 +330,15 @@ def _publish(
         metrics={
             "protocol": "validation faces of the dataset, crops from detector boxes, NRMSE over the pupils' "
             "distance (IP), fractions",
-            **{key: value for key, value in state.history[-1].items() if key.startswith("val_")},
+            **metrics,
         },
     )
+
+
+def _publish(artifact: Store, model: MSRRN, card: Card, history: Sequence[EpochMetrics]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        save(Path(directory), state.averaged, card)
-        artifact.publish(HISTORY, json.dumps(state.history, indent=1).encode())
+        save(Path(directory), model, card)
+        artifact.publish(HISTORY, json.dumps(history, indent=1).encode())
         for name in (WEIGHTS, CARD):
             artifact.publish(name, (Path(directory) / name).read_bytes())
 

@@ -18,15 +18,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from msrrn.calibration import Calibration, fit
+from msrrn.calibration import Calibration, Signs, fit
 from msrrn.disturbance import draw_disturbance
 from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN, PRESETS, Disturbance
-from msrrn.objective import OBJECTIVES, misjudged
+from msrrn.objective import OBJECTIVES, misjudged, misplaced
 from msrrn.perturbation import draw, perturb
 from msrrn.predictor import STAGES, TorchPredictor, area_halve
+from msrrn.sampling import frames_of
 from pipelines.errors import UserError
-from pipelines.loader import Batch, Loader
+from pipelines.loader import Batch, Loader, share_of
 from pipelines.settings import TrainSettings
 
 EpochMetrics = dict[str, float]
@@ -41,6 +42,11 @@ SPIKE: Final = 20.0
 class DivergedError(UserError):
     """The loss jumps or is not finite: on every rank alike, and again however often it is tried."""
 
+
+HEAT: Final = 0.01
+"""weight of the heat maps' cross entropy beside the objective: more of it costs accuracy"""
+CONTEXT_DECAY: Final = 0.2
+"""weight decay of context and heat maps, over that of the other weights"""
 
 PERTURBERS: Final = min(8, max(1, (os.cpu_count() or 1) // 2))
 """Threads that perturb batches ahead of the one in use; OpenCV lets them work beside each other."""
@@ -59,6 +65,7 @@ class TrainState:
         self.model = MSRRN(PRESETS[settings.preset], torch.from_numpy(mean_shape)).to(device)
         self.optimiser = _optimiser(self.model, settings)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.model.reduced = settings.precision == "bfloat16"
         self.epoch = 0
         self.step = 0
         self.loss = 0.0
@@ -102,10 +109,16 @@ class TrainState:
             mean.lerp_(weight, 1 - decay)
 
 
-def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    network, doubt = ({"params": weights} for weights in _parts(model))
-    # Its few weights cannot learn faces by heart, and a strong decay would leave nothing of them.
-    parts: list[dict[str, Any]] = [network, doubt | {"weight_decay": 0.0}]
+def _optimiser(model: MSRRN, settings: TrainSettings) -> torch.optim.Optimizer:
+    network, context, doubt = ({"params": weights} for weights in _parts(model))
+    parts: list[dict[str, Any]] = [
+        network,
+        # Filters see every place of every face: they learn no face by heart.
+        context | {"weight_decay": CONTEXT_DECAY * settings.weight_decay},
+        # Its few weights cannot either, and a strong decay would leave nothing of them.
+        doubt | {"weight_decay": 0.0},
+    ]
+    parts = [part for part in parts if part["params"]]
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(parts, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     return torch.optim.SGD(
@@ -114,13 +127,17 @@ def _optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimiz
         momentum=settings.momentum,
         nesterov=settings.momentum > 0,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 
-def _parts(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The weights of the network, and those of the head that estimates the error."""
-    named = [(("doubt." in name), weight) for name, weight in model.named_parameters()]
-    return [weight for doubt, weight in named if not doubt], [weight for doubt, weight in named if doubt]
+def _parts(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """The weights of the network, those of context and heat maps, and those of the head that estimates the error."""
+    parts: tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]] = ([], [], [])
+    for name, weight in model.named_parameters():
+        part = name.removeprefix("module.").partition(".")[0]
+        parts[{"context": 1, "heat": 1, "doubt": 2}.get(part, 0)].append(weight)
+    return parts
 
 
 def train(
@@ -138,17 +155,18 @@ def train(
 
     `on_checkpoint` is called on every rank after each epoch, when `state.step` is 0, and within an epoch after
     each `checkpoint_steps` batches; `stopping`, after each batch: one rank's wish is all ranks'. `parallel` wraps
-    the model for gradient averaging (DDP); each rank takes its share of every batch.
+    the model for gradient averaging (DDP); each rank takes its share of every batch, and its gradient counts for as
+    much.
 
     Raises:
         UserError: the dataset has fewer samples than one batch, or a shard is damaged.
         DivergedError: a loss jumps or is not finite.
     """
     steps = len(data) // settings.batch
-    if steps == 0 or settings.batch % world:
+    if steps == 0 or settings.batch < world:
         raise UserError(
-            f"batch {settings.batch} does not fit {len(data)} samples on {world} workers: it must divide by the "
-            "number of workers and not exceed the samples; lower --batch, or prepare more faces or copies"
+            f"batch {settings.batch} does not fit {len(data)} samples on {world} workers: it must not exceed the "
+            "samples, nor be exceeded by the workers; change --batch, or prepare more faces or copies"
         )
     model = parallel(state.model)
     device = state.model.mean_shape.device
@@ -156,7 +174,7 @@ def train(
         model.train()
         with closing(_seen(state, settings, data, epoch, rank, world)) as batches:
             for seen in batches:
-                own, gradient_norm = _step(model, state.optimiser, settings, seen, epoch + state.step / steps)
+                own, gradient_norm = _step(model, state.optimiser, settings, seen, epoch + state.step / steps, world)
                 total, wishes = _over_ranks([own, float(stopping())], world, device)
                 loss = total / world
                 # The mean over few updates, at the beginning, must not be one of the first weights.
@@ -213,7 +231,7 @@ def _seen(
 
     def perturbed(batch: Batch, step: int) -> Seen:
         rng = np.random.default_rng((settings.seed, epoch, step))
-        mine = slice(rank * len(batch.landmarks), (rank + 1) * len(batch.landmarks))
+        mine = share_of(settings.batch, rank, world)
         draws = draw(settings.batch, rng).rows(mine)
         disturbance = draw_disturbance(settings.batch, features, mean_shape, rng)
         images, shapes = perturb(batch.image_200.numpy(), batch.landmarks.numpy(), draws)
@@ -234,9 +252,12 @@ def _seen(
 
 
 def _step(
-    model: nn.Module, optimiser: torch.optim.Optimizer, settings: TrainSettings, seen: Seen, epoch: float
+    model: nn.Module, optimiser: torch.optim.Optimizer, settings: TrainSettings, seen: Seen, epoch: float, world: int
 ) -> tuple[float, float]:
-    """One update; returns the loss, and the length of its gradient before it was clipped."""
+    """One update; returns the loss, and the length of its gradient before it was clipped.
+
+    The mean of the losses over all ranks is that of the whole batch.
+    """
     for group in optimiser.param_groups:
         group["lr"] = learning_rate(settings, epoch)
     device = next(model.parameters()).device
@@ -245,11 +266,15 @@ def _step(
     disturbance = seen[1] and Disturbance(*(column.to(device, non_blocking=True) for column in seen[1]))
     level_100 = area_halve(level_200)
     stages = model(area_halve(level_100), level_100, level_200, disturbance)
-    loss = OBJECTIVES[settings.objective](stages, truth)
+    # Ranks may have one sample more than others, and gradients of ranks are averaged.
+    weight = len(truth) * world / settings.batch
+    loss = weight * OBJECTIVES[settings.objective](stages, truth)
     optimiser.zero_grad()
-    (loss + misjudged(stages, truth)).backward()  # type: ignore[no-untyped-call]
+    beside = weight * (HEAT * misplaced(stages, truth) + misjudged(stages, truth))
+    (loss + beside).backward()  # type: ignore[no-untyped-call]
     # The head that estimates the error learns beside the network: neither may shorten the other's steps.
-    norm, _ = (nn.utils.clip_grad_norm_(weights, settings.clip_norm) for weights in _parts(model))
+    network, context, doubt = _parts(model)
+    norm, _ = (nn.utils.clip_grad_norm_(weights, settings.clip_norm) for weights in (network + context, doubt))
     optimiser.step()
     return loss.item(), norm.item()
 
@@ -273,6 +298,22 @@ def validate(model: MSRRN, val: Loader, rank: int = 0, world: int = 1) -> EpochM
     return {key: error / len(val) for key, error in zip(VAL_KEYS, total, strict=True)}
 
 
+LEAN_FACES: Final = 4096
+
+
+def lean(model: MSRRN, data: Loader) -> torch.Tensor:
+    """(68, 2) for `MSRRN.lean`: what annotations lie beside the model's shapes, on the mean of training faces.
+
+    Annotations of faces in the mirror are mirrored annotations. Where annotators tend to one side, as those of 300-W
+    do by half a pixel of the crop, a network that sees both can only learn what is between.
+    """
+    faces = data.originals(LEAN_FACES)
+    shapes = torch.from_numpy(TorchPredictor(model).predict(faces.image_200.numpy()).shapes)
+    frames = frames_of(model.mean_shape, shapes)
+    beside: torch.Tensor = (faces.landmarks - shapes) @ torch.linalg.inv(frames)
+    return beside.mean(dim=0) + model.lean
+
+
 def calibrate(model: MSRRN, val: Loader) -> Calibration:
     """Fits what the model says about its errors to its errors on the validation faces, in crops."""
     predictor = TorchPredictor(model)
@@ -280,5 +321,6 @@ def calibrate(model: MSRRN, val: Loader) -> Calibration:
     for batch in val.in_order(predictor.batch) if len(val) else ():
         judgement = predictor.judge(batch.image_200.numpy())
         true = nrmse_ip(judgement.stages[:, -1], batch.landmarks.numpy())
-        judged.append(np.stack([*judgement[1:], true]))
-    return fit(*np.concatenate([np.zeros((4, 0)), *judged], axis=1))
+        judged.append(np.stack([*judgement.signs, true]))
+    *signs, true = np.concatenate([np.zeros((len(Signs._fields) + 1, 0)), *judged], axis=1)
+    return fit(Signs(*signs), true)

@@ -29,7 +29,7 @@ from pipelines.storage import Store
 
 Dataset = tuple[Store, Manifest]
 
-TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(4, 4, 4), hidden=16)
+TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(4, 4, 4), initial_hidden=16, hidden=16)
 
 SETTINGS = PrepareSettings(augmentation=AugmentationSettings(copies=3), photos_per_shard=2)
 """Several shards from a handful of photos."""

@@ -203,7 +203,7 @@ def test_only_one_unfinished_run_is_resumed_and_with_its_own_settings(
 ) -> None:
     call = ["train", "--resume", "--out", str(tmp_path)]
     assert "no unfinished run to go on with" in fails(capsys, *call)
-    for other in (["--epochs", "3"], ["--seed", "0"], ["--preset", "best"]):
+    for other in (["--epochs", "3"], ["--seed", "0"], ["--preset", "best"], ["--precision", "bfloat16"]):
         assert "leave the others out" in fails(capsys, *call, *other, code=2)
 
 

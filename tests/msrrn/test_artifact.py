@@ -10,10 +10,12 @@ import safetensors.torch
 import torch
 
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card, save
-from msrrn.network import MSRRN, ModelConfig
+from msrrn.network import MSRRN, PRESETS, ModelConfig
 from msrrn.predictor import TorchPredictor
 
-SMALL = ModelConfig(preset="small", patch=12, patch_channels=(4, 4), initial_channels=(4, 4, 4), hidden=16)
+SMALL = ModelConfig(
+    preset="small", patch=12, patch_channels=(4, 4), initial_channels=(4, 4, 4), initial_hidden=16, hidden=16
+)
 
 
 def card(config: ModelConfig = SMALL) -> Card:
@@ -28,10 +30,16 @@ def card(config: ModelConfig = SMALL) -> Card:
     )
 
 
+def leaning() -> MSRRN:
+    torch.manual_seed(0)
+    model = MSRRN(SMALL, torch.rand(68, 2))
+    model.lean.copy_(0.01 * torch.randn(68, 2))
+    return model
+
+
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    save(tmp_path, MSRRN(SMALL, torch.rand(68, 2)), card())
+    save(tmp_path, leaning(), card())
     return tmp_path
 
 
@@ -52,8 +60,7 @@ def refused(directory: Path, *words: str) -> None:
 
 
 def test_what_is_saved_is_loaded(artifact: Path) -> None:
-    torch.manual_seed(0)
-    original = MSRRN(SMALL, torch.rand(68, 2))
+    original = leaning()
     model, read = load(artifact)
     assert read == card()
     assert read_card(artifact) == card()
@@ -63,6 +70,12 @@ def test_what_is_saved_is_loaded(artifact: Path) -> None:
     # Weights are stored as float16: some hundredths of a pixel.
     np.testing.assert_allclose(TorchPredictor(model).predict(crops).stages, shapes, atol=2e-4)
     assert torch.equal(model.mean_shape, original.mean_shape)
+    assert torch.equal(model.lean, original.lean)
+
+
+def test_the_best_network_is_saved_in_8_mb(tmp_path: Path) -> None:
+    save(tmp_path, MSRRN(PRESETS["best"]), card(PRESETS["best"]))
+    assert (tmp_path / WEIGHTS).stat().st_size <= 8_000_000
 
 
 def test_the_same_model_is_saved_to_the_same_bytes(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -117,6 +130,8 @@ def test_a_missing_field_is_named(artifact: Path, field: str) -> None:
         ("config.hidden", 10**9),
         ("config.patch_channels", [0, 16]),
         ("config.initial_channels", [16, 32, 10**7]),
+        ("config.context", [16, 32, 64]),
+        ("config.context", [16, 32, 64, 10**7]),
         ("config.surprise", 1),
     ],
 )
@@ -150,7 +165,7 @@ def test_truncated_weights(artifact: Path, kept: int) -> None:
 
 
 def test_weights_of_other_shapes_name_the_tensor(artifact: Path) -> None:
-    wider = SMALL.model_copy(update={"hidden": 24})
+    wider = SMALL.model_copy(update={"initial_hidden": 24})
     save(artifact, MSRRN(wider), card())
     refused(artifact, WEIGHTS, "initial.head.0.weight")
 

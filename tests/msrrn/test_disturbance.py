@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from msrrn.disturbance import BENT, MISSING, MOVED, NARROWER, draw_disturbance
-from msrrn.network import MSRRN, PRESETS, Disturbance
-from tests.msrrn.test_network import levels, lively, smooth_crops
+from msrrn.network import MSRRN, Disturbance, ModelConfig
+from tests.msrrn.test_network import SMALL, STRAIGHT, levels, lively, smooth_crops
 
 MEAN = np.random.default_rng(0).uniform(0.2, 0.8, (68, 2)).astype(np.float32)
 FACES = 4000
@@ -47,8 +47,9 @@ def test_the_same_generator_gives_the_same_draws(drawn: Disturbance) -> None:
     assert all(torch.equal(one, other) for one, other in zip(again, drawn, strict=True))
 
 
-def test_a_stage_starts_from_the_moved_shape() -> None:
-    model = lively()
+@pytest.mark.parametrize("config", [SMALL, STRAIGHT])
+def test_a_stage_starts_from_the_moved_shape(config: ModelConfig) -> None:
+    model = lively(config)
     features = model.regressor.features.size
     nothing = Disturbance(torch.zeros(2, 3, 68, 2), torch.ones(2, 3, features))
     crops = levels(smooth_crops(2))
@@ -63,8 +64,23 @@ def test_a_stage_starts_from_the_moved_shape() -> None:
     assert ((moved - undisturbed)[:, 2] - 0.1).abs().max() > 1e-4
 
 
-def test_a_stage_without_features_gives_the_same_residual_for_every_face() -> None:
-    model = MSRRN(PRESETS["best"].model_copy(update={"aligned": False})).eval()
+@pytest.mark.parametrize("config", [SMALL, STRAIGHT])
+def test_a_stage_without_features_gives_the_same_residual_for_every_face(config: ModelConfig) -> None:
+    model = MSRRN(config, torch.from_numpy(MEAN)).eval()
     nothing = Disturbance(torch.zeros(2, 3, 68, 2), torch.zeros(2, 3, model.regressor.features.size))
-    residuals = model(*levels(smooth_crops(2)), nothing).shapes.diff(dim=1)
+    stages = model(*levels(smooth_crops(2)), nothing)
+    residuals = stages.shapes.diff(dim=1) @ torch.linalg.inv(stages.view.frame)[:, None]
     torch.testing.assert_close(residuals[0], residuals[1], atol=1e-6, rtol=0)
+
+
+def test_a_face_is_straightened_by_the_moved_initial_shape() -> None:
+    """A stage that starts where its crop was moved to sees what it saw before."""
+    model = lively(STRAIGHT)
+    moves = torch.zeros(2, 3, 68, 2)
+    moves[:, 0] = 0.1
+    moved = Disturbance(moves, torch.ones(2, 3, model.regressor.features.size))
+    coarse, middle, fine = levels(smooth_crops(2))
+    with torch.no_grad():
+        first, second = model(coarse, middle, fine), model(coarse, middle, fine.roll((20, 20), dims=(1, 2)), moved)
+    torch.testing.assert_close(second.view.centre, first.view.centre + 0.1)
+    torch.testing.assert_close(second.view.axes, first.view.axes)

@@ -1,6 +1,7 @@
 """The ONNX file against torch."""
 
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ from numpy.typing import NDArray
 
 from msrrn.artifact import ArtifactError, Card
 from msrrn.calibration import Calibration
-from msrrn.network import LEVELS, PRESETS, ModelConfig
+from msrrn.network import LEVELS, MSRRN, PRESETS, ModelConfig
 from msrrn.onnx import CARD_KEY, OUTPUTS, OnnxPredictor, read_onnx_card, to_onnx
 from msrrn.predictor import TorchPredictor
-from tests.msrrn.test_network import smooth_crops
-from tests.msrrn.test_predictor import SMALL, network
+from tests.msrrn.test_network import STRAIGHT, smooth_crops
+from tests.msrrn.test_predictor import network
 
-CALIBRATION = Calibration(constant=0.3, own=0.8, disagreement=0.2)
+CALIBRATION = Calibration(constant=0.3, own=0.8, disagreement=0.2, narrowness=0.1, spread=0.3, astray=0.2)
 PIXEL = 1 / LEVELS[-1]
 
 
@@ -25,17 +26,30 @@ def card(config: ModelConfig) -> Card:
     return Card(version="1", crop_margin=1.5, detector="hog", config=config, calibration=CALIBRATION)
 
 
-@pytest.fixture(scope="module")
+def asked(config: ModelConfig) -> MSRRN:
+    model = network(config, spread=0.002)
+    model.lean.fill_(0.01)
+    return model
+
+
+@cache
+def exported_once(config: ModelConfig) -> bytes:
+    return to_onnx(asked(config), card(config))
+
+
+@pytest.fixture
 def exported() -> bytes:
-    config = PRESETS["best"]
-    return to_onnx(network(config, spread=0.002), card(config))
+    return exported_once(PRESETS["best"])
 
 
-@pytest.mark.parametrize("config", [SMALL, PRESETS["paper"], PRESETS["best"]], ids=["small", "paper", "best"])
+TWICE = STRAIGHT.model_copy(update={"mirrored": True})
+
+
+@pytest.mark.parametrize("config", [TWICE, PRESETS["paper"], PRESETS["best"]], ids=["twice", "paper", "best"])
 def test_both_back_ends_give_the_same_at_any_batch_size(config: ModelConfig) -> None:
-    model, crops = network(config, spread=0.002), smooth_crops(9).numpy()
-    data = to_onnx(model, card(config))
-    expected = TorchPredictor(model, CALIBRATION).predict(crops)
+    crops = smooth_crops(9).numpy()
+    data = exported_once(config)
+    expected = TorchPredictor(asked(config), CALIBRATION).predict(crops)
     for batch in (1, 4, 64):
         given = OnnxPredictor(data, CALIBRATION, batch).predict(crops)
         np.testing.assert_allclose(given.stages, expected.stages, atol=1e-3 * PIXEL, rtol=0)
@@ -48,7 +62,7 @@ def test_the_file_works_from_plain_onnxruntime(exported: bytes) -> None:
     assert [entry.name for entry in session.get_outputs()] == list(OUTPUTS)
     crops = smooth_crops(3).numpy()
     landmarks, expected_nrmse = session.run(["landmarks", "expected_nrmse"], {"crops": crops})
-    torch_says = TorchPredictor(network(PRESETS["best"], spread=0.002), CALIBRATION).predict(crops)
+    torch_says = TorchPredictor(asked(PRESETS["best"]), CALIBRATION).predict(crops)
     np.testing.assert_allclose(landmarks, torch_says.shapes, atol=1e-3 * PIXEL, rtol=0)
     np.testing.assert_allclose(expected_nrmse, torch_says.expected_nrmse, rtol=1e-3)
 

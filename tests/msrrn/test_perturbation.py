@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from msrrn.augmentation import mirror_shape
-from msrrn.perturbation import Draws, draw, perturb
+from msrrn.perturbation import ROTATION, Draws, draw, perturb
 
 SIDE = 200
 
@@ -106,6 +106,6 @@ def test_draws_follow_from_the_generator_and_stay_in_bounds() -> None:
     for one, other, part in zip(first, second, first.rows(slice(8, 16)), strict=True):
         np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(one[8:16], part)
-    assert np.abs(first.angle).max() <= np.deg2rad(15)
+    assert np.abs(first.angle).max() <= np.deg2rad(ROTATION)
     assert 0.4 < first.mirrored.mean() < 0.6
     assert 0.25 < (first.hidden[:, 2] > first.hidden[:, 0]).mean() < 0.55

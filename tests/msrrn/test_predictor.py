@@ -1,4 +1,3 @@
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -7,13 +6,15 @@ from torch import nn
 
 from msrrn.augmentation import mirror_shape
 from msrrn.calibration import Calibration
+from msrrn.landmarks import inter_pupil
 from msrrn.network import MSRRN, PRESETS, ModelConfig
 from msrrn.predictor import STAGES, TorchPredictor
+from msrrn.sampling import frames_of
 from pipelines.pyramid import pyramid
 from tests.msrrn.test_landmarks import FACE
-from tests.msrrn.test_network import smooth_crops
+from tests.msrrn.test_network import SMALL, STRAIGHT, smooth_crops
+from tests.msrrn.test_view import turn
 
-SMALL = ModelConfig(preset="small", patch=12, patch_channels=(4, 4), initial_channels=(4, 4, 4), hidden=16)
 MEAN = torch.from_numpy(FACE * 0.4 + 0.4)
 
 
@@ -30,7 +31,7 @@ def random_crops(batch: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (batch, 200, 200), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("config", [SMALL, *PRESETS.values()])
+@pytest.mark.parametrize("config", [SMALL, STRAIGHT, *PRESETS.values()])
 def test_a_face_gets_the_same_shape_alone_and_in_any_batch(config: ModelConfig) -> None:
     model, crops = network(config), smooth_crops(7).numpy()
     together = TorchPredictor(model, batch=64).predict(crops)
@@ -128,40 +129,72 @@ def test_predicting_leaves_no_gradients() -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_the_second_look_is_at_the_straightened_face_in_the_mirror() -> None:
+def mirrored_once(config: ModelConfig) -> tuple[TorchPredictor, TorchPredictor]:
+    """The same network, looking once, and again in the mirror."""
+    once, both = (network(config.model_copy(update={"mirrored": mirrored})) for mirrored in (False, True))
+    return TorchPredictor(once), TorchPredictor(both)
+
+
+@pytest.mark.parametrize("config", [SMALL, STRAIGHT])
+def test_the_second_look_is_at_the_crop_in_the_mirror(config: ModelConfig) -> None:
     crops = smooth_crops(3).numpy()
-    once = TorchPredictor(network(PRESETS["best"].model_copy(update={"mirrored": False}), spread=0.002))
-    first = once.judge(crops)
-    both = TorchPredictor(network(PRESETS["best"], spread=0.002)).judge(crops)
-    mean = MEAN.numpy().astype(np.float64)
-    for index, shape in enumerate(first.stages[:, -1]):
-        turn, shift = similarity(200 * mean - 0.5, 200 * shape - 0.5)
-        straight = cv2.warpAffine(
-            crops[index],
-            np.column_stack([turn, shift]),
-            (200, 200),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        mirrored = once.judge(straight[None, :, ::-1].astype(np.uint8)).stages[0, 1:].astype(np.float64)
-        upright = mirror_shape(mirrored * (-1, 1) + (1, 0))
-        second = ((200 * upright - 0.5) @ turn.T + shift + 0.5) / 200
-        # Within half a pixel: OpenCV places pixels on a grid of 1/32.
-        np.testing.assert_allclose(both.stages[index, 1:], (first.stages[index, 1:] + second) / 2, atol=0.0025)
-    assert (both.disagreement > 1e-3).all()
-    assert (first.disagreement == 0).all()
-    assert np.abs(first.stages - both.stages).max() > 0.003
+    once, twice = mirrored_once(config)
+    first, mirror, both = once.judge(crops), once.judge(crops[:, :, ::-1]), twice.judge(crops)
+    second = np.stack([mirror_shape(shapes) for shapes in mirror.stages[:, 1:] * (-1, 1) + (1, 0)])
+    np.testing.assert_allclose(both.stages[:, 1:], (first.stages[:, 1:] + second) / 2, atol=1e-5)
+    for name in ("log_error", "spread", "astray"):
+        mean = (getattr(first.signs, name) + getattr(mirror.signs, name)) / 2
+        np.testing.assert_allclose(getattr(both.signs, name), mean, rtol=1e-3)
+    apart = np.linalg.norm(first.stages[:, -1] - second[:, -1], axis=-1).mean(axis=1)
+    np.testing.assert_allclose(both.signs.disagreement, apart / inter_pupil(both.stages[:, -1]), rtol=1e-3)
+    assert (both.signs.disagreement > 1e-3).all()
+    assert (first.signs.disagreement == 0).all()
 
 
-Floats = NDArray[np.floating]
+def test_who_looks_twice_finds_a_mirrored_crops_landmarks_in_the_mirror() -> None:
+    crops = smooth_crops(3).numpy()
+    _, twice = mirrored_once(STRAIGHT)
+    shapes, mirrored = twice.predict(crops).shapes, twice.predict(crops[:, :, ::-1]).shapes
+    np.testing.assert_allclose([mirror_shape(shape) for shape in mirrored * (-1, 1) + (1, 0)], shapes, atol=1e-5)
 
 
-def similarity(source: Floats, target: Floats) -> tuple[Floats, Floats]:
-    """Turn and scale (2, 2), and shift, that bring source (L, 2) nearest to target (L, 2)."""
-    (x, y), (u, v) = (source - source.mean(axis=0)).T, (target - target.mean(axis=0)).T
-    along, across = (x @ u + y @ v) / (x @ x + y @ y), (x @ v - y @ u) / (x @ x + y @ y)
-    turn = np.array([[along, -across], [across, along]], np.float64)
-    return turn, target.mean(axis=0) - turn @ source.mean(axis=0)
+def test_only_heat_maps_say_how_wide_and_how_far_astray_they_are() -> None:
+    crops = smooth_crops(3).numpy()
+    without, signs = (TorchPredictor(network(config)).judge(crops).signs for config in (SMALL, STRAIGHT))
+    assert not without.spread.any()
+    assert not without.astray.any()
+    # Those of a fresh network are nearly flat, and all centred in the middle of the face.
+    np.testing.assert_allclose(signs.spread, 6**-0.5, rtol=0.05)
+    assert (signs.astray > 0.1).all()
+
+
+def test_narrowness_is_the_size_of_the_shape_over_the_distance_of_its_pupils() -> None:
+    stages, signs = TorchPredictor(network()).judge(smooth_crops(3).numpy())
+    shapes = stages[:, -1]
+    size = np.linalg.norm(shapes - shapes.mean(axis=1, keepdims=True), axis=(1, 2))
+    np.testing.assert_allclose(signs.narrowness, size / inter_pupil(shapes), rtol=1e-4)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_annotations_lean_to_is_added_to_every_stage_in_the_frame_of_the_face(mirrored: bool) -> None:
+    model = network(STRAIGHT.model_copy(update={"mirrored": mirrored}))
+    head = model.initial.head[-1]
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        # Larger, and turned where no second look evens that out.
+        centred = model.mean_shape - model.mean_shape.mean(dim=0)
+        head.bias.copy_((centred @ turn(0.0 if mirrored else 0.7, 1.4) - centred).flatten())
+    crops = smooth_crops(2).numpy()
+    plain = TorchPredictor(model).judge(crops)
+    model.lean.copy_(0.01 * torch.randn(68, 2))
+    leaning = TorchPredictor(model).judge(crops)
+    expected = model.lean @ frames_of(model.mean_shape, torch.from_numpy(plain.stages[:, -1]))
+    for stage in range(1, len(STAGES)):
+        added = leaning.stages[:, stage] - plain.stages[:, stage]
+        np.testing.assert_allclose(added, expected.numpy(), atol=1e-5)
+    np.testing.assert_array_equal(leaning.stages[:, 0], plain.stages[:, 0])
+    for sign, same in zip(leaning.signs, plain.signs, strict=True):
+        np.testing.assert_array_equal(sign, same)
 
 
 def test_the_calibration_of_the_model_is_applied() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from msrrn.sampling import block_offsets, frames_of, sample_patches, square_offsets, straightened
+from msrrn.sampling import block_offsets, frames_of, halved, sample_map, sample_patches, square_offsets
 
 
 def noise_images(batch: int, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -67,19 +67,6 @@ def test_the_frame_is_the_similarity_between_shapes(angle: float, scale: float, 
     turn = torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64)
     shape = mean @ turn + torch.tensor([x, y], dtype=torch.float64)
     torch.testing.assert_close(frames_of(mean, shape[None])[0], turn, atol=1e-9, rtol=0)
-
-
-def test_patches_turn_with_their_frame() -> None:
-    images = noise_images(1, 64)
-    shapes = torch.tensor([[[0.5, 0.5]]])
-    offsets = square_offsets(9)
-    # A quarter turn from x towards y: what is to the right in the frame is below in the picture.
-    quarter = torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]])
-    upright = sample_patches(images, shapes, offsets).view(9, 9)
-    turned = sample_patches(images, shapes, offsets, quarter).view(9, 9)
-    torch.testing.assert_close(turned, upright.T.flip(0), atol=1e-5, rtol=0)
-    doubled = sample_patches(images, shapes, offsets, 2 * torch.eye(2)[None]).view(9, 9)
-    torch.testing.assert_close(doubled[2:7, 2:7], upright[::2, ::2], atol=1e-5, rtol=0)
 
 
 def test_whole_pixels_are_copied() -> None:
@@ -145,21 +132,49 @@ def test_each_landmark_has_its_own_patch() -> None:
     assert changed.sum() == 2
 
 
-@given(st.floats(-3, 3), st.floats(0.5, 1.5), st.floats(-0.2, 0.2), st.floats(-0.2, 0.2))
-def test_a_straightened_face_lies_as_the_mean_shape_does_in_the_mirror(
-    angle: float, scale: float, x: float, y: float
-) -> None:
-    mean = random_shapes(1, 0.2, 0.8)[0]
-    turn = scale * torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    shapes = ((mean - mean.mean(dim=0)) @ turn + torch.tensor([0.5 + x, 0.5 + y]))[None]
-    # A slope: bilinear samples of it are exact, except beyond the edge.
-    steps = (torch.arange(100) + 0.5) / 100
-    image = 3 * steps[None, :] - 2 * steps[:, None]
-    cut, frames = straightened(image[None], mean, shapes)
-    torch.testing.assert_close(frames[0], turn, atol=1e-5, rtol=0)
-    rows, columns = torch.meshgrid(torch.arange(100), torch.arange(100), indexing="ij")
-    mirrored = torch.stack([1 - (columns + 0.5) / 100, (rows + 0.5) / 100], dim=-1)
-    places = (mirrored - mean.mean(dim=0)) @ turn + shapes[0].mean(dim=0)
-    inside = ((places > 0.006) & (places < 0.994)).all(dim=-1)
-    expected = 3 * places[..., 0] - 2 * places[..., 1]
-    torch.testing.assert_close(cut[0][inside], expected[inside], atol=1e-4, rtol=0)
+def grid_sampled(features: Tensor, places: Tensor) -> Tensor:
+    """What torch reads of a map (B, C, H, H) at places (B, L, 2): (B, L, C)."""
+    grid = (2 * places - 1)[:, None]
+    return functional.grid_sample(features, grid, padding_mode="border", align_corners=False)[:, :, 0].mT
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.9), (-0.4, 1.4)])
+def test_a_map_is_sampled_as_torch_samples_grids(low: float, high: float) -> None:
+    features = torch.randn(3, 5, 12, 12, generator=torch.Generator().manual_seed(0))
+    places = random_shapes(3, low, high)
+    expected = grid_sampled(features, places)
+    for memory in (torch.contiguous_format, torch.channels_last):
+        found = sample_map(features.contiguous(memory_format=memory), places)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_map_is_read_at_its_cells() -> None:
+    features = torch.randn(1, 5, 6, 6)
+    corners = torch.tensor([[[0.5, 0.5], [5.5, 0.5], [0.5, 5.5], [5.5, 5.5], [2.5, 4.5]]]) / 6
+    expected = torch.stack([features[0, :, row, column] for column, row in ((0, 0), (5, 0), (0, 5), (5, 5), (2, 4))])
+    torch.testing.assert_close(sample_map(features, corners)[0], expected)
+
+
+@pytest.mark.parametrize("value", [-1e6, 1e6, float("inf"), float("-inf"), float("nan")])
+def test_far_outside_a_map_its_edge_cells_repeat(value: float) -> None:
+    features = torch.randn(1, 5, 6, 6)
+    found = sample_map(features, torch.full((1, 68, 2), value))
+    if math.isnan(value):
+        assert found.isnan().all()
+    else:
+        corner = features[0, :, 0, 0] if value < 0 else features[0, :, -1, -1]
+        torch.testing.assert_close(found, corner.expand(1, 68, 5))
+
+
+def test_a_map_is_halved_by_means_of_four() -> None:
+    features = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(halved(features), functional.avg_pool2d(features, 2))
+
+
+def test_gradients_reach_the_cells_around_a_place() -> None:
+    features = torch.zeros(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    sample_map(features, torch.tensor([[[1.75, 2.5]]], dtype=torch.float64) / 4).sum().backward()  # type: ignore[no-untyped-call]
+    expected = torch.zeros(4, 4, dtype=torch.float64)
+    expected[2, 1:3] = torch.tensor([0.75, 0.25])
+    assert features.grad is not None
+    torch.testing.assert_close(features.grad[0, 0], expected)

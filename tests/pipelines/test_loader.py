@@ -66,7 +66,7 @@ def test_ranks_share_the_batches_that_one_worker_sees(
     """Also when they start in the middle."""
     loader = Loader(*numbered, "train", window)
     alone = numbers(loader.epoch(0, epoch, batch))[start:]
-    for world in (1, 2, batch // 2):
+    for world in {1, 2, 3, batch // 2, batch} & {*range(1, batch + 1)}:
         ranks = [numbers(loader.epoch(0, epoch, batch, start, rank, world)) for rank in range(world)]
         assert [[*chain(*shares)] for shares in zip(*ranks, strict=True)] == alone
     with pytest.raises(ValueError, match=f"a batch of {batch} cannot be shared by {batch + 1} ranks"):
@@ -124,6 +124,16 @@ def test_the_mean_shape_is_that_of_faces_without_augmentation(numbered: Dataset)
     mean = Loader(*numbered, "train").mean_shape()
     assert mean.dtype == np.float32
     np.testing.assert_allclose(mean, np.mean(shapes, axis=0, dtype=np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("most", "shards"), [(None, 4), (1000, 4), (17, 4), (16, 4), (13, 3), (12, 2), (6, 2), (5, 1), (1, 1), (0, 0)]
+)
+def test_faces_without_augmentation_come_from_as_many_shards_as_they_need(
+    numbered: Dataset, most: int | None, shards: int
+) -> None:
+    first = [[*range(5)], [*range(15, 22)], [36], [*range(39, 43)]]
+    assert numbers([Loader(*numbered, "train").originals(most)]) == [[*chain(*first[:shards])]]
 
 
 class Reads:

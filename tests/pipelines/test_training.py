@@ -2,19 +2,21 @@ import io
 import itertools
 import os
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 
 from msrrn.metrics import nrmse_ip
-from msrrn.network import PRESETS
+from msrrn.network import MSRRN, PRESETS
 from msrrn.predictor import TorchPredictor
 from pipelines.errors import UserError
 from pipelines.loader import Batch, Loader
 from pipelines.settings import TrainSettings
-from pipelines.training import VAL_KEYS, DivergedError, TrainState, _seen, learning_rate, train, validate
+from pipelines.training import VAL_KEYS, DivergedError, TrainState, _seen, _step, lean, learning_rate, train, validate
 from tests.factories import TINY, Dataset
+from tests.msrrn.test_view import MEAN
 
 SETTINGS = TrainSettings(epochs=4, batch=8)
 
@@ -31,11 +33,8 @@ def splits(dataset: Dataset) -> Splits:
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested is the loop, so the network may be small."""
     monkeypatch.setitem(PRESETS, "paper", TINY)
-    monkeypatch.setitem(
-        PRESETS,
-        "best",
-        TINY.model_copy(update={"pooled": False, "aligned": True, "patch": 16, "landmark_features": 4}),
-    )
+    best = {"pooled": False, "patch": 16, "landmark_features": 4, "context": (4, 4, 8, 8), "context_features": 8}
+    monkeypatch.setitem(PRESETS, "best", TINY.model_copy(update=best | {"mirrored": True}))
 
 
 def started(splits: Splits, settings: TrainSettings = SETTINGS) -> TrainState:
@@ -136,6 +135,51 @@ def test_a_run_that_was_asked_to_stop_ends_as_one_that_never_stopped(
     assert resumed.history == whole.history
 
 
+def test_half_the_precision_trains_what_is_published_in_full(splits: Splits) -> None:
+    settings = TrainSettings(preset="best", epochs=2, batch=8, precision="bfloat16")
+    state = trained(splits, settings)
+    assert state.history[-1]["loss"] < state.history[0]["loss"]
+    assert state.history[-1]["loss"] == pytest.approx(
+        trained(splits, settings.model_copy(update={"precision": "float32"})).history[-1]["loss"], rel=0.05
+    )
+    assert not state.averaged.reduced
+    assert {weight.dtype for weight in state.averaged.parameters()} == {torch.float32}
+
+
+def test_context_decays_less_than_other_weights_and_the_estimate_of_errors_not_at_all(splits: Splits) -> None:
+    state = started(splits, TrainSettings(preset="best", batch=8, weight_decay=0.5))
+    decays = {
+        id(weight): group["weight_decay"] for group in state.optimiser.param_groups for weight in group["params"]
+    }
+    for part, decay in (("initial", 0.5), ("regressor", 0.5), ("context", 0.1), ("heat", 0.1), ("doubt", 0.0)):
+        weights = [decays[id(weight)] for weight in state.model.get_submodule(part).parameters()]
+        assert weights == pytest.approx([decay] * len(weights))
+
+
+def test_what_annotations_lean_to_is_found_in_the_frame_of_the_face(
+    splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a network that always finds the same face, larger than the mean shape, and the same in the mirror."""
+    model = MSRRN(PRESETS["best"], MEAN).eval()
+    head = model.initial.head[-1]
+    assert isinstance(head, torch.nn.Linear)
+    centred = MEAN - MEAN.mean(dim=0)
+    with torch.no_grad():
+        for weight in (head.weight, model.regressor.output.weight, *model.regressor.local.parameters()):  # type: ignore[union-attr]
+            weight.zero_()
+        head.bias.copy_((1.5 * centred - centred).flatten())
+    rng = np.random.default_rng(0)
+    sideways = torch.tensor([0.01, 0.0]) + torch.from_numpy(rng.normal(0, 0.002, (68, 2))).float()
+    noise = torch.from_numpy(rng.normal(0, 0.02, (20, 68, 2))).float()
+    annotations = MEAN.mean(dim=0) + 1.5 * (centred + sideways) + noise - noise.mean(dim=0)
+    faces = Batch(torch.from_numpy(rng.integers(0, 256, (20, 200, 200), np.uint8)), annotations)
+    monkeypatch.setattr(Loader, "originals", lambda self, most: faces)
+    for _ in range(2):  # also where some of it was found before
+        found = lean(model, splits[0])
+        torch.testing.assert_close(found, sideways, atol=1e-5, rtol=0)
+        model.lean.copy_(found)
+
+
 def test_a_preset_brings_its_settings_and_what_is_given_wins() -> None:
     best = TrainSettings(preset="best", epochs=3)
     assert (best.objective, best.optimiser, best.perturbed, best.epochs) == ("nrmse_ip", "adamw", True, 3)
@@ -159,6 +203,23 @@ def test_ranks_perturb_their_shares_as_one_would(splits: Splits) -> None:
     for one, other in itertools.combinations([*whole, *seen(0, 1, epoch=3)], 2):
         for column, unlike in zip(one, other, strict=True):
             assert not torch.equal(column, unlike)
+
+
+@pytest.mark.parametrize("preset", ["paper", "best"])
+def test_uneven_shares_count_for_what_they_are(splits: Splits, preset: str) -> None:
+    """Three ranks share eight samples: the mean of their gradients is that of the whole batch, as is their loss."""
+    settings = TrainSettings.model_validate({"preset": preset, "batch": 8, "clip_norm": 1e9, "learning_rate": 1e-12})
+
+    def updated(rank: int, world: int) -> tuple[float, list[torch.Tensor]]:
+        state = started(splits, settings)
+        with closing(_seen(state, settings, splits[0], 0, rank, world)) as batches:
+            loss, _ = _step(state.model, state.optimiser, settings, next(batches), 0.0, world)
+        return loss, [weight.grad for weight in state.model.parameters() if weight.grad is not None]
+
+    (loss, whole), *ranks = updated(0, 1), *(updated(rank, 3) for rank in range(3))
+    assert np.mean([own for own, _ in ranks]) == pytest.approx(loss, rel=1e-5)
+    for gradient, *parts in zip(whole, *(own for _, own in ranks), strict=True):
+        torch.testing.assert_close(torch.stack(parts).mean(dim=0), gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_the_published_weights_are_a_running_mean(splits: Splits) -> None:
@@ -227,7 +288,7 @@ def test_a_loss_that_is_no_number_or_jumps_names_its_batch(
 
 
 def test_a_batch_that_does_not_fit_is_refused(splits: Splits) -> None:
-    with pytest.raises(UserError, match=r"batch 64 does not fit 32 samples on 1 workers: .* lower --batch"):
+    with pytest.raises(UserError, match=r"batch 64 does not fit 32 samples on 1 workers: .* change --batch"):
         trained(splits, SETTINGS.model_copy(update={"batch": 64}))
-    with pytest.raises(UserError, match="batch 8 does not fit 32 samples on 3 workers"):
-        train(started(splits), SETTINGS, *splits, lambda now: None, rank=0, world=3)
+    with pytest.raises(UserError, match="batch 8 does not fit 32 samples on 9 workers"):
+        train(started(splits), SETTINGS, *splits, lambda now: None, rank=0, world=9)
