@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from msrrn.artifact import ArtifactError, Card
 from msrrn.calibration import FLOOR, LOG_ERRORS, Calibration, Signs
 from msrrn.network import LEVELS, MSRRN
-from msrrn.predictor import Looks, Predictor
+from msrrn.predictor import CPU_BATCH, Looks, Predictor
 
 CARD_KEY: Final = "msrrn.card"
 OUTPUTS: Final = ("landmarks", "expected_nrmse", "stages", *Signs._fields)
@@ -89,7 +89,7 @@ def read_onnx_card(data: bytes, name: str) -> Card:
 class OnnxPredictor(Predictor):
     """Runs an ONNX file by ONNX Runtime on the CPU, with as many threads as torch would use."""
 
-    def __init__(self, data: bytes, calibration: Calibration, batch: int = 64) -> None:
+    def __init__(self, data: bytes, calibration: Calibration, batch: int = CPU_BATCH) -> None:
         import onnxruntime
 
         super().__init__(calibration, batch)

@@ -14,6 +14,7 @@ from msrrn.predictor import Predictor, TorchPredictor
 from pipelines.errors import UserError
 from pipelines.settings import VAL_SHARE
 
+GPU_BATCH: Final = 512
 ONNX_SUFFIX: Final = ".onnx"
 ONNX_FILE: Final = "model.onnx"
 
@@ -55,7 +56,7 @@ class Model:
         if ONNX_FILE in dict(self.files):
             return self.predictor
         network, card = _network(self)
-        return TorchPredictor(network, card.calibration, device=device)
+        return TorchPredictor(network, card.calibration, GPU_BATCH, device)
 
 
 def read_model(directory: Path) -> Model:
