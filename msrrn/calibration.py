@@ -8,7 +8,7 @@ faces: errors spread by factors, and a least square of logarithms is not ruled b
 """
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ LOG_ERRORS: Final = (-10.0, 10.0)
 
 Errors = NDArray[np.floating]
 
-Values = TypeVar("Values")
+COEFFICIENTS: Final = ("own", "disagreement", "narrowness", "spread", "astray")
+"""Of `Calibration`, in the order of `Signs`."""
 
 
 class Signs(NamedTuple):
@@ -57,17 +58,15 @@ class Calibration(BaseModel):
 
     def log_error(self, logs: Signs) -> Any:
         """(B,), before it is held within bounds."""
-        coefficients = (self.own, self.disagreement, self.narrowness, self.spread, self.astray)
         total: Any = self.constant
-        for coefficient, sign in zip(coefficients, logs, strict=True):
-            total = total + coefficient * sign
+        for name, sign in zip(COEFFICIENTS, logs, strict=True):
+            total = total + getattr(self, name) * sign
         return total
 
     def expected(self, signs: Signs) -> NDArray[np.float32]:
         """(B,): the NRMSE (IP, a fraction) to expect."""
-        expected: NDArray[np.float32] = np.exp(np.clip(self.log_error(signs.logs(_log)), *LOG_ERRORS)).astype(
-            np.float32
-        )
+        logs = np.clip(self.log_error(signs.logs(_log)), *LOG_ERRORS)
+        expected: NDArray[np.float32] = np.exp(logs).astype(np.float32)
         return expected
 
 
@@ -80,13 +79,12 @@ def fit(signs: Signs, true: Errors) -> Calibration:
         return Calibration()
     wanted = np.log(np.maximum(true, FLOOR))
     logs = signs.logs(_log)
-    names = ("own", "disagreement", "narrowness", "spread", "astray")
-    told = {name: sign for name, sign, raw in zip(names, logs, signs, strict=True) if raw.any()}
+    told = {name: sign for name, sign, raw in zip(COEFFICIENTS, logs, signs, strict=True) if raw.any()}
     while told:
         (constant, *found), *_ = np.linalg.lstsq(np.stack([np.ones_like(wanted), *told.values()], axis=1), wanted)
         least = int(np.argmin(found))
         if found[least] >= 0:
-            coefficients = dict.fromkeys(names, 0.0) | dict(zip(told, map(float, found), strict=True))
+            coefficients = dict.fromkeys(COEFFICIENTS, 0.0) | dict(zip(told, map(float, found), strict=True))
             return Calibration(constant=float(constant), **coefficients)
         del told[list(told)[least]]
     return Calibration(constant=float((wanted - signs.log_error).mean()))

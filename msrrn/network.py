@@ -15,9 +15,9 @@ reduced to a few numbers by weights of its own.
 
 In training, a stage may start from a moved shape and miss features (`msrrn.disturbance`).
 
-Two things say what error to expect, and move no landmark. A small head beside the regressor; no gradient leaves it.
-And heat maps on the context, which say where each landmark is for themselves: how wide they are, and how far from
-the last shape.
+Two things say what error to expect; no shape is made of them. A small head beside the regressor, which no gradient
+leaves. And heat maps on the context, which learns from them a little: they say where each landmark is for themselves,
+and it counts how wide they are, and how far from the last shape.
 
 Max-pooling stands before ReLU: the two commute, and a quarter of the values are left to rectify.
 Gradients flow through the sum of residuals and the memory, not through where patches are sampled: that

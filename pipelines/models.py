@@ -15,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.settings import VAL_SHARE
 
 GPU_BATCH: Final = 512
+"""Faces that a GPU is asked about at once: with few, it waits for its next kernel. Not measured."""
 ONNX_SUFFIX: Final = ".onnx"
 ONNX_FILE: Final = "model.onnx"
 
