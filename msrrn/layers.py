@@ -3,8 +3,6 @@
 Suffixes: B faces, L landmarks, P pixels a side of a patch, K pixels of a patch, C channels.
 """
 
-from typing import Final
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,26 +22,6 @@ class Residual(nn.Module):
     def forward(self, features_BCHW: Tensor) -> Tensor:
         inner = self.second(torch.relu_(self.first(features_BCHW)))
         return torch.relu_(inner.add_(features_BCHW))
-
-
-class StridedFilters(nn.Module):
-    """A convolution of 4 × 4 pixels with stride 2 on grey images, as one matrix product.
-
-    With one channel of input, libraries' convolutions run at a small share of the machine's speed.
-    """
-
-    SIDE: Final = 4
-    STRIDE: Final = 2
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(self.SIDE * self.SIDE, channels)
-
-    def forward(self, images_BHW: Tensor) -> Tensor:
-        """(B, H, W) → (B, C, H/2 - 1, W/2 - 1), channels last in memory."""
-        windows = images_BHW.unfold(1, self.SIDE, self.STRIDE).unfold(2, self.SIDE, self.STRIDE)
-        filtered: Tensor = self.linear(windows.flatten(3))
-        return filtered.permute(0, 3, 1, 2)
 
 
 class LandmarkLinear(nn.Module):

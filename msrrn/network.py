@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from msrrn.landmarks import NUM_LANDMARKS
-from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, PooledFeatures, Residual, StridedFilters
+from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, PooledFeatures, Residual
 from msrrn.sampling import sample_map, sample_patches
 from msrrn.view import View
 
@@ -152,7 +152,8 @@ class InitialShapeNet(nn.Module):
         else:
             side = 5
             self.features = nn.Sequential(
-                StridedFilters(first), nn.ReLU(inplace=True),
+                nn.Unflatten(1, (1, LEVELS[0])),
+                nn.Conv2d(1, first, 4, stride=2), nn.ReLU(inplace=True),
                 nn.Conv2d(first, second, 3, stride=2), nn.ReLU(inplace=True), Residual(second, second),
                 nn.Conv2d(second, third, 3, stride=2), nn.ReLU(inplace=True), Residual(third, third),
             )  # fmt: skip

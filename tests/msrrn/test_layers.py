@@ -1,17 +1,8 @@
 import torch
 from torch import nn
-from torch.nn import functional
 
-from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, StridedFilters
+from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear
 from msrrn.sampling import square_offsets
-
-
-def test_strided_filters_are_a_convolution() -> None:
-    filters = StridedFilters(5)
-    patches = torch.rand(7, 50, 50)
-    weight = filters.linear.weight.view(5, 1, 4, 4)
-    expected = functional.conv2d(patches[:, None], weight, filters.linear.bias, stride=2)
-    torch.testing.assert_close(filters(patches), expected)
 
 
 def test_each_landmark_has_weights_of_its_own() -> None:
