@@ -1,0 +1,118 @@
+"""The tables of an annotation run: their schemas, and a reader of what is finished, unit by unit.
+
+`OUT/run.json` says what the run is, `OUT/plan` what it works on, `OUT/records` which units are finished. A unit
+has one part of each table. A run that is not finished can be read: it gives its finished units.
+"""
+
+import io
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from msrrn.landmarks import NUM_LANDMARKS, SCHEME
+from pipelines.decoding import Undecodable
+from pipelines.errors import UserError
+from pipelines.storage import Store
+
+SCHEMA_VERSION: Final = "2"
+RUN: Final = "run.json"
+SUMMARY: Final = "summary.json"
+STATUSES: Final = ("annotated", "no_face", "quarantined")
+
+_METADATA: Final = {
+    "msrrn.schema": SCHEMA_VERSION,
+    "msrrn.scheme": SCHEME,
+    "msrrn.coordinates": "0-based pixel centres of the upright image, x before y",
+}
+
+IMAGES: Final = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("faces", pa.int32(), nullable=False),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("orientation", pa.int32()),
+        pa.field("turned", pa.int32()),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string()),
+    ],
+    metadata=_METADATA,
+)
+"""One row for every input, in input order.
+
+`width` and `height` are those of the upright image, which is as the EXIF `orientation` (1 to 8) says to look.
+`turned` is by how many degrees, clockwise, that was turned on to find its faces: 0, 90, 180 or 270. Whatever it
+is, boxes and landmarks are in pixels of the upright image.
+"""
+
+FACES: Final = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("face_index", pa.int32(), nullable=False),
+        pa.field("box", pa.list_(pa.float64(), 4), nullable=False),
+        pa.field("detector", pa.string(), nullable=False),
+        pa.field("detector_score", pa.float64(), nullable=False),
+        pa.field("landmarks", pa.list_(pa.float32(), 2 * NUM_LANDMARKS), nullable=False),
+        pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("face_roll", pa.float32(), nullable=False),
+        pa.field("brightness", pa.float32(), nullable=False),
+        pa.field("sharpness", pa.float32(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("model_version", pa.string(), nullable=False),
+    ],
+    metadata=_METADATA,
+)
+"""One row for every face, largest box first within its image.
+
+`box` is left, top, right and bottom edge. `face_roll`, degrees, is by how much the line of the pupils is turned
+clockwise; `brightness`, the mean grey value, and `sharpness`, the variance of the Laplacian, are of the crop at
+200 px, as in training shards.
+"""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What a run wrote, finished or not; `store` is its place."""
+
+    store: Store
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What the run is: `source`, `model`, `model_sha256`, `schema`, and its settings.
+
+        Raises:
+            UserError: no run wrote here.
+        """
+        if not self.store.exists(RUN):
+            raise UserError(f"{self.store.url} has no {RUN}: give the --out of `msrrn annotate`")
+        try:
+            return dict(json.loads(self.store.read_bytes(RUN)))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.store.url}/{RUN} is not the record of a run ({error})") from error
+
+    def units(self) -> list[str]:
+        """Keys of the finished units, in input order."""
+        return [key.removeprefix("records/").removesuffix(".json") for key in self.store.keys("records")]
+
+    def images(self, unit: str) -> pa.Table:
+        """A unit's rows of `IMAGES`."""
+        return self._part("images", unit)
+
+    def faces(self, unit: str) -> pa.Table:
+        """A unit's rows of `FACES`, in the order of its images."""
+        return self._part("faces", unit)
+
+    def pictures(self, uris: Collection[str]) -> Iterator[tuple[str, bytes | Undecodable]]:
+        """The bytes of these pictures, each once, in input order, or why there are none; one is held at a time."""
+        raise NotImplementedError
+
+    def _part(self, table: str, unit: str) -> pa.Table:
+        return pq.read_table(io.BytesIO(self.store.read_bytes(f"{table}/part-{unit}.parquet")))
