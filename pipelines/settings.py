@@ -104,3 +104,20 @@ class AnnotateSettings(BaseModel):
 
     images_per_unit: int = Field(64, ge=1, le=100_000)
     detector: DetectorName = "hog"
+    min_face: float = Field(
+        0.1,
+        gt=0,
+        le=100_000,
+        description="side of the smallest face box worth finding: below 1 a share of the picture's longer side, else "
+        "pixels. Smaller ones cost more",
+    )
+    max_faces: int | None = Field(None, ge=1, description="faces of a picture that are kept, the largest (none: all)")
+    min_score: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="least score, the detector's own, of a face that is kept (none: as the detector decides)",
+    )
+    any_rotation: bool = Field(
+        False,
+        description="where no face is found, look again at the picture turned by 90, 180 and 270 degrees",
+    )

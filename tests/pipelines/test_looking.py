@@ -1,0 +1,139 @@
+"""What is seen in a picture: the same faces however it was stored, turned, or reduced on the way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from msrrn.geometry import Box
+from pipelines.decoding import Undecodable
+from pipelines.detection import Detection
+from pipelines.detection.boxes import ordered
+from pipelines.looking import Look, look, turned_back
+from pipelines.settings import AnnotateSettings
+from tests.factories import picture
+
+MARGIN = 1.5
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Finds what `drawn` draws, upright, and scores it by its brightness."""
+
+    name: ClassVar[str] = "masks"
+
+    def __call__(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+        grey = rgb.max(axis=2)
+        _, _, stats, _ = cv2.connectedComponentsWithStats((grey > 60).astype(np.uint8))
+        found = []
+        for x, y, width, height, _ in stats[1:].tolist():
+            part = grey[y : y + height, x : x + width].astype(float)
+            if part[: height // 2].mean() > 1.1 * part[height // 2 :].mean():
+                box = Box(x - 0.5, y - 0.5, x + width - 0.5, y + height - 0.5)
+                found.append(Detection(box, float(part.max())))
+        return ordered(found)
+
+
+def drawn(width: int, height: int, masks: Sequence[tuple[int, int, int, int]]) -> NDArray[np.uint8]:
+    """Masks (x, y, side, brightness) on black: bright above, dark below, a little darker to the right."""
+    grey = np.zeros((height, width), np.uint8)
+    for x, y, side, brightness in masks:
+        grey[y : y + side, x : x + side] = brightness
+        grey[y + side // 2 : y + side, x : x + side] = brightness * 0.6
+        grey[y : y + side // 2, x + side * 3 // 4 : x + side] = brightness * 0.9
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def boxes(seen: Look) -> list[tuple[float, float, float, float]]:
+    return [face.detection.box.edges for face in seen.faces]
+
+
+def mask_box(x: int, y: int, side: int) -> tuple[float, float, float, float]:
+    return x - 0.5, y - 0.5, x + side - 0.5, y + side - 0.5
+
+
+MASKS = ((30, 40, 60, 250), (150, 20, 80, 200), (140, 130, 30, 220))
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"min_face": 0.05}, [1, 0, 2]),
+        ({"min_face": 0.11}, [1, 0]),
+        ({"min_face": 60}, [1, 0]),
+        ({"min_face": 61}, [1]),
+        ({"min_face": 0.05, "max_faces": 2}, [1, 0]),
+        ({"min_face": 0.05, "min_score": 210}, [0, 2]),
+        ({"min_face": 0.05, "min_score": 210, "max_faces": 1}, [0]),
+        ({"min_face": 0.05, "min_score": 251}, []),
+    ],
+)
+def test_faces_are_kept_by_size_number_and_score(options: dict[str, float], kept: list[int]) -> None:
+    seen = look(picture(drawn(300, 200, MASKS)), Masks(), AnnotateSettings.model_validate(options), MARGIN)
+    assert (seen.width, seen.height, seen.orientation, seen.turned) == (300, 200, 1, 0)
+    assert boxes(seen) == [mask_box(*MASKS[index][:3]) for index in kept]
+
+
+@pytest.mark.parametrize("turned", [0, 90, 180, 270])
+def test_a_picture_that_lies_on_its_side_gives_the_same_faces(turned: int) -> None:
+    upright = drawn(300, 200, MASKS)
+    settings = AnnotateSettings(any_rotation=True, min_face=0.05)
+    reference = look(picture(upright), Masks(), settings, MARGIN)
+    lying = np.ascontiguousarray(np.rot90(upright, turned // 90))
+    seen = look(picture(lying), Masks(), settings, MARGIN)
+    assert (seen.height, seen.width) == lying.shape[:2]
+    assert seen.turned == turned
+    assert len(seen.faces) == 3
+    for face, expected in zip(seen.faces, reference.faces, strict=True):
+        back = turned_back(expected.detection.box, turned, seen.width, seen.height)
+        assert back == face.detection.box
+        assert np.abs(face.crop.astype(int) - expected.crop).max() <= 1
+        corner = face.frame.shape_to_upright(np.array([0.0, 0.0]))
+        assert corner == pytest.approx(_lying(expected.frame.shape_to_upright(np.array([0.0, 0.0])), turned))
+    assert bool(look(picture(lying), Masks(), AnnotateSettings(min_face=0.05), MARGIN).faces) == (turned == 0)
+
+
+def _lying(point: NDArray[np.floating], turned: int) -> tuple[float, float]:
+    """A point of the picture (300, 200) after that was turned anticlockwise."""
+    x, y = point
+    return {0: (x, y), 90: (y, 299 - x), 180: (299 - x, 199 - y), 270: (199 - y, x)}[turned]
+
+
+def test_the_turn_with_the_surest_face_is_kept() -> None:
+    weaker, surer = drawn(300, 200, [(20, 20, 80, 180)]), drawn(200, 300, [(10, 10, 50, 240)])
+    both = np.maximum(np.rot90(weaker, 2), np.rot90(surer, 1))
+    seen = look(picture(both), Masks(), AnnotateSettings(any_rotation=True), MARGIN)
+    assert (seen.turned, [face.detection.score > 200 for face in seen.faces]) == (90, [True])
+
+
+def test_a_picture_without_a_face_is_not_turned() -> None:
+    seen = look(picture(drawn(40, 30, [])), Masks(), AnnotateSettings(any_rotation=True), MARGIN)
+    assert (seen.width, seen.height, seen.turned, seen.faces) == (40, 30, 0, ())
+
+
+def test_bytes_that_are_no_picture_say_why() -> None:
+    with pytest.raises(Undecodable, match="not_an_image"):
+        look(b"Dear aunt," * 9, Masks(), AnnotateSettings(), MARGIN)
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.sampled_from([0, 90, 180, 270]),
+    st.integers(0, 2**32 - 1),
+)
+def test_boxes_of_a_turned_picture_are_brought_back(width: int, height: int, turned: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x0, y0 = int(rng.integers(width)), int(rng.integers(height))
+    x1, y1 = int(rng.integers(x0, width)), int(rng.integers(y0, height))
+    rgb = np.zeros((height, width), np.uint8)
+    rgb[y0 : y1 + 1, x0 : x1 + 1] = 1
+    rows, columns = np.nonzero(np.rot90(rgb, -turned // 90))
+    box = Box(columns.min() - 0.5, rows.min() - 0.5, columns.max() + 0.5, rows.max() + 0.5)
+    assert turned_back(box, turned, width, height).edges == (x0 - 0.5, y0 - 0.5, x1 + 0.5, y1 + 0.5)
