@@ -30,11 +30,18 @@ _DRAWN: Final = ("roll", "mirrored", "shift", "scale", "noise_sigma")
 
 @dataclass(frozen=True)
 class Measure:
-    """A property of faces with its bins; what lies beyond them counts in the outermost."""
+    """A property of faces, or of pictures, with its bins; what lies beyond them counts in the outermost."""
 
     label: str
     edges: NDArray[np.float64]
     log: bool = False
+    of: str = "faces"
+
+
+def binned(values: Sequence[float] | NDArray[np.floating], measure: Measure) -> NDArray[np.int64]:
+    """How many of `values` are in each of the measure's bins; all are counted, one that is no number as 0."""
+    inside = np.clip(np.nan_to_num(np.asarray(values, np.float64)), measure.edges[0], measure.edges[-1])
+    return np.histogram(inside, measure.edges)[0].astype(np.int64)
 
 
 MEASURES: Final = {
@@ -97,8 +104,7 @@ def survey(pool: Store, manifest: Manifest) -> Survey:
             "brightness": [face.row["brightness"] for face in faces],
         }
         for name, measure in MEASURES.items():
-            inside = np.clip(np.nan_to_num(np.asarray(values[name])), measure.edges[0], measure.edges[-1])
-            found = np.histogram(inside, measure.edges)[0].astype(np.int64)
+            found = binned(values[name], measure)
             before = counts[name].get(unit.split, np.zeros_like(found))
             counts[name][unit.split] = before + found
         for kind, (wanted, rank) in KINDS.items():

@@ -113,14 +113,14 @@ def histogram_figure(values: Sequence[float], bins: int, xlabel: str) -> Markup:
 
 
 def binned_figure(
-    counts: Mapping[str, Sequence[int]], edges: Sequence[float], xlabel: str, log_x: bool = False
+    counts: Mapping[str, Sequence[int]], edges: Sequence[float], xlabel: str, log_x: bool = False, of: str = "faces"
 ) -> Markup:
     """Shares of each series in bins counted before, as steps: series of unlike sizes compare.
 
-    `edges` has one element more than each series; empty bins at both ends are cut off.
+    `of` says what was counted. `edges` has one element more than each series; empty bins at both ends are cut off.
     """
     with rc_context(_STYLE):
-        figure, axes = _axes(xlabel, "% of faces")
+        figure, axes = _axes(xlabel, f"% of {of}")
         totals = np.sum([np.asarray(series) for series in counts.values()], axis=0) if counts else np.zeros(0)
         used = np.flatnonzero(totals)
         if not used.size:

@@ -1,0 +1,106 @@
+"""Annotation runs that no model made: their tables by hand."""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.annotations import FACES, IMAGES, RUN, STATUSES, Annotations
+from pipelines.decoding import Undecodable
+from pipelines.storage import Store
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What pages take from the summary of a run."""
+
+    images: int
+    annotated: int
+    no_face: int
+    quarantined: int
+    faces: int
+    reasons: dict[str, int]
+    ignored: int = 3
+    model: str = "tiny 1"
+    settings: dict[str, Any] = field(default_factory=lambda: {"detector": "hog", "min_face": 0.1})
+    digest: str = "0123456789abcdef" * 4
+
+
+@dataclass(frozen=True)
+class Run(Annotations):
+    """A run whose archive is `files`; what is not among them is gone."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def pictures(self, uris: Collection[str]) -> Iterator[tuple[str, bytes | Undecodable]]:
+        for uri in sorted(uris):
+            yield uri, self.files.get(uri, Undecodable("unreadable", "it is gone"))
+
+
+def quarantined(uri: str, reason: str, message: str) -> dict[str, Any]:
+    """A row of IMAGES."""
+    nothing = dict.fromkeys(IMAGES.names)
+    return nothing | {
+        "uri": uri,
+        "status": "quarantined",
+        "reason": reason,
+        "message": message,
+        "faces": 0,
+        "bytes": 9,
+    }
+
+
+def looked_at(uri: str, width: int, height: int, faces: int, data: bytes = b"") -> dict[str, Any]:
+    """A row of IMAGES."""
+    row = quarantined(uri, "", "") | {"reason": None, "message": None, "bytes": len(data), "faces": faces}
+    row |= {"status": "annotated" if faces else "no_face", "sha256": hashlib.sha256(data or uri.encode()).hexdigest()}
+    return row | {"width": width, "height": height, "orientation": 1, "turned": 0}
+
+
+def face(image: dict[str, Any], index: int, shape: NDArray[np.floating], **changes: Any) -> dict[str, Any]:
+    """A row of FACES: a face in the box of its points."""
+    x0, y0 = shape.min(axis=0).tolist()
+    x1, y1 = shape.max(axis=0).tolist()
+    of_image = {"uri": image["uri"], "sha256": image["sha256"], "face_index": index}
+    found = {"box": [x0, y0, x1, y1], "landmarks": np.asarray(shape, np.float32).ravel(), "detector": "hog"}
+    measured = {"detector_score": 1.0, "confidence": 0.5, "face_roll": 0.0, "brightness": 100.0, "sharpness": 50.0}
+    return of_image | found | measured | {"model": "tiny", "model_version": "1"} | changes
+
+
+def write_run(
+    folder: Path, images: Rows, faces: Rows, per_unit: int = 64, files: Mapping[str, bytes] | None = None, **run: Any
+) -> tuple[Run, Totals]:
+    """The tables of a run, and their totals; `faces` are in the order of their images."""
+    store = Store(str(folder))
+    store.publish(RUN, json.dumps({"source": "archive", "model_sha256": "m", "detector": "hog", **run}).encode())
+    done = 0
+    for number, start in enumerate(range(0, len(images), per_unit)):
+        part = images[start : start + per_unit]
+        count = sum(row["faces"] for row in part)
+        store.publish(f"images/part-{number:05d}.parquet", _encoded(IMAGES, part))
+        store.publish(f"faces/part-{number:05d}.parquet", _encoded(FACES, faces[done : done + count]))
+        store.publish(f"records/{number:05d}.json", b"{}")
+        done += count
+    assert done == len(faces)
+    statuses = Counter(row["status"] for row in images)
+    annotated, no_face, quarantined = (statuses[status] for status in STATUSES)
+    reasons = dict(Counter(row["reason"] for row in images if row["reason"]))
+    return Run(store, files or {}), Totals(len(images), annotated, no_face, quarantined, len(faces), reasons)
+
+
+def _encoded(schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    columns = [pa.array([row[column.name] for row in rows], column.type) for column in schema]
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink)
+    return sink.getvalue()
