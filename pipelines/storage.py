@@ -12,8 +12,9 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, cast
@@ -175,6 +176,32 @@ class Store:
                 temporary.replace(path)
                 _sync_directory(path.parent)
 
+    @contextmanager
+    def writing(self, key: str) -> Iterator[BinaryIO]:
+        """A new file to write, of any size, that is published when the block ends well; else nothing is there.
+
+        It grows beside its final name, or in the folder for temporary files where that is on S3.
+        """
+        path = None if self._remote else self._path(key)
+        with ExitStack() as stack:
+            with self._explained(key):
+                file = stack.enter_context(_growing(path))
+            try:
+                yield file
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise  # of something else that the block did
+                with self._explained(key):
+                    raise
+            with self._explained(key):
+                file.flush()
+                if path is None:
+                    _s3().put_file(file.name, self._address(key))
+                    return
+                os.fsync(file.fileno())
+                Path(file.name).replace(path)
+                _sync_directory(path.parent)
+
     def create(self, key: str, data: bytes) -> bool:
         """Writes a whole file if the key is free; False when it exists (of racing writers one gets True).
 
@@ -334,6 +361,21 @@ def _temporary(path: Path, data: bytes) -> Iterator[Path]:
             os.fsync(file.fileno())
         yield temporary
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _growing(path: Path | None) -> Iterator[BinaryIO]:
+    """An open file beside `path`, or on this machine where that is None; gone afterwards unless it was renamed."""
+    folder = Path(tempfile.gettempdir()) if path is None else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{_TEMP_PREFIX}{secrets.token_hex(8)}"
+    file = temporary.open("xb")
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # of what did not fit on the disk, which was told
+            file.close()
         temporary.unlink(missing_ok=True)
 
 

@@ -41,6 +41,30 @@ def test_a_published_file_reads_back_and_is_replaced_whole(store: Store) -> None
     assert store.keys() == ["units/0001 _01.parquet"]
 
 
+def test_a_file_that_grows_appears_whole_or_not_at_all(store: Store) -> None:
+    store.publish("big.json", b"older")
+    with store.writing("big.json") as file:
+        file.write(b"new, ")
+        assert store.read_bytes("big.json") == b"older"
+        assert store.keys() == ["big.json"]
+        file.write(b"longer")
+    assert store.read_bytes("big.json") == b"new, longer"
+    with pytest.raises(OSError, match="elsewhere") as caught, store.writing("deep/other.json") as file:
+        file.write(b"half")
+        raise FileNotFoundError(errno.ENOENT, "elsewhere")
+    assert type(caught.value) is FileNotFoundError
+    assert store.keys() == ["big.json"]
+    local = store.local_path()
+    assert local is None or not [path for path in local.rglob("*") if path.name.startswith(".tmp-")]
+
+
+def test_a_file_that_outgrows_the_disk_leaves_nothing(small_disk: Path) -> None:
+    store = Store(str(small_disk / "in"))
+    with pytest.raises(UserError, match=r"disk full: .*/in/big.tar"), store.writing("big.tar") as file:
+        file.write(b"x" * (1 << 20))
+    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+
+
 def test_keys_are_sorted_relative_and_limited_to_a_folder(store: Store) -> None:
     for key in ("b.txt", "a/2", "a/1", "a/deep/3", "ab/4", "A.txt"):
         store.publish(key, b"x")
