@@ -69,6 +69,13 @@ def inter_pupil(shapes: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.asarray(np.linalg.norm(right - left, axis=-1))
 
 
+def face_roll(shapes: NDArray[np.floating]) -> NDArray[np.floating]:
+    """By how many degrees the line of the pupils is turned clockwise `(...)`, in (-180, 180]."""
+    right, left = pupils(shapes)
+    across = left - right
+    return np.asarray(np.rad2deg(np.arctan2(across[..., 1], across[..., 0])))
+
+
 def inter_ocular(shapes: NDArray[np.floating]) -> NDArray[np.floating]:
     """Distance of the outer eye corners `(...)`, in the unit of the shapes: the normaliser IO."""
     corners = shapes[..., RIGHT_OUTER_CORNER, :] - shapes[..., LEFT_OUTER_CORNER, :]

@@ -12,18 +12,20 @@ from msrrn.geometry import Box
 from msrrn.metrics import auc, failure_rate, nrmse_io, nrmse_ip, share_under
 from msrrn.predictor import STAGES
 from pipelines.decoding import Photo, Undecodable, decode
+from pipelines.detection import expected_box
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.ert import Ert
 from pipelines.manifest import LeftOut
 from pipelines.models import Model
 from pipelines.photos import Finder, PhotoGroup, assign_splits, boxed_faces, clusters, face_finder, read_photos
-from pipelines.pyramid import crop, frame_around
+from pipelines.pyramid import crop, frame_around, sharpness
 from pipelines.screening import screened
 from pipelines.settings import VAL_SHARE, BoxesBy
 from pipelines.sources.files import Files
 
 PHOTOS_PER_UNIT: Final = 16
+SHARPNESS_MARGIN: Final = 1.0
 
 Selection = Literal["held-out", "val", "all"]
 """Which photos of the sources are evaluated.
@@ -51,6 +53,8 @@ class FaceResult:
     stages: NDArray[np.float64]
     """(5, 68, 2), in the order of `STAGES`"""
     confidence: float
+    sharpness: float
+    """variance of the Laplacian of the crop around the box predicted from the annotation: the same for every model"""
     ert: NDArray[np.float64] | None = None
     """(68, 2), what dlib's ERT says of the same box, where it was asked"""
 
@@ -202,6 +206,7 @@ def _evaluate_unit(
                     truth=face.shape,
                     stages=stages,
                     confidence=float(prediction.confidence[index]),
+                    sharpness=sharpness(crop(photo.rgb, frame_around(expected_box(face.shape), SHARPNESS_MARGIN))),
                     ert=others[index],
                 )
             )

@@ -101,6 +101,11 @@ def pyramid(level_200: NDArray[np.uint8]) -> Pyramid:
     return Pyramid(level_200, level_100, halve(level_100))
 
 
+def sharpness(level_200: NDArray[np.uint8]) -> float:
+    """Variance of the Laplacian of a crop: small where it is blurred."""
+    return float(cv2.Laplacian(level_200, cv2.CV_32F).var())
+
+
 def padding(frame: CropFrame, width: int, height: int) -> float:
     """Share of the crop that lies outside a picture of this size, in [0, 1]."""
     quad = frame.shape_to_upright(np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]))

@@ -4,20 +4,19 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.augmentation import Draw, add_noise, draw, generator, mirror_shape
 from msrrn.geometry import CropFrame
-from msrrn.landmarks import pupils
+from msrrn.landmarks import face_roll
 from pipelines.checks import sideways_offset
 from pipelines.decoding import Photo, Undecodable, decode
 from pipelines.detection import Detection
 from pipelines.errors import UserError
 from pipelines.manifest import LeftOut
 from pipelines.photos import Finder, PhotoGroup, boxed_faces
-from pipelines.pyramid import CROP, crops, frame_around, padding, pyramid
+from pipelines.pyramid import CROP, crops, frame_around, padding, pyramid, sharpness
 from pipelines.settings import PrepareSettings
 from pipelines.shards import Split
 from pipelines.sources import AnnotatedPhoto
@@ -70,7 +69,6 @@ def _face_rows(
     count = settings.augmentation.copies if split == "train" else 0
     copies = _copies(face_id, face.shape, photo, detection, count, settings)
     plain = copies[0]["image_200"]
-    right, left = pupils(face.shape)
     fixed = {
         "face_id": face_id,
         "photo_uri": face.uri,
@@ -82,9 +80,9 @@ def _face_rows(
         "box": detection.box.edges,
         "detected": detected,
         "detector_score": detection.score if detected else None,
-        "face_roll": float(np.rad2deg(np.arctan2(left[1] - right[1], left[0] - right[0]))),
+        "face_roll": float(face_roll(face.shape)),
         "brightness": float(plain.mean()),
-        "sharpness": float(cv2.Laplacian(plain, cv2.CV_32F).var()),
+        "sharpness": sharpness(plain),
     }
     return [fixed | copy for copy in copies]
 

@@ -22,6 +22,7 @@ from msrrn.landmarks import (
     RIGHT_BROW,
     RIGHT_EYE,
     RIGHT_OUTER_CORNER,
+    face_roll,
     inter_ocular,
     inter_pupil,
     pupils,
@@ -130,3 +131,11 @@ def test_normalised_errors_do_not_see_similarities(move: Similarity, seed: int) 
     assert inter_ocular(move(FACE)) == pytest.approx(move.scale * inter_ocular(FACE), rel=1e-6)
     assert nrmse_ip(move(predicted), move(FACE)) == pytest.approx(nrmse_ip(predicted, FACE), rel=1e-6)
     assert nrmse_io(move(predicted), move(FACE)) == pytest.approx(nrmse_io(predicted, FACE), rel=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [-170, -90, -1, 0, 35, 90, 179])
+def test_roll_is_the_turn_of_the_pupils_clockwise(degrees: float) -> None:
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turned = drawn_face() @ np.array([[cos, sin], [-sin, cos]])
+    assert face_roll(turned) == pytest.approx(degrees)
+    assert face_roll(np.stack([turned, drawn_face()])) == pytest.approx([degrees, 0], abs=1e-9)

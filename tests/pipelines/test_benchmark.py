@@ -53,7 +53,7 @@ def face(subset: str, error: float, confidence: float) -> FaceResult:
     right = np.array([1.0, 0.0])
     per_pixel = float(nrmse_ip(truth + right, truth))
     stages = np.stack([truth + error / per_pixel * (5 - stage) * right for stage in range(5)])
-    return FaceResult("", "a", "a", "0" * 64, subset, False, Box(0, 0, 1, 1), truth, stages, confidence)
+    return FaceResult("", "a", "a", "0" * 64, subset, False, Box(0, 0, 1, 1), truth, stages, confidence, 100.0)
 
 
 def result(*faces: FaceResult) -> Benchmark:

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box, CropFrame
 from msrrn.predictor import area_halve
-from pipelines.pyramid import crop, frame_around, halve, padding, pyramid
+from pipelines.pyramid import crop, frame_around, halve, padding, pyramid, sharpness
 
 FRAMES = [(0.0, False), (0.0, True), (0.4, False), (-1.0, True), (3.0, False)]
 
@@ -173,3 +174,10 @@ def test_padding_is_the_share_outside() -> None:
     assert padding(CropFrame.square((49.5, 49.5), 100, np.pi / 4), 100, 100) == pytest.approx(
         3 - 2 * np.sqrt(2), abs=0.005
     )
+
+
+def test_a_blurred_crop_is_less_sharp() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8)
+    blurred = np.asarray(cv2.GaussianBlur(noise, (0, 0), 2), np.uint8)
+    assert sharpness(np.full((200, 200), 7, np.uint8)) == 0
+    assert 0 < sharpness(blurred) < 0.01 * sharpness(noise)
