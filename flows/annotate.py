@@ -8,16 +8,18 @@ from pipelines.settings import AnnotateSettings
 
 
 @flow(name="annotate")
-def annotate(source: str, out: str, model: str | None = None, workers: int = 2, images_per_unit: int = 64) -> Summary:
-    """Annotates a folder or tar of photos with a model.
+def annotate(
+    source: str, out: str, model: str | None = None, settings: AnnotateSettings | None = None, workers: int = 2
+) -> Summary:
+    """Annotates an archive of photos with a model.
 
     Args:
-        source: a folder or a `.tar`, local or `s3://`.
-        out: where the tables and `.pts` files go; a run that was killed goes on from there.
+        source: a folder, `.tar`, `.tar.gz`, `.zip`, WebDataset shards, `.parquet` with an image column, or a `.txt`
+            of URIs; local or `s3://`.
+        out: where the tables and the page go; a run that was killed goes on from there.
         model: an artifact directory, a `models:/name@alias` URI or `box`; without one, the champion of `msrrn`
             where there is one, else the model in the box.
+        settings: which faces are found, and in what units the work is done.
         workers: Ray workers.
-        images_per_unit: pictures a unit, the piece of work that is done once or again.
     """
-    settings = AnnotateSettings(images_per_unit=images_per_unit)
-    return annotate_archive(source, out, load_model(model), settings, workers)
+    return annotate_archive(source, out, load_model(model), settings or AnnotateSettings(), workers)

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from flows.annotation_commands import add_annotation_commands
 from flows.dataset_commands import add_dataset_commands
 from flows.options import (
     Commands,
     add_command,
     add_data,
-    add_detector,
     add_format,
     add_json,
     add_model,
@@ -27,11 +27,10 @@ from flows.options import (
     given,
     prepare_settings,
     print_json,
-    settings_of,
     train_settings,
 )
 from pipelines.errors import UsageError
-from pipelines.settings import AnnotateSettings, BoxesBy, DetectorName
+from pipelines.settings import BoxesBy
 
 
 def add_commands(commands: Commands) -> None:
@@ -45,7 +44,7 @@ def add_commands(commands: Commands) -> None:
     _rollback(commands)
     _models(commands)
     _export(commands)
-    _annotate(commands)
+    add_annotation_commands(commands)
     _retrain(commands)
 
 
@@ -337,49 +336,6 @@ def onnx_file(text: str) -> str:
     return text
 
 
-def _annotate(commands: Commands) -> None:
-    def run(call: argparse.Namespace) -> None:
-        from flows.progress import progress
-        from pipelines.annotation import annotate
-        from pipelines.retraining import open_model
-
-        settings = settings_of(AnnotateSettings, given(call, "images_per_unit", "detector"))
-        with progress("annotating, pictures") as update:
-            model = open_model(call.model)
-            summary = annotate(call.source, call.out, model, settings, call.workers, update)
-        if call.json:
-            print_json({"out": call.out, **summary.model_dump()})
-            return
-        print(
-            f"{call.out}: {summary.images} pictures = {summary.annotated} annotated + {summary.no_face} without "
-            f"a face + {summary.quarantined} quarantined; {summary.faces} faces by {model.label}"
-        )
-        for reason, count in summary.reasons.items():
-            print(f"  quarantined, {reason}: {count}")
-
-    parser = add_command(
-        commands,
-        "annotate",
-        run,
-        "Puts 68 landmarks on every face of an archive. Every picture gets a row in OUT/images, annotated, "
-        "no_face or quarantined with its reason; every face a row in OUT/faces and a file in OUT/pts. Run again "
-        "after a crash, it does what is missing.",
-        "  msrrn annotate photos.tar --out annotations\n"
-        "  msrrn annotate photos --out s3://bucket/annotations --model work/models/9c1e... --json",
-    )
-    parser.add_argument("source", metavar="SRC", help="folder or .tar of photos, local or s3://")
-    parser.add_argument("--out", required=True, metavar="URL", help="where tables and .pts files go")
-    add_model(parser, required=False)
-    parser.add_argument(
-        "--images-per-unit",
-        type=int,
-        help=f"pictures that are done together or again (default: {AnnotateSettings().images_per_unit})",
-    )
-    add_detector(parser, get_args(DetectorName))
-    add_workers(parser)
-    add_json(parser)
-
-
 def _retrain(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.retrain import retrain
@@ -418,7 +374,7 @@ def _retrain(commands: Commands) -> None:
         "  msrrn retrain --data 300w corrections --archive photos.tar --out s3://bucket/work --epochs 40",
     )
     add_data(parser)
-    parser.add_argument("--archive", metavar="SRC", help="folder or .tar to annotate with the champion")
+    parser.add_argument("--archive", metavar="SRC", help="photos to annotate with the champion")
     parser.add_argument("--out", required=True, metavar="URL", help="where everything goes")
     add_prepare_options(parser)
     add_train_options(parser)

@@ -13,10 +13,9 @@ from flows.tasks import (
     train_network,
     write_page,
 )
-from pipelines.annotation import Summary
+from pipelines.annotation import Summary, require_pictures
 from pipelines.report import Retraining
 from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
-from pipelines.sources.archive import open_archive
 from pipelines.storage import Store, short_digest
 
 
@@ -50,7 +49,7 @@ def retrain(
         data: sources of annotated photos; what they declare as validation or test photos, or else a share
             of the photos held out by their digest, is evaluated and never trained on.
         out: a folder or `s3://` URL for the dataset, checkpoints, model, annotations and report.
-        archive: a folder or tar of photos to annotate with the champion.
+        archive: photos to annotate with the champion, in anything that the flow `annotate` takes.
         name: the registered model.
         prepare_settings: how the dataset is made.
         train_settings: how the network is trained.
@@ -60,7 +59,7 @@ def retrain(
     prepare_settings = prepare_settings or PrepareSettings()
     val_share = prepare_settings.val_share
     if archive:
-        open_archive(archive)  # what is wrong with it is better known now than after the training
+        require_pictures(archive)  # what is wrong with it is better known now than after the training
     dataset, manifest = prepare_dataset(data, place.child("datasets").url, prepare_settings, workers)
     trained = train_network(dataset.url, out, train_settings or TrainSettings(), workers, name)
     model = load_model(trained.artifact.url)

@@ -128,7 +128,7 @@ def annotate_archive(source: str, out: str, model: Model, settings: AnnotateSett
     )
     create_table_artifact(
         key="annotations",
-        table=[summary.model_dump(exclude={"settings", "reasons"})],
+        table=[summary.model_dump(exclude={"settings", "reasons", "throughput"})],
         description=f"Annotations at {out}. Quarantined: {summary.reasons or 'none'}",
     )
     return summary

@@ -52,17 +52,23 @@ def annotation_page(annotations: Annotations, summary: Totals) -> str:
         f"{statuses['quarantined']} quarantined. {summary.faces} faces, by {summary.model}.",
     )
     found = survey(annotations)
-    tiles = _tiles(annotations, found)
     _totals(page, summary, statuses)
     _failures(page, summary, found)
-    _faces(page, found, tiles)
-    _pictures(page, found, tiles)
+    add_pictures(page, annotations, found)
     page.section("Distributions", "Of every face; of the pictures that were looked at, where it says so.")
     for name, measure in MEASURES.items():
         counts = {measure.of: found.counts[name].tolist()}
         figure = binned_figure(counts, measure.edges.tolist(), measure.label, measure.log, measure.of)
         page.figure(figure, f"{measure.label}.")
     return page.html()
+
+
+def add_pictures(page: Page, annotations: Annotations, found: Survey | None = None) -> None:
+    """Adds faces and whole pictures with the landmarks that were found."""
+    found = found or survey(annotations)
+    tiles = _tiles(annotations, found)
+    _faces(page, found, tiles)
+    _pictures(page, found, tiles)
 
 
 def _totals(page: Page, summary: Totals, statuses: dict[str, int]) -> None:

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
+from pipelines.archives import read_inputs
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
+from pipelines.plan import inputs_of, read_plan
 from pipelines.storage import Store
 
 SCHEMA_VERSION: Final = "2"
@@ -96,7 +99,8 @@ class Annotations:
         try:
             return dict(json.loads(self.store.read_bytes(RUN)))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{self.store.url}/{RUN} is not the record of a run ({error})") from error
+            place = f"{self.store.url}/{RUN}"
+            raise UserError(f"{place} is not the record of a run ({error}); give another place") from error
 
     def units(self) -> list[str]:
         """Keys of the finished units, in input order."""
@@ -112,7 +116,19 @@ class Annotations:
 
     def pictures(self, uris: Collection[str]) -> Iterator[tuple[str, bytes | Undecodable]]:
         """The bytes of these pictures, each once, in input order, or why there are none; one is held at a time."""
-        raise NotImplementedError
+        plan = read_plan(self.store)
+        if plan is None or not uris:
+            return
+        wanted = plan.filter(pc.is_in(plan["uri"], pa.array(uris, pa.string())))
+        yield from ((item.uri, data) for item, data in read_inputs(self._source, inputs_of(wanted)))
+
+    @property
+    def _source(self) -> str:
+        """Where the pictures are: a relative path is seen from the working directory, or from this place."""
+        source = str(self.run["source"])
+        local = Store(source).local_path()
+        below = f"{self.store.url}/{source}"
+        return below if local and not local.is_absolute() and not local.exists() and Store(below).exists() else source
 
     def _part(self, table: str, unit: str) -> pa.Table:
         return pq.read_table(io.BytesIO(self.store.read_bytes(f"{table}/part-{unit}.parquet")))

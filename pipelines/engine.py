@@ -6,8 +6,9 @@ whose worker died, and a job that was killed runs what is not finished.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain, islice
 from typing import Final, TypeVar
 
 from pipelines.errors import UserError
@@ -41,31 +42,35 @@ def start_ray(workers: int) -> None:
 
 
 def run_units(
-    work: Callable[[Shared, Unit], Result], shared: Shared, units: Sequence[Unit], workers: int
+    work: Callable[[Shared, Unit], Result], shared: Shared, units: Iterable[Unit], workers: int
 ) -> Iterator[Result]:
     """Yields `work(shared, unit)` for every unit, in the order in which units finish.
 
     `shared` is sent to each worker machine once. With one worker, or one unit, everything runs in this
-    process. Memory is bounded by two units a worker. A unit that fails with an `OSError`, as disks and
-    networks do for a moment, is run again; any other exception of `work` ends the job.
+    process. Units are taken as they are needed: memory is bounded by two of them a worker. A unit that fails with
+    an `OSError`, as disks and networks do for a moment, is run again; any other exception of `work` ends the job.
 
     Raises:
         UserError: a unit's worker died, or failed with an `OSError`, and again each time it was retried.
     """
-    if min(workers, len(units)) <= 1:
-        yield from (_attempt(work, shared, unit) for unit in units)
+    left = iter(units)
+    first = list(islice(left, 2))
+    waiting = chain(first, left)
+    if min(workers, len(first)) <= 1:
+        yield from (_attempt(work, shared, unit) for unit in waiting)
         return
     start_ray(workers)
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=UNIT_RETRIES)(_run_one)
     reference = ray.put(shared)
-    waiting = list(reversed(units))
     running: list[ray.ObjectRef] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < 2 * workers:
-                running.append(remote.remote(work, reference, waiting.pop()))
+        while True:
+            for unit in islice(waiting, 2 * workers - len(running)):
+                running.append(remote.remote(work, reference, unit))
+            if not running:
+                return
             done, running = ray.wait(running, num_returns=1)
             yield ray.get(done[0])
     except ray.exceptions.RayTaskError as error:

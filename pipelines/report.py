@@ -1,25 +1,19 @@
 """The page of a retraining: what went in, what came out, how well, and pictures of it."""
 
-import hashlib
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
-from msrrn.geometry import Box
-from msrrn.landmarks import NUM_LANDMARKS
 from msrrn.predictor import STAGES
-from pipelines.annotation import Summary, read_table
-from pipelines.decoding import Undecodable, decode
-from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, photo_tile, to_jpeg
+from pipelines.annotation import Summary
+from pipelines.annotation_page import PAGE, add_pictures
+from pipelines.annotations import Annotations
+from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, to_jpeg
 from pipelines.evaluation import Evaluation, FaceResult, photo_of
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.manifest import Manifest
 from pipelines.page import Page
 from pipelines.promotion import Decision
-from pipelines.sources.archive import open_archive
 from pipelines.storage import Store
 from pipelines.train import TrainedModel
 
@@ -55,7 +49,7 @@ def retraining_page(job: Retraining) -> str:
     _evaluation_section(page, job.evaluation, job.champion)
     add_faces(page, job.evaluation)
     if job.summary and job.archive and job.annotations:
-        _annotation_section(page, job.summary, job.archive, job.annotations)
+        _annotation_section(page, job.summary, Annotations(job.annotations))
     return page.html()
 
 
@@ -174,60 +168,13 @@ def _face(face: FaceResult) -> Picture | None:
     return face_tile(photo.rgb, face.box, [(face.truth, TRUTH), (face.stages[-1], PREDICTION)])
 
 
-def _annotation_section(page: Page, summary: Summary, source: str, out: Store) -> None:
+def _annotation_section(page: Page, summary: Summary, annotations: Annotations) -> None:
     page.section(
         "Annotated archive",
         f"{summary.images} pictures = {summary.annotated} annotated + {summary.no_face} without a face "
-        f"+ {summary.quarantined} quarantined; {summary.faces} faces. Model {summary.model}.",
+        f"+ {summary.quarantined} quarantined; {summary.faces} faces. Model {summary.model}. "
+        f"{annotations.store.url}/{PAGE} shows more of them.",
     )
-    images = read_table(out, "images").select(["uri", "status", "reason", "message"]).to_pylist()
-    rejected = [row for row in images if row["status"] == "quarantined"][:20]
-    if rejected:
-        shown = [[row["uri"], row["reason"], row["message"]] for row in rejected]
-        page.table(["Quarantined", "Reason", "Message"], shown, f"{len(shown)} of {summary.quarantined}")
-    rows = read_table(out, "faces").sort_by("confidence").to_pylist()
-    faces = [
-        (row["sha256"], Box(*row["box"]), np.asarray(row["landmarks"], np.float64).reshape(NUM_LANDMARKS, 2))
-        for row in rows
-    ]
-    annotated = sorted({row["uri"]: row["sha256"] for row in rows}.items())
-    spread = [digest for _, digest in annotated[:: max(1, len(annotated) // TILES)][:TILES]]
-    doubtful = faces[:TILES]
-    wanted = {*spread, *(digest for digest, _, _ in doubtful)}
-    pictures = _pictures(source, {row["uri"] for row in rows if row["sha256"] in wanted})
-    spread = [digest for digest in spread if digest in pictures]
-    doubtful = [face for face in doubtful if face[0] in pictures]
-    page.picture(
-        to_jpeg(
-            contact_sheet(
-                [
-                    photo_tile(pictures[digest], [(box, shape) for own, box, shape in faces if own == digest], 360)
-                    for digest in spread
-                ],
-                COLUMNS,
-            )
-        ),
-        f"{len(spread)} of the {summary.annotated} pictures with faces, evenly spread.",
-        "Annotated pictures of the archive",
-    )
-    page.picture(
-        to_jpeg(
-            contact_sheet(
-                [face_tile(pictures[digest], box, [(shape, PREDICTION)]) for digest, box, shape in doubtful],
-                COLUMNS,
-            )
-        ),
-        f"The {len(doubtful)} faces with the least confidence.",
-        "Least certain faces of the archive",
-    )
-
-
-def _pictures(source: str, uris: Collection[str]) -> dict[str, Picture]:
-    """Pictures by their SHA-256: a name may be there twice, or have another picture since."""
-    archive = open_archive(source)
-    pictures: dict[str, Picture] = {}
-    for _, data in archive.read([item for item in archive.items if item.uri in uris]):
-        if isinstance(data, bytes):
-            with suppress(Undecodable):
-                pictures[hashlib.sha256(data).hexdigest()] = decode(data).rgb
-    return pictures
+    if summary.reasons:
+        page.table(["Quarantined", "Pictures"], list(summary.reasons.items()))
+    add_pictures(page, annotations)

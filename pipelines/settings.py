@@ -121,3 +121,7 @@ class AnnotateSettings(BaseModel):
         False,
         description="where no face is found, look again at the picture turned by 90, 180 and 270 degrees",
     )
+    # It decides what is quarantined, and a run may be gone on with under another one to try that again.
+    timeout: float = Field(
+        120.0, gt=0, le=86_400, exclude=True, description="seconds that one picture may take, once its bytes are read"
+    )

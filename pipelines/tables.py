@@ -7,9 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.annotation import Summary
+from pipelines.annotation_page import PAGE
 from pipelines.datasets import Datasets
 from pipelines.evaluation import Evaluation
 from pipelines.registry import ModelVersion
+from pipelines.rehearsal import Rehearsal
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -48,6 +51,48 @@ def datasets_text(found: Datasets) -> str:
             "belong to no finished dataset"
         )
     return "\n".join([text, *notes])
+
+
+def annotation_text(out: str, summary: Summary) -> str:
+    """What a run of `annotate` came to."""
+    lines = [
+        f"{out}: {summary.images} pictures = {summary.annotated} annotated + {summary.no_face} without a face + "
+        f"{summary.quarantined} quarantined; {summary.faces} faces by {summary.model}"
+    ]
+    lines += [f"  quarantined, {reason}: {count}" for reason, count in summary.reasons.items()]
+    if summary.gone:
+        lines.append(f"  no longer in the archive: {summary.gone}")
+    if summary.throughput:
+        lines.append(
+            f"  {summary.throughput.pictures} pictures in {summary.throughput.seconds:g} s, "
+            f"{summary.throughput.pictures_per_second:g} a second by {summary.throughput.workers} workers"
+        )
+    return "\n".join([*lines, f"  page: {out}/{PAGE}"])
+
+
+def rehearsal_text(rehearsal: Rehearsal, model: str, workers: int) -> str:
+    """What a run would do, and how long it would take."""
+
+    def counted(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+    return "\n".join(
+        [
+            f"{rehearsal.pictures} pictures, {rehearsal.bytes / 1e9:.2f} GB ({counted(rehearsal.suffixes)}); "
+            f"{rehearsal.ignored} other files are ignored",
+            f"unusable as listed: {counted(rehearsal.unusable)}",
+            f"of {rehearsal.looked_at} drawn at random: {counted(rehearsal.statuses)}; {rehearsal.faces} faces by "
+            f"{model}" + (f"; quarantined as {counted(rehearsal.reasons)}" if rehearsal.reasons else ""),
+            f"{rehearsal.seconds_per_picture:g} s a picture; with {workers} workers like this one it would take some "
+            f"{_duration(rehearsal.hours)}. Nothing was written",
+        ]
+    )
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{max(1, round(3600 * hours))} seconds"
+    return f"{round(60 * hours)} minutes" if hours < 2 else f"{hours:.1f} hours"
 
 
 def rows_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -37,7 +37,8 @@ PREDICTIONS: Final = "predictions"
 RUN: Final = "run.json"
 _FACE_COLUMNS: Final = ("uri", "landmarks", "face_index", "sha256", "box", "origin", "corrected")
 _IMAGE_COLUMNS: Final = ("uri", "status", "reason", "message")
-_FORMAT: Final = {b"msrrn.schema": b"1", b"msrrn.scheme": SCHEME.encode()}
+_FORMAT: Final = {b"msrrn.schema": (b"1", b"2"), b"msrrn.scheme": (SCHEME.encode(),)}
+"""What is read; the second schema has more columns than the first."""
 _REMEDY: Final = "give the folder that `msrrn annotate` wrote, or a faces table"
 
 Row = AnnotatedPhoto | Rejected
@@ -149,9 +150,9 @@ def _table(files: Files, name: str) -> Iterator[pq.ParquetFile]:
 def _groups(files: Files, name: str, columns: Sequence[str], to_row: _ToRow) -> Iterator[_Group]:
     with _table(files, name) as table:
         schema = table.schema_arrow
-        for field, value in _FORMAT.items():
-            if (schema.metadata or {}).get(field, value) != value:
-                raise UserError(f"{files.url}/{name}: its {field.decode()} is not {value.decode()!r}: {_REMEDY}")
+        for field, values in _FORMAT.items():
+            if (schema.metadata or {}).get(field, values[0]) not in values:
+                raise UserError(f"{files.url}/{name}: its {field.decode()} is not {values[-1].decode()!r}: {_REMEDY}")
         missing = [column for column in columns[:2] if column not in schema.names]
         if missing:
             raise UserError(f"{files.url}/{name} has no column {missing[0]!r}: {_REMEDY}")

@@ -1,0 +1,149 @@
+"""The commands about photo archives: what each is told, and the one call that it makes."""
+
+import argparse
+from typing import get_args
+
+from flows.options import (
+    Commands,
+    add_command,
+    add_detector,
+    add_json,
+    add_model,
+    add_workers,
+    given,
+    positive,
+    print_json,
+    settings_of,
+)
+from pipelines.errors import UsageError
+from pipelines.settings import AnnotateSettings, DetectorName
+
+_SETTINGS = (
+    "images_per_unit",
+    "detector",
+    "min_face",
+    "max_faces",
+    "min_score",
+    "any_rotation",
+    "timeout",
+)
+
+
+def add_annotation_commands(commands: Commands) -> None:
+    """Declares the commands."""
+    _annotate(commands)
+
+
+def _annotate(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.annotation import Again, annotate
+        from pipelines.rehearsal import rehearse
+        from pipelines.retraining import open_model
+        from pipelines.tables import annotation_text, rehearsal_text
+
+        settings = settings_of(AnnotateSettings, given(call, *_SETTINGS))
+        again = None
+        if call.retry is not None:
+            try:
+                again = Again.parse(call.retry)
+            except ValueError as error:
+                raise UsageError(f"--retry {error}") from error
+        if call.dry_run:
+            with progress("listing pictures") as update:
+                model = open_model(call.model)
+                rehearsal = rehearse(call.source, model, settings, call.workers, call.limit, update)
+            if call.json:
+                print_json(rehearsal.model_dump())
+            else:
+                print(rehearsal_text(rehearsal, model.label, call.workers))
+            return
+        with progress("annotating, pictures") as update:
+            model = open_model(call.model)
+            summary = annotate(
+                call.source, call.out, model, settings, call.workers, update, limit=call.limit, again=again
+            )
+        if call.json:
+            print_json({"out": call.out, **summary.model_dump()})
+        else:
+            print(annotation_text(call.out, summary))
+
+    parser = add_command(
+        commands,
+        "annotate",
+        run,
+        "Puts 68 landmarks on every face of an archive. Every picture gets a row in OUT/images, annotated, no_face "
+        "or quarantined with its reason; every face a row in OUT/faces; OUT/index.html shows what came out. Run "
+        "again after a crash, or when pictures came in, it does what is missing. `msrrn export` makes the files "
+        "that other tools read, `msrrn review` those that a person should look at.",
+        "  msrrn annotate photos --out annotations --dry-run\n"
+        "  msrrn annotate photos.zip --out annotations\n"
+        "  msrrn annotate s3://bucket/photos --out s3://bucket/annotations --model models:/msrrn@champion\n"
+        "  msrrn annotate scans --out annotations --any-rotation --min-face 40\n"
+        "  msrrn annotate photos --out annotations --retry quarantined:timeout --timeout 600",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a folder, .tar, .tar.gz, .zip, WebDataset shards, .parquet with an image column, or a .txt of URIs; "
+        "local or s3://",
+    )
+    parser.add_argument("--out", required=True, metavar="URL", help="where the tables and the page go")
+    add_model(parser, required=False)
+    _add_detection(parser)
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="only the first N pictures; a later run does the others",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list the pictures, look at some, say what would be done and how long it would take; write nothing",
+    )
+    parser.add_argument(
+        "--retry",
+        metavar="WHICH",
+        help="do finished pictures again: quarantined, quarantined:REASON (such as quarantined:timeout), or no_face",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help=f"how long one picture may take (default: {AnnotateSettings().timeout:g})",
+    )
+    parser.add_argument(
+        "--images-per-unit",
+        type=int,
+        metavar="N",
+        help=f"pictures that are done together or again (default: {AnnotateSettings().images_per_unit})",
+    )
+    add_workers(parser)
+    add_json(parser)
+
+
+def _add_detection(parser: argparse.ArgumentParser) -> None:
+    """What decides which faces are found."""
+    defaults = AnnotateSettings()
+    add_detector(parser, get_args(DetectorName))
+    parser.add_argument(
+        "--min-face",
+        type=float,
+        metavar="SIZE",
+        help="smallest face worth finding: below 1 a share of the picture's longer side, else pixels; smaller ones "
+        f"cost more (default: {defaults.min_face:g})",
+    )
+    parser.add_argument("--max-faces", type=int, metavar="N", help="keep the N largest of a picture (default: all)")
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        metavar="S",
+        help="least score, the detector's own (default: as it decides)",
+    )
+    parser.add_argument(
+        "--any-rotation",
+        action="store_true",
+        default=None,
+        help="where no face is found, look at the picture turned by a quarter, a half and three quarters, too",
+    )

@@ -1,0 +1,191 @@
+"""What an annotation run works on: every input of its archive, in units, as tables in `OUT/plan`.
+
+The first listing makes `plan/00000.parquet`. A later run compares: inputs that are new get units of their own
+behind the others, those that were replaced keep their places; both go into the next table, which overrules the
+ones before it. So no input is ever in two units, and units that nothing happened to stay as they are.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.archives import Input
+from pipelines.storage import Store
+
+PLACE: Final = "plan"
+_LISTED_AT_ONCE: Final = 10_000
+
+_LISTED: Final = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("container", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("packed", pa.int64(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("problem", pa.string(), nullable=False),
+    ]
+)
+_SCHEMA: Final = pa.schema(
+    [pa.field("unit", pa.int32(), nullable=False), pa.field("row", pa.int32(), nullable=False), *_LISTED]
+)
+_STATE: Final = ("container", "offset", "size", "packed", "version", "problem")
+"""What differs where an input was replaced."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The piece of work that is done once or again; `inputs` in input order."""
+
+    key: str
+    inputs: tuple[Input, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`table` has the columns of `Input` behind `unit` and `row`, sorted by these."""
+
+    table: pa.Table
+    gone: int
+    """inputs of earlier runs that the archive no longer has; their rows stay"""
+
+    @property
+    def inputs(self) -> int:
+        return int(self.table.num_rows)
+
+    def keys(self) -> list[str]:
+        """Of all units, in input order."""
+        return [_key(number) for number in pc.unique(self.table["unit"]).to_pylist()]
+
+    def units(self) -> Iterator[Unit]:
+        """All units, in input order; one is held at a time."""
+        numbers = self.table["unit"].to_numpy()
+        edges = np.flatnonzero(np.diff(numbers)) + 1
+        for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(numbers)], strict=True):
+            if stop > start:
+                yield Unit(_key(numbers[start]), inputs_of(self.table.slice(start, stop - start)))
+
+
+def _key(unit: int) -> str:
+    return f"{unit:06d}"
+
+
+def inputs_of(table: pa.Table) -> tuple[Input, ...]:
+    """The inputs of a plan's rows."""
+    return tuple(Input(**row) for row in table.select(_LISTED.names).to_pylist())
+
+
+def fingerprint(item: Input) -> str:
+    """Sixteen hexadecimal digits that change when the input is replaced."""
+    text = "\t".join(map(str, (item.uri, item.container, item.offset, item.size, item.version, item.problem)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_plan(
+    inputs: Iterator[Input],
+    out: Store,
+    per_unit: int,
+    whole: bool = True,
+    progress: Callable[[int], None] = lambda listed: None,
+) -> Plan:
+    """Takes a listing of the archive, and writes into `out` what is new since the last plan; all where none was.
+
+    `whole` says whether the listing is of all that the archive has.
+    """
+    listed = _listed(inputs, progress)
+    before = read_plan(out)
+    if before is None:
+        order = np.arange(listed.num_rows)
+        first = _with_places(listed, order // per_unit, order % per_unit)
+        _publish(out, first)
+        return Plan(first, 0)
+    known = _numbered(before)
+    joined = (
+        _numbered(listed)
+        .join(known, keys=["uri", "copy"], join_type="left outer", right_suffix="_known")
+        .sort_by("order")
+    )
+    new = _new(joined, int(pc.max(before["unit"]).as_py()) + 1, per_unit)
+    addition = pa.concat_tables([_changed(joined), new])
+    gone = before.num_rows - (joined.num_rows - new.num_rows) if whole else 0
+    if addition.num_rows:
+        _publish(out, addition)
+        before = _overruled([before, addition])
+    return Plan(before, gone)
+
+
+def read_plan(out: Store) -> pa.Table | None:
+    """The plan that is there, sorted by unit and row; None where none was made."""
+    tables = [pq.read_table(io.BytesIO(out.read_bytes(key))) for key in out.keys(PLACE)]
+    return _overruled(tables) if tables else None
+
+
+def _listed(inputs: Iterator[Input], progress: Callable[[int], None]) -> pa.Table:
+    batches = []
+    count = 0
+    while some := list(islice(inputs, _LISTED_AT_ONCE)):
+        columns = [pa.array([getattr(item, field.name) for item in some], field.type) for field in _LISTED]
+        batches.append(pa.RecordBatch.from_arrays(columns, schema=_LISTED))
+        count += len(some)
+        progress(count)
+    return pa.Table.from_batches(batches, schema=_LISTED)
+
+
+def _with_places(table: pa.Table, units: np.ndarray, rows: np.ndarray) -> pa.Table:  # type: ignore[type-arg]
+    places = [pa.array(units, pa.int32()), pa.array(rows, pa.int32())]
+    return pa.table([*places, *table.select(_LISTED.names).columns], schema=_SCHEMA)
+
+
+def _numbered(table: pa.Table) -> pa.Table:
+    """With `order`, and `copy`: how many rows of the same uri come before; a tar may have one name twice."""
+    counts = pc.value_counts(table["uri"])
+    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    copies = np.zeros(table.num_rows, np.int32)
+    seen: Counter[str] = Counter()
+    for row in np.flatnonzero(pc.is_in(table["uri"], twice).to_numpy(zero_copy_only=False)).tolist():
+        uri = table["uri"][row].as_py()
+        copies[row] = seen[uri]
+        seen[uri] += 1
+    return table.append_column("copy", pa.array(copies)).append_column("order", pa.array(np.arange(table.num_rows)))
+
+
+def _changed(joined: pa.Table) -> pa.Table:
+    """Inputs that were replaced, in the places that they have."""
+    differs = pa.array(np.zeros(joined.num_rows, bool))
+    for name in _STATE:
+        differs = pc.or_(differs, pc.fill_null(pc.not_equal(joined[name], joined[f"{name}_known"]), False))
+    rows = joined.filter(differs)
+    return _with_places(rows, rows["unit"].to_numpy(), rows["row"].to_numpy())
+
+
+def _new(joined: pa.Table, first: int, per_unit: int) -> pa.Table:
+    """Inputs that no unit has yet, in units of their own."""
+    rows = joined.filter(pc.is_null(joined["unit"]))
+    order = np.arange(rows.num_rows)
+    return _with_places(rows, first + order // per_unit, order % per_unit)
+
+
+def _overruled(tables: list[pa.Table]) -> pa.Table:
+    """Of several rows for one place, that of the last table."""
+    whole = pa.concat_tables(tables)
+    if len(tables) > 1:
+        order = pa.array(np.arange(whole.num_rows))
+        last = whole.select(["unit", "row"]).append_column("order", order)
+        kept = last.group_by(["unit", "row"]).aggregate([("order", "max")])["order_max"]
+        whole = whole.take(kept)
+    return whole.sort_by([("unit", "ascending"), ("row", "ascending")])
+
+
+def _publish(out: Store, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    out.publish(f"{PLACE}/{len(out.keys(PLACE)):05d}.parquet", sink.getvalue())

@@ -1,0 +1,118 @@
+"""What an annotation run would do, and how long it would take: a listing, and a look at some of the pictures."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain, islice
+from pathlib import PurePosixPath
+from typing import Final
+
+from pydantic import BaseModel
+
+from pipelines.annotate_unit import annotated, end_sandbox
+from pipelines.annotation import require_pictures
+from pipelines.archives import Input
+from pipelines.detection import open_detector
+from pipelines.models import Model
+from pipelines.settings import AnnotateSettings
+from pipelines.sightings import Task
+from pipelines.storage import Store
+
+LOOKED_AT: Final = 48
+"""Pictures: enough to tell the time within a fifth where they are alike."""
+_OTHER: Final = "other"
+
+
+class Rehearsal(BaseModel):
+    """What is there, and what a look at a few pictures, drawn at random, makes expect."""
+
+    pictures: int
+    bytes: int
+    ignored: int
+    suffixes: dict[str, int]
+    unusable: dict[str, int]
+    """by reason, as the listing already tells"""
+    looked_at: int
+    statuses: dict[str, int]
+    reasons: dict[str, int]
+    faces: int
+    seconds_per_picture: float
+    """of one worker"""
+    hours: float
+    """expected for all, with the workers asked for"""
+
+
+def rehearse(
+    source: str,
+    model: Model,
+    settings: AnnotateSettings,
+    workers: int,
+    limit: int | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> Rehearsal:
+    """Lists the archive and looks at some of its pictures; writes nothing.
+
+    Raises:
+        UserError: the archive cannot be listed, or has no input.
+    """
+    task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
+    first, listing = require_pictures(source)
+    census = _Census()
+    for count, item in enumerate(islice(chain([first], listing), limit), start=1):
+        census.add(item)
+        if count % 10_000 == 0:
+            progress(count, 0, "listing pictures")
+    statuses: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    faces = 0
+    drawn = sorted(census.drawn, key=lambda item: (item.container, item.offset, item.uri))
+    try:
+        list(annotated(task, model, drawn[:1]))  # processes start, models are loaded
+        began = time.monotonic()
+        for done, (sighting, rows) in enumerate(annotated(task, model, drawn), start=1):
+            statuses[sighting.row["status"]] += 1
+            reasons.update([sighting.row["reason"]] if sighting.row["reason"] else [])
+            faces += len(rows)
+            progress(done, len(drawn), "looking at some pictures")
+    finally:
+        end_sandbox()
+    each = (time.monotonic() - began) / len(drawn)
+    return Rehearsal(
+        pictures=census.pictures,
+        bytes=census.bytes,
+        ignored=listing.ignored,
+        suffixes=dict(census.suffixes.most_common(12)),
+        unusable=dict(census.unusable.most_common()),
+        looked_at=len(drawn),
+        statuses=dict(statuses.most_common()),
+        reasons=dict(reasons.most_common()),
+        faces=faces,
+        seconds_per_picture=round(each, 4),
+        hours=round(each * census.pictures / workers / 3600, 3),
+    )
+
+
+class _Census:
+    """Counts of inputs, and a few of them drawn evenly, whatever their number (Vitter's algorithm R)."""
+
+    def __init__(self) -> None:
+        self.pictures = 0
+        self.bytes = 0
+        self.suffixes: Counter[str] = Counter()
+        self.unusable: Counter[str] = Counter()
+        self.drawn: list[Input] = []
+        self._random = random.Random(0)
+
+    def add(self, item: Input) -> None:
+        self.pictures += 1
+        self.bytes += item.size
+        suffix = PurePosixPath(item.uri).suffix.lower()
+        self.suffixes[suffix if 1 < len(suffix) <= 6 else _OTHER] += 1
+        if item.problem:
+            self.unusable[item.problem] += 1
+        place = self._random.randrange(self.pictures)
+        if len(self.drawn) < LOOKED_AT:
+            self.drawn.append(item)
+        elif place < LOOKED_AT:
+            self.drawn[place] = item
