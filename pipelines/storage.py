@@ -157,9 +157,27 @@ class Store:
         What is not a regular file, nor a link to one, has None: folders behind links are not entered.
         An absent directory has no files.
         """
+        if self._remote:
+            return dict(sorted((key, size) for key, size, _ in self.objects(prefix)))
         with self._explained(prefix):
-            found = self._remote_sizes(prefix) if self._remote else self._local_sizes(prefix)
-            return dict(sorted(found))
+            return dict(sorted(self._local_sizes(prefix)))
+
+    def objects(self, prefix: str = "") -> Iterator[tuple[str, int, str]]:
+        """Of a store on S3: every object below `prefix` with its bytes and ETag, in S3's order, page by page."""
+        bucket, root, _ = _s3().split_path(self._address(""))
+        root = f"{root}/" if root else ""
+        below = f"{root}{prefix}/" if prefix else root
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page.get("IsTruncated"):
+            token = page.get("NextContinuationToken")
+            with self._explained(prefix):
+                page = _s3().call_s3(
+                    "list_objects_v2", Bucket=bucket, Prefix=below, **({"ContinuationToken": token} if token else {})
+                )
+            for found in page.get("Contents", ()):
+                # An object named "folder/" stands for an empty folder in S3 browsers.
+                if not found["Key"].endswith("/"):
+                    yield found["Key"].removeprefix(root), int(found["Size"]), str(found["ETag"])
 
     def keys(self, prefix: str = "") -> list[str]:
         """Keys of all regular files below `prefix` (a directory), sorted, relative to the store."""
@@ -247,14 +265,6 @@ class Store:
                 if not name.startswith(_TEMP_PREFIX):
                     path = Path(folder, name)
                     yield path.relative_to(root).as_posix(), _regular_size(path)
-
-    def _remote_sizes(self, prefix: str) -> Iterator[tuple[str, int | None]]:
-        root = self._address("").removeprefix("s3://")
-        for address, info in _s3().find(self._address(prefix), detail=True).items():
-            key = address.removeprefix(root).lstrip("/")
-            # An object named "folder/" stands for an empty folder in S3 browsers.
-            if key and not address.endswith("/") and info["type"] == "file":
-                yield key, int(info["size"])
 
     def _create_remote(self, key: str, data: bytes) -> bool:
         try:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
+from pipelines.archives import PROBLEMS
 from pipelines.errors import UserError
 from pipelines.settings import SourceFormat
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, open_files
-from pipelines.sources.held import MESSAGES
 
 Split = Literal["train", "val", "test"]
 
@@ -144,7 +144,7 @@ _OF_MANY: Final = frozenset({"linked_folder", "broken_archive"})
 def rejected_files(files: Files, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Rejected]:
     """A row for every file that cannot be read: those with these suffixes, and parts of archives and folders."""
     return [
-        Rejected(name, problem, MESSAGES[problem])
+        Rejected(name, problem, PROBLEMS[problem])
         for name, problem in files.problems().items()
         if PurePosixPath(name).suffix.lower() in suffixes or problem in _OF_MANY
     ]

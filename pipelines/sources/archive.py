@@ -7,15 +7,12 @@ is ever extracted: members are read in place, by offset.
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import BinaryIO, Final
 
+from pipelines.archives.names import is_ignored, is_safe, printable, split_url
 from pipelines.decoding import Limits, Undecodable
 from pipelines.errors import UserError
 from pipelines.storage import OutageError, Store
-
-SIDECARS: Final = frozenset({".pts", ".csv", ".json", ".txt", ".xml", ".md", ".html", ".parquet", ".npy"})
-"""Suffixes of files that lie beside photographs and are none: counted, not read."""
 
 PROBLEMS: Final = {
     "unsafe_member": "not a regular file inside the archive (a link, a device, or a path that leaves it)",
@@ -89,27 +86,6 @@ def _is_tar(url: str) -> bool:
     return url.lower().endswith(".tar")
 
 
-def split_url(url: str) -> tuple[Store, str]:
-    parent, _, name = url.rpartition("/")
-    return Store(parent or ("/" if url.startswith("/") else ".")), name
-
-
-def is_hidden(uri: str) -> bool:
-    """Whether a file or a folder above it is hidden, or was added by macOS to an archive."""
-    parts = PurePosixPath(uri).parts
-    return any((part.startswith(".") and part not in {".", ".."}) or part == "__MACOSX" for part in parts)
-
-
-def is_safe(name: str) -> bool:
-    """Whether a member's name stays below the archive that holds it."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
-
-
-def _is_ignored(uri: str) -> bool:
-    return is_hidden(uri) or PurePosixPath(uri).suffix.lower() in SIDECARS
-
-
 def _folder(store: Store) -> Archive:
     local = store.local_path()
     if local is not None and not local.is_dir():
@@ -118,7 +94,7 @@ def _folder(store: Store) -> Archive:
     ignored = 0
     for key, size in store.sizes().items():
         uri = printable(key)
-        if _is_ignored(key):
+        if is_ignored(key):
             ignored += 1
         elif uri != key:
             items.append(ArchiveItem(uri, 0, size or 0, "unreadable"))
@@ -137,7 +113,7 @@ def _tar(url: str) -> Archive:
         file.seek(0)
         try:
             for item in tar_members(file, end):
-                if item.problem in {"", "unsafe_member"} and _is_ignored(item.uri):
+                if item.problem in {"", "unsafe_member"} and is_ignored(item.uri):
                     ignored += 1
                 else:
                     items.append(item)
@@ -175,11 +151,6 @@ def tar_members(file: BinaryIO, end: int) -> Iterator[ArchiveItem]:
         yield ArchiveItem(_TAIL, tail, 0, "truncated")
     elif any(block):
         yield ArchiveItem(_TAIL, tail, 0, "corrupt")
-
-
-def printable(name: str) -> str:
-    """A name for tables and people: those that are not UTF-8 come with lone surrogates, which no table can hold."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _checked(item: ArchiveItem, limit: int) -> Undecodable | None:

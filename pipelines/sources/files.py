@@ -8,14 +8,22 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
+from pipelines.archives.names import ARCHIVE_SUFFIXES, is_hidden, is_safe, normal, printable, split_url
 from pipelines.decoding import Limits
 from pipelines.errors import UserError
-from pipelines.sources.archive import is_hidden, is_safe, printable, split_url
-from pipelines.sources.held import ARCHIVE_SUFFIXES, Changed, Entry, HeldArchive, held, is_archive, normal, too_large
+from pipelines.sources.held import Changed, HeldArchive, held, is_archive, too_large
 from pipelines.storage import OutageError, Store
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 _READAHEAD: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file as it is listed: its bytes, and the code of what keeps it from being read."""
+
+    size: int
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Files:
         return {name: None if entry.problem else entry.size for name, entry in self._entries}
 
     def problems(self) -> dict[str, str]:
-        """Every name with None in `sizes`, and why: a code, with its text for people in `MESSAGES`."""
+        """Every name with None in `sizes`, and why: a code, with its text for people in `archives.PROBLEMS`."""
         return {name: entry.problem for name, entry in self._entries if entry.problem}
 
     def exists(self, name: str) -> bool:
@@ -78,7 +86,7 @@ class Files:
     def _entries(self) -> list[tuple[str, Entry]]:
         store = Store(self.url)
         if is_archive(self.url):
-            entries = held(self.url).entries
+            entries = _members(held(self.url))
         elif self.only:
             entries = {self.only: Entry(_length(store, self.only))}
         else:
@@ -126,7 +134,7 @@ def _folder(store: Store) -> dict[str, Entry]:
     archives = [name for name, entry in entries.items() if _may_be_entered(name, entry)]
     for name in archives if not any(is_picture(name) for name in entries) else []:
         try:
-            members = held(store.child(name).url).entries
+            members = _members(held(store.child(name).url))
         except OutageError:
             raise
         except UserError:
@@ -135,6 +143,10 @@ def _folder(store: Store) -> dict[str, Entry]:
             del entries[name]
             entries |= {f"{name}/{member}": entry for member, entry in members.items()}
     return entries
+
+
+def _members(archive: HeldArchive) -> dict[str, Entry]:
+    return {name: Entry(member.size, member.problem) for name, member in archive.entries.items()}
 
 
 def _may_be_entered(name: str, entry: Entry) -> bool:

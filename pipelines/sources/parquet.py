@@ -24,12 +24,12 @@ import pyarrow.parquet as pq
 
 from msrrn.geometry import Box
 from msrrn.landmarks import SCHEME
+from pipelines.archives.names import normal, split_url
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, usable_shape
-from pipelines.sources.archive import split_url
 from pipelines.sources.files import Files, open_files
-from pipelines.sources.held import is_archive, normal
+from pipelines.sources.held import is_archive
 from pipelines.storage import Store
 
 CORRECTIONS: Final = "corrections"

@@ -16,12 +16,11 @@ from msrrn.landmarks import inter_pupil
 from msrrn.synthetic.anatomy import draw_anchors, draw_expression
 from msrrn.synthetic.camera import Camera
 from msrrn.synthetic.pose import draw_pose, landmarks_seen
+from pipelines.archives import PROBLEMS
 from pipelines.checks import CHECKS, Severity
 from pipelines.checks.shapes import check_detection, check_in_picture, check_shape, overhang, same_face
 from pipelines.checks.shift import shifted_source, sideways_offset
 from pipelines.detection import Detection, HogDetector, expected_box
-from pipelines.sources.archive import PROBLEMS
-from pipelines.sources.held import MESSAGES
 from pipelines.sources.pts import parse_pts
 
 Shape = NDArray[np.float64]
@@ -80,7 +79,7 @@ def test_every_reason_has_a_line_for_people() -> None:
         assert check.title
         assert check.remedy
     codes = "syntax count not_finite flat no_image no_annotation empty not_an_image truncated corrupt too_large"
-    assert {*codes.split(), *MESSAGES, *PROBLEMS} < set(CHECKS)
+    assert {*codes.split(), *PROBLEMS} < set(CHECKS)
     for code in ("test_split", "second_image", "ignored"):
         assert CHECKS[code].severity == "info"
 

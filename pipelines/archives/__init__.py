@@ -1,0 +1,177 @@
+"""Bare photographs for bulk annotation, from whatever a person has, local or on S3.
+
+A folder (nested; the archives in it are entered like folders), a `.tar`, `.tar.gz` or `.zip`. Every input is one
+row to come: it gives bytes, or the reason why there are none. Nothing is ever extracted: members are read in
+place. Memory is that of the largest folder's names and of one picture, whatever the number of inputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain, groupby
+
+from pipelines.archives.containers import SUFFIXES, borrowed, list_container
+from pipelines.archives.folders import Found, walk
+from pipelines.archives.inputs import PROBLEMS, BrokenArchiveError, Input, unusable
+from pipelines.archives.names import UNSUPPORTED_SUFFIXES, has_suffix, split_url
+from pipelines.decoding import Limits, Undecodable
+from pipelines.errors import UserError
+from pipelines.storage import MissingError, OutageError, Store
+
+__all__ = ["PROBLEMS", "Input", "Listing", "list_inputs", "read_inputs"]
+
+_KINDS = "give a folder of pictures, a .tar, .tar.gz or .zip"
+
+
+class Listing:
+    """Inputs in input order, one after the other; `ignored` counts the sidecars and hidden files passed so far."""
+
+    def __init__(self, entries: Iterator[Input | None]) -> None:
+        self.ignored = 0
+        self._entries = entries
+
+    def __iter__(self) -> "Listing":
+        return self
+
+    def __next__(self) -> Input:
+        for entry in self._entries:
+            if entry is not None:
+                return entry
+            self.ignored += 1
+        raise StopIteration
+
+    def begun(self) -> bool:
+        """Whether there is an input; the first is looked for."""
+        first = next(self, None)
+        if first is not None:
+            self._entries = chain([first], self._entries)
+        return first is not None
+
+
+def list_inputs(url: str) -> Listing:
+    """Every input of a source. The same source gives the same inputs in the same order.
+
+    Raises:
+        UserError: nothing is there, it is of no known kind or broken at its beginning, or it has no input.
+    """
+    store, name = _place(url)
+    if not name:
+        listing = Listing(_folder(store))
+    elif has_suffix(name, SUFFIXES):
+        listing = Listing(list_container(store, name))
+    elif has_suffix(name, UNSUPPORTED_SUFFIXES):
+        raise UserError(f"{url} is a kind of archive that is not read: unpack it, or make a .tar or .zip of it")
+    else:
+        raise UserError(f"{url} is of no known kind: {_KINDS}")
+    if not listing.begun():
+        raise UserError(f"{url} has no pictures ({listing.ignored} other files): {_KINDS}, with some in it")
+    return listing
+
+
+def read_inputs(
+    url: str, inputs: Sequence[Input], max_bytes: int | None = None
+) -> Iterator[tuple[Input, bytes | Undecodable]]:
+    """Each input with its bytes, or with why there are none; one is held at a time.
+
+    A container is opened once for consecutive inputs, and stays open for the next call: a compressed tar is not
+    unpacked again from its beginning by a process that reads on.
+
+    Args:
+        url: the source that was listed.
+        inputs: some of what `list_inputs` gave, in any order; their own is the fastest.
+        max_bytes: the most that is read or unpacked of one input; by default that of `decoding.Limits`.
+
+    Raises:
+        OSError, OutageError: trouble that may pass: read again.
+        UserError: the source is gone.
+    """
+    limit = Limits().max_bytes if max_bytes is None else max_bytes
+    store, _ = _place(url)
+    for container, group in groupby(inputs, key=lambda item: item.container):
+        if container:
+            yield from _read_container(store, container, group, limit)
+        else:
+            for item in group:
+                yield item, unusable(item, limit) or _read_file(store, item.uri, limit)
+
+
+def _place(url: str) -> tuple[Store, str]:
+    """The folder of a source, and its name there; none where it is a folder itself."""
+    store = Store(url)
+    if store.version() is not None:
+        return split_url(store.url)
+    if not store.exists():
+        raise UserError(f"{url} does not exist: {_KINDS}")
+    local = store.local_path()
+    if local is not None and not local.is_dir():
+        raise UserError(f"{url} is neither a folder nor a file: {_KINDS}")
+    return store, ""
+
+
+def _folder(store: Store) -> Iterator[Input | None]:
+    for found in walk(store):
+        if found.problem or found.ignored:
+            yield None if found.ignored else _plain(found)
+        elif has_suffix(found.key, SUFFIXES):
+            yield from _entered(store, found)
+        elif has_suffix(found.key, UNSUPPORTED_SUFFIXES):
+            yield _plain(found, "unsupported_archive")
+        else:
+            yield _plain(found)
+
+
+def _plain(found: Found, problem: str = "") -> Input:
+    return Input(found.key, "", 0, found.size, found.size, found.version, problem or found.problem)
+
+
+def _entered(store: Store, found: Found) -> Iterator[Input | None]:
+    """What a container in a folder holds, or one row if it cannot be opened."""
+    try:
+        yield from list_container(store, found.key, f"{found.key}/")
+    except OutageError:
+        raise
+    except UserError as error:
+        yield _plain(found, _reason(error))
+
+
+def _read_container(
+    store: Store, key: str, items: Iterator[Input], limit: int
+) -> Iterator[tuple[Input, bytes | Undecodable]]:
+    with ExitStack() as stack:
+        try:
+            container = stack.enter_context(borrowed(store, key))
+        except OutageError:
+            raise
+        except UserError as error:
+            for item in items:
+                yield item, unusable(item, limit) or _unopened(error)
+            return
+        for item in items:
+            yield item, container.read(item, limit)
+
+
+def _read_file(store: Store, key: str, limit: int) -> bytes | Undecodable:
+    # A pipe would wait for ever; on S3 a folder reads as an empty file.
+    data = b""
+    try:
+        if store.local_path() is None or store.version(key) is not None:
+            with store.open(key) as file:
+                data = file.read(limit + 1)
+        if not data and store.version(key) is None:
+            return Undecodable("unreadable", PROBLEMS["unreadable"])
+    except OutageError:
+        raise
+    except UserError as error:
+        return _unopened(error)
+    return data if len(data) <= limit else Undecodable("too_large", f"the limit is {limit} bytes")
+
+
+def _unopened(error: UserError) -> Undecodable:
+    """Why a file gives nothing, in words that are the same on every machine."""
+    reason = _reason(error)
+    return Undecodable(reason, PROBLEMS[reason])
+
+
+def _reason(error: UserError) -> str:
+    if isinstance(error, MissingError):
+        return "unreadable"
+    return "broken_archive" if isinstance(error, BrokenArchiveError) else "forbidden"

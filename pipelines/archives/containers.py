@@ -1,0 +1,108 @@
+"""Archives and tables as containers of pictures: opened, listed, and kept open for the next call of this process."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import BinaryIO, Final, Protocol
+
+from pipelines.archives.inputs import Input
+from pipelines.archives.names import ARCHIVE_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, is_ignored
+from pipelines.archives.tars import Tar
+from pipelines.archives.zips import Zip
+from pipelines.decoding import Undecodable
+from pipelines.storage import MissingError, Store
+
+SUFFIXES: Final = ARCHIVE_SUFFIXES
+MAX_IDLE: Final = 8
+"""Containers that a process keeps open: a compressed tar has been unpacked up to where it was read last."""
+_READAHEAD: Final = 1 << 16
+
+
+class Container(Protocol):
+    """One open archive or table."""
+
+    def members(self) -> Iterator[Input]:
+        """Its pictures and other files, in order, with names for uris and no container."""
+
+    def read(self, item: Input, limit: int) -> bytes | Undecodable:
+        """The bytes of one, or why there are none; `OSError` or `OutageError` for what may pass."""
+
+    def close(self) -> None:
+        """Closes the file."""
+
+
+def open_container(store: Store, key: str) -> Container:
+    """Opens one by its suffix.
+
+    Raises:
+        UserError: it is not what its name says, or is not there.
+    """
+    file: BinaryIO = store.open(key, _READAHEAD)
+    place = f"{store.url}/{key}"
+    try:
+        return Zip(file, place) if has_suffix(key, (".zip",)) else Tar(file, place)
+    except BaseException:
+        file.close()
+        raise
+
+
+def list_container(store: Store, key: str, prefix: str = "") -> Iterator[Input | None]:
+    """The inputs of a container, their uris after `prefix`; None for each file that is ignored."""
+    container = open_container(store, key)
+    try:
+        for member in container.members():
+            name, problem = member.uri, member.problem
+            if is_ignored(name) and problem not in {"truncated", "corrupt"}:
+                yield None
+                continue
+            if not problem and has_suffix(name, ARCHIVE_SUFFIXES + UNSUPPORTED_SUFFIXES):
+                problem = "nested_archive"
+            yield replace(member, uri=prefix + name, container=key, problem=problem)
+    finally:
+        container.close()
+
+
+_idle: OrderedDict[tuple[int, str, str], Container] = OrderedDict()
+_idle_lock = threading.Lock()
+
+
+@contextmanager
+def borrowed(store: Store, key: str) -> Iterator[Container]:
+    """A container for one caller at a time, opened anew only where no other left it open, or it changed.
+
+    Raises:
+        UserError: see `open_container`.
+    """
+    version = store.version(key)
+    if version is None:
+        raise MissingError(f"{store.url}/{key} does not exist: it was there when it was listed")
+    place = os.getpid(), f"{store.url}/{key}", version  # a child of fork shares files' positions with its parent
+    with _idle_lock:
+        container = _idle.pop(place, None)
+    if container is None:
+        container = open_container(store, key)
+    usable = False
+    try:
+        yield container
+        usable = True
+    except GeneratorExit:  # the caller wants no more
+        usable = True
+        raise
+    finally:
+        if usable:
+            _give_back(place, container)
+        else:
+            container.close()
+
+
+def _give_back(place: tuple[int, str, str], container: Container) -> None:
+    with _idle_lock:
+        displaced = _idle.pop(place, None)
+        _idle[place] = container
+        if displaced is None and len(_idle) > MAX_IDLE:
+            displaced = _idle.popitem(last=False)[1]
+    if displaced is not None:
+        displaced.close()

@@ -1,0 +1,121 @@
+"""Every file of a folder, nested ones with it, in order, held in memory one folder at a time."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.archives.names import is_ignored, is_safe, printable
+from pipelines.errors import UserError
+from pipelines.storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file of a folder; `problem` is the code of what keeps it from being read. `ignored` ones are no input."""
+
+    key: str
+    size: int = 0
+    version: str = ""
+    problem: str = ""
+    ignored: bool = False
+
+
+def walk(store: Store) -> Iterator[Found]:
+    """The files below a folder, sorted by key, as S3 sorts.
+
+    Links to files are followed, links to folders entered, each real folder once.
+    """
+    local = store.local_path()
+    return _remote(store) if local is None else _local(local)
+
+
+def _remote(store: Store) -> Iterator[Found]:
+    for key, size, version in store.objects():
+        if is_ignored(key):
+            yield Found(printable(key), ignored=True)
+        else:
+            yield Found(printable(key), size, version, "" if is_safe(key) else "unsafe_member")
+
+
+def _local(root: Path) -> Iterator[Found]:
+    links = _Links(root)
+    try:
+        folders = [("", _names(root))]
+    except PermissionError as error:
+        raise UserError(f"{root} may not be opened: check its rights") from error
+    while folders:
+        prefix, names = folders[-1]
+        if not names:
+            folders.pop()
+            continue
+        key = prefix + names.pop()
+        path = root / key
+        if not key.endswith("/"):
+            yield _file(path, key)
+        elif path.is_symlink() and not links.enter(path):
+            yield Found(printable(key[:-1]), problem="linked_folder")
+        else:
+            try:
+                folders.append((key, _names(path)))
+            except OSError as error:
+                if problem := _problem(error):
+                    yield Found(printable(key[:-1]), problem=problem)
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder, last first; those of folders, and of links to them, end with a slash."""
+    with os.scandir(folder) as entries:
+        return sorted((f"{entry.name}/" if _is_folder(entry) else entry.name for entry in entries), reverse=True)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that may not be followed, or leads round in a circle
+        return False
+
+
+def _file(path: Path, key: str) -> Found:
+    if is_ignored(key):
+        return Found(printable(key), ignored=True)
+    if printable(key) != key:
+        return Found(printable(key), problem="unreadable")
+    try:
+        status = path.stat()
+    except OSError as error:
+        return Found(key, problem=_problem(error) or "unsafe_member")
+    if not stat.S_ISREG(status.st_mode):
+        return Found(key, problem="unsafe_member")
+    return Found(key, status.st_size, f"{status.st_mtime_ns}")
+
+
+def _problem(error: OSError) -> str:
+    """The reason code of a file or folder that cannot be looked at; none where it is gone. The rest may pass."""
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return "forbidden"
+    if error.errno == errno.ENAMETOOLONG:
+        return "unreadable"
+    if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+        return ""
+    raise error
+
+
+class _Links:
+    """Which real folders are entered: the root, and through links."""
+
+    def __init__(self, root: Path) -> None:
+        real = root.resolve()
+        self._entered = {real}
+        self._above = set(real.parents)
+
+    def enter(self, link: Path) -> bool:
+        """Whether nothing behind a link is read under another name."""
+        real = link.resolve()
+        if real in self._above or not self._entered.isdisjoint({real, *real.parents}):
+            return False
+        self._entered.add(real)
+        self._above.update(real.parents)
+        return True

@@ -1,0 +1,133 @@
+"""Random access to a gzip stream that is unpacked nowhere.
+
+zlib's own state can be copied. A copy is kept every 16 MiB, so that going back costs at most the unpacking of
+so much, and reading on costs nothing more than plain gzip. `indexed_gzip`, measured on 144 MB of photographs
+with the same distance, was three to ten times as slow (it goes back to its last point at every refill of its
+buffer), and lost what precedes a break of the stream.
+"""
+
+import io
+import zlib
+from bisect import bisect_right
+from typing import Any, BinaryIO, Final
+
+SPACING: Final = 16 << 20
+MAX_POINTS: Final = 1024
+"""Copies of the state, 40 kB each, before every other is dropped and the distance doubled."""
+MAX_UNPACKED: Final = 64 << 30
+MAX_RATIO: Final = 50
+"""A stream larger than `MAX_UNPACKED` that is this many times its packed size is taken for a bomb."""
+_BLOCK: Final = 1 << 16
+_GZIP: Final = 31
+"""For zlib: a gzip header, and the largest window."""
+_MAGIC: Final = b"\x1f\x8b"
+
+
+class GzipStream(io.RawIOBase):
+    """The unpacked bytes of a gzip file; owns `file`.
+
+    Where the stream breaks, it ends, after all that precedes the break, and `problem` tells why: `truncated`,
+    `corrupt` or `too_large`. Trouble with `file` is raised as it comes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._spacing = SPACING
+        self._points: list[tuple[int, int, Any]] = [(0, 0, zlib.decompressobj(_GZIP))]
+        """Each: the place in the unpacked stream and in the file, and the state there."""
+        self._wanted = 0
+        self._go(0)
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always, but not from the end, which is not known."""
+        return True
+
+    def tell(self) -> int:
+        """The place in the unpacked stream."""
+        return self._wanted
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        """Goes to a place; what lies between is unpacked at the next `read`."""
+        if whence == 2:
+            raise io.UnsupportedOperation("the length of a gzip stream is not known")
+        self._wanted = place + (self._wanted if whence == 1 else 0)
+        return self._wanted
+
+    def read(self, size: int = -1) -> bytes:
+        """That many bytes, fewer only where the stream ends."""
+        point = bisect_right(self._points, self._wanted, key=lambda point: point[0]) - 1
+        if self._wanted < self._at or self._points[point][0] > self._at:
+            self._go(point)
+        while self._at < self._wanted:
+            if not self._next(min(_BLOCK, self._wanted - self._at)):
+                return b""
+        blocks: list[bytes] = []
+        while size:
+            block = self._next(size if size > 0 else _BLOCK)
+            if not block:
+                break
+            blocks.append(block)
+            size -= len(block) if size > 0 else 0
+        self._wanted = self._at
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+    def close(self) -> None:
+        """Closes the file, too."""
+        self._points = self._points[:1]
+        self._file.close()
+        super().close()
+
+    def _go(self, point: int) -> None:
+        self._at, self._packed, state = self._points[point]
+        self._state = state.copy()
+        self._file.seek(self._packed)
+        self._block = b""
+        self.problem = ""
+
+    def _next(self, size: int) -> bytes:
+        """Between 1 and `size` bytes that follow; none at the end."""
+        while not self.problem:
+            if self._state.eof and not self._next_member():
+                break
+            if not self._block:
+                self._remember()
+                self._block = self._file.read(_BLOCK)
+                self._packed += len(self._block)
+            try:
+                data: bytes = self._state.decompress(self._block, size)
+            except zlib.error:
+                self.problem = "corrupt"
+                break
+            if not data and not self._block:
+                self.problem = "" if self._state.eof else "truncated"
+                break
+            self._block = self._state.unused_data if self._state.eof else self._state.unconsumed_tail
+            self._at += len(data)
+            if self._at > MAX_UNPACKED and self._at > MAX_RATIO * self._packed:
+                self.problem = "too_large"
+            if data:
+                return data
+        return b""
+
+    def _next_member(self) -> bool:
+        """Whether another stream follows; padding and what is no gzip end the file, as for gzip itself."""
+        if len(self._block) < len(_MAGIC):
+            more = self._file.read(_BLOCK)
+            self._packed += len(more)
+            self._block += more
+        if not self._block.startswith(_MAGIC):
+            return False
+        self._state = zlib.decompressobj(_GZIP)
+        return True
+
+    def _remember(self) -> None:
+        if self._at - self._points[-1][0] < self._spacing:
+            return
+        self._points.append((self._at, self._packed, self._state.copy()))
+        if len(self._points) > MAX_POINTS:
+            del self._points[1::2]
+            self._spacing *= 2

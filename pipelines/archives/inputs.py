@@ -1,0 +1,67 @@
+"""One picture of a source: where it is, or what is known to be wrong with it."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from pipelines.decoding import Undecodable
+from pipelines.errors import UserError
+
+PROBLEMS: Final = {
+    "unsafe_member": "not a regular file (a link that leads nowhere, a device), or a path that leaves the archive",
+    "truncated": "the archive ends before this member does",
+    "corrupt": "the archive is damaged here, or changed since it was listed: fetch or make it again",
+    "unreadable": "it is gone since it was listed, or its name is too long or not valid UTF-8: rename it",
+    "forbidden": "it may not be opened: check its rights, and those of the folders above it",
+    "linked_folder": "a link to a folder that is read under another name",
+    "encrypted": "encrypted: unpack the archive and make a new one without a password",
+    "compression": "compressed by a method other than deflate: make the archive again",
+    "broken_archive": "an archive that cannot be read: fetch or make it again",
+    "nested_archive": "an archive inside an archive or a list: unpack it, or give it as a source of its own",
+    "unsupported_archive": "a kind of archive that is not read: make a .tar, .tar.gz or .zip of it",
+    "unsupported_url": "only files and s3:// are read: download it, and name the file",
+    "too_large": "it unpacks to far more than pictures do",
+}
+"""Every reason code that a listing may give, with its text for people."""
+TAIL: Final = "(end of archive)"
+"""Stands for the members of an archive that nothing can be known of."""
+
+
+class BrokenArchiveError(UserError):
+    """A file is not what its suffix says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One picture, whether it can be read or not.
+
+    `uri` is what tables quote: the path below the source, of which archives are a part (`lfpw.zip/a.png`), or
+    a list's entry as it is written; always valid UTF-8. `container` is the key, below the source's folder, of
+    the archive or table that holds it, "" for a plain file. `offset` tells where in there: of a tar's member
+    that of its data (in the unpacked stream of a `.tar.gz`), of a zip's that of its local header, of a table
+    its row; 0 for a plain file. `size` is the picture's bytes, 0 where unknown; `packed` those it takes where
+    it is deflated in a zip, else the same. `version` changes when its bytes are replaced: the time of a plain
+    file or a tar's member (on S3 the ETag), the CRC of a zip's, the version of a table. `problem` is the
+    reason code of what is known to be unusable without reading it (see `PROBLEMS`), else "".
+    """
+
+    uri: str
+    container: str
+    offset: int
+    size: int
+    packed: int
+    version: str
+    problem: str = ""
+
+
+def unusable(item: Input, limit: int) -> Undecodable | None:
+    """Why an input is not read at all, if so."""
+    if item.problem:
+        return Undecodable(item.problem, PROBLEMS[item.problem])
+    if item.size > limit:
+        return Undecodable("too_large", f"{item.size} bytes, the limit is {limit}")
+    return None
+
+
+def damaged() -> Undecodable:
+    """What is read where an archive is not what its listing says."""
+    return Undecodable("corrupt", PROBLEMS["corrupt"])

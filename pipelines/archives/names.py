@@ -1,0 +1,58 @@
+"""What names of files and of members of archives say: the kind, and whether they are safe or beside the point."""
+
+from pathlib import PurePosixPath
+from typing import Final
+
+from pipelines.storage import Store
+
+ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".zip")
+UNSUPPORTED_SUFFIXES: Final = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
+"""Archives without random access, or without a library that reads them safely."""
+TABLE_SUFFIXES: Final = (".parquet",)
+LIST_SUFFIXES: Final = (".txt", ".lst", ".csv")
+
+SIDECARS: Final = frozenset(
+    {".pts", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".lst", ".cls", ".xml", ".md", ".html", ".parquet", ".npy"}
+)
+"""Suffixes of files that lie beside photographs and are none: counted, not read."""
+_CLUTTER: Final = frozenset({"thumbs.db", "desktop.ini"})
+"""What Windows leaves in folders."""
+
+
+def has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a name ends like this, in capitals or not."""
+    return name.lower().endswith(suffixes)
+
+
+def is_hidden(uri: str) -> bool:
+    """Whether a file or a folder above it is hidden, or was added by macOS to an archive."""
+    parts = PurePosixPath(uri).parts
+    return any((part.startswith(".") and part not in {".", ".."}) or part == "__MACOSX" for part in parts)
+
+
+def is_ignored(uri: str) -> bool:
+    """Whether a file is no input by its name: hidden, a sidecar, or clutter."""
+    path = PurePosixPath(uri)
+    return path.suffix.lower() in SIDECARS or path.name.lower() in _CLUTTER or is_hidden(uri)
+
+
+def is_safe(name: str) -> bool:
+    """Whether a member's name stays below the archive that holds it."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def normal(name: str) -> str:
+    """A member's name without `./` and doubled slashes."""
+    return PurePosixPath(name).as_posix()
+
+
+def printable(name: str) -> str:
+    """A name for tables and people: those that are not UTF-8 come with lone surrogates, which no table can hold."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def split_url(url: str) -> tuple[Store, str]:
+    """The folder that a file lies in, and its name there."""
+    parent, _, name = url.rpartition("/")
+    return Store(parent or ("/" if url.startswith("/") else ".")), name

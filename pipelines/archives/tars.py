@@ -1,0 +1,127 @@
+"""A `.tar`, or a `.tar.gz` through its unpacked stream: members in archive order, read in place."""
+
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO, Final, cast
+
+from pipelines.archives.gzips import GzipStream
+from pipelines.archives.inputs import TAIL, BrokenArchiveError, Input, damaged, unusable
+from pipelines.archives.names import has_suffix, is_safe, normal, printable
+from pipelines.decoding import Undecodable
+from pipelines.errors import UserError
+
+MAX_HEADER: Final = 1 << 20
+"""Bytes of one member's headers, long names and attributes with them; tarfile reads whatever size they state."""
+
+
+class Tar:
+    """An open tar; owns `file`. One reader at a time."""
+
+    def __init__(self, file: BinaryIO, place: str) -> None:
+        self._place = place
+        self._stream = None if has_suffix(place, (".tar",)) else GzipStream(file)
+        self._file = file if self._stream is None else cast(BinaryIO, self._stream)
+
+    def members(self) -> Iterator[Input]:
+        """Files, with names for uris and no container, and `TAIL` where the rest is lost.
+
+        Raises:
+            BrokenArchiveError: the first header is none.
+        """
+        end = None if self._stream else self._file.seek(0, 2)
+        self._file.seek(0)
+        headers = _Headers(self._file)
+        try:
+            tar = tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:")  # noqa: SIM115 - closed below
+        except (OSError, UserError):
+            raise
+        except Exception as error:
+            raise BrokenArchiveError(f"{self._place} is not a tar archive: {error}") from error
+        with tar:
+            while True:
+                headers.left = MAX_HEADER
+                try:
+                    member = tar.next()
+                except (OSError, UserError):
+                    raise
+                except Exception as error:  # of a hostile header anything may come: recursion, overflow, bad digits
+                    yield self._lost(tar.offset, "truncated" if isinstance(error, tarfile.ReadError) else "corrupt")
+                    return
+                if member is None:
+                    break
+                tar.members.clear()  # type: ignore[attr-defined]  # or it holds every member of a large archive
+                if member.isdir():
+                    continue
+                problem = ""
+                if not member.isreg() or member.issparse() or not is_safe(member.name):
+                    problem = "unsafe_member"
+                elif not self._reaches(member.offset_data + member.size, end):
+                    problem = self._broken("truncated")
+                name = normal(printable(member.name))
+                size, version = member.size, f"{member.mtime}"
+                yield Input(name, "", member.offset_data, size, size, version, problem)
+                if problem not in {"", "unsafe_member"}:
+                    return
+            tail = tar.offset
+        self._file.seek(tail)
+        block = self._file.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE:
+            yield self._lost(tail, "truncated")
+        elif any(block):
+            yield self._lost(tail, "corrupt")
+
+    def read(self, item: Input, limit: int) -> bytes | Undecodable:
+        """A member's bytes, or why there are none. Trouble that may pass is raised."""
+        if problem := unusable(item, limit):
+            return problem
+        self._file.seek(item.offset - tarfile.BLOCKSIZE)
+        if not _is_header(self._file.read(tarfile.BLOCKSIZE), item.size):
+            return damaged()
+        data = self._file.read(item.size)
+        return data if len(data) == item.size else damaged()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _reaches(self, place: int, end: int | None) -> bool:
+        """Whether the archive has so many bytes; a stream must be read to know."""
+        if end is not None or not place:
+            return end is None or place <= end
+        self._file.seek(place - 1)
+        return bool(self._file.read(1))
+
+    def _broken(self, problem: str) -> str:
+        return (self._stream.problem if self._stream else "") or problem
+
+    def _lost(self, offset: int, problem: str) -> Input:
+        return Input(TAIL, "", offset, 0, 0, "", self._broken(problem))
+
+
+class _TooLong(Exception):  # noqa: N818 - becomes the row of a broken tail
+    pass
+
+
+class _Headers:
+    """What tarfile sees of a file: `left` more bytes of headers."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.left = MAX_HEADER
+        self.seek = file.seek
+        self.tell = file.tell
+        self._read = file.read
+
+    def read(self, size: int) -> bytes:
+        """As that of a file."""
+        self.left -= size
+        if self.left < 0:
+            raise _TooLong(f"a header of more than {MAX_HEADER} bytes")
+        return self._read(size)
+
+
+def _is_header(block: bytes, size: int) -> bool:
+    """Whether a member of that size begins behind this block; attributes before it may have told the size."""
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size in {0, size}
+    except tarfile.HeaderError:
+        return False
