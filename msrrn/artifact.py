@@ -9,8 +9,9 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from msrrn.calibration import Calibration
+from msrrn.geometry import LEVELS
 from msrrn.landmarks import SCHEME
-from msrrn.network import LEVELS, MSRRN, ModelConfig
+from msrrn.network import MSRRN, ModelConfig
 
 WEIGHTS: Final = "weights.safetensors"
 CARD: Final = "card.json"

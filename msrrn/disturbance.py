@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msrrn.network import LEVELS, Disturbance
+from msrrn.geometry import LEVELS
+from msrrn.network import Disturbance
 
 MOVED: Final = 0.01
 """sd of the shift before the first stage, in sides of the crop, in x and in y; twice that for turn and scale"""

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 Points = NDArray[np.floating]
 
+LEVELS: Final = (50, 100, 200)
+"""Pixels a side of the pyramid, coarse to fine: stage t reads level t."""
+
 EXIF_MATRICES: Final[dict[int, tuple[tuple[int, int, int, int], tuple[int, int]]]] = {
     1: ((1, 0, 0, 1), (0, 0)),
     2: ((-1, 0, 0, 1), (1, 0)),

@@ -34,13 +34,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from msrrn.geometry import LEVELS
 from msrrn.landmarks import NUM_LANDMARKS
 from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, PooledFeatures, Residual
 from msrrn.sampling import sample_map, sample_patches
 from msrrn.view import View
-
-LEVELS: Final = (50, 100, 200)
-"""Pixels a side of the pyramid, coarse to fine: stage t reads level t."""
 
 COORDINATES: Final = 2 * NUM_LANDMARKS
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from msrrn.artifact import ArtifactError, Card
 from msrrn.calibration import FLOOR, LOG_ERRORS, Calibration, Signs
-from msrrn.network import LEVELS, MSRRN
+from msrrn.geometry import LEVELS
+from msrrn.network import MSRRN
 from msrrn.predictor import CPU_BATCH, Looks, Predictor
 
 CARD_KEY: Final = "msrrn.card"

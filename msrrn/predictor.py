@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from msrrn.calibration import Calibration, Signs
+from msrrn.geometry import LEVELS
 from msrrn.landmarks import MIRROR
-from msrrn.network import LEVELS, MSRRN, Stages
+from msrrn.network import MSRRN, Stages
 from msrrn.objective import heat_centres, pupil_distance
 from msrrn.sampling import frames_of, halved
 

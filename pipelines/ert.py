@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.augmentation import mirror_shape
-from msrrn.network import LEVELS
+from msrrn.geometry import LEVELS
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.manifest import read_manifest

@@ -5,7 +5,8 @@ from typing import Final
 
 import numpy as np
 
-from msrrn.network import LEVELS, MSRRN
+from msrrn.geometry import LEVELS
+from msrrn.network import MSRRN
 from msrrn.predictor import TorchPredictor
 from pipelines.drawing import PREDICTION, TRUTH, contact_sheet, draw_shape, to_jpeg
 from pipelines.loader import Loader

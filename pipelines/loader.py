@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from msrrn.geometry import LEVELS
 from msrrn.landmarks import NUM_LANDMARKS
-from msrrn.network import LEVELS
 from pipelines.errors import UserError
 from pipelines.manifest import Manifest, UnitEntry
 from pipelines.shards import SCHEMA, Split, images, landmarks

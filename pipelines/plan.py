@@ -140,7 +140,7 @@ def _listed(inputs: Iterator[Input], progress: Callable[[int], None]) -> pa.Tabl
     return pa.Table.from_batches(batches, schema=_LISTED)
 
 
-def _with_places(table: pa.Table, units: np.ndarray, rows: np.ndarray) -> pa.Table:  # type: ignore[type-arg]
+def _with_places(table: pa.Table, units: np.ndarray, rows: np.ndarray) -> pa.Table:
     places = [pa.array(units, pa.int32()), pa.array(rows, pa.int32())]
     return pa.table([*places, *table.select(_LISTED.names).columns], schema=_SCHEMA)
 

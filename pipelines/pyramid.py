@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import Box, CropFrame, Similarity
-from msrrn.network import LEVELS
+from msrrn.geometry import LEVELS, Box, CropFrame, Similarity
 
 CROP: Final = LEVELS[-1]
 OVERSAMPLING: Final = 2.0

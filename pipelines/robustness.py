@@ -12,9 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import CropFrame
+from msrrn.geometry import LEVELS, CropFrame
 from msrrn.metrics import failure_rate, nrmse_ip
-from msrrn.network import LEVELS
 from pipelines.engine import run_units
 from pipelines.ert import Ert
 from pipelines.evaluation import FaceResult, photo_of

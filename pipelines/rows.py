@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from msrrn.augmentation import mirror_shape
-from msrrn.geometry import Box, Similarity
-from msrrn.network import LEVELS
+from msrrn.geometry import LEVELS, Box, Similarity
 from pipelines.manifest import UnitEntry
 from pipelines.pyramid import frame_around, pyramid
 from pipelines.settings import PrepareSettings

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from msrrn.geometry import LEVELS
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
-from msrrn.network import LEVELS
 
 SCHEMA_VERSION: Final = "2"
 

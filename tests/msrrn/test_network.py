@@ -3,7 +3,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from msrrn.network import LEVELS, MSRRN, PRESETS, ModelConfig, Stages, standardise
+from msrrn.geometry import LEVELS
+from msrrn.network import MSRRN, PRESETS, ModelConfig, Stages, standardise
 from msrrn.objective import misjudged, misplaced, nrmse_ip, squared
 from msrrn.predictor import area_halve
 from tests.msrrn.test_view import MEAN

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from msrrn.artifact import ArtifactError, Card
 from msrrn.calibration import Calibration
-from msrrn.network import LEVELS, MSRRN, PRESETS, ModelConfig
+from msrrn.geometry import LEVELS
+from msrrn.network import MSRRN, PRESETS, ModelConfig
 from msrrn.onnx import CARD_KEY, OUTPUTS, OnnxPredictor, read_onnx_card, to_onnx
 from msrrn.predictor import TorchPredictor
 from tests.msrrn.test_network import STRAIGHT, smooth_crops

@@ -99,6 +99,7 @@ def test_an_archive_that_was_replaced_is_read_anew(
 def test_an_archive_is_listed_once_by_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = [placed(str(tmp_path), f"{number}.tar", {"a.jpg": b"%d" % number}) for number in range(3)]
     listed: list[str] = []
+
     def opening(store: Store, name: str) -> Container:
         listed.append(store.child(name).url)
         return open_container(store, name)

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from msrrn.landmarks import inter_ocular, inter_pupil
-from pipelines.annotation import FACES
+from pipelines.annotations import FACES
 from pipelines.errors import UserError
 from pipelines.settings import SourceFormat
 from pipelines.sources import FORMATS, AnnotatedPhoto, Rejected, open_annotated, reader

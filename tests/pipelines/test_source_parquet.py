@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from msrrn.geometry import Box
-from pipelines.annotation import FACES, IMAGES
+from pipelines.annotations import FACES, IMAGES
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, ChangedPictureError, Rejected, open_annotated
 from pipelines.sources.parquet import AnnotationParquet

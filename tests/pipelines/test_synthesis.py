@@ -8,10 +8,10 @@ import pytest
 
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import synthesis
+from pipelines.archives import list_inputs, read_inputs
 from pipelines.decoding import Undecodable, decode
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, open_annotated
-from pipelines.sources.archive import open_archive
 from pipelines.sources.pts import parse_pts
 from pipelines.synthesis import RECORD, synthesise, synthetic_archive
 from tests.factories import killed_at_write, times, tree
@@ -76,10 +76,11 @@ def test_the_archive_holds_pictures_and_what_is_none(quick: list[SyntheticPhoto]
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     assert [members[f"album/{index:04d}.jpg"] for index in range(3)] == [photo.jpeg for photo in quick[2:5]]
-    archive = open_archive(str(tmp_path / "in" / "photos.tar"))
-    assert archive.ignored == 1
+    listing = list_inputs(str(tmp_path / "in" / "photos.tar"))
+    inputs = list(listing)
+    assert listing.ignored == 1
     reasons = {}
-    for item, content in archive.read(archive.items):
+    for item, content in read_inputs(str(tmp_path / "in" / "photos.tar"), inputs):
         assert isinstance(content, bytes)
         reasons[item.uri] = ""
         try:
