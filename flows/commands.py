@@ -12,6 +12,7 @@ from typing import get_args
 
 from flows.annotation_commands import add_annotation_commands
 from flows.dataset_commands import add_dataset_commands
+from flows.monitor_commands import add_monitor_commands
 from flows.options import (
     Commands,
     add_command,
@@ -46,6 +47,7 @@ def add_commands(commands: Commands) -> None:
     _export(commands)
     add_annotation_commands(commands)
     _retrain(commands)
+    add_monitor_commands(commands)
 
 
 def _demo(commands: Commands) -> None:

@@ -20,6 +20,8 @@ from prefect.cache_policies import NO_CACHE
 from flows.progress import epoch_progress, progress, say
 from pipelines import retraining
 from pipelines.annotation import Summary, annotate
+from pipelines.drift import DriftReport, compare
+from pipelines.drift_page import write_drift
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, evaluate
 from pipelines.manifest import Manifest
@@ -29,7 +31,7 @@ from pipelines.promotion import Decision
 from pipelines.registry import ModelVersion
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
 from pipelines.retraining import open_model, record, train_tracked
-from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
+from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.train import TrainedModel
 
@@ -132,6 +134,25 @@ def annotate_archive(source: str, out: str, model: Model, settings: AnnotateSett
         description=f"Annotations at {out}. Quarantined: {summary.reasons or 'none'}",
     )
     return summary
+
+
+@task(name="compare runs", **_station)
+def compare_runs(
+    runs: Sequence[str], out: str, settings: DriftSettings, dataset: str | None, reference: str | None
+) -> tuple[DriftReport, str]:
+    """What recent annotation runs saw against the training dataset and a reference run; the report and its page."""
+    report = compare(runs, settings, dataset, reference)
+    page = write_drift(report, Store(out))
+    say(f"drift: {report.verdict} {', '.join(report.named('drifted'))}")
+    create_table_artifact(
+        key="drift",
+        table=[
+            feature.model_dump(include={"name", "verdict", "base", "psi", "psi_noise", "ks", "ks_noise", "note"})
+            for feature in report.features
+        ],
+        description=f"{report.verdict}: {len(report.runs)} runs against {report.dataset or report.reference}. {page}",
+    )
+    return report, page
 
 
 @task(name="write page", **_station)

@@ -97,7 +97,7 @@ def features(images: pa.Table, faces: pa.Table) -> dict[str, NDArray[np.int64]]:
     looked_at = np.asarray(images["status"]) != "quarantined"
     counts = images["faces"].to_numpy()
     longer = np.fmax(_numbers(images, "width"), _numbers(images, "height"))
-    x0, y0, x1, y1 = np.asarray(faces["box"].to_pylist(), np.float64).reshape(-1, 4).T
+    x0, y0, x1, y1 = faces["box"].combine_chunks().flatten().to_numpy().reshape(-1, 4).T
     side = np.sqrt(np.maximum(0, (x1 - x0) * (y1 - y0)))
     values = {
         "size": side,

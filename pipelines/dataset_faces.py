@@ -6,6 +6,7 @@ does not grow with the dataset. Pictures are read for those alone.
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from pipelines.drawing import TRUTH, Picture, draw_shape
 from pipelines.manifest import Manifest, UnitEntry
@@ -22,6 +24,7 @@ from pipelines.pyramid import CROP
 from pipelines.shards import images, landmarks
 from pipelines.storage import Store
 
+FEATURES: Final = "features.json"
 SHOWN: Final = 12
 
 _COLUMNS: Final = ("face_id", "photo_uri", "box", "detected", "padding", "face_roll", "brightness", "sharpness")
@@ -89,6 +92,31 @@ class Survey:
 
     counts: dict[str, dict[str, NDArray[np.int64]]]
     chosen: dict[str, list[Face]]
+
+    def features(self) -> "Features":
+        """The counts alone."""
+        counts = {name: {split: found.tolist() for split, found in by.items()} for name, by in self.counts.items()}
+        return Features(edges={name: measure.edges.tolist() for name, measure in MEASURES.items()}, counts=counts)
+
+
+class Features(BaseModel):
+    """`features.json` of a dataset: what its faces are like, for `msrrn monitor`.
+
+    `edges`: measure → edges of its bins. `counts`: measure → split → faces in each bin.
+    """
+
+    edges: dict[str, list[float]]
+    counts: dict[str, dict[str, list[int]]]
+
+
+def features_of(dataset: Store, manifest: Manifest) -> Features:
+    """What the dataset says of its faces; its shards are looked at where it does not, or had other bins."""
+    if dataset.exists(FEATURES):
+        with suppress(ValidationError):
+            said = Features.model_validate_json(dataset.read_bytes(FEATURES))
+            if said.edges == {name: measure.edges.tolist() for name, measure in MEASURES.items()}:
+                return said
+    return survey(dataset.parent, manifest).features()
 
 
 def survey(pool: Store, manifest: Manifest) -> Survey:

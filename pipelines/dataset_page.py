@@ -6,7 +6,7 @@ from itertools import chain, zip_longest
 from typing import Any, Final
 
 from pipelines.checks import CHECKS
-from pipelines.dataset_faces import MEASURES, Face, Survey, copies, survey, tiles
+from pipelines.dataset_faces import MEASURES, Face, Survey, copies, tiles
 from pipelines.decoding import Limits, Undecodable, decode
 from pipelines.drawing import Picture, contact_sheet, photo_tile, to_jpeg
 from pipelines.figures import binned_figure
@@ -28,11 +28,15 @@ _SEVERITIES: Final = ("error", "warning", "info")
 
 
 def dataset_page(
-    dataset: Store, manifest: Manifest, rejected_bytes: Callable[[LeftOut], bytes | None] = lambda item: None
+    dataset: Store,
+    manifest: Manifest,
+    found: Survey,
+    rejected_bytes: Callable[[LeftOut], bytes | None] = lambda item: None,
 ) -> str:
     """The page as one self-contained HTML text; the same dataset gives the same text.
 
-    `rejected_bytes` gives the picture of an input that was left out, or None where it has none.
+    `found` is the survey of its faces. `rejected_bytes` gives the picture of an input that was left out, or None
+    where it has none.
     """
     counts = manifest.counts
     page = Page(
@@ -40,7 +44,6 @@ def dataset_page(
         f"{counts['train']} faces to train on and {counts['val']} to validate, from {counts['photos']} photographs, "
         f"in {counts['rows']} samples. {counts['left_out']} inputs were left out.",
     )
-    found = survey(dataset.parent, manifest)
     pictures = tiles(dataset.parent, chain.from_iterable(found.chosen.values()))
     _totals(page, manifest)
     _checks(page, manifest.checks)

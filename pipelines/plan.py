@@ -129,6 +129,18 @@ def read_plan(out: Store) -> pa.Table | None:
     return _overruled(tables) if tables else None
 
 
+def additions(out: Store) -> list[tuple[str, list[str]]]:
+    """For each table of the plan, oldest first: its key, and the units that came with it. Some bring none."""
+    known: set[int] = set()
+    found = []
+    for key in out.keys(PLACE):
+        units = pq.read_table(io.BytesIO(out.read_bytes(key)), columns=["unit"])["unit"]
+        new = sorted(set(pc.unique(units).to_pylist()) - known)
+        known.update(new)
+        found.append((key, [_key(number) for number in new]))
+    return found
+
+
 def _listed(inputs: Iterator[Input], progress: Callable[[int], None]) -> pa.Table:
     batches = []
     count = 0

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipelines.checks import shifted_source
 from pipelines.dataset_card import CARD, dataset_card
+from pipelines.dataset_faces import FEATURES, survey
 from pipelines.dataset_page import PAGE, dataset_page
 from pipelines.engine import run_units
 from pipelines.errors import UserError
@@ -91,8 +92,10 @@ def _finish(work: Plan, settings: PrepareSettings, tolerance: Tolerance) -> None
         reasons = Counter(item.reason for item in manifest.left_out)
         listed = ", ".join(f"{reason} × {count}" for reason, count in reasons.most_common(4))
         raise UserError(f"{', '.join(work.sources)}: no face is left to train on ({listed or 'no inputs'})")
+    found = survey(work.out, manifest)
     work.dataset.publish(CARD, dataset_card(manifest).encode())
-    work.dataset.publish(PAGE, dataset_page(work.dataset, manifest, work.picture).encode())
+    work.dataset.publish(FEATURES, found.features().model_dump_json().encode())
+    work.dataset.publish(PAGE, dataset_page(work.dataset, manifest, found, work.picture).encode())
     work.dataset.publish(MANIFEST, manifest.model_dump_json(indent=1).encode())
 
 

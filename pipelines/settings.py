@@ -125,3 +125,29 @@ class AnnotateSettings(BaseModel):
     timeout: float = Field(
         120.0, gt=0, le=86_400, exclude=True, description="seconds that one picture may take, once its bytes are read"
     )
+
+
+class DriftSettings(BaseModel):
+    """When a difference between two samples of faces, or of pictures, is one.
+
+    The population stability index (PSI) is read by the convention of credit scoring: under 0.1 nothing changed, over
+    0.25 much did (E. M. Lewis, An Introduction to Credit Scoring, 1994). Two normal distributions half a standard
+    deviation apart have a PSI of 0.25, and the distance of Kolmogorov and Smirnov (KS) between them is 0.197.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recent: int = Field(5, ge=1, description="how many runs, the newest, are looked at together")
+    psi_warning: float = Field(0.2, gt=0, description="PSI from which a difference is worth a look")
+    psi_alarm: float = Field(0.25, gt=0, description="PSI from which it is drift")
+    ks_warning: float = Field(0.18, gt=0, le=1, description="KS from which a difference is worth a look")
+    ks_alarm: float = Field(0.2, gt=0, le=1, description="KS from which it is drift")
+    chance: float = Field(
+        0.001,
+        gt=0,
+        lt=1,
+        description="probability that chance makes two samples of one population differ by more than is put down to "
+        "it; what is put down to chance is no drift, whatever the thresholds",
+    )
+    least: int = Field(100, ge=1, description="faces, or pictures, on either side; with fewer nothing is said")
+    bins: int = Field(10, ge=2, le=30, description="groups of about equal size that the PSI is taken over")

@@ -183,6 +183,25 @@ class Store:
         """Keys of all regular files below `prefix` (a directory), sorted, relative to the store."""
         return [key for key, size in self.sizes(prefix).items() if size is not None]
 
+    def folders(self) -> list[str]:
+        """Names of the directories directly below, sorted; none where there is no such place."""
+        with self._explained(""):
+            if not self._remote:
+                root = self._path("")
+                return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+            try:
+                below = _s3().ls(self.url, detail=True)
+            except FileNotFoundError:
+                return []
+            return sorted(info["name"].rpartition("/")[2] for info in below if info["type"] == "directory")
+
+    def modified(self, key: str) -> float:
+        """When a file was written, in seconds since 1970 by the storage's clock."""
+        with self._explained(key):
+            if self._remote:
+                return float(_s3().modified(self._address(key)).timestamp())
+            return self._path(key).stat().st_mtime
+
     def publish(self, key: str, data: bytes) -> None:
         """Writes a whole file or nothing; an older one is replaced in one step."""
         with self._explained(key):

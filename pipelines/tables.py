@@ -10,6 +10,7 @@ from rich.table import Table
 from pipelines.annotation import Summary
 from pipelines.annotation_page import PAGE
 from pipelines.datasets import Datasets
+from pipelines.drift import DriftReport
 from pipelines.evaluation import Evaluation
 from pipelines.registry import ModelVersion
 from pipelines.rehearsal import Rehearsal
@@ -111,6 +112,23 @@ def models_text(versions: Sequence[ModelVersion]) -> str:
         for known in versions
     ]
     return _rendered(columns, rows)
+
+
+def drift_text(report: DriftReport) -> str:
+    """A line for each feature, and the notes."""
+    rows = [
+        (
+            feature.name,
+            feature.verdict,
+            feature.base or "-",
+            str(sum(feature.base_counts)),
+            str(sum(feature.counts)),
+            *("-" if value is None else f"{value:.3f}" for value in (feature.psi, feature.ks)),
+        )
+        for feature in report.features
+    ]
+    table = _rendered(("feature", "verdict", "compared with", "there", "now", "PSI", "KS"), rows)
+    return "\n".join([table, *report.notes])
 
 
 _COLUMNS = ("faces", "missed", "IP %", "IO %", "AUC IP .10", "AUC IO .08", "over .10 %", "under .05 %")

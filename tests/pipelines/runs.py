@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.annotations import FACES, IMAGES, RUN, STATUSES, Annotations
+from pipelines.archives import Input
 from pipelines.decoding import Undecodable
+from pipelines.plan import make_plan
 from pipelines.storage import Store
 
 Rows = list[dict[str, Any]]
@@ -84,13 +86,15 @@ def write_run(
     """The tables of a run, and their totals; `faces` are in the order of their images."""
     store = Store(str(folder))
     store.publish(RUN, json.dumps({"source": "archive", "model_sha256": "m", "detector": "hog", **run}).encode())
+    inputs = (Input(row["uri"], row["uri"], 0, row["bytes"], row["bytes"], "", "") for row in images)
+    make_plan(inputs, store, per_unit)
     done = 0
     for number, start in enumerate(range(0, len(images), per_unit)):
         part = images[start : start + per_unit]
         count = sum(row["faces"] for row in part)
-        store.publish(f"images/part-{number:05d}.parquet", _encoded(IMAGES, part))
-        store.publish(f"faces/part-{number:05d}.parquet", _encoded(FACES, faces[done : done + count]))
-        store.publish(f"records/{number:05d}.json", b"{}")
+        store.publish(f"images/part-{number:06d}.parquet", _encoded(IMAGES, part))
+        store.publish(f"faces/part-{number:06d}.parquet", _encoded(FACES, faces[done : done + count]))
+        store.publish(f"records/{number:06d}.json", b"{}")
         done += count
     assert done == len(faces)
     statuses = Counter(row["status"] for row in images)
@@ -104,3 +108,37 @@ def _encoded(schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> bytes:
     columns = [pa.array([row[column.name] for row in rows], column.type) for column in schema]
     pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink)
     return sink.getvalue()
+
+
+def drawn_run(
+    folder: Path,
+    seed: int,
+    pictures: int = 600,
+    brighter: float = 0.0,
+    scale: float = 1.0,
+    bad: float = 0.02,
+    **run: Any,
+) -> tuple[Run, Totals]:
+    """A run over pictures of one or two faces, drawn at random: another seed, another sample of one population.
+
+    `brighter` is added to the brightness of each face, `scale` multiplies its size, `bad` of the pictures are none.
+    """
+    rng = np.random.default_rng(seed)
+    square = np.linspace(0, 1, 136).reshape(68, 2)
+    images: Rows = []
+    faces: Rows = []
+    for number in range(pictures):
+        if rng.random() < bad:
+            images.append(quarantined(f"{number:05d}.jpg", "truncated", "it ends early"))
+            continue
+        images.append(looked_at(f"{number:05d}.jpg", 1000, 750, 1 + int(rng.random() < 0.25)))
+        for index in range(images[-1]["faces"]):
+            side = scale * float(rng.lognormal(5, 0.5))
+            measured = {
+                "confidence": float(rng.beta(5, 2)),
+                "face_roll": float(rng.normal(0, 10)),
+                "brightness": float(np.clip(rng.normal(110, 40) + brighter, 0, 255)),
+                "sharpness": float(rng.lognormal(5, 1)),
+            }
+            faces.append(face(images[-1], index, square * side, **measured))
+    return write_run(folder, images, faces, **run)

@@ -32,6 +32,12 @@ def rejecting(dataset: Dataset, items: list[LeftOut], **changes: Any) -> Manifes
     return dataset[1].model_copy(update={"left_out": items, "counts": counts, **changes})
 
 
+def page_of(
+    dataset: Store, manifest: Manifest, rejected_bytes: Callable[[LeftOut], bytes | None] = lambda item: None
+) -> str:
+    return dataset_page(dataset, manifest, survey(dataset.parent, manifest), rejected_bytes)
+
+
 def asked(answer: Callable[[LeftOut], bytes | None]) -> tuple[list[LeftOut], Callable[[LeftOut], bytes | None]]:
     calls: list[LeftOut] = []
 
@@ -44,7 +50,7 @@ def asked(answer: Callable[[LeftOut], bytes | None]) -> tuple[list[LeftOut], Cal
 
 def test_the_page_tells_the_counts_and_shows_the_faces(dataset: Dataset) -> None:
     manifest = dataset[1]
-    html = dataset_page(*dataset)
+    html = page_of(*dataset)
     document = Document(html)
     counts = manifest.counts
     assert f"{counts['train']} faces to train on and {counts['val']} to validate" in document.text
@@ -65,8 +71,8 @@ def test_the_same_dataset_gives_the_same_bytes_anywhere(dataset: Dataset, tmp_pa
     out = dataset[0].parent.local_path()
     assert out is not None
     moved = Store(str(shutil.copytree(out, tmp_path / "elsewhere"))).child(dataset[1].name)
-    html = dataset_page(*dataset)
-    assert dataset_page(moved, dataset[1]) == html
+    html = page_of(*dataset)
+    assert page_of(moved, dataset[1]) == html
     assert str(out) not in html
 
 
@@ -108,7 +114,7 @@ def test_checks_are_told_with_their_remedy_errors_first(dataset: Dataset) -> Non
         CheckResult(code="of_a_later_version", severity="info", count=9, examples=[]),
         CheckResult(code="outside", severity="error", count=31, examples=left_out(5)),
     ]
-    words = Document(dataset_page(dataset[0], rejecting(dataset, [], checks=checks))).words
+    words = Document(page_of(dataset[0], rejecting(dataset, [], checks=checks))).words
     for code in ("face_twice", "outside"):
         assert f"{CHECKS[code].title} ({code})" in words
         assert CHECKS[code].remedy in words
@@ -120,7 +126,7 @@ def test_checks_are_told_with_their_remedy_errors_first(dataset: Dataset) -> Non
 def test_rejected_pictures_are_shown_some_of_each_reason(dataset: Dataset) -> None:
     items = left_out(100) + left_out(2, "flat") + left_out(3, "test_split")
     calls, read = asked(lambda item: PICTURE)
-    html = dataset_page(dataset[0], rejecting(dataset, items), read)
+    html = page_of(dataset[0], rejecting(dataset, items), read)
     alts = [image["alt"] for image in Document(html).named("img")]
     shown = [alt for alt in alts if alt.startswith(("outside: ", "flat: ", "test_split: "))]
     assert len(shown) == len(calls) == REJECTED
@@ -132,7 +138,7 @@ def test_rejected_pictures_are_shown_some_of_each_reason(dataset: Dataset) -> No
 @pytest.mark.parametrize("answer", [None, b"", b"junk", PICTURE[:200]])
 def test_a_rejected_picture_that_cannot_be_shown_is_still_counted(dataset: Dataset, answer: bytes | None) -> None:
     calls, read = asked(lambda item: answer)
-    document = Document(dataset_page(dataset[0], rejecting(dataset, left_out(100)), read))
+    document = Document(page_of(dataset[0], rejecting(dataset, left_out(100)), read))
     assert "message of outside" in document.words
     assert len(calls) == REJECTED_TRIES
     assert not [image for image in document.named("img") if image["alt"].startswith("outside")]
@@ -143,14 +149,14 @@ def test_names_are_escaped(dataset: Dataset) -> None:
     checks = [CheckResult(code=HOSTILE, severity="error", count=1, examples=items)]
     sources = {HOSTILE: {"train": 8, "val": 2}}
     manifest = rejecting(dataset, items, checks=checks, faces_by_source=sources)
-    document = Document(dataset_page(dataset[0], manifest, lambda item: PICTURE))
+    document = Document(page_of(dataset[0], manifest, lambda item: PICTURE))
     assert not document.named("script")
     assert document.text.count(HOSTILE) >= 7
 
 
 def test_a_dataset_without_validation_faces_has_a_page(dataset: Dataset) -> None:
     units = [unit for unit in dataset[1].units if unit.split == "train"]
-    html = dataset_page(dataset[0], rejecting(dataset, [], units=units))
+    html = page_of(dataset[0], rejecting(dataset, [], units=units))
     assert "Every input is in the dataset." in html
     assert "Some validation faces" not in html
 

@@ -1,0 +1,39 @@
+"""The flow `monitor`: do recent annotation runs see what the model was trained on?"""
+
+from typing import Final
+
+from prefect import flow
+from prefect.events import emit_event
+
+from flows.tasks import compare_runs
+from pipelines.drift import DriftReport
+from pipelines.settings import DriftSettings
+
+DRIFT_DETECTED: Final = "msrrn.drift.detected"
+
+
+@flow(name="monitor")
+def monitor(
+    runs: list[str],
+    out: str,
+    dataset: str | None = None,
+    reference: str | None = None,
+    settings: DriftSettings | None = None,
+) -> DriftReport:
+    """Compares recent annotation runs with the training dataset; emits `msrrn.drift.detected` where they drifted.
+
+    Args:
+        runs: places of annotation runs, or folders of such places.
+        out: where the report and its page go.
+        dataset: what the model was trained on, or a place of datasets: there, what the champion was trained on.
+        reference: a run to compare with; without one, the oldest that has the model and settings of the newest.
+        settings: thresholds, and how many runs are recent.
+    """
+    report, page = compare_runs(runs, out, settings or DriftSettings(), dataset, reference)
+    if report.verdict == "drifted":
+        emit_event(
+            event=DRIFT_DETECTED,
+            resource={"prefect.resource.id": "msrrn.annotations", "prefect.resource.name": "annotations"},
+            payload={"features": report.named("drifted"), "page": page, "runs": [run.url for run in report.runs]},
+        )
+    return report

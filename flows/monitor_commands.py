@@ -1,0 +1,64 @@
+"""The command that watches what annotation runs see. See `flows.commands`."""
+
+import argparse
+
+from flows.options import Commands, add_command, add_json, given, print_json, settings_of
+from pipelines.settings import DriftSettings
+
+
+def add_monitor_commands(commands: Commands) -> None:
+    """Declares the commands."""
+    _monitor(commands)
+
+
+def _monitor(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> int:
+        from pipelines.drift import compare
+        from pipelines.drift_page import write_drift
+        from pipelines.storage import Store
+        from pipelines.tables import drift_text
+
+        settings = settings_of(DriftSettings, given(call, *DriftSettings.model_fields))
+        report = compare(call.runs, settings, call.dataset, call.reference)
+        page = write_drift(report, Store(call.out))
+        if call.json:
+            print_json({"page": page, **report.model_dump()})
+        else:
+            print(f"{drift_text(report)}\n\n{report.verdict}: {page}")
+        return 1 if report.verdict == "drifted" else 0
+
+    parser = add_command(
+        commands,
+        "monitor",
+        run,
+        "Compares what recent annotation runs saw with what the model was trained on. Size, roll, sharpness and "
+        "brightness of faces with the dataset; confidence, size in the picture, faces in a picture and what became "
+        "of the pictures with an older run. Writes OUT/drift.json and a page with both histograms; no picture is "
+        "read. Exits with 1 where something drifted.",
+        "  msrrn monitor --runs work/annotations --dataset work/datasets --out work/drift\n"
+        "  msrrn monitor --runs march april --reference january --out s3://bucket/drift --json",
+    )
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="URL",
+        help="what `annotate` was told with --out, or folders of such; their order is that in which they began",
+    )
+    parser.add_argument(
+        "--dataset",
+        metavar="URL",
+        help="what the model was trained on, or a place of datasets: there, that of the champion (default: all is "
+        "compared with the reference)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="URL",
+        help="the run to compare with (default: the oldest of --runs with the model and settings of the newest)",
+    )
+    parser.add_argument("--out", required=True, metavar="URL", help="where report and page go")
+    for name, field in DriftSettings.model_fields.items():
+        help_text = f"{field.description} (default: {field.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(field.default), metavar="N", help=help_text)
+    add_json(parser)
