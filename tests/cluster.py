@@ -1,0 +1,106 @@
+"""A Ray cluster on loopback, started as an operator starts one, whose parts can be killed."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import psutil
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+
+
+class Cluster:
+    """A head, and the nodes beside it. `address` is for `RAY_ADDRESS`."""
+
+    def __init__(self, folder: str, head_cpus: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        head = ["--head", "--port", str(port), "--temp-dir", folder, "--include-dashboard", "false"]
+        self._head = _started([*head, "--num-cpus", str(head_cpus)])
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        _listening(port, 60)
+
+    def add_node(self, cpus: int = 1) -> None:
+        self.nodes.append(_started(["--address", self.address, "--num-cpus", str(cpus)]))
+
+    def kill_node(self, index: int) -> None:
+        """As when its machine loses power."""
+        _kill_tree(self.nodes.pop(index))
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that do Ray's tasks, on all nodes."""
+        found = []
+        for node in (self._head, *self.nodes):
+            with_children = psutil.Process(node.pid).children(recursive=True)
+            found += [process for process in with_children if _is_worker(process)]
+        return found
+
+    def close(self) -> None:
+        for node in (*self.nodes, self._head):
+            _kill_tree(node)
+
+
+@contextmanager
+def cluster(head_cpus: int) -> Iterator[Cluster]:
+    """Far from the local Ray that other tests share; the caller sets `RAY_AUTH_MODE=disabled` and `RAY_ADDRESS`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        ExitStack() as stack,
+    ):
+        made = Cluster(folder, head_cpus)  # sockets' paths must be short
+        stack.callback(made.close)
+        yield made
+
+
+def kill_one(processes: Sequence[psutil.Process], moments: random.Random) -> bool:
+    """Kills one of these; False where none is left."""
+    alive = [process for process in processes if process.is_running()]
+    if alive:
+        moments.choice(alive).kill()
+    return bool(alive)
+
+
+def _started(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+    command = [*RAY, "--node-ip-address", "127.0.0.1", *arguments]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return process.cmdline()[:1] == ["ray::_run_one"]
+    except psutil.Error:
+        return False
+
+
+def _kill_tree(root: "subprocess.Popen[bytes]") -> None:
+    # Asked to end, it would take half a minute.
+    try:
+        processes = [*psutil.Process(root.pid).children(recursive=True), psutil.Process(root.pid)]
+    except psutil.NoSuchProcess:
+        processes = []
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    root.wait()
+
+
+def _listening(port: int, seconds: float) -> None:
+    """Waits until somebody answers at the port."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < end, "the head did not start"
+            time.sleep(0.1)
