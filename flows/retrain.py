@@ -13,7 +13,8 @@ from flows.tasks import (
     train_network,
     write_page,
 )
-from pipelines.annotation import Summary, require_pictures
+from pipelines.annotation import Summary
+from pipelines.archives import list_inputs
 from pipelines.report import Retraining
 from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store, short_digest
@@ -59,7 +60,7 @@ def retrain(
     prepare_settings = prepare_settings or PrepareSettings()
     val_share = prepare_settings.val_share
     if archive:
-        require_pictures(archive)  # what is wrong with it is better known now than after the training
+        list_inputs(archive)  # what is wrong with it is better known now than after the training
     dataset, manifest = prepare_dataset(data, place.child("datasets").url, prepare_settings, workers)
     trained = train_network(dataset.url, out, train_settings or TrainSettings(), workers, name)
     model = load_model(trained.artifact.url)

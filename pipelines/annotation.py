@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
@@ -30,7 +30,7 @@ from pipelines.annotate_unit import (
 )
 from pipelines.annotation_page import PAGE, annotation_page
 from pipelines.annotations import RUN, SCHEMA_VERSION, STATUSES, SUMMARY, Annotations
-from pipelines.archives import Input, Listing, list_inputs
+from pipelines.archives import list_inputs
 from pipelines.detection import open_detector
 from pipelines.engine import run_units
 from pipelines.errors import UserError
@@ -131,13 +131,12 @@ def annotate(
     job = Job(place, model, task)
     claim = _claim(job, source)
     _refuse_another(place, claim)
-    first, listing = require_pictures(source)
-    inputs = islice(chain([first], listing), limit)
+    listing = list_inputs(task.source)
     with hold(place, LEASE, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
         if not place.create(RUN, json.dumps(claim, indent=1).encode()):
             _refuse_another(place, claim)
         plan = make_plan(
-            inputs,
+            islice(listing, limit),
             place,
             settings.images_per_unit,
             limit is None,
@@ -155,15 +154,6 @@ def annotate(
         if throughput or not place.exists(PAGE):
             place.publish(PAGE, annotation_page(Annotations(place), summary).encode())
     return summary
-
-
-def require_pictures(source: str) -> tuple[Input, Listing]:
-    """The first input of an archive, and the listing of the others; UserError where there is none."""
-    listing = list_inputs(Store(source).absolute().url)
-    first = next(listing, None)
-    if first is None:
-        raise UserError(f"{source} has no pictures ({listing.ignored} other files): give a place that has some")
-    return first, listing
 
 
 class _Work:

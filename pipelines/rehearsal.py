@@ -4,15 +4,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain, islice
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Final
 
 from pydantic import BaseModel
 
 from pipelines.annotate_unit import annotated, end_sandbox
-from pipelines.annotation import require_pictures
-from pipelines.archives import Input
+from pipelines.archives import Input, list_inputs
 from pipelines.detection import open_detector
 from pipelines.models import Model
 from pipelines.settings import AnnotateSettings
@@ -57,9 +56,9 @@ def rehearse(
         UserError: the archive cannot be listed, or has no input.
     """
     task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
-    first, listing = require_pictures(source)
+    listing = list_inputs(task.source)
     census = _Census()
-    for count, item in enumerate(islice(chain([first], listing), limit), start=1):
+    for count, item in enumerate(islice(listing, limit), start=1):
         census.add(item)
         if count % 10_000 == 0:
             progress(count, 0, "listing pictures")

@@ -50,13 +50,13 @@ class Cluster:
 @contextmanager
 def cluster(head_cpus: int) -> Iterator[Cluster]:
     """Far from the local Ray that other tests share; the caller sets `RAY_AUTH_MODE=disabled` and `RAY_ADDRESS`."""
-    with (
-        tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        ExitStack() as stack,
-    ):
-        made = Cluster(folder, head_cpus)  # sockets' paths must be short
-        stack.callback(made.close)
-        yield made
+    # Sockets' paths must be short, and what was killed may still write.
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        made = Cluster(folder, head_cpus)
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def kill_one(processes: Sequence[psutil.Process], moments: random.Random) -> bool:
