@@ -75,7 +75,7 @@ def _started(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
 
 def _is_worker(process: psutil.Process) -> bool:
     try:
-        return process.cmdline()[:1] == ["ray::_run_one"]
+        return bool(process.cmdline()[:1] == ["ray::_run_one"])
     except psutil.Error:
         return False
 
