@@ -4,7 +4,9 @@ import os
 import random
 import shutil
 import signal
+import struct
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pipelines.decoding import decode
 from pipelines.detection import Detection, HogDetector
 from pipelines.errors import UserError
 from pipelines.models import Model
+from pipelines.rehearsal import rehearse
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
 from tests.factories import (
@@ -34,6 +37,7 @@ from tests.factories import (
     tree,
     write_tar,
 )
+from tests.faulty import FaultyEndpoint
 
 SETTINGS = AnnotateSettings(images_per_unit=3)
 Photos = tuple[list[SyntheticPhoto], list[SyntheticPhoto]]
@@ -307,7 +311,7 @@ def test_a_picture_that_upsets_crashes_or_hangs_costs_only_itself(
     for name, data in files.items():
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(data)
-    settings = SETTINGS.model_copy(update={"timeout": 2.0})
+    settings = SETTINGS.model_copy(update={"timeout": 6.0})
     job = (str(tmp_path / "in"), str(tmp_path / "out"), model)
     monkeypatch.setattr(driver, "open_detector", lambda name: Upset())
     summary = annotate(*job, settings, 1)
@@ -318,7 +322,7 @@ def test_a_picture_that_upsets_crashes_or_hangs_costs_only_itself(
     messages = {row["uri"]: row["message"] for row in tables(tmp_path / "out")[0]}
     assert messages["b raises.png"] == "RuntimeError: internal error in the detector"
     assert messages["c dies.png"].endswith("killed by SIGSEGV")
-    assert messages["d hangs.png"].endswith("not done after 2 seconds")
+    assert messages["d hangs.png"].endswith("not done after 6 seconds")
 
     stamps = times(tmp_path / "out")
     monkeypatch.setattr(driver, "open_detector", lambda name: Upset(patient=True))
@@ -485,3 +489,60 @@ def test_ctrl_c_ends_in_one_line_and_the_next_run_completes(
     assert "Traceback" not in errors
     assert timeless(annotate(str(album), str(out), model, SETTINGS, 1)) == timeless(done[1])
     assert tables(out) == tables(done[0])
+
+
+def test_a_bucket_that_fails_a_tenth_of_its_requests(
+    done: tuple[Path, Summary], album: Path, model: Model, s3: str, faulty: FaultyEndpoint
+) -> None:
+    for path in album.rglob("*.*"):
+        if path.is_file():
+            Store(f"{s3}/in").publish(path.relative_to(album).as_posix(), path.read_bytes())
+    faulty.share = 0.1
+    summary = annotate(f"{s3}/in", f"{s3}/out", model, SETTINGS, 1)
+    faulty.share = 0.0
+    assert summary.digest == done[1].digest
+    run = Annotations(Store(f"{s3}/out"))
+    assert [row for unit in run.units() for row in run.images(unit).to_pylist()] == tables(done[0])[0]
+    again = annotate(f"{s3}/in", f"{s3}/out", model, SETTINGS, 1)
+    assert again == summary
+
+
+def test_bombs_are_refused_by_their_header(model: Model, face: bytes, tmp_path: Path) -> None:
+    side = 30_000
+    rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    progressive = io.BytesIO()
+    Image.fromarray(decode(face).rgb).save(progressive, "JPEG", progressive=True)
+    files = {
+        "bomb.png": b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b""),
+        "half.jpg": progressive.getvalue()[: len(progressive.getvalue()) // 2],
+        "jpeg.png": face,
+        "page.jpg": b"<html><body>404</body></html>",
+        "whole.jpg": progressive.getvalue(),
+    }
+    for name, data in files.items():
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(data)
+    annotate(str(tmp_path / "in"), str(tmp_path / "out"), model, AnnotateSettings(), 1)
+    assert statuses(tmp_path / "out") == {
+        "bomb.png": ("quarantined", "too_large"),
+        "half.jpg": ("quarantined", "truncated"),
+        "jpeg.png": ("annotated", None),
+        "page.jpg": ("quarantined", "not_an_image"),
+        "whole.jpg": ("annotated", None),
+    }
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_a_rehearsal_tells_and_writes_nothing(album: Path, model: Model, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    told = rehearse(str(album), model, SETTINGS, workers=4)
+    assert (told.pictures, told.ignored, told.looked_at) == (11, 2, 11)
+    assert told.statuses == {"annotated": 6, "no_face": 2, "quarantined": 3}
+    assert told.reasons == {"empty": 1, "not_an_image": 1, "truncated": 1}
+    assert told.suffixes == {".jpg": 9, ".doc": 1, ".png": 1}
+    assert told.hours == pytest.approx(told.seconds_per_picture * 11 / 4 / 3600, abs=1e-3)
+    assert tree(tmp_path) == before

@@ -1,0 +1,102 @@
+"""Fifty kills at random moments, and the tables of a run that was never killed: python -m tests.benchmarks.kills
+
+A cluster of two nodes on loopback annotates photographs. Each kill takes the driver (which is started again), a
+process of Ray or of a sandbox, or a whole node (another takes its place). In the end the tables must be byte for
+byte those of an uninterrupted run, with every picture once; else the exit code is 1.
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from pipelines.annotation import annotate
+from pipelines.annotations import SUMMARY, Annotations
+from pipelines.retraining import open_model
+from pipelines.settings import AnnotateSettings
+from pipelines.storage import Store
+from tests.cluster import Cluster, cluster, kill_one
+from tests.factories import tree
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--pictures", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
+    arguments = parser.parse_args()
+    moments = random.Random(arguments.seed)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    photos = sorted((arguments.data / "photos").rglob("*.jpg"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in").mkdir()
+        for index in range(arguments.pictures):
+            (folder / "in" / f"{index:05d}.jpg").symlink_to(photos[index % len(photos)].absolute())
+        settings = AnnotateSettings(images_per_unit=16)
+        whole = annotate(str(folder / "in"), str(folder / "whole"), open_model("box"), settings, 1)
+        began = time.monotonic()
+        with cluster(0) as made:
+            made.add_node()
+            made.add_node()
+            os.environ["RAY_ADDRESS"] = made.address
+            killed = _killing(made, folder, arguments.kills, moments)
+        seconds = time.monotonic() - began
+        same = _parts(folder / "out") == _parts(folder / "whole")
+        run = Annotations(Store(str(folder / "out")))
+        uris = [uri for unit in run.units() for uri in run.images(unit)["uri"].to_pylist()]
+    print(f"{dict(killed)} killed in {seconds:.0f} s; {len(uris)} rows, {len(set(uris))} pictures of {whole.images}")
+    print("tables are those of the run that was never killed" if same else "TABLES DIFFER")
+    return 0 if same and sorted(uris) == sorted(set(uris)) and len(uris) == whole.images else 1
+
+
+def _killing(made: Cluster, folder: Path, kills: int, moments: random.Random) -> Counter[str]:
+    """Kills until so many are done, then lets the run end; where it ended before, the rest is not done."""
+    killed: Counter[str] = Counter()
+    driver = _driver(folder)
+    while killed.total() < kills and not (folder / "out" / SUMMARY).exists():
+        time.sleep(moments.uniform(1, 8))
+        kind = moments.choices(("driver", "process", "node"), (3, 5, 1))[0]
+        if kind == "driver":
+            driver.kill()
+            driver.wait()
+            driver = _driver(folder)
+        elif kind == "node":
+            made.kill_node(moments.randrange(2))
+            made.add_node()
+        elif not kill_one([*made.workers(), *_sandboxes()], moments):
+            continue
+        killed[kind] += 1
+    while driver.wait():
+        driver = _driver(folder)
+    return killed
+
+
+def _driver(folder: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", "from flows.cli import entry; entry()", "annotate", str(folder / "in")]
+    command += ["--out", str(folder / "out"), "--model", "box", "--workers", "2", "--images-per-unit", "16"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _sandboxes() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any("pipelines.sandbox" in part for part in process.info["cmdline"] or [])
+    ]
+
+
+def _parts(out: Path) -> dict[str, bytes]:
+    return {name: data for name, data in tree(out).items() if name.endswith(".parquet")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
