@@ -16,7 +16,7 @@ from flows.options import (
     settings_of,
 )
 from pipelines.errors import UsageError
-from pipelines.settings import AnnotateSettings, DetectorName
+from pipelines.settings import AnnotateSettings, DetectorChoice
 
 _SETTINGS = (
     "images_per_unit",
@@ -126,7 +126,7 @@ def _annotate(commands: Commands) -> None:
 def _add_detection(parser: argparse.ArgumentParser) -> None:
     """What decides which faces are found."""
     defaults = AnnotateSettings()
-    add_detector(parser, get_args(DetectorName))
+    add_detector(parser, get_args(DetectorChoice), "auto: blazeface where it is installed, else hog")
     parser.add_argument(
         "--min-face",
         type=float,

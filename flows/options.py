@@ -90,10 +90,8 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_detector(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    parser.add_argument(
-        "--detector", choices=names, help="who gives faces their boxes (default: hog, which needs no file)"
-    )
+def add_detector(parser: argparse.ArgumentParser, names: Sequence[str], default: str) -> None:
+    parser.add_argument("--detector", choices=names, help=f"who gives faces their boxes (default: {default})")
 
 
 def share(text: str) -> float:
@@ -129,7 +127,7 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
         help=f"share of photos held out where the source says none (default: {share})",
     )
     parser.add_argument("--seed", type=int, help="seed of every random draw (default: 0)")
-    add_detector(parser, get_args(BoxesBy))
+    add_detector(parser, get_args(BoxesBy), "hog, which needs no file")
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:

@@ -153,7 +153,7 @@ def _with_faces(
         for index, face in enumerate(sighting.faces):
             assert prediction is not None
             row = _face_row(sighting, index, face, prediction.shapes[done], prediction.confidence[done])
-            rows.append(row | {"detector": task.settings.detector} | _named(model))
+            rows.append(row | {"detector": task.detector.name} | _named(model))
             done += 1
         yield sighting, rows
 

@@ -127,7 +127,9 @@ def annotate(
         UserError: the source cannot be listed, or `out` holds a run of another model or other settings.
     """
     place = Store(out).absolute()
-    task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
+    detector = open_detector(settings.detector)
+    settings = settings.model_copy(update={"detector": detector.name})
+    task = Task(Store(source).absolute().url, detector, settings, model.card.crop_margin)
     job = Job(place, model, task)
     claim = _claim(job, source)
     _refuse_another(place, claim)

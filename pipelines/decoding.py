@@ -8,6 +8,7 @@ composited: there is no background to choose, and the colours under it are the p
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,13 +17,32 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from msrrn.geometry import Similarity
+
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 """What is opened at all: raster formats whose decoders start no other program."""
-_BY_OPENCV: Final = {"JPEG", "MPO", "PNG", "WEBP", "BMP"}
+_JPEG: Final = {"JPEG", "MPO"}
+_BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_END: Final = b"\xff\xd9"
 _SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", b"II*\0", b"MM\0*", b"GIF8")
 _HEIC_BRANDS: Final = {b"heic", b"heix", b"hevc", b"mif1", b"msf1"}
+_COLOUR: Final = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+"""How OpenCV is asked for a JPEG by its reduction; of a flag that reduces, the colour RGB takes the reduction."""
+_GREY: Final = {
+    1: cv2.IMREAD_GRAYSCALE,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+_FROM_THE_RIGHT: Final = {2, 3, 6, 7}
+"""Orientations in which x of the upright image counts from the far end of a stored axis."""
+_FROM_BELOW: Final = {3, 4, 7, 8}
 _PNG_EXIF_MARKS: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
@@ -53,15 +73,37 @@ class Undecodable(Exception):  # noqa: N818 - a state of an input, which becomes
 
 @dataclass(frozen=True)
 class Photo:
-    """`rgb` is (H, W, 3) uint8, upright. `orientation` is EXIF 1 to 8, `stored_size` (width, height)."""
+    """`rgb` is (H, W, 3) uint8, upright. `orientation` is EXIF 1 to 8.
+
+    `stored_size` (width, height) is that of the file. Where `reduction` is more than 1, a pixel of `rgb` is the
+    mean of that many pixels of the file, each way, counted from the upper left as stored.
+    """
 
     rgb: NDArray[np.uint8]
     orientation: int
     stored_size: tuple[int, int]
+    reduction: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the upright image at full resolution."""
+        width, height = self.stored_size
+        return (height, width) if self.orientation >= 5 else (width, height)
+
+    def to_reduced(self, reduction: int) -> Similarity:
+        """From pixels of the upright image at full resolution to those of the image as `reduction` leaves it."""
+        far = self.orientation in _FROM_THE_RIGHT, self.orientation in _FROM_BELOW
+        # By what the last stored pixels, of which there may be too few for a reduced one, begin before the image.
+        before = np.array([-side % reduction if counted else 0 for side, counted in zip(self.size, far, strict=True)])
+        return Similarity(np.eye(2) / reduction, (before + 0.5) / reduction - 0.5)
 
 
-def decode(data: bytes, limits: Limits | None = None) -> Photo:
-    """Decodes the first frame of a picture; raises `Undecodable` and nothing else for bad bytes."""
+def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], float] | None = None) -> Photo:
+    """Decodes the first frame of a picture; raises `Undecodable` and nothing else for bad bytes.
+
+    `enough` may say, for the longer side of the picture, what longer side will do: a JPEG is then decoded at a
+    half, a quarter or an eighth of its size, while that is not less. It costs a fraction.
+    """
     limits = limits or Limits()
     if not data:
         raise Undecodable("empty", "the file has no bytes")
@@ -74,14 +116,43 @@ def decode(data: bytes, limits: Limits | None = None) -> Photo:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_size(image.size, limits)
                 orientation = _orientation(image, data)
-                stored = _by_opencv(data) if image.format in _BY_OPENCV else None
+                reduction = _reduction(image, enough) if enough else 1
+                stored = _by_opencv(data, _COLOUR[reduction]) if image.format in _BY_OPENCV else None
+                if reduction > 1 and (stored is None or not _is_reduced(stored, image.size, reduction)):
+                    reduction, stored = 1, _by_opencv(data, _COLOUR[1])
                 upright = _by_pillow(image) if stored is None else _turned(stored, orientation)
+                stored_size = image.size
     except (Undecodable, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise _explained(error, data) from error
-    height, width = upright.shape[:2]
-    return Photo(upright, orientation, (height, width) if orientation >= 5 else (width, height))
+    if reduction == 1:
+        height, width = upright.shape[:2]
+        stored_size = (height, width) if orientation >= 5 else (width, height)
+    return Photo(upright, orientation, stored_size, reduction)
+
+
+def decode_grey(data: bytes, photo: Photo, reduction: int) -> NDArray[np.uint8]:
+    """The picture that `decode` gave reduced, less reduced or not at all: (H, W) uint8, upright.
+
+    Grey costs a fraction of colour, and is within some grey values of what the colours give.
+    """
+    stored = _by_opencv(data, _GREY[reduction])
+    if stored is None or not _is_reduced(stored, photo.stored_size, reduction):
+        raise Undecodable("corrupt", "the picture can be decoded reduced alone")
+    return _turned(stored, photo.orientation)
+
+
+def _reduction(image: Image.Image, enough: Callable[[int], float]) -> int:
+    if image.format not in _JPEG:
+        return 1
+    longer = max(image.size)
+    return next((factor for factor in (8, 4, 2) if longer / factor >= enough(longer)), 1)
+
+
+def _is_reduced(stored: NDArray[np.uint8], size: tuple[int, int], reduction: int) -> bool:
+    height, width = stored.shape[:2]
+    return (width, height) == (-(-size[0] // reduction), -(-size[1] // reduction))
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:
@@ -102,22 +173,22 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _by_opencv(data: bytes) -> NDArray[np.uint8] | None:
-    """(H, W, 3) as stored, or None where OpenCV finds fault. A JPEG may lack its end marker alone."""
-    stored = _imdecode(data)
+def _by_opencv(data: bytes, flags: int) -> NDArray[np.uint8] | None:
+    """As stored, or None where OpenCV finds fault. A JPEG may lack its end marker alone."""
+    stored = _imdecode(data, flags)
     if stored is None and data.startswith(_JPEG_START):
         scan = data.rstrip(_JPEG_END[:1])
+        whole = [scan + filler * 4096 + _JPEG_END for filler in (b"\0", b"\x55")]
         # A scan that is whole decodes to the same whatever follows it; one cut short takes it for pixels.
-        first, second = (_imdecode(scan + filler * 4096 + _JPEG_END) for filler in (b"\0", b"\x55"))
+        first, second = (_imdecode(padded, _COLOUR[1]) for padded in whole)
         if first is not None and second is not None and np.array_equal(first, second):
-            return first
+            return _imdecode(whole[0], flags)
     return stored
 
 
-def _imdecode(data: bytes) -> NDArray[np.uint8] | None:
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+def _imdecode(data: bytes, flags: int) -> NDArray[np.uint8] | None:
     try:
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
     return None if decoded is None else np.asarray(decoded, np.uint8)
@@ -139,9 +210,9 @@ def _turned(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation == 1:
         return stored
     turned = np.swapaxes(stored, 0, 1) if orientation >= 5 else stored
-    if orientation in {3, 4, 7, 8}:
+    if orientation in _FROM_BELOW:
         turned = turned[::-1]
-    if orientation in {2, 3, 6, 7}:
+    if orientation in _FROM_THE_RIGHT:
         turned = turned[:, ::-1]
     return np.ascontiguousarray(turned)
 

@@ -1,16 +1,23 @@
 """One picture of an archive: its bytes → its faces, each with its box and its crop."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import Box, CropFrame
-from pipelines.decoding import decode
+from msrrn.geometry import Box, CropFrame, Similarity
+from pipelines.decoding import Photo, decode, decode_grey
 from pipelines.detection import Detection, Detector
 from pipelines.detection.boxes import ordered
-from pipelines.pyramid import crop, frame_around
+from pipelines.pyramid import CROP, crop, frame_around
 from pipelines.settings import AnnotateSettings
+
+MOST_CROPS: Final = 800
+"""Longer side of a reduced picture from which most faces of photographs can be cropped. Smaller pictures are
+halved nevertheless: where crops need more, grey at full size costs less than colours at full size did.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,31 +55,65 @@ def look(data: bytes, detector: Detector, settings: AnnotateSettings, crop_margi
     Raises:
         Undecodable: the picture cannot be used; it says why.
     """
-    photo = decode(data)
-    height, width = photo.rgb.shape[:2]
-    turned, detections = _find(photo.rgb, detector, settings)
+
+    def smallest(longer: int) -> float:
+        return settings.min_face * longer if settings.min_face < 1 else settings.min_face
+
+    def enough(longer: int) -> float:
+        return max(detector.resolution * longer / smallest(longer), min(longer / 2, MOST_CROPS))
+
+    photo = decode(data, enough=enough)
+    turned, detections = _find(photo, detector, smallest(max(photo.size)), settings)
     frames = [frame_around(item.box, crop_margin, roll=np.deg2rad(turned)) for item in detections]
-    faces = [SeenFace(item, frame, crop(photo.rgb, frame)) for item, frame in zip(detections, frames, strict=True)]
-    return Look(width, height, photo.orientation, turned, tuple(faces))
+    crops = _crops(data, photo, frames)
+    faces = [SeenFace(*face) for face in zip(detections, frames, crops, strict=True)]
+    return Look(*photo.size, photo.orientation, turned, tuple(faces))
 
 
-def _find(rgb: NDArray[np.uint8], detector: Detector, settings: AnnotateSettings) -> tuple[int, list[Detection]]:
+def _find(
+    photo: Photo, detector: Detector, smallest: float, settings: AnnotateSettings
+) -> tuple[int, list[Detection]]:
     """The faces as the picture lies; where there are none, those of the quarter turn with the surest one."""
-    height, width = rgb.shape[:2]
-    smallest = settings.min_face * max(height, width) if settings.min_face < 1 else settings.min_face
+    height, width = photo.rgb.shape[:2]
+    to_full = photo.to_reduced(photo.reduction).inverse()
     least = -np.inf if settings.min_score is None else settings.min_score
     best: tuple[int, list[Detection]] = 0, []
     for turned in (0, 90, 180, 270) if settings.any_rotation else (0,):
+        lying = np.ascontiguousarray(np.rot90(photo.rgb, -turned // 90))
         found = [
-            Detection(turned_back(item.box, turned, width, height), item.score)
-            for item in detector(np.ascontiguousarray(np.rot90(rgb, -turned // 90)))
-            if item.score >= least and item.box.side >= smallest
+            Detection(_mapped(turned_back(item.box, turned, width, height), to_full), item.score)
+            for item in detector(lying, smallest / photo.reduction)
+            if item.score >= least and item.box.side * photo.reduction >= smallest
         ]
         if found and (not best[1] or max(item.score for item in found) > max(item.score for item in best[1])):
             best = turned, found
         if turned == 0 and found:
             break
     return best[0], ordered(best[1])[: settings.max_faces]
+
+
+def _crops(data: bytes, photo: Photo, frames: Sequence[CropFrame]) -> list[NDArray[np.uint8]]:
+    """Each from the picture as it was decoded, where that is as fine as the crop, else from one that is."""
+    wanted = [_reduction(frame, photo.reduction) for frame in frames]
+    finest = min(wanted, default=photo.reduction)
+    sources = {photo.reduction: (photo.rgb, photo.to_reduced(photo.reduction).inverse())}
+    if finest < photo.reduction:
+        sources[finest] = decode_grey(data, photo, finest), photo.to_reduced(finest).inverse()
+    made = []
+    for frame, reduction in zip(frames, wanted, strict=True):
+        picture, to_full = sources[reduction if reduction == photo.reduction else finest]
+        made.append(crop(picture, CropFrame(frame.to_crop.after(to_full))))
+    return made
+
+
+def _reduction(frame: CropFrame, most: int) -> int:
+    """The strongest reduction that leaves a crop its resolution."""
+    return next((factor for factor in (8, 4, 2) if factor <= most and frame.side / factor >= CROP), 1)
+
+
+def _mapped(box: Box, transform: Similarity) -> Box:
+    (x0, y0), (x1, y1) = transform(np.array(box.edges).reshape(2, 2)).tolist()
+    return Box(x0, y0, x1, y1)
 
 
 def turned_back(box: Box, turned: int, width: int, height: int) -> Box:

@@ -40,19 +40,21 @@ def frame_around(
     return CropFrame.square(centre, box.side * margin * scale, roll, mirrored)
 
 
-def crop(rgb: NDArray[np.uint8], frame: CropFrame) -> NDArray[np.uint8]:
-    """Grey crop (200, 200) of an upright picture (H, W, 3). See `crops`."""
-    return crops(rgb, [frame])[0]
+def crop(picture: NDArray[np.uint8], frame: CropFrame) -> NDArray[np.uint8]:
+    """Grey crop (200, 200) of an upright picture. See `crops`."""
+    return crops(picture, [frame])[0]
 
 
-def crops(rgb: NDArray[np.uint8], frames: Sequence[CropFrame]) -> list[NDArray[np.uint8]]:
-    """Grey crops (200, 200) of an upright picture (H, W, 3), for frames of about one size and place.
+def crops(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> list[NDArray[np.uint8]]:
+    """Grey crops (200, 200) of an upright picture, for frames of about one size and place.
+
+    The picture is RGB (H, W, 3) or grey (H, W).
 
     Where the picture is finer than twice the crop of the first frame, its part around the frames is
     reduced to that by area averages, once for all of them. Then each crop is sampled bilinearly. Outside the
     picture its edge pixels repeat.
     """
-    grey, to_part = _grey_around(rgb, frames)
+    grey, to_part = _grey_around(picture, frames)
     height, width = grey.shape
     factor = min(1.0, OVERSAMPLING * CROP / frames[0].side)
     size = max(1, round(width * factor)), max(1, round(height * factor))
@@ -70,9 +72,9 @@ def crops(rgb: NDArray[np.uint8], frames: Sequence[CropFrame]) -> list[NDArray[n
     return made
 
 
-def _grey_around(rgb: NDArray[np.uint8], frames: Sequence[CropFrame]) -> tuple[NDArray[np.uint8], Similarity]:
+def _grey_around(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> tuple[NDArray[np.uint8], Similarity]:
     """The part of the picture that the frames can touch, in grey, and the map from the picture to it."""
-    height, width = rgb.shape[:2]
+    height, width = picture.shape[:2]
     square = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     corners = np.concatenate([frame.shape_to_upright(square) for frame in frames])
     low = np.floor(corners.min(axis=0)).astype(int) - 2
@@ -82,7 +84,9 @@ def _grey_around(rgb: NDArray[np.uint8], frames: Sequence[CropFrame]) -> tuple[N
     # A frame that lies wholly outside still needs the edge pixels that repeat into it.
     x0, x1 = min(x0, width - 1), max(x1, 1)
     y0, y1 = min(y0, height - 1), max(y1, 1)
-    part = np.asarray(cv2.cvtColor(rgb[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY), np.uint8)
+    part = picture[y0:y1, x0:x1]
+    if part.ndim == 3:
+        part = np.asarray(cv2.cvtColor(part, cv2.COLOR_RGB2GRAY), np.uint8)
     return part, Similarity(np.eye(2), np.array([-x0, -y0], np.float64))
 
 

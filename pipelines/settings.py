@@ -13,6 +13,8 @@ NAME: Final = "msrrn"
 
 SourceFormat = Literal["300w", "imglab", "coco", "csv", "csv-1based", "webdataset", "parquet"]
 DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
+DetectorChoice = Literal["auto", "hog", "blazeface", "cnn", "yunet"]
+"""A detector, or (auto) the best that is installed: blazeface where its runtime and its model file are, else hog."""
 BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
 """Who gives a training face its box: a detector, or the data."""
 
@@ -103,9 +105,12 @@ class AnnotateSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     images_per_unit: int = Field(64, ge=1, le=100_000)
-    detector: DetectorName = "hog"
+    detector: DetectorChoice = Field(
+        "auto",
+        description="who finds faces; auto is blazeface where it is installed, else hog, and a run records which",
+    )
     min_face: float = Field(
-        0.1,
+        0.06,
         gt=0,
         le=100_000,
         description="side of the smallest face box worth finding: below 1 a share of the picture's longer side, else "

@@ -4,7 +4,7 @@ from typing import get_args
 
 from pipelines.detection.boxes import BoxMapping, Detection, Detector, expected_box, match
 from pipelines.detection.hog import HogDetector
-from pipelines.detection.models import read_model_file
+from pipelines.detection.models import has_model_file, read_model_file
 from pipelines.errors import UserError
 from pipelines.settings import DetectorName
 
@@ -21,11 +21,13 @@ __all__ = [
 
 
 def open_detector(name: str) -> Detector:
-    """The detector of a name, with its model file read and checked.
+    """The detector of a name, with its model file read and checked; its own `name` says which `auto` is here.
 
     Raises:
         UserError: there is no such detector, or its model file or library is missing; says the remedy.
     """
+    if name == "auto":
+        return open_detector("blazeface" if _has_blazeface() else "hog")
     if name == "hog":
         return HogDetector()
     if name == "blazeface":
@@ -42,3 +44,9 @@ def open_detector(name: str) -> Detector:
 
         return YuNetDetector(read_model_file(name))
     raise UserError(f"there is no detector {name!r}: choose one of {', '.join(get_args(DetectorName))}")
+
+
+def _has_blazeface() -> bool:
+    from pipelines.detection.blazeface import has_runtime
+
+    return has_runtime() and has_model_file("blazeface")

@@ -29,12 +29,21 @@ class Detection:
 
 
 class Detector(Protocol):
-    """Finds faces. Picklable, and holds its model's bytes: a worker elsewhere needs no file."""
+    """Finds faces. Picklable, and holds its model's bytes: a worker elsewhere needs no file.
+
+    `resolution` is how many pixels a side a face has to have: a picture may be reduced until its smallest faces
+    that are worth finding have no more.
+    """
 
     name: ClassVar[str]
+    resolution: ClassVar[float]
 
-    def __call__(self, rgb: NDArray[np.uint8]) -> list[Detection]:
-        """Faces of an upright picture (H, W, 3) uint8, in the convention of `expected_box`, as `ordered`."""
+    def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
+        """Faces of an upright picture (H, W, 3) uint8, in the convention of `expected_box`, as `ordered`.
+
+        `min_side`, in pixels, is the side of the smallest face worth finding: smaller ones need not be searched
+        for. Without it the detector searches as far as its own policy goes.
+        """
         ...
 
 

@@ -36,11 +36,15 @@ class CnnDetector:
 
     model: bytes = field(repr=False)
     name: ClassVar[str] = "cnn"
+    resolution: ClassVar[float] = 80.0
 
-    def __call__(self, rgb: NDArray[np.uint8]) -> list[Detection]:
-        """Faces of an upright picture (H, W, 3) uint8, largest box first, ties by x0, then y0."""
+    def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
+        """Faces of an upright picture (H, W, 3) uint8, largest box first, ties by x0, then y0.
+
+        With `min_side`, the copy is as large as such faces need.
+        """
         height, width = rgb.shape[:2]
-        factor = min(1.0, MAX_SIDE / max(height, width))
+        factor = min(1.0, self.resolution / min_side if min_side else MAX_SIDE / max(height, width))
         size = max(1, round(width * factor)), max(1, round(height * factor))
         copy = np.zeros((max(size[1], MIN_SIDE), max(size[0], MIN_SIDE), 3), np.uint8)
         copy[: size[1], : size[0]] = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)

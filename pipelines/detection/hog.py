@@ -30,6 +30,9 @@ the detector's own usage gives, 13.
 UNSURE: Final = -0.5
 """Score in the coarse copy of what may be a face. At -0.3 nothing is lost yet, at 0 four faces are."""
 
+MAX_ASKED_SIDE: Final = 4 * MAX_FINE_SIDE
+"""Longer side of the fine copy, however small the faces that are asked for."""
+
 SMALLEST: Final = 75
 """Side, in pixels of a copy, below which a detection belongs to the smallest scale: 73, the next has 88."""
 
@@ -51,10 +54,18 @@ class HogDetector:
     """
 
     name: ClassVar[str] = "hog"
+    resolution: ClassVar[float] = 80.0
 
-    def __call__(self, rgb: NDArray[np.uint8]) -> list[Detection]:
-        """Faces of an upright picture (H, W, 3) uint8, largest box first, ties by x0, then y0."""
-        fine = min(FINE, MAX_FINE_SIDE / max(rgb.shape[:2]))
+    def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
+        """Faces of an upright picture (H, W, 3) uint8, largest box first, ties by x0, then y0.
+
+        With `min_side`, the fine copy is as large as such faces need, and not larger.
+        """
+        longer = max(rgb.shape[:2])
+        if min_side is None:
+            fine = min(FINE, MAX_FINE_SIDE / longer)
+        else:
+            fine = min(FINE, MAX_ASKED_SIDE / longer, self.resolution / min_side)
         coarse = fine * COARSE
         candidates = _search(rgb, coarse, UNSURE)
         found = [item for item in candidates if item.score > SURE]

@@ -75,6 +75,11 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "msrrn"
 
 
+def has_model_file(detector: str) -> bool:
+    """Whether the model file of a detector was fetched; it may be damaged."""
+    return _path(MODEL_FILES[detector]).is_file()
+
+
 def read_model_file(detector: str) -> bytes:
     """The model file of a detector, from the cache.
 

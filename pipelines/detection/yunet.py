@@ -32,9 +32,13 @@ class YuNetDetector:
 
     model: bytes = field(repr=False)
     name: ClassVar[str] = "yunet"
+    resolution: ClassVar[float] = 16.0
 
-    def __call__(self, rgb: NDArray[np.uint8]) -> list[Detection]:
-        """Faces of an upright picture (H, W, 3) uint8, largest box first, ties by x0, then y0."""
+    def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
+        """Faces of an upright picture (H, W, 3) uint8, largest box first, ties by x0, then y0.
+
+        `min_side` changes nothing: there is one copy, in which the smallest faces have some 16 px.
+        """
         square, scale, corner = letterbox(rgb, SIZE)
         _, faces = _detector(self.model).detect(np.ascontiguousarray(square[:, :, ::-1]))
         return [] if faces is None else ordered(to_detections(faces, scale, corner))

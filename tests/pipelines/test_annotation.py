@@ -285,6 +285,7 @@ class Upset:
     """A detector that chokes on pictures of 40 rows, in the way that their columns say."""
 
     name = "hog"
+    resolution = HogDetector.resolution
 
     def __init__(self, patient: bool = False) -> None:
         self.patient = patient

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from msrrn.geometry import upright_to_stored
-from pipelines.decoding import Limits, Undecodable, decode
+from pipelines.decoding import Limits, Photo, Undecodable, decode, decode_grey
 
 WIDTH, HEIGHT = 96, 64
 
@@ -43,9 +43,13 @@ def _exif(orientation: int) -> Image.Exif:
     return exif
 
 
-def _reason(data: bytes, limits: Limits | None = None) -> str:
+def _reduced(data: bytes, reduction: int, limits: Limits | None = None) -> Photo:
+    return decode(data, limits, lambda longer: longer / reduction)
+
+
+def _reason(data: bytes, limits: Limits | None = None, reduction: int = 1) -> str:
     with pytest.raises(Undecodable) as caught:
-        decode(data, limits)
+        _reduced(data, reduction, limits)
     assert caught.value.message
     return caught.value.reason
 
@@ -212,6 +216,100 @@ def test_limits_are_settings() -> None:
     assert decode(data, exact).stored_size == (WIDTH, HEIGHT)
 
 
+def _linear(width: int, height: int) -> NDArray[np.uint8]:
+    """Grey values that say where they are: reduced by area averages, they stay linear."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.dstack([np.rint(x * 240 / width), np.rint(y * 240 / height), np.full_like(x, 90)]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("size", [(256, 192), (251, 187), (253, 190)])
+def test_a_reduced_jpeg_knows_where_its_pixels_lie(size: tuple[int, int], reduction: int, orientation: int) -> None:
+    """The values of a picture are those at the same place of the picture in full: within half a pixel of it."""
+    scene = _linear(*size)
+    data = _picture(scene, "JPEG", quality=98, subsampling=0, exif=_exif(orientation))
+    full, photo = decode(data), _reduced(data, reduction)
+    assert (full.reduction, photo.reduction) == (1, reduction)
+    assert photo.orientation == orientation
+    assert photo.stored_size == full.stored_size == size
+    assert photo.size == full.size == full.rgb.shape[1::-1]
+    assert photo.rgb.shape[1::-1] == tuple(-(-side // reduction) for side in photo.size)
+    assert photo.rgb.flags.c_contiguous
+    grey = decode_grey(data, photo, reduction)
+    assert grey.shape == photo.rgb.shape[:2]
+    # Pixels at the far edge may have less than their share of the picture.
+    height, width = photo.rgb.shape[:2]
+    at = np.stack(np.meshgrid(np.arange(2.0, width - 2), np.arange(2.0, height - 2)), axis=-1)
+    where = upright_to_stored(photo.to_reduced(reduction).inverse()(at), orientation, size)
+    pixels = photo.rgb[2:-2, 2:-2].astype(float)
+    for axis in (0, 1):
+        off = pixels[..., axis] * size[axis] / 240 - where[..., axis]
+        assert abs(off.mean()) < 0.25
+        assert np.abs(off).max() < 2.5  # grey values are whole numbers
+    luma = pixels @ [0.299, 0.587, 0.114]
+    assert np.abs(grey[2:-2, 2:-2] - luma).max() < 3
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_grey_is_decoded_finer_than_what_was_reduced(orientation: int) -> None:
+    data = _picture(SMOOTH, "JPEG", quality=98, subsampling=0, exif=_exif(orientation))
+    photo = _reduced(data, 8)
+    for reduction in (1, 2, 4):
+        grey = decode_grey(data, photo, reduction)
+        colours = decode(data).rgb if reduction == 1 else _reduced(data, reduction).rgb
+        assert np.abs(grey - colours @ [0.299, 0.587, 0.114]).max() < 3
+
+
+@pytest.mark.parametrize(
+    ("longer", "reduction"), [(96, 1), (95, 1), (49, 1), (48, 2), (25, 2), (24, 4), (12, 8), (1, 8)]
+)
+def test_a_jpeg_is_reduced_while_it_is_large_enough(longer: int, reduction: int) -> None:
+    photo = decode(_picture(SCENE, "JPEG"), enough=lambda found: longer if found == WIDTH else 0)
+    assert photo.reduction == reduction
+    assert max(photo.rgb.shape) == WIDTH // reduction
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_other_formats_are_decoded_in_full(kind: str) -> None:
+    data = _picture(SCENE, kind)
+    photo = _reduced(data, 4)
+    assert (photo.reduction, photo.size) == (1, (WIDTH, HEIGHT))
+    np.testing.assert_array_equal(photo.rgb, decode(data).rgb)
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_what_decoding_promises_holds_at_every_reduction(reduction: int) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    for progressive in (False, True):
+        data = _picture(noise, "JPEG", progressive=progressive)
+        assert _reason(data[: len(data) // 2], None, reduction) == "truncated"
+        assert _reason(data[:-20], None, reduction) == "truncated"
+        whole = _reduced(data, reduction)
+        assert whole.reduction == reduction
+        for missing in (1, 2):
+            lacking = _reduced(data[:-missing], reduction)
+            np.testing.assert_array_equal(lacking.rgb, whole.rgb)
+            np.testing.assert_array_equal(decode_grey(data[:-missing], lacking, 1), decode_grey(data, whole, 1))
+    data = _picture(noise, "JPEG")
+    assert _reason(data, Limits(max_pixels=WIDTH * HEIGHT - 1), reduction) == "too_large"
+    assert _reason(data, Limits(max_side=WIDTH - 1), reduction) == "too_large"
+    assert _reason(data, Limits(max_bytes=len(data) - 1), reduction) == "too_large"
+    assert _reason(b"", None, reduction) == "empty"
+
+
+@pytest.mark.parametrize("reduction", [2, 4])
+def test_grey_and_cmyk_jpegs_are_reduced(reduction: int) -> None:
+    cmyk = _saved(Image.fromarray(SMOOTH).convert("CMYK"), "JPEG", quality=98, subsampling=0)
+    for data in (cmyk, _picture(SMOOTH[..., 0], "JPEG", quality=98)):
+        full, photo = decode(data).rgb, _reduced(data, reduction)
+        assert photo.reduction == reduction
+        mean = cv2.resize(full, photo.rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(photo.rgb.astype(int) - mean).max() <= 8
+        luma = cv2.cvtColor(full, cv2.COLOR_RGB2GRAY)
+        assert np.abs(decode_grey(data, photo, 1).astype(int) - luma).max() <= 8
+
+
 _SEEDS = [_picture(SCENE, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")]
 
 
@@ -234,6 +332,30 @@ def test_whatever_the_bytes_nothing_else_is_raised(data: bytes, changes: list[tu
         assert photo.rgb.ndim == 3
         assert photo.rgb.dtype == np.uint8
     assert reason in {"", "empty", "not_an_image", "truncated", "corrupt", "too_large"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=4),
+    st.integers(0, 400),
+    st.sampled_from([2, 4, 8]),
+)
+def test_a_damaged_jpeg_gives_the_same_reason_at_every_reduction(
+    progressive: bool, changes: list[tuple[int, int]], cut: int, reduction: int
+) -> None:
+    damaged = bytearray(_picture(SCENE, "JPEG", progressive=progressive))
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    data = bytes(damaged[: len(damaged) - cut])
+    outcomes = []
+    for factor in (1, reduction):
+        try:
+            photo = _reduced(data, factor, Limits(max_pixels=1_000_000))
+            outcomes.append(f"{photo.size} {photo.orientation}")
+        except Undecodable as error:
+            outcomes.append(error.reason)
+    assert outcomes[0] == outcomes[1]
 
 
 def test_png_bytes_under_a_jpg_name(data_root: Path) -> None:

@@ -103,6 +103,37 @@ def test_small_faces_beside_a_large_one_are_found(data_root: Path, photograph: P
     assert sum(match(detections, shape) is not None for shape in shapes) >= max(3, len(shapes) - 1)
 
 
+def test_smaller_faces_are_searched_for_where_they_are_asked_for(
+    detector: Detector, photograph: Photograph, data_root: Path
+) -> None:
+    """A photograph in a corner of a large picture: a face of about a twentieth of its side."""
+    if detector.name in {"cnn", "yunet"}:
+        pytest.skip("slow, or with one copy whatever is asked for")
+    annotations = sorted((data_root / "300w" / "helen" / "trainset").glob("*.pts"))[60:66]
+    found: dict[float, int] = {}
+    for annotation in annotations:
+        rgb, shape = photograph(f"300w/helen/trainset/{annotation.stem}.jpg"), parse_pts(annotation.read_bytes())
+        factor = 70 / expected_box(shape).side
+        small = cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        large = np.full((1200, 1500, 3), 127, np.uint8)
+        large[900 : 900 + small.shape[0], 200 : 200 + small.shape[1]] = small
+        for least in (300.0, 70.0, 40.0):
+            own = match(detector(large, least), (shape + 0.5) * factor - 0.5 + [200, 900])
+            found[least] = found.get(least, 0) + (own is not None)
+    assert found[300.0] == 0 or detector.name == "blazeface"  # its one view may show them nevertheless
+    assert found[70.0] >= 4
+    assert found[40.0] >= 5
+
+
+def test_auto_is_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for runtime in (False, True):
+        for file in (False, True):
+            monkeypatch.setattr("pipelines.detection.blazeface.has_runtime", lambda has=runtime: has)
+            monkeypatch.setattr("pipelines.detection.has_model_file", lambda name, has=file: has)
+            monkeypatch.setattr("pipelines.detection.read_model_file", lambda name: b"model")
+            assert open_detector("auto").name == ("blazeface" if runtime and file else "hog")
+
+
 @given(
     st.floats(-0.4, 0.4), st.floats(-0.4, 0.4), st.floats(0.4, 2.5), st.permutations(list(range(9))), st.booleans()
 )

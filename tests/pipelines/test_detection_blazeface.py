@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.detection.blazeface import BlazeFaceDetector, anchors, decode, letterbox, weighted_nms
+from msrrn.geometry import Box
+from pipelines.detection.blazeface import (
+    CLOSE,
+    REACH,
+    SIZE,
+    BlazeFaceDetector,
+    anchors,
+    around,
+    decode,
+    letterbox,
+    weighted_nms,
+    windows,
+)
 from pipelines.detection.yunet import to_detections
 
 
@@ -69,6 +81,60 @@ def test_the_letterbox_maps_the_picture_onto_its_own_part(width: int, height: in
     assert ((square == 255).all(axis=2) == shown).all()
     assert abs((x0 + x1) / 2 - 32) < 0.51
     assert abs((y0 + y1) / 2 - 32) < 0.51
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.floats(0.05, 1))
+def test_the_letterbox_shows_the_picture_as_large_as_it_is_told(width: int, height: int, share: float) -> None:
+    square, scale, corner = letterbox(np.full((height, width, 3), 255, np.uint8), 192, share)
+    x0, y0, x1, y1 = np.array([0, 0, width, height]) * scale + corner
+    assert max(x1 - x0, y1 - y0) == pytest.approx(max(1.0, 192 * share), abs=0.51)
+    assert (square == 255).all(axis=2).sum() == round((x1 - x0) * (y1 - y0))
+
+
+@given(st.integers(1, 6000), st.integers(1, 6000), st.floats(10, 3000))
+def test_without_need_the_whole_is_viewed_alone(width: int, height: int, spare: float) -> None:
+    least = max(REACH * max(width, height), REACH * SIZE)
+    assert list(windows(width, height, least / REACH)) == [(0, 0, width, height)]
+    assert list(windows(width, height, least / REACH + spare)) == [(0, 0, width, height)]
+
+
+@given(
+    st.integers(200, 6000),
+    st.integers(200, 6000),
+    st.floats(0.015, 0.2),
+    st.floats(1, 3),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_every_face_as_large_as_asked_is_whole_in_a_view_that_reaches_it(
+    width: int, height: int, min_share: float, larger: float, x: float, y: float
+) -> None:
+    least = max(min_share * max(width, height), REACH * SIZE)
+    side = min(least * larger, width, height)
+    x0, y0 = x * (width - side), y * (height - side)
+    views = list(windows(width, height, least / REACH))
+    assert len(set(views)) == len(views)
+    assert all(0 <= a < c <= width and 0 <= b < d <= height for a, b, c, d in views)
+    whole = [
+        max(c - a, d - b)
+        for a, b, c, d in views
+        if a <= x0 + 1 and b <= y0 + 1 and x0 + side - 1 <= c and y0 + side - 1 <= d
+    ]
+    assert max(side / longer for longer in whole) >= min(REACH * 0.98, side / max(width, height))
+    if larger == 1:
+        assert side / min(whole) >= REACH * 0.98
+
+
+@given(st.floats(-50, 450), st.floats(-50, 350), st.floats(1, 500))
+def test_the_second_view_is_around_the_box_inside_the_picture(x: float, y: float, side: float) -> None:
+    box = Box(x, y, x + side, y + side)
+    x0, y0, x1, y1 = around(box, CLOSE, 400, 300)
+    assert 0 <= x0 < x1 <= 400
+    assert 0 <= y0 < y1 <= 300
+    assert x1 - x0 <= CLOSE * side + 2
+    if x >= 0 and x + side <= 400:
+        assert x0 <= x + 1
+        assert x + side - 1 <= x1
 
 
 def test_rows_of_yunet_become_boxes_of_the_picture() -> None:

@@ -1,7 +1,8 @@
 """What is seen in a picture: the same faces however it was stored, turned, or reduced on the way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import cv2
@@ -10,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
-from msrrn.geometry import Box
-from pipelines.decoding import Undecodable
-from pipelines.detection import Detection
+from msrrn.geometry import Box, CropFrame
+from pipelines.decoding import Undecodable, decode
+from pipelines.detection import Detection, HogDetector
 from pipelines.detection.boxes import ordered
 from pipelines.looking import Look, look, turned_back
+from pipelines.pyramid import crop
 from pipelines.settings import AnnotateSettings
 from tests.factories import picture
 
@@ -27,8 +30,9 @@ class Masks:
     """Finds what `drawn` draws, upright, and scores it by its brightness."""
 
     name: ClassVar[str] = "masks"
+    resolution: ClassVar[float] = 10.0
 
-    def __call__(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+    def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
         grey = rgb.max(axis=2)
         _, _, stats, _ = cv2.connectedComponentsWithStats((grey > 60).astype(np.uint8))
         found = []
@@ -115,6 +119,102 @@ def test_the_turn_with_the_surest_face_is_kept() -> None:
 def test_a_picture_without_a_face_is_not_turned() -> None:
     seen = look(picture(drawn(40, 30, [])), Masks(), AnnotateSettings(any_rotation=True), MARGIN)
     assert (seen.width, seen.height, seen.turned, seen.faces) == (40, 30, 0, ())
+
+
+def textured(width: int, height: int, masks: Sequence[tuple[int, int, int, int]]) -> NDArray[np.uint8]:
+    """`drawn`, with detail of a few pixels."""
+    grain = np.random.default_rng(0).uniform(0.8, 1.0, (height // 2 + 1, width // 2 + 1)).astype(np.float32)
+    fine = cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)
+    return (drawn(width, height, masks) * fine[..., None]).astype(np.uint8)
+
+
+LARGE = ((300, 100, 420, 250), (800, 300, 120, 230), (100, 600, 200, 240))
+"""Of a picture of (1203, 901), which is halved; the first's crop then has 315 px, that of the second 90."""
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_faces_of_a_reduced_picture_are_where_they_are_in_full(orientation: int) -> None:
+    stored = _stored(textured(1203, 901, LARGE), orientation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    jpeg = picture(stored, "JPEG", quality=97, subsampling=0, exif=exif)
+    full = decode(jpeg).rgb
+    seen = look(jpeg, Masks(), AnnotateSettings(), MARGIN)
+    assert (seen.width, seen.height, seen.orientation, seen.turned) == (1203, 901, orientation, 0)
+    assert len(seen.faces) == 3
+    for face, mask in zip(seen.faces, (LARGE[0], LARGE[2], LARGE[1]), strict=True):
+        assert face.detection.box.edges == pytest.approx(mask_box(*mask[:3]), abs=2)
+        assert face.frame.side == pytest.approx(MARGIN * mask[2], abs=4)
+        # Two grey values: a crop that had less than its resolution, or was a pixel beside, has five and more.
+        assert np.abs(face.crop.astype(int) - crop(full, face.frame)).mean() < 2
+
+
+def _stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """As a camera would store it, that says how to look."""
+    turns = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM}
+    turns |= {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE}
+    turns |= {8: Image.Transpose.ROTATE_270}
+    image = Image.fromarray(upright)
+    return np.asarray(image.transpose(turns[orientation]) if orientation > 1 else image, np.uint8)
+
+
+@dataclass(frozen=True)
+class Spy(Masks):
+    """Notes what it is shown, and how small a face may be in it."""
+
+    shown: list[tuple[tuple[int, ...], float | None]] = field(default_factory=list)
+
+    def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
+        self.shown.append((rgb.shape[:2], min_side))
+        return super().__call__(rgb, min_side)
+
+
+@pytest.mark.parametrize(
+    ("min_face", "kind", "shape", "min_side"),
+    [
+        (0.1, "JPEG", (901, 1203), None),
+        (0.005, "JPEG", (1802, 2406), None),
+        (40, "JPEG", (901, 1203), 20),
+        (19, "JPEG", (1802, 2406), 19),
+        (0.1, "PNG", (1802, 2406), None),
+    ],
+)
+def test_a_picture_is_reduced_as_far_as_its_smallest_face_allows(
+    min_face: float, kind: str, shape: tuple[int, int], min_side: float | None
+) -> None:
+    spy = Spy()
+    look(picture(drawn(2406, 1802, []), kind), spy, AnnotateSettings(min_face=min_face), MARGIN)
+    ((shown, least),) = spy.shown
+    assert shown == shape
+    assert least == pytest.approx(min_side or min_face * shape[1])
+
+
+def test_faces_of_a_turned_reduced_picture_are_where_they_are_in_full() -> None:
+    upright = textured(1203, 901, LARGE)
+    jpeg = picture(np.ascontiguousarray(np.rot90(upright)), "JPEG", quality=97, subsampling=0)
+    seen = look(jpeg, Masks(), AnnotateSettings(any_rotation=True), MARGIN)
+    assert (seen.width, seen.height, seen.turned) == (901, 1203, 90)
+    for face, mask in zip(seen.faces, (LARGE[0], LARGE[2], LARGE[1]), strict=True):
+        expected = turned_back(Box(*mask_box(*mask[:3])), 90, 901, 1203)
+        assert face.detection.box.edges == pytest.approx(expected.edges, abs=2)
+        assert np.abs(face.crop.astype(int) - crop(decode(jpeg).rgb, face.frame)).mean() < 2
+        x, y = mask[0] + mask[2] / 2, mask[1] + mask[2] / 2
+        reference = crop(upright, CropFrame.square((x, y), MARGIN * mask[2]))
+        assert np.abs(face.crop.astype(int) - reference).mean() < 12
+
+
+def test_real_faces_of_a_large_photograph_are_those_of_the_small_one(data_root: Path) -> None:
+    """Four times as large, it is decoded at a quarter: boxes are four times as large, crops the same."""
+    data = (data_root / "300w" / "afw" / "3729198156_1.jpg").read_bytes()
+    small = decode(data).rgb
+    large = np.asarray(cv2.resize(small, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC), np.uint8)
+    settings = AnnotateSettings(min_face=0.08)
+    seen = look(picture(large, "JPEG", quality=95), HogDetector(), settings, MARGIN)
+    expected = [item.box for item in HogDetector()(small, 0.08 * max(small.shape)) if item.box.side > 75]
+    assert len(seen.faces) == len(expected) == 2
+    for face, box in zip(seen.faces, expected, strict=True):
+        assert face.detection.box.iou(box.scaled(4)) > 0.8
+        assert np.abs(face.crop.astype(int) - crop(large, face.frame)).mean() < 3
 
 
 def test_bytes_that_are_no_picture_say_why() -> None:

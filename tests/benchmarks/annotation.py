@@ -1,0 +1,264 @@
+"""Bytes → faces, how fast and how many: python -m tests.benchmarks.annotation [--each 40] [--mediapipe PYTHON]
+
+On the pictures of `tests.benchmarks.pictures`, one process, one thread, CPU time, the contenders by turns on each
+picture, so that ratios hold on a busy machine:
+
+- what a user would write: decode, dlib's HOG at full resolution, dlib's shape predictor (ERT, 15 cascades; it is
+  trained here on a few faces, which changes no cost) on every face;
+- `look` with every detector that is installed, alone and with the landmarks of the model in the box.
+
+Then recall and pictures a second over `--min-face`. With `--mediapipe`, the Python of an environment that has
+mediapipe, last: its FaceMesh on frames and photographs, beside ours, landmarks and all.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import dlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from msrrn.augmentation import AugmentationSettings
+from msrrn.geometry import Box
+from msrrn.synthetic import draw_photo
+from pipelines.detection import Detection, Detector, match, open_detector
+from pipelines.errors import UserError
+from pipelines.ert import trained_ert
+from pipelines.looking import look
+from pipelines.prepare import prepare
+from pipelines.retraining import open_model
+from pipelines.settings import AnnotateSettings, PrepareSettings
+from tests.benchmarks.pictures import Picture, mix
+from tests.factories import write_face
+
+DETECTORS = ("hog", "blazeface")
+MIN_FACES = (0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25)
+BANDS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 1.0)
+BATCH = 64
+
+Annotate = Callable[[bytes], Sequence[Detection]]
+
+
+def naive(predictor_file: Path) -> Annotate:
+    """What a user would write."""
+    detector, predictor = dlib.get_frontal_face_detector(), dlib.shape_predictor(str(predictor_file))
+
+    def annotate(data: bytes) -> list[Detection]:
+        rgb = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        found = []
+        for r in detector(rgb, 0):
+            predictor(rgb, r).parts()
+            found.append(Detection(Box(r.left() - 0.5, r.top() - 0.5, r.right() + 0.5, r.bottom() + 0.5), 1.0))
+        return found
+
+    return annotate
+
+
+def looking(detector: Detector, settings: AnnotateSettings, keep: list[NDArray[np.uint8]] | None = None) -> Annotate:
+    def annotate(data: bytes) -> list[Detection]:
+        seen = look(data, detector, settings, 1.5)
+        if keep is not None:
+            keep.extend(face.crop for face in seen.faces)
+        return [face.detection for face in seen.faces]
+
+    return annotate
+
+
+def trained_predictor(folder: Path) -> Path:
+    """A shape predictor of 15 cascades, of a dozen synthetic faces."""
+    for index in range(8):
+        photo = draw_photo(3, index)
+        for number, shape in enumerate(photo.shapes):
+            write_face(folder / "photos", f"{index}_{number}", photo.jpeg, shape)
+    settings = PrepareSettings(augmentation=AugmentationSettings(copies=1), val_share=0)
+    store, _ = prepare([str(folder / "photos")], str(folder / "datasets"), settings, workers=1)
+    return trained_ert(store.url, folder, threads=2).file
+
+
+class Tally:
+    """Seconds of CPU, and annotated faces found, by group of pictures and by band of size."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.found: dict[float, list[int]] = {band: [0, 0] for band in BANDS[:-1]}
+        self.beside = 0
+
+    def count(self, group: str, picture: Picture, seconds: float, detections: Sequence[Detection]) -> None:
+        self.seconds[group] += seconds
+        own = [match(detections, shape) is not None for shape in picture.shapes]
+        self.beside += len(detections) - sum(own)
+        for share, hit in zip(picture.shares(), own, strict=True):
+            band = max((low for low in BANDS if low <= share), default=None)
+            if band is not None:
+                self.found[band][0] += hit
+                self.found[band][1] += 1
+
+    def recall(self, least: float, below: float = 1.0) -> tuple[int, int]:
+        counts = [counts for low, counts in self.found.items() if least <= low < below]
+        return sum(hit for hit, _ in counts), sum(all_ for _, all_ in counts)
+
+
+def measure(pictures: dict[str, list[Picture]], contenders: dict[str, Annotate]) -> dict[str, Tally]:
+    tallies = {name: Tally() for name in contenders}
+    for group, items in pictures.items():
+        for number, picture in enumerate(items):
+            names = list(contenders)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                began = time.process_time()
+                detections = contenders[name](picture.data)
+                tallies[name].count(group, picture, time.process_time() - began, detections)
+    return tallies
+
+
+def speeds(pictures: dict[str, list[Picture]], tallies: dict[str, Tally]) -> None:
+    reference = next(iter(tallies.values()))
+    print(f"\n{'pictures a second (over the first)':<40}" + "".join(f"{group:>16}" for group in [*pictures, "all"]))
+    for name, tally in tallies.items():
+        row = f"{name:<40}"
+        for groups in [[group] for group in pictures] + [list(pictures)]:
+            number = sum(len(pictures[group]) for group in groups)
+            spent, first = (sum(item.seconds[group] for group in groups) for item in (tally, reference))
+            row += f"{number / spent:>8.1f} ({first / spent:>4.1f}x)"
+        print(row)
+    print(f"\n{'annotated faces found, by share':<40}{'>= a tenth':>18}" + _bands() + f"{'others':>8}")
+    for name, tally in tallies.items():
+        print(f"{name:<40}{_of(tally.recall(0.1)):>18}{_by_band(tally)}{tally.beside:>8}")
+
+
+def _bands() -> str:
+    return "".join(f"{f'{low:g}-{high:g}':>16}" for low, high in pairwise(BANDS))
+
+
+def _by_band(tally: Tally) -> str:
+    return "".join(f"{_of((hit, all_)):>16}" for hit, all_ in tally.found.values())
+
+
+def _of(counts: tuple[int, int]) -> str:
+    hit, all_ = counts
+    return f"{hit}/{all_} {100 * hit / all_:5.1f}%" if all_ else "-"
+
+
+def curve(pictures: dict[str, list[Picture]], detectors: dict[str, Detector]) -> None:
+    contenders = {
+        f"{name} --min-face {least:g}": looking(detector, AnnotateSettings(min_face=least))
+        for name, detector in detectors.items()
+        for least in MIN_FACES
+    }
+    tallies = measure(pictures, contenders)
+    number = sum(len(items) for items in pictures.values())
+    print(f"\n{'recall over --min-face':<28}{'pictures/s':>12}{'>= min-face':>18}" + _bands())
+    for name, tally in tallies.items():
+        least = float(name.rpartition(" ")[2])
+        at_least = tally.recall(max((low for low in BANDS if low <= least), default=0.0))
+        speed = number / sum(tally.seconds.values())
+        print(f"{name:<28}{speed:>12.1f}{_of(at_least):>18}{_by_band(tally)}")
+
+
+FACE_MESH = """
+import json, sys, time, cv2, mediapipe, numpy
+mesh = mediapipe.solutions.face_mesh.FaceMesh(static_image_mode=True, max_num_faces=1)
+for line in sys.stdin:
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = []
+    for file in json.loads(line):
+        bgr = cv2.imdecode(numpy.fromfile(file, numpy.uint8), cv2.IMREAD_COLOR)
+        found.append(bool(mesh.process(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)).multi_face_landmarks))
+    print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, found]), flush=True)
+"""
+
+
+def beside_mediapipe(python: str, pictures: Sequence[Picture], detector: Detector) -> None:
+    """To landmarks, by turns on 64 pictures each, in one process each; the first turn is not counted."""
+    model = open_model("box").predictor
+    spent = {"MediaPipe FaceMesh": np.zeros(2), f"{detector.name}, model in the box": np.zeros(2)}
+    found: dict[str, list[bool]] = {name: [] for name in spent}
+
+    def ours(files: Sequence[str]) -> tuple[float, float, list[bool]]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        seen = [look(Path(file).read_bytes(), detector, AnnotateSettings(), 1.5) for file in files]
+        model.predict(np.stack([face.crop for item in seen for face in item.faces]))
+        return time.perf_counter() - wall, time.process_time() - cpu, [bool(item.faces) for item in seen]
+
+    command = [python, "-c", FACE_MESH]
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process,
+    ):
+        assert process.stdin
+        assert process.stdout
+
+        def theirs(files: Sequence[str]) -> tuple[float, float, list[bool]]:
+            print(json.dumps(files), file=process.stdin, flush=True)
+            wall, cpu, hits = json.loads(process.stdout.readline() if process.stdout else "")
+            return wall, cpu, hits
+
+        files = [str(Path(folder, f"{index}.jpg")) for index in range(len(pictures))]
+        for file, picture in zip(files, pictures, strict=True):
+            Path(file).write_bytes(picture.data)
+        for counted, start in [(False, 0), *((True, start) for start in range(0, len(files), BATCH))]:
+            part = files[start : start + BATCH]
+            for name, work in zip(spent, (theirs, ours), strict=True):
+                wall, cpu, hits = work(part)
+                if counted:
+                    spent[name] += wall, cpu
+                    found[name] += hits
+        process.stdin.close()
+    print(f"\n{len(files)} pictures, to landmarks: a second of time, of CPU; with a face")
+    for name, (wall, cpu) in spent.items():
+        print(f"{name:<30}{len(files) / wall:>8.1f}{len(files) / cpu:>8.1f}{sum(found[name]):>8}")
+    (their_wall, their_cpu), (our_wall, our_cpu) = spent.values()
+    missed = sum(their and not our for their, our in zip(*found.values(), strict=True))
+    print(
+        f"over theirs: time {their_wall / our_wall:.2f}, CPU {their_cpu / our_cpu:.2f}; their faces that we lack: {missed}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--each", type=int, default=40, help="pictures of every size")
+    parser.add_argument("--mediapipe", metavar="PYTHON", help="of an environment that has mediapipe")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+    detectors: dict[str, Detector] = {}
+    for name in DETECTORS:
+        try:
+            detectors[name] = open_detector(name)
+        except UserError as error:
+            print(error)
+    pictures = mix(arguments.data, arguments.each)
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = {"dlib at full resolution, and its ERT": naive(trained_predictor(Path(folder)))}
+        crops: list[NDArray[np.uint8]] = []
+        for name, detector in detectors.items():
+            contenders[f"look, {name}"] = looking(detector, AnnotateSettings(), crops)
+            contenders[f"look, {name}, --min-face 0.1"] = looking(detector, AnnotateSettings(min_face=0.1))
+        speeds(pictures, measure(pictures, contenders))
+    model = open_model("box").predictor
+    batch = np.stack(crops[:BATCH])
+    model.predict(batch)
+    began = time.process_time()
+    for _ in range(5):
+        model.predict(batch)
+    print(f"\nlandmarks, model in the box: {1000 * (time.process_time() - began) / (5 * len(batch)):.1f} ms a face")
+    curve({group: items[: max(1, arguments.each // 2)] for group, items in pictures.items()}, detectors)
+    if arguments.mediapipe:
+        shown = [*pictures["frames"], *pictures["0.5 MP"]]
+        beside_mediapipe(arguments.mediapipe, shown, detectors["blazeface"])
+
+
+if __name__ == "__main__":
+    main()
