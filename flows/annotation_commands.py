@@ -1,4 +1,4 @@
-"""The commands about photo archives: what each is told, and the one call that it makes."""
+"""The commands about annotation runs: what each is told, and the one call that it makes."""
 
 import argparse
 from typing import get_args
@@ -14,9 +14,10 @@ from flows.options import (
     positive,
     print_json,
     settings_of,
+    share,
 )
 from pipelines.errors import UsageError
-from pipelines.settings import AnnotateSettings, DetectorChoice
+from pipelines.settings import AnnotateSettings, DetectorChoice, ExportFormat, ReviewFormat
 
 _SETTINGS = (
     "images_per_unit",
@@ -32,6 +33,8 @@ _SETTINGS = (
 def add_annotation_commands(commands: Commands) -> None:
     """Declares the commands."""
     _annotate(commands)
+    _export(commands)
+    _review(commands)
 
 
 def _annotate(commands: Commands) -> None:
@@ -147,3 +150,98 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="where no face is found, look at the picture turned by a quarter, a half and three quarters, too",
     )
+
+
+def _export(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.annotations import Annotations
+        from pipelines.exports import export
+        from pipelines.storage import Store
+
+        with progress("exporting, units") as update:
+            made = export(Annotations(Store(call.url)), call.format, call.out, call.min_confidence, update)
+        if call.json:
+            print_json(made.model_dump())
+            return
+        print(f"{made.place}: {made.faces} faces in {made.pictures} pictures")
+        if made.below_confidence:
+            print(f"  left out, confidence below {call.min_confidence:g}: {made.below_confidence} faces")
+        for reason, count in made.unreadable.items():
+            print(f"  left out, {reason}: {count} pictures")
+        if not made.finished:
+            print("  the run is not finished: these are its finished units")
+
+    parser = add_command(
+        commands,
+        "export",
+        run,
+        "Writes an annotation run in the format of another tool. pts: a file a face, as 300-W has it; coco: COCO "
+        "keypoints; csv: a row a face; cvat: for CVAT, format CVAT 1.1; imglab: for dlib; webdataset: tars with the "
+        "pictures in them. Each says the picture's uri, and comes back by `msrrn prepare` beside its pictures.",
+        "  msrrn export annotations --format coco --out photos\n"
+        "  msrrn export s3://bucket/annotations --format csv --out tables --min-confidence 0.4 --json\n"
+        "  msrrn export annotations --format webdataset --out s3://bucket/shards",
+    )
+    _add_run(parser)
+    parser.add_argument("--format", choices=get_args(ExportFormat), required=True, help="the format")
+    parser.add_argument("--out", required=True, metavar="DEST", help="folder or s3:// URL for what is written")
+    parser.add_argument(
+        "--min-confidence",
+        type=_confidence,
+        default=0.0,
+        metavar="C",
+        help="leave out faces with a lower confidence, 0 to 1; it is a half where an error of 5%% is expected "
+        "(default: take all)",
+    )
+    add_json(parser)
+
+
+def _review(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.annotations import Annotations
+        from pipelines.review import README, review
+        from pipelines.storage import Store
+
+        with progress("looking for doubtful faces, units") as update:
+            made = review(Annotations(Store(call.url)), call.worst, call.format, call.out, update)
+        if call.json:
+            print_json(made.model_dump())
+            return
+        print(f"{made.annotations}: {made.doubtful} doubtful of {made.faces} faces in {made.pictures} pictures")
+        for reason, count in made.unreadable.items():
+            print(f"  left out, {reason}: {count} pictures")
+        print(f"what to do with it: {made.out}/{README}; then\n  msrrn prepare --data {made.out} --out datasets")
+
+    parser = add_command(
+        commands,
+        "review",
+        run,
+        "Collects the faces that the model is least certain of. Their pictures and one annotation file with all "
+        "landmarks drawn, for a person to correct in their tool; the corrected folder is a source for `prepare`, "
+        "which knows what was changed.",
+        "  msrrn review annotations --worst 200 --format cvat --out review\n"
+        "  msrrn prepare --data 300w review --out datasets",
+    )
+    _add_run(parser)
+    parser.add_argument("--worst", type=positive, default=200, metavar="N", help="faces (default: %(default)s)")
+    parser.add_argument(
+        "--format",
+        choices=get_args(ReviewFormat),
+        default="cvat",
+        help="of what is to be corrected (default: %(default)s)",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    add_json(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="what `annotate` was told with --out")
+
+
+def _confidence(text: str) -> float:
+    value = share(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value

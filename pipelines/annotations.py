@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import pyarrow as pa
@@ -116,11 +117,15 @@ class Annotations:
 
     def pictures(self, uris: Collection[str]) -> Iterator[tuple[str, bytes | Undecodable]]:
         """The bytes of these pictures, each once, in input order, or why there are none; one is held at a time."""
-        plan = read_plan(self.store)
+        plan = self._plan
         if plan is None or not uris:
             return
         wanted = plan.filter(pc.is_in(plan["uri"], pa.array(uris, pa.string())))
         yield from ((item.uri, data) for item, data in read_inputs(self._source, inputs_of(wanted)))
+
+    @cached_property
+    def _plan(self) -> pa.Table | None:
+        return read_plan(self.store)
 
     @property
     def _source(self) -> str:

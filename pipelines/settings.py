@@ -11,7 +11,9 @@ VAL_SHARE: Final = 0.1
 NAME: Final = "msrrn"
 """The registered model, where no other name is given."""
 
-SourceFormat = Literal["300w", "imglab", "coco", "csv", "csv-1based", "webdataset", "parquet"]
+SourceFormat = Literal["300w", "imglab", "coco", "cvat", "csv", "csv-1based", "webdataset", "parquet"]
+ExportFormat = Literal["pts", "coco", "csv", "cvat", "imglab", "webdataset"]
+ReviewFormat = Literal["cvat", "coco"]
 DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
 DetectorChoice = Literal["auto", "hog", "blazeface", "cnn", "yunet"]
 """A detector, or (auto) the best that is installed: blazeface where its runtime and its model file are, else hog."""

@@ -99,6 +99,7 @@ FORMATS: Final[dict[SourceFormat, str]] = {
     "300w": "pipelines.sources.three_hundred_w:ThreeHundredW",
     "imglab": "pipelines.sources.imglab:Imglab",
     "coco": "pipelines.sources.coco:Coco",
+    "cvat": "pipelines.sources.cvat:Cvat",
     "csv": "pipelines.sources.csv_points:CsvPoints",
     "csv-1based": "pipelines.sources.csv_points:OneBasedCsv",
     "webdataset": "pipelines.sources.webdataset:WebDataset",

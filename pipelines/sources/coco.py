@@ -34,8 +34,8 @@ SUFFIXES: Final = (".json",)
 MAX_BYTES: Final = 1 << 30
 _START: Final = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"(info|licenses|images|annotations|categories)"\s*:')
 _OF_IMAGES: Final = {"id", "file_name", "split", "subset"}
-_OF_FACES: Final = {"image_id", "keypoints", "bbox", "iscrowd", "face_kpts", "face_box", "face_valid"}
-_KEPT: Final = frozenset({"images", "annotations"} | _OF_IMAGES | _OF_FACES)
+_OF_FACES: Final = {"image_id", "keypoints", "bbox", "iscrowd", "face_kpts", "face_box", "face_valid", "attributes"}
+_KEPT: Final = frozenset({"images", "annotations", "checked"} | _OF_IMAGES | _OF_FACES)
 _REMEDY: Final = "give a COCO keypoints JSON with images and annotations, or a folder or an archive that holds one"
 
 
@@ -136,7 +136,9 @@ def _entry(annotation: Any, image: dict[str, Any] | None, count: int) -> Entry:
             raise BadAnnotation("syntax", f"annotation {count} is not an object")
         if image is None:
             raise BadAnnotation("no_image", f"image_id is {annotation.get('image_id')!r}"[:100] + ", not in images")
-        return Entry(name, count, *_face(annotation), _split(annotation, image), _subset(image))
+        said = annotation.get("attributes")
+        checked = isinstance(said, dict) and said.get("checked") in (True, "true")
+        return Entry(name, count, *_face(annotation), _split(annotation, image), _subset(image), checked)
     except BadAnnotation as error:
         return Entry(name, count, error)
 

@@ -80,8 +80,8 @@ def find_layout(sample: Sequence[str], where: str) -> Layout:
     """The layout of a table by its first lines; `UserError` when it is not clear, `OtherKind` when it is none."""
     if not sample:
         raise OtherKind(f"{where} is empty: {REMEDY}")
+    separator = max("\t;,", key=lambda one: _columns_by(sample[0], one))
     try:
-        separator = max("\t;,", key=lambda one: len(_cells(sample[0], one)))
         first = _cells(sample[0], separator)
     except BadAnnotation as error:
         raise OtherKind(f"{where}, line 1: {error.message}: {REMEDY}") from error
@@ -109,6 +109,14 @@ def find_layout(sample: Sequence[str], where: str) -> Layout:
         _column(names, "subset", "dataset", "source"),
         _column(names, "success"),
     )
+
+
+def _columns_by(line: str, separator: str) -> int:
+    """How many columns a separator makes; none where quotes end elsewhere, as they do by a wrong one."""
+    try:
+        return len(_cells(line, separator))
+    except BadAnnotation:
+        return 0
 
 
 def _rows(lines: Sequence[str], separator: str, columns: int) -> list[list[str]]:

@@ -15,21 +15,19 @@ Source: dlib, `dlib/data_io/image_dataset_metadata.h` and its `.cpp`.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
-from xml.parsers import expat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
 from msrrn.landmarks import NUM_LANDMARKS
-from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, usable_shape
 from pipelines.sources.files import Files, open_files
-from pipelines.sources.listed import Entry, OtherKind, heads, number, pixel_box, scan_listed
+from pipelines.sources.listed import Entry, heads, number, pixel_box, scan_listed
+from pipelines.sources.xml_listing import XmlListing, read_xml
 
 SUFFIXES: Final = (".xml",)
-_CHUNK: Final = 1 << 16
 _REMEDY: Final = "give an XML file of dlib's imglab, or a folder or an archive that holds one"
 
 
@@ -51,24 +49,16 @@ class Imglab:
 
 def read_imglab(files: Files, name: str) -> Iterator[Entry]:
     """The boxes of an XML in its order, numbered from 1; what is held in memory is one box at a time."""
-    where = f"{files.url}/{name}"
-    listing = _Listing(where)
-    with files.open(name) as file:
-        while chunk := file.read(_CHUNK):
-            yield from listing.feed(chunk)
-    yield from listing.feed(b"", final=True)
+    return read_xml(files, name, _Listing)
 
 
-class _Listing:
-    """Entries out of pieces of XML. Nothing of a document is kept, and no entity is ever declared or expanded."""
+class _Listing(XmlListing):
+    root = "dataset"
+    tool = "imglab"
+    remedy = _REMEDY
 
     def __init__(self, where: str) -> None:
-        self._where = where
-        self._parser = expat.ParserCreate()
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-        self._parser.StartDoctypeDeclHandler = self._doctype
-        self._begun = False
+        super().__init__(where)
         self._image: str | None = None
         self._is_empty = True
         self._box: dict[str, str] | None = None
@@ -76,38 +66,20 @@ class _Listing:
         self._parts: list[dict[str, str]] = []
         self._surplus = 0
         self._count = 0
-        self._done: list[Entry] = []
 
-    def feed(self, data: bytes, final: bool = False) -> list[Entry]:
-        """The entries that end in this piece; `UserError` when the document is broken."""
-        try:
-            self._parser.Parse(data, final)
-        except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: an encoding it does not know
-            kind = UserError if self._begun else OtherKind
-            raise kind(f"{self._where} is not whole XML ({error}): mend it there, or fetch it again") from error
-        done, self._done = self._done, []
-        return done
-
-    def _doctype(self, *_: object) -> None:
-        line = self._parser.CurrentLineNumber
-        raise UserError(f"{self._where}, line {line}: a DOCTYPE, which imglab never writes: remove it")
-
-    def _start(self, tag: str, attributes: dict[str, str]) -> None:
-        if not self._begun and tag != "dataset":
-            raise OtherKind(f"{self._where} starts with <{tag[:40]}> instead of imglab's <dataset>: {_REMEDY}")
-        self._begun = True
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
         if tag == "image":
             self._image, self._is_empty = attributes.get("file", ""), True
         elif tag == "box" and self._image is not None:
             self._box, self._parts, self._surplus = attributes, [], 0
-            self._line = self._parser.CurrentLineNumber
+            self._line = self.line
         elif tag == "part" and self._box is not None:
             if len(self._parts) < NUM_LANDMARKS:
                 self._parts.append(attributes)
             else:
                 self._surplus += 1
 
-    def _end(self, tag: str) -> None:
+    def end(self, tag: str) -> None:
         if tag == "box" and self._box is not None:
             self._is_empty = False
             self._add(self._entry(self._box))
@@ -120,7 +92,7 @@ class _Listing:
     def _add(self, face: BadAnnotation | tuple[NDArray[np.float64], Box]) -> None:
         self._count += 1
         shape, box = (face, None) if isinstance(face, BadAnnotation) else face
-        self._done.append(Entry(self._image or "", self._count, shape, box))
+        self.done.append(Entry(self._image or "", self._count, shape, box))
 
     def _entry(self, box: dict[str, str]) -> BadAnnotation | tuple[NDArray[np.float64], Box]:
         try:

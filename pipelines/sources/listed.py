@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final, cast
@@ -14,6 +14,7 @@ from msrrn.geometry import Box
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
 from pipelines.sources.annotation import BadAnnotation
+from pipelines.sources.corrections import Reviewed, review_of, subset_of
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture
 from pipelines.sources.held import root_parts, without_suffix
 from pipelines.sources.three_hundred_w import SUBSETS, TEST_FOLDERS
@@ -36,7 +37,8 @@ class Entry:
     """One face as its file lists it.
 
     `image` is the picture's path as written, `number` tells the entry from the others of its file. `face` is
-    the shape, float64 (68, 2), 0-based pixels, or why there is none. `split` and `subset` are the entry's own.
+    the shape, float64 (68, 2), 0-based pixels, or why there is none. `split` and `subset` are the entry's own;
+    `checked` is set where it says that a person found it right.
     """
 
     image: str
@@ -45,6 +47,7 @@ class Entry:
     box: Box | None = None
     split: Split | None = None
     subset: str = ""
+    checked: bool = False
 
 
 ListReader = Callable[[Files, str], Iterator[Entry]]
@@ -82,6 +85,7 @@ def scan_listed(
 
     `places` gives the folders in which the pictures of an annotation file are looked for, its own by default.
     Rows are sorted by uri, then by annotation. A rejected entry whose picture has several has its number as well.
+    Faces of a review have the subset that `corrections` gives them, and the digest of their picture.
     """
     names = listed_files(files, suffixes)
     if not names:
@@ -99,7 +103,7 @@ def scan_listed(
         raise others[0]
     if not found:
         raise UserError(f"{files.url}/{names[0]} lists no face: {remedy}")
-    return iter(_rows(files, suffixes, found))
+    return iter(_rows(files, suffixes, found, _reviews(files, [annotation for _, annotation, _ in found])))
 
 
 def near(name: str) -> list[str]:
@@ -142,9 +146,29 @@ def pixel_box(left: float, top: float, width: float, height: float) -> Box:
     return Box(*edges)
 
 
-def _rows(files: Files, suffixes: Collection[str], found: Sequence[tuple[str, str, Entry]]) -> list[_Row]:
+def _reviews(files: Files, annotations: Iterable[str]) -> dict[str, Reviewed]:
+    """Annotation files that are of a review, each with it."""
+    names = dict.fromkeys(_file(annotation) for annotation in annotations)
+    reviews = {name: review for name in names if (review := review_of(files, name))}
+    first: dict[str, str] = {}
+    for name, review in reviews.items():
+        other = first.setdefault(review.place, name)
+        if other != name:
+            raise UserError(f"{files.url}: {other} and {name} are of one review: keep the corrected file only")
+    return reviews
+
+
+def _rows(
+    files: Files,
+    suffixes: Collection[str],
+    found: Sequence[tuple[str, str, Entry]],
+    reviews: Mapping[str, Reviewed],
+) -> list[_Row]:
     faces = Counter(uri for uri, _, _ in found)
-    keyed = [(annotation, _row(files, uri, annotation, entry, faces[uri])) for uri, annotation, entry in found]
+    keyed = [
+        (annotation, _row(files, uri, annotation, entry, faces[uri], reviews.get(_file(annotation))))
+        for uri, annotation, entry in found
+    ]
     if not files.only:
         alone = (name for name, size in files.sizes().items() if size is not None and is_picture(name))
         keyed += [
@@ -157,13 +181,15 @@ def _rows(files: Files, suffixes: Collection[str], found: Sequence[tuple[str, st
     return [row for _, row in keyed]
 
 
-def _row(files: Files, uri: str, annotation: str, entry: Entry, faces: int) -> _Row:
+def _row(files: Files, uri: str, annotation: str, entry: Entry, faces: int, review: Reviewed | None) -> _Row:
     if isinstance(entry.face, BadAnnotation):
         own = f"{uri}#{entry.number}" if faces > 1 and uri != annotation else uri
         return Rejected(own, entry.face.reason, f"{annotation}: {entry.face.message}")
-    subset = entry.subset or _subset(files.url, uri)
-    split = entry.split or _split(files.url, annotation.rpartition("#")[0], uri, subset)
-    return AnnotatedPhoto(files.url, uri, annotation, subset, split, entry.face, entry.box)
+    drawn = review.picture(uri) if review else None
+    subset = subset_of(drawn, entry.face, entry.checked) if drawn else entry.subset or _subset(files.url, uri)
+    split = entry.split or _split(files.url, _file(annotation), uri, subset)
+    sha256 = drawn.sha256 if drawn else ""
+    return AnnotatedPhoto(files.url, uri, annotation, subset, split, entry.face, entry.box, sha256)
 
 
 def _placed(
@@ -175,27 +201,33 @@ def _placed(
     if not image:
         missing = BadAnnotation("no_image", "it names no picture")
         uri = annotation
-    elif not _is_safe(image):
-        missing = BadAnnotation("unsafe_path", f"{image[:200]!r} leaves the folder: write a path below {name}'s own")
-        uri = image
     else:
-        path = PurePosixPath(image.replace("\\", "/"))
-        wanted = [(PurePosixPath(folder) / path).as_posix() for folder in folders]
-        short = all(len(part.encode()) <= _LONGEST_NAME for part in path.parts)
-        there = next((uri for uri in wanted if short and is_there(uri)), None)
+        # Windows separates folders by what may be part of a name elsewhere.
+        written = PurePosixPath(image.replace("\\", "/"))
+        paths = [path for path in dict.fromkeys((PurePosixPath(image), written)) if _is_below(path)]
+        wanted = [(PurePosixPath(folder) / path).as_posix() for path in paths for folder in folders]
+        there = next((uri for uri in wanted if _is_short(uri) and is_there(uri)), None)
         if there:
             return there, annotation, entry
-        looked = ", ".join(dict.fromkeys(folder or "." for folder in folders))
-        missing = BadAnnotation("no_image", f"{image[:200]!r} is not there (looked in: {looked})")
-        uri = wanted[0]
+        if _is_below(written) and not _DRIVE.match(image):
+            looked = ", ".join(dict.fromkeys(folder or "." for folder in folders))
+            missing = BadAnnotation("no_image", f"{image[:200]!r} is not there (looked in: {looked})")
+            uri = (PurePosixPath(folders[0]) / written).as_posix()
+        else:
+            missing = BadAnnotation(
+                "unsafe_path", f"{image[:200]!r} leaves the folder: write a path below {name}'s own"
+            )
+            uri = image
     face = entry.face if isinstance(entry.face, BadAnnotation) else missing
     return uri, annotation, Entry(image, entry.number, face)
 
 
-def _is_safe(image: str) -> bool:
-    path = PurePosixPath(image.replace("\\", "/"))
-    escapes = path.is_absolute() or ".." in path.parts or _DRIVE.match(image)
-    return bool(path.parts) and not escapes and image.isprintable()
+def _is_below(path: PurePosixPath) -> bool:
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and str(path).isprintable()
+
+
+def _is_short(uri: str) -> bool:
+    return all(len(part.encode()) <= _LONGEST_NAME for part in PurePosixPath(uri).parts)
 
 
 def _look_up(files: Files) -> Callable[[str], bool]:
@@ -204,6 +236,11 @@ def _look_up(files: Files) -> Callable[[str], bool]:
         return files.exists
     listing = Files(files.url).sizes()
     return frozenset(name for name, size in listing.items() if size is not None).__contains__
+
+
+def _file(annotation: str) -> str:
+    """The file that an entry is in."""
+    return annotation.rpartition("#")[0]
 
 
 def _suffix(name: str) -> str:

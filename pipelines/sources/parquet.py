@@ -28,12 +28,11 @@ from pipelines.archives.names import normal, split_url
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, usable_shape
+from pipelines.sources.corrections import CORRECTIONS, PREDICTIONS
 from pipelines.sources.files import Files, open_files
 from pipelines.sources.held import is_archive
 from pipelines.storage import Store
 
-CORRECTIONS: Final = "corrections"
-PREDICTIONS: Final = "predictions"
 RUN: Final = "run.json"
 _FACE_COLUMNS: Final = ("uri", "landmarks", "face_index", "sha256", "box", "origin", "corrected")
 _IMAGE_COLUMNS: Final = ("uri", "status", "reason", "message")

@@ -1,4 +1,7 @@
-"""300-W and what is laid out like it: folders, at any depth, of pictures beside `.pts` of the same stem."""
+"""300-W and what is laid out like it: folders, at any depth, of pictures beside `.pts` of the same stem.
+
+A picture with several faces may have `a.jpg.0.pts`, `a.jpg.1.pts`, …, as `msrrn export` writes them.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -42,23 +45,31 @@ class ThreeHundredW:
         files = open_files(self.url)
         images: dict[str, list[str]] = defaultdict(list)
         annotations: dict[str, str] = {}
-        for name, size in files.sizes().items():
-            path = PurePosixPath(name)
-            stem = path.with_suffix("").as_posix()
-            if size is not None and is_picture(name):
-                images[stem].append(name)
-            elif size is not None and path.suffix.lower() == ".pts":
-                annotations.setdefault(stem, name)
-        if not annotations:
+        numbered: dict[str, list[str]] = defaultdict(list)
+        readable = [PurePosixPath(name) for name, size in files.sizes().items() if size is not None]
+        for path in readable:
+            if is_picture(path.name):
+                images[path.with_suffix("").as_posix()].append(path.as_posix())
+        pictures = {name for names in images.values() for name in names}
+        for path in readable:
+            if path.suffix.lower() == ".pts":
+                stem = path.with_suffix("").as_posix()
+                picture, _, number = stem.rpartition(".")
+                if stem not in images and number.isdecimal() and picture in pictures:
+                    numbered[picture].append(path.as_posix())
+                else:
+                    annotations.setdefault(stem, path.as_posix())
+        if not annotations and not numbered:
             found = f"{len(images)} pictures but no .pts file" if images else "no pictures"
             raise UserError(f"{self.url} has {found}: {_REMEDY}")
-        return self._rows(files, images, annotations, self._validation(files, images))
+        return self._rows(files, images, annotations, numbered, self._validation(files, images))
 
     def _rows(
         self,
         files: Files,
         images: dict[str, list[str]],
         annotations: dict[str, str],
+        numbered: dict[str, list[str]],
         validation: frozenset[str] | None,
     ) -> Iterator[AnnotatedPhoto | Rejected]:
         unreadable = {row.uri: row for row in rejected_files(files, IMAGE_SUFFIXES | {".pts"})}
@@ -70,6 +81,10 @@ class ThreeHundredW:
                 yield unreadable[uri]
             elif stem not in images:
                 yield Rejected(uri, "no_image", "an annotation without a picture of the same name")
+            elif uri in numbered:
+                own = [annotations[stem]] if stem in annotations and uri == images[stem][0] else []
+                for annotation in (*own, *sorted(numbered[uri], key=_number)):
+                    yield self._photo(files, uri, annotation, stem, validation)
             elif stem not in annotations:
                 yield Rejected(uri, "no_annotation", "a picture without a .pts file of the same name")
             elif uri != images[stem][0]:
@@ -115,6 +130,10 @@ class ThreeHundredW:
 
 def _uris(stem: str, images: dict[str, list[str]], annotations: dict[str, str]) -> list[str]:
     return images[stem] if stem in images else [annotations[stem]]
+
+
+def _number(annotation: str) -> int:
+    return int(PurePosixPath(annotation).stem.rpartition(".")[2])
 
 
 def _folders(uri: str) -> tuple[str, ...]:

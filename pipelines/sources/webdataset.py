@@ -6,7 +6,9 @@ A sample is a picture with a `.pts` (1-based) or a `.json` (0-based) of the same
   upright picture;
 - `box` (may be absent): left, top, right and bottom edge of the face in the same pixels;
 - `split` (may be absent): `train`, `val` or `test`;
-- `subset` (may be absent): a name; otherwise that of the tar or of the folder of tars.
+- `subset` (may be absent): a name; otherwise that of the tar or of the folder of tars;
+- `sha256` (may be absent): that of the picture which was annotated;
+- `faces`: instead of points and box, a list of objects that each have them, as `msrrn export` writes it.
 
 Where a sample has both, the points are the `.pts`'s.
 """
@@ -18,16 +20,22 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from msrrn.geometry import Box
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
-from pipelines.sources.annotation import MAX_BYTES, BadAnnotation, points_of, usable_shape
+from pipelines.sources.annotation import BadAnnotation, points_of, usable_shape
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
 from pipelines.sources.held import root_parts
 from pipelines.sources.pts import parse_pts
 from pipelines.storage import OutageError
 
 POINTS: Final = ("landmarks", "keypoints", "points")
+FACES: Final = "faces"
+MAX_JSON: Final = 64 << 20
+"""Bytes of a `.json`, which may hold a crowd."""
 _REMEDY: Final = "a WebDataset holds tars of pictures, each with a .pts or a .json of the same key"
 
 
@@ -47,7 +55,7 @@ class WebDataset:
             pictures, annotations = _parts(names)
             if pictures and annotations:
                 try:
-                    return any(field in _object(files.read(annotations[0], MAX_BYTES)) for field in POINTS)
+                    return any(field in _object(files.read(annotations[0], MAX_JSON)) for field in (*POINTS, FACES))
                 except OutageError:
                     raise
                 except (BadAnnotation, UserError):
@@ -72,25 +80,26 @@ class WebDataset:
             if uri in unreadable:
                 yield unreadable[uri]
             else:
-                yield self._row(files, uri, *_parts(names))
+                yield from self._faces(files, uri, *_parts(names))
 
-    def _row(
+    def _faces(
         self, files: Files, uri: str, pictures: Sequence[str], annotations: Sequence[str]
-    ) -> AnnotatedPhoto | Rejected:
+    ) -> Iterator[AnnotatedPhoto | Rejected]:
         if not pictures:
-            return Rejected(uri, "no_image", "an annotation without a picture of the same key")
-        if not annotations:
-            return Rejected(uri, "no_annotation", "a picture without a .pts or .json of the same key")
-        if uri != pictures[0]:
-            return Rejected(uri, "second_image", f"its annotation was taken for {pictures[0]}")
-        try:
-            return _photo(files, uri, annotations)
-        except BadAnnotation as error:
-            return Rejected(uri, error.reason, f"{annotations[0]}: {error.message}")
-        except OutageError:
-            raise
-        except UserError:  # its text names the source's place, which differs from machine to machine
-            return Rejected(uri, "unreadable", f"{annotations[0]} cannot be read, or is too large")
+            yield Rejected(uri, "no_image", "an annotation without a picture of the same key")
+        elif not annotations:
+            yield Rejected(uri, "no_annotation", "a picture without a .pts or .json of the same key")
+        elif uri != pictures[0]:
+            yield Rejected(uri, "second_image", f"its annotation was taken for {pictures[0]}")
+        else:
+            try:
+                yield from _photos(files, uri, annotations)
+            except BadAnnotation as error:
+                yield Rejected(uri, error.reason, f"{annotations[0]}: {error.message}")
+            except OutageError:
+                raise
+            except UserError:  # its text names the source's place, which differs from machine to machine
+                yield Rejected(uri, "unreadable", f"{annotations[0]} cannot be read, or is too large")
 
 
 def _samples(files: Files) -> dict[str, list[str]]:
@@ -111,29 +120,49 @@ def _parts(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return [name for name in names if is_picture(name)], annotations
 
 
-def _photo(files: Files, uri: str, annotations: Sequence[str]) -> AnnotatedPhoto:
+def _photos(files: Files, uri: str, annotations: Sequence[str]) -> Iterator[AnnotatedPhoto | Rejected]:
+    """A sample's faces; raises `BadAnnotation` before the first where what they share is wrong."""
     said: dict[str, Any] = {}
     for name in annotations:
         if name.lower().endswith(".json"):
-            said = _object(files.read(name))
+            said = _object(files.read(name, MAX_JSON))
             break
-    if annotations[0].lower().endswith(".pts"):
-        shape = parse_pts(files.read(annotations[0]))
-    else:
-        shape = usable_shape(points_of(next((said[field] for field in POINTS if field in said), None)))
-    split, subset = said.get("split"), said.get("subset")
+    split, subset, sha256 = said.get("split"), said.get("subset"), said.get("sha256", "")
     if split is not None and split not in get_args(Split):
         raise BadAnnotation("syntax", f"split is {split!r}: write {', '.join(get_args(Split))}")
     if subset is not None and not (isinstance(subset, str) and subset):
         raise BadAnnotation("syntax", f"subset is {subset!r}: write a name")
-    return AnnotatedPhoto(
-        files.url, uri, annotations[0], subset or root_parts(files.url)[-1], split, shape, _box(said.get("box"))
-    )
+    if not isinstance(sha256, str):
+        raise BadAnnotation("syntax", "sha256 is not a text")
+    annotation, name = annotations[0], subset or root_parts(files.url)[-1]
+    if annotation.lower().endswith(".pts"):
+        shape = parse_pts(files.read(annotation))
+        yield AnnotatedPhoto(files.url, uri, annotation, name, split, shape, _box(said.get("box")), sha256)
+    elif FACES not in said:
+        yield AnnotatedPhoto(files.url, uri, annotation, name, split, *_face(said), sha256)
+    else:
+        for number, face in enumerate(_listed(said[FACES])):
+            own = f"{annotation}#{number}"
+            try:
+                yield AnnotatedPhoto(files.url, uri, own, name, split, *_face(face), sha256)
+            except BadAnnotation as error:
+                yield Rejected(uri, error.reason, f"{own}: {error.message}")
+
+
+def _listed(faces: object) -> list[dict[str, Any]]:
+    if not isinstance(faces, list) or not all(isinstance(face, dict) for face in faces):
+        raise BadAnnotation("syntax", f"{FACES} is not a list of objects")
+    if not faces:
+        raise BadAnnotation("no_annotation", f"{FACES} is empty")
+    return faces
+
+
+def _face(said: dict[str, Any]) -> tuple[NDArray[np.float64], Box | None]:
+    shape = usable_shape(points_of(next((said[field] for field in POINTS if field in said), None)))
+    return shape, _box(said.get("box"))
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_BYTES:
-        raise BadAnnotation("syntax", f"{len(data)} bytes are too many for one face")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main, parser
@@ -32,6 +33,8 @@ COMMANDS = (
     "models",
     "export-model",
     "annotate",
+    "export",
+    "review",
     "retrain",
 )
 
@@ -88,6 +91,10 @@ def test_sources_may_follow_one_option_or_several() -> None:
         ["annotate", "--out", "o"],
         ["export-model", "--out", "face.pt"],
         ["synth", "o", "--photos", "0"],
+        ["export", "annotations", "--out", "o"],
+        ["export", "annotations", "--out", "o", "--format", "csv", "--min-confidence", "2"],
+        ["review", "annotations", "--out", "o", "--worst", "0"],
+        ["review", "annotations", "--out", "o", "--format", "csv"],
         ["evaluate", "--model", "m", "--data", "d", "--split", "some"],
         ["train", "--dataset", "d", "--out", "o", "--preset", "best-ever"],
     ],
@@ -160,7 +167,28 @@ def test_annotate_accounts_for_every_picture(
     assert main(call) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["images"] == summary["annotated"] + summary["no_face"] + summary["quarantined"]
-    assert summary["faces"] == len(list((out / "pts").rglob("*.pts")))
+    assert summary["faces"] == sum(pq.read_metadata(part).num_rows for part in (out / "faces").iterdir()) > 0
+
+
+def test_annotations_leave_for_other_tools_and_come_back(
+    annotated: Path, artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, review = tmp_path / "annotations", tmp_path / "review"
+    assert main(["annotate", str(annotated), "--out", str(out), "--model", artifact, "--workers", "1", "--json"]) == 0
+    faces = json.loads(capsys.readouterr().out)["faces"]
+    for made, place in (("webdataset", tmp_path / "shards"), ("pts", tmp_path / "files")):
+        call = ["export", str(out), "--format", made, "--out", str(place)]
+        assert main([*call, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["faces"], said["finished"], said["unreadable"]) == (faces, True, {})
+        assert main([*call, "--min-confidence", "100%"]) == 0
+        assert f"left out, confidence below 1: {faces} faces" in capsys.readouterr().out
+    assert main(["review", str(out), "--worst", "2", "--out", str(review), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["doubtful"] == 2
+    assert "give another --out" in fails(capsys, "review", str(out), "--out", str(review))
+    assert main(["prepare", "--data", str(review), "--out", str(tmp_path / "datasets"), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["faces_in"] == said["faces"]
 
 
 def test_an_exported_model_is_used_like_any(

@@ -180,6 +180,17 @@ def test_boxes(titles: str, values: str, box: Box | None, tmp_path: Path) -> Non
     assert faces_of(source)[0].box == box
 
 
+def test_titles_and_names_in_quotes(tmp_path: Path) -> None:
+    head, row, _ = table([("a.jpg", a_face())]).decode().split("\n")
+    head = ",".join(f'"{title}"' for title in head.split(","))
+    (face,) = faces_of(
+        CsvPoints(
+            write(tmp_path, {"a.jpg": b"a", "t.csv": f'{head}\n"{row.replace(",", chr(34) + ",", 1)}'.encode()})
+        )
+    )
+    np.testing.assert_allclose(face.shape, a_face(), atol=1e-5)
+
+
 def test_splits_and_subsets_of_rows(tmp_path: Path) -> None:
     header = ["Usage", "Subset", "file", *(f"{axis}{n}" for n, axis in INTERLEAVED)]
     said = [("Training", "web"), ("validation", "web"), ("testing", ""), ("", ""), ("elsewhere", "")]

@@ -55,6 +55,15 @@ def _coco(shapes: Shapes) -> dict[str, bytes]:
     return {"coco.json": json.dumps({"images": images, "annotations": annotations}).encode()}
 
 
+def _cvat(shapes: Shapes) -> dict[str, bytes]:
+    images = ""
+    for number, (name, shape) in enumerate(shapes.items()):
+        points = ";".join(f"{x!r},{y!r}" for x, y in (shape + 0.5).tolist())
+        face = f'<points label="face" occluded="0" points="{points}" z_order="0"/>'
+        images += f'<image id="{number}" name={quoteattr(name)} width="300" height="300">{face}</image>'
+    return {"annotations.xml": f"<?xml version='1.0'?>\n<annotations>{images}</annotations>".encode()}
+
+
 def _csv(shapes: Shapes) -> dict[str, bytes]:
     lines = [",".join(["image", *(f"{axis}{point}" for point in range(68) for axis in "xy")])]
     lines += [",".join([name, *map(repr, shape.ravel().tolist())]) for name, shape in shapes.items()]
@@ -80,6 +89,7 @@ WRITERS: dict[str, Callable[[Shapes], dict[str, bytes]]] = {
     "300w": _pts,
     "imglab": _imglab,
     "coco": _coco,
+    "cvat": _cvat,
     "csv": _csv,
     "webdataset": _webdataset,
     "parquet": _parquet,
@@ -124,7 +134,7 @@ def test_the_same_faces(
     assert [row.uri for row in open_annotated(url, name).scan()] == sorted(SHAPES)
 
 
-@pytest.mark.parametrize("name", ["imglab", "coco", "csv", "parquet"])
+@pytest.mark.parametrize("name", ["imglab", "coco", "cvat", "csv", "parquet"])
 def test_the_annotation_file_itself_is_a_source(name: str, tmp_path: Path) -> None:
     url = _placed(str(tmp_path), "folder", _pictures(SHAPES) | {"other.jpg": b""} | WRITERS[name](SHAPES), tmp_path)
     (file,) = WRITERS[name](SHAPES)
@@ -138,6 +148,7 @@ def test_pixels_count_from_one_in_pts_alone() -> None:
     assert "11.000000 21.000000" in text["300w"]
     assert "x='10.0' y='20.0'" in text["imglab"]
     assert "[10.0, 20.0, 2.0" in text["coco"]
+    assert 'points="10.5,20.5;' in text["cvat"]
     assert "a.jpg,10.0,20.0" in text["csv"]
     assert "[[10.0, 20.0]" in text["webdataset"]
 

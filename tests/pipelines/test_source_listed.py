@@ -112,6 +112,20 @@ def test_every_input_is_a_row(suffix: str, source: Reader, encode: Writer, tmp_p
 
 
 @each_format
+@pytest.mark.parametrize("name", ["x\\a.jpg", "C:a.jpg", "\\.jpg"])
+def test_a_name_may_look_like_a_path_of_windows(
+    name: str, suffix: str, source: Reader, encode: Writer, tmp_path: Path
+) -> None:
+    url = write(tmp_path, {name: b"odd", "x/a.jpg": b"a", f"list.{suffix}": encode([(name, a_face())])})
+    (found,) = (row for row in rows_of(source(url)) if isinstance(row, AnnotatedPhoto))
+    assert (found.uri, found.read()) == (name, b"odd")
+    if name.startswith("x"):
+        (Path(url) / name).unlink()
+        (found,) = (row for row in rows_of(source(url)) if isinstance(row, AnnotatedPhoto))
+        assert (found.uri, found.read()) == ("x/a.jpg", b"a")
+
+
+@each_format
 @pytest.mark.parametrize(
     "name",
     ["../a.jpg", "x/../../a.jpg", "/etc/passwd", "C:/a.jpg", "..\\a.jpg", "\\\\host\\a.jpg", ".", "a\u0085.jpg"],

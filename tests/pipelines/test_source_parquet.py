@@ -29,6 +29,9 @@ def face(uri: str, index: int = 0, **changes: Any) -> dict[str, Any]:
         "detector_score": 1.0,
         "landmarks": (SHAPE + np.float32(index)).ravel().tolist(),
         "confidence": 0.5,
+        "face_roll": 0.0,
+        "brightness": 100.0,
+        "sharpness": 50.0,
         "model": "m",
         "model_version": "1",
         **changes,
@@ -172,7 +175,7 @@ def test_what_is_no_table_of_ours_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no annotations of a known format"):
         open_annotated(str(tmp_path))
     write(table, [face("a")], FACES.with_metadata({"msrrn.schema": "99"}))
-    with pytest.raises(UserError, match=r"its msrrn\.schema is not '1'"):
+    with pytest.raises(UserError, match=r"its msrrn\.schema is not '2'"):
         scan(table)
     write(table, [face("a")])
     run(tmp_path, "nowhere")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from msrrn.geometry import Box
 from pipelines.errors import UserError
-from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
+from pipelines.sources import AnnotatedPhoto, ChangedPictureError, Rejected, open_annotated
 from pipelines.sources.annotation import BadAnnotation, points_of
 from pipelines.sources.pts import format_pts
 from pipelines.sources.webdataset import WebDataset
@@ -96,6 +97,40 @@ def test_every_input_has_a_row(tmp_path: Path) -> None:
         "lonely.jpg": "no_annotation",
         "orphan.json": "no_image",
     }
+
+
+def test_a_picture_with_many_faces(tmp_path: Path) -> None:
+    faces = [{"landmarks": (SHAPE + n).tolist(), "box": [n, 2, 30, 40]} for n in range(3)]
+    faces[1]["landmarks"] = [[0, 0]]
+    digest = hashlib.sha256(b"a").hexdigest()
+    crowd = json.dumps({"faces": faces, "split": "val", "sha256": digest}).encode()
+    write_tar(tmp_path / "in.tar", {"k.jpg": b"a", "k.json": crowd})
+    first, bad, third = WebDataset(str(tmp_path / "in.tar")).scan()
+    assert isinstance(bad, Rejected)
+    assert (bad.uri, bad.reason, bad.message) == ("k.jpg", "count", "k.json#1: 1 points instead of 68")
+    for number, row in ((0, first), (2, third)):
+        assert isinstance(row, AnnotatedPhoto)
+        np.testing.assert_array_equal(row.shape, SHAPE + number)
+        assert (row.annotation_uri, row.declared_split, row.box) == (
+            f"k.json#{number}",
+            "val",
+            Box(number, 2, 30, 40),
+        )
+        assert row.read() == b"a"
+    assert isinstance(open_annotated(str(tmp_path / "in.tar")), WebDataset)
+    write_tar(tmp_path / "other.tar", {"k.jpg": b"b", "k.json": crowd})
+    changed = next(iter(WebDataset(str(tmp_path / "other.tar")).scan()))
+    assert isinstance(changed, AnnotatedPhoto)
+    with pytest.raises(ChangedPictureError):
+        changed.read()
+
+
+@pytest.mark.parametrize(
+    ("faces", "reason"), [([], "no_annotation"), ({}, "syntax"), ([1], "syntax"), ("x", "syntax"), (None, "syntax")]
+)
+def test_odd_lists_of_faces(faces: object, reason: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "in.tar", {"k.jpg": b"a", "k.json": json.dumps({"faces": faces}).encode()})
+    assert _reasons(tmp_path / "in.tar") == {"k.jpg": reason}
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:

@@ -137,6 +137,22 @@ def test_one_annotation_serves_one_picture(tmp_path: Path) -> None:
     assert (first.uri, second.uri, second.reason) == ("a.jpg", "a.png", "second_image")
 
 
+def test_faces_of_one_picture_are_numbered(tmp_path: Path) -> None:
+    """As an export of an annotation run has them."""
+    _fill(
+        str(tmp_path), "b/x.jpg", "b/x.jpg.10.pts", "b/x.jpg.2.pts", "y.png", "y.pts", "y.png.0.pts", "gone.jpg.0.pts"
+    )
+    _fill(str(tmp_path), "z.jpg", "z.jpg.1.jpg", "z.jpg.1.pts")
+    rows = [
+        (row.uri, row.annotation_uri if isinstance(row, AnnotatedPhoto) else row.reason)
+        for row in _scan(str(tmp_path))
+    ]
+    assert rows == [
+        *[("b/x.jpg", "b/x.jpg.2.pts"), ("b/x.jpg", "b/x.jpg.10.pts"), ("gone.jpg.0.pts", "no_image")],
+        *[("y.png", "y.pts"), ("y.png", "y.png.0.pts"), ("z.jpg", "no_annotation"), ("z.jpg.1.jpg", "z.jpg.1.pts")],
+    ]
+
+
 def test_subsets_and_splits_of_the_official_layout(tmp_path: Path) -> None:
     url = str(tmp_path / "300w")
     for stem in ("lfpw/trainset/a", "lfpw/testset/a", "helen/trainset/a", "afw/a", "ibug/a", "Own/a", "a"):
