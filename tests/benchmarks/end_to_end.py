@@ -1,0 +1,90 @@
+"""What the pipeline costs beside decoding and detecting: python -m tests.benchmarks.end_to_end [--each 60]
+
+The pictures of `tests.benchmarks.pictures`, each under several names, in one run on the same cores:
+
+- `msrrn.annotate` by one worker and by two, against the same number of processes that decode and detect alone;
+- from the shell prompt to the summary of ten pictures.
+"""
+
+import argparse
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+
+from pipelines.annotation import annotate
+from pipelines.detection import open_detector
+from pipelines.engine import start_ray
+from pipelines.looking import look
+from pipelines.retraining import open_model
+from pipelines.settings import AnnotateSettings
+from tests.benchmarks.pictures import mix
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--each", type=int, default=60, help="pictures of every size")
+    parser.add_argument("--names", type=int, default=4, help="names of every picture")
+    parser.add_argument("--detector", default="auto")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
+    arguments = parser.parse_args()
+    settings = AnnotateSettings(detector=arguments.detector)
+    model = open_model("box")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in").mkdir()
+        # By turns, so that every unit has pictures of all sizes.
+        turns = zip(*mix(arguments.data, arguments.each).values(), strict=True)
+        pictures = [picture.data for turn in turns for picture in turn]
+        for index in range(arguments.names * len(pictures)):
+            (folder / "in" / f"{index:05d}.jpg").write_bytes(pictures[index % len(pictures)])
+        files = sorted((folder / "in").iterdir())
+        print(f"{len(files)} pictures, detector {open_detector(settings.detector).name}")
+        start_ray(2)
+        rates: dict[int, float] = {}
+        for workers in (1, 2):
+            alone = len(files) / _looking(files, workers, settings)
+            summary = annotate(str(folder / "in"), str(folder / f"out{workers}"), model, settings, workers)
+            assert summary.throughput is not None
+            rates[workers] = summary.throughput.pictures_per_second
+            ratio = rates[workers] / alone
+            print(
+                f"{workers} workers: {rates[workers]:.1f} pictures/s, {ratio:.2f} of the {alone:.1f} of looking alone"
+            )
+        print(f"two workers over one: {rates[2] / rates[1]:.2f}")
+        (folder / "ten").mkdir()
+        for file in files[:10]:
+            file.rename(folder / "ten" / file.name)
+        began = time.monotonic()
+        command = [sys.executable, "-c", "from flows.cli import entry; entry()", "annotate", str(folder / "ten")]
+        subprocess.run([*command, "--out", str(folder / "ten-out")], check=True, capture_output=True)
+        print(f"ten pictures, from the shell prompt to the summary: {time.monotonic() - began:.1f} s")
+
+
+def _looking(files: Sequence[Path], processes: int, settings: AnnotateSettings) -> float:
+    """Seconds in which so many processes decode and detect, without their start."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, _ready) as pool:
+        pool.map(_look, [(file, settings) for file in files[: 8 * processes]])
+        began = time.monotonic()
+        pool.map(_look, [(file, settings) for file in files], chunksize=16)
+        return time.monotonic() - began
+
+
+def _ready() -> None:
+    cv2.setNumThreads(1)
+
+
+def _look(job: tuple[Path, AnnotateSettings]) -> int:
+    path, settings = job
+    return len(look(path.read_bytes(), open_detector(settings.detector), settings, 1.5).faces)
+
+
+if __name__ == "__main__":
+    main()
