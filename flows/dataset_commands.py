@@ -1,6 +1,7 @@
 """The commands that make and look at datasets. See `flows.commands`."""
 
 import argparse
+import re
 from collections import Counter
 from typing import get_args
 
@@ -18,6 +19,7 @@ from flows.options import (
     settings_of,
     share,
 )
+from pipelines.errors import UsageError
 from pipelines.settings import DetectorName, PrepareSettings, Tolerance
 
 
@@ -27,6 +29,7 @@ def add_dataset_commands(commands: Commands) -> None:
     _prepare(commands)
     _datasets(commands)
     _verify(commands)
+    _forget(commands)
     _fetch_detector(commands)
 
 
@@ -191,6 +194,62 @@ def _verify(commands: Commands) -> None:
     parser.add_argument("url", metavar="URL", help="the dataset that `prepare` printed")
     add_workers(parser)
     add_json(parser)
+
+
+def _forget(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import progress
+        from pipelines.forget import forget_in_datasets
+        from pipelines.forget_runs import forget_in_runs
+
+        if not call.datasets and not call.annotations:
+            raise UsageError("say where: give --datasets, --annotations, or both")
+        digests = sorted(set(call.pictures))
+        with progress("forgetting") as update:
+            done = [forget_in_datasets(url, digests, call.workers, update) for url in call.datasets]
+            done += [forgot for url in call.annotations for forgot in forget_in_runs(url, digests, update)]
+        if call.json:
+            print_json([forgot.model_dump() for forgot in done])
+            return
+        for forgot in done:
+            for picture in forgot.pictures:
+                print(f"{forgot.place}: {picture.sha256}: {picture.rows} rows of {picture.files} files removed")
+            for old, new in forgot.datasets.items():
+                print(f"{forgot.place}: dataset {old} is now {new or 'gone: nothing was left to train on'}")
+            for digest in forgot.alike:
+                print(f"{forgot.place}: {digest} shows nearly the same: forget it too?")
+
+    parser = add_command(
+        commands,
+        "forget",
+        run,
+        "Removes pictures from datasets and annotation runs. By the SHA-256 of their files; they are left out of "
+        "what is made there from now on. Datasets that held one get another name. Sources, models and exports are "
+        "not touched: delete the picture there, and retrain.",
+        "  msrrn forget $(sha256sum jane.jpg | cut -c-64) --datasets work/datasets --annotations work/annotations\n"
+        "  msrrn forget 9f86d0... 60303a... --datasets s3://bucket/datasets --json",
+    )
+    parser.add_argument("pictures", nargs="+", type=digest, metavar="SHA256", help="of a picture's bytes")
+    parser.add_argument(
+        "--datasets", nargs="+", action="extend", default=[], metavar="URL", help="what `prepare` was told with --out"
+    )
+    parser.add_argument(
+        "--annotations",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="URL",
+        help="what `annotate` was told with --out, or folders of such",
+    )
+    add_workers(parser)
+    add_json(parser)
+
+
+def digest(text: str) -> str:
+    """Raises ArgumentTypeError where a text is no SHA-256."""
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no SHA-256: give its 64 hexadecimal digits, as of sha256sum")
+    return text.lower()
 
 
 def _fetch_detector(commands: Commands) -> None:

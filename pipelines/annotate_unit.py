@@ -8,7 +8,7 @@ parts are staged before the record, and put in their places after it, so that a 
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -87,9 +87,16 @@ def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
         "images": [images[row] for row in order],
         "faces": [face for row in order for face in faces.get(row, [])],
     }
+    return unit.key, write_unit(job.out, unit.key, [fingerprint(item) for item in unit.inputs], tables, again)
+
+
+def write_unit(
+    out: Store, unit: str, inputs: list[str], tables: Mapping[str, list[dict[str, Any]]], again: bool
+) -> UnitRecord:
+    """Publishes rows of both tables and the record; `again`: over those of a finished unit, which stays whole."""
     data = {name: encode_table(schema, tables[name]) for name, schema in TABLES.items()}
     record = UnitRecord(
-        inputs=[fingerprint(item) for item in unit.inputs],
+        inputs=inputs,
         parts={name: hashlib.sha256(part).hexdigest() for name, part in data.items()},
         statuses=dict(sorted(Counter(row["status"] for row in tables["images"]).items())),
         reasons=dict(sorted(Counter(row["reason"] for row in tables["images"] if row["reason"]).items())),
@@ -97,9 +104,9 @@ def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
         staged=again,
     )
     for name, part in data.items():
-        job.out.publish(_staged(name, unit.key) if again else _part(name, unit.key), part)
-    _publish(job.out, unit.key, record)
-    return unit.key, _settled(job.out, unit.key, record) if again else record
+        out.publish(_staged(name, unit) if again else _part(name, unit), part)
+    _publish(out, unit, record)
+    return _settled(out, unit, record) if again else record
 
 
 def encode_table(schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> bytes:

@@ -9,9 +9,9 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from pipelines.archives import list_inputs
 from pipelines.detection import open_detector
 from pipelines.engine import run_units
 from pipelines.errors import UserError
+from pipelines.forgotten import read_forgotten
 from pipelines.lease import hold
 from pipelines.models import Model
 from pipelines.plan import Plan, Unit, fingerprint, make_plan
@@ -137,6 +138,7 @@ def annotate(
     with hold(place, LEASE, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
         if not place.create(RUN, json.dumps(claim, indent=1).encode()):
             _refuse_another(place, claim)
+        job = replace(job, task=replace(task, forgotten=read_forgotten(place).digests))
         plan = make_plan(
             islice(listing, limit),
             place,
@@ -156,6 +158,24 @@ def annotate(
         if throughput or not place.exists(PAGE):
             place.publish(PAGE, annotation_page(Annotations(place), summary).encode())
     return summary
+
+
+def totals(records: Mapping[str, UnitRecord]) -> dict[str, Any]:
+    """What the records of units, by their keys, say of a run: those fields of its `Summary`."""
+    statuses: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    for _, record in sorted(records.items()):
+        statuses.update(record.statuses)
+        reasons.update(record.reasons)
+        digest.update("".join(record.parts[table] for table in sorted(record.parts)).encode())
+    return {
+        "images": statuses.total(),
+        **{status: statuses[status] for status in STATUSES},
+        "faces": sum(record.faces for record in records.values()),
+        "reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "digest": digest.hexdigest(),
+    }
 
 
 class _Work:
@@ -197,26 +217,14 @@ class _Work:
 
     def summary(self, ignored: int, throughput: Throughput | None) -> Summary:
         """What all units together have."""
-        statuses: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        digest = hashlib.sha256()
-        for _, record in sorted(self._records.items()):
-            statuses.update(record.statuses)
-            reasons.update(record.reasons)
-            digest.update("".join(record.parts[table] for table in sorted(record.parts)).encode())
-        assert statuses.total() == self._plan.inputs, (statuses, self._plan.inputs)
+        found = totals(self._records)
+        assert found["images"] == self._plan.inputs, (found, self._plan.inputs)
         return Summary(
-            images=self._plan.inputs,
-            annotated=statuses["annotated"],
-            no_face=statuses["no_face"],
-            quarantined=statuses["quarantined"],
-            faces=sum(record.faces for record in self._records.values()),
+            **found,
             ignored=ignored,
             gone=self._plan.gone,
-            reasons=dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
             model=self._job.model.label,
             settings=self._job.task.settings.model_dump(),
-            digest=digest.hexdigest(),
             throughput=throughput,
         )
 

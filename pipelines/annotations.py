@@ -19,6 +19,7 @@ from msrrn.landmarks import NUM_LANDMARKS, SCHEME
 from pipelines.archives import read_inputs
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
+from pipelines.forgotten import MESSAGE, REASON
 from pipelines.plan import inputs_of, read_plan
 from pipelines.storage import Store
 
@@ -80,6 +81,26 @@ FACES: Final = pa.schema(
 clockwise; `brightness`, the mean grey value, and `sharpness`, the variance of the Laplacian, are of the crop at
 200 px, as in training shards.
 """
+
+
+def forgotten_row(uri: str) -> dict[str, Any]:
+    """The row of `IMAGES` for a picture that was forgotten: its name alone."""
+    row = dict.fromkeys(IMAGES.names) | {"uri": uri, "bytes": 0, "faces": 0}
+    return row | {"status": "quarantined", "reason": REASON, "message": MESSAGE}
+
+
+def runs_at(url: str) -> list[Store]:
+    """The run at this place, or those at the places directly below it, by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    store = Store(url)
+    places = [store] if store.exists(RUN) else [store.child(name) for name in store.folders()]
+    runs = [place for place in places if place.exists(RUN)]
+    if not runs:
+        raise UserError(f"{url} holds no annotation run: give the --out of `msrrn annotate`, or a folder of such")
+    return runs
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ REJECTED: Final = 12
 REJECTED_TRIES: Final = 48
 """Pictures that are read, at most, to show `REJECTED` of them: many of them cannot be decoded."""
 REJECTED_LIMITS: Final = Limits(max_bytes=32 << 20, max_pixels=40_000_000)
-NOT_REJECTED: Final = frozenset({"test_split", "known_photo"})
+NOT_REJECTED: Final = frozenset({"test_split", "known_photo", "forgotten"})
 """Reasons that find no fault with a picture."""
 
 _SEVERITIES: Final = ("error", "warning", "info")

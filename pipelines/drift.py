@@ -14,9 +14,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from pipelines.annotation_faces import MEASURES, features, outcomes
-from pipelines.annotations import RUN, Annotations
+from pipelines.annotations import Annotations, runs_at
 from pipelines.dataset_faces import features_of
 from pipelines.errors import UserError
+from pipelines.forgotten import read_forgotten
 from pipelines.manifest import MANIFEST, read_manifest
 from pipelines.plan import additions
 from pipelines.settings import DriftSettings
@@ -146,14 +147,9 @@ def sittings(urls: Sequence[str]) -> list[Sitting]:
     """
     found: dict[str, Sitting] = {}
     for url in urls:
-        store = Store(url)
-        stores = [store] if store.exists(RUN) else [store.child(name) for name in store.folders()]
-        made = {sitting.name: sitting for run in stores if run.exists(RUN) for sitting in _sittings(run)}
+        made = {sitting.name: sitting for run in runs_at(url) for sitting in _sittings(run)}
         if not made:
-            raise UserError(
-                f"{url} holds no annotation run, or nothing of one is finished: give the --out of `msrrn annotate`, "
-                "or a folder of such places"
-            )
+            raise UserError(f"{url}: nothing is finished yet of the annotation run there")
         found |= made
     return sorted(found.values(), key=lambda sitting: sitting.began)
 
@@ -181,11 +177,12 @@ def training_dataset(url: str) -> Store:
     from pipelines.retraining import open_model  # as slow to import as MLflow and torch
 
     model = open_model(None)
-    name = str(model.card.training.get("dataset"))
-    if not store.child(name).exists(MANIFEST):
+    trained_on = str(model.card.training.get("dataset"))
+    name = read_forgotten(store).now(trained_on)
+    if name is None or not store.child(name).exists(MANIFEST):
         raise UserError(
-            f"{url} is no dataset, and has none named {name}, on which the champion ({model.label}) was trained: "
-            "give the URL that `msrrn prepare` printed"
+            f"{url} is no dataset, and has none named {trained_on}, on which the champion ({model.label}) was "
+            "trained: give the URL that `msrrn prepare` printed"
         )
     return store.child(name)
 

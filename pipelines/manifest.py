@@ -3,6 +3,7 @@
 OUT/NAME/manifest.json          the dataset: written last, so a dataset without it is not finished
 OUT/NAME/README.md, index.html  its card and its page
 OUT/NAME/features.json          what its faces are like, in numbers: see `pipelines.dataset_faces`
+OUT/forgotten.json              pictures that no dataset here may hold: see `pipelines.forgotten`
 OUT/shards/UNIT.parquet         samples; a unit is named by the digest of its photos and settings, so
 OUT/records/RECIPE/UNIT.json    datasets share those that are the same
 """

@@ -3,16 +3,19 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from pipelines.detection.annotated import AnnotatedBoxes
 from pipelines.errors import UserError
+from pipelines.forgotten import MESSAGE, REASON, read_forgotten
 from pipelines.manifest import CheckResult, LeftOut, UnitEntry, read_manifest
 from pipelines.photos import (
     HELD,
@@ -105,14 +108,17 @@ class Plan:
 
     rejected: Mapping[str, AnnotatedPhoto]
     """faces by the name of their annotation, where they may be left out"""
+    forgotten: frozenset[str]
+    """SHA-256 of pictures that the place must not hold, nor its pages show"""
 
     def picture(self, item: LeftOut) -> bytes | None:
-        """The bytes of an input that was left out; None where it is no picture, or is gone."""
+        """The bytes of an input that was left out; None where it is no picture, is gone, or was forgotten."""
         face = self.rejected.get(item.uri)
         places = [(face.root, face.uri)] if face else [(source, item.uri) for source in self.sources]
         for root, uri in places:
             with suppress(UserError, OSError):
-                return Files(root).read(uri)
+                data = Files(root).read(uri)
+                return None if hashlib.sha256(data).hexdigest() in self.forgotten else data
         return None
 
     @property
@@ -150,11 +156,13 @@ def plan(
     rejected = {face.annotation_uri: face for group in groups for face in group.faces}
     groups, bad = screened(groups)
     left_out += bad
-    find = face_finder(settings.detector, groups)
+    # Without photos nothing is looked at, and no detector has to be at hand.
+    find = face_finder(settings.detector, groups) if groups else AnnotatedBoxes()
     digest = _digest(SCHEMA_VERSION, RECIPE, settings.model_dump_json())
     store = Store(out).absolute()
     records = f"records/{digest}"
-    photos, base_left_out = _base(store, append_to, records, settings) if append_to else ([], [])
+    forgotten = read_forgotten(store).digests
+    photos, base_left_out = _base(store, append_to, records, settings, forgotten) if append_to else ([], [])
     finished, made_in = made_before(store, records)
     known = {photo.seen.sha256: photo for photo in photos}
     new = [group for group in groups if group.sha256 not in known]
@@ -169,6 +177,9 @@ def plan(
             continue
         if split not in TRAINED_SPLITS:
             left_out += _all_faces(group, "test_split", "test photos are never trained on")
+            continue
+        if group.sha256 in forgotten:
+            left_out += _all_faces(group, REASON, MESSAGE)
             continue
         key = _photo_key(group, split, find)
         if group.sha256 in known and group.seen.declared in HELD - {split}:
@@ -194,7 +205,18 @@ def plan(
     faces = sum(photo.faces for photo in photos) + len(left_out)
     warnings = tuple(near_duplicates_found(alike))
     return Plan(
-        name, tuple(sources), store, records, units, finished, tuple(left_out), warnings, find, faces, rejected
+        name,
+        tuple(sources),
+        store,
+        records,
+        units,
+        finished,
+        tuple(left_out),
+        warnings,
+        find,
+        faces,
+        rejected,
+        forgotten,
     )
 
 
@@ -202,8 +224,10 @@ def _all_faces(group: PhotoGroup, reason: str, message: str) -> list[LeftOut]:
     return [LeftOut(uri=face.annotation_uri, reason=reason, message=message) for face in group.faces]
 
 
-def _base(out: Store, name: str, records: str, settings: PrepareSettings) -> tuple[list[PlannedPhoto], list[LeftOut]]:
-    """The photos of a finished dataset, and the inputs that it left out before it looked at any face."""
+def _base(
+    out: Store, name: str, records: str, settings: PrepareSettings, forgotten: Collection[str]
+) -> tuple[list[PlannedPhoto], list[LeftOut]]:
+    """The photos of a finished dataset, and the inputs that it left out before it looked at any face, or now does."""
     manifest = read_manifest(out.child(name))
     for field, value in settings.model_dump(mode="json").items():
         if manifest.settings.get(field) != value:
@@ -213,6 +237,7 @@ def _base(out: Store, name: str, records: str, settings: PrepareSettings) -> tup
             )
     photos: list[PlannedPhoto] = []
     late: Counter[LeftOut] = Counter()
+    now_left_out: list[LeftOut] = []
     mend = "run the `msrrn prepare` again that made it, or prepare all sources together"
     for unit in manifest.units:
         if not out.exists(f"{records}/{unit.key}.json"):
@@ -226,9 +251,22 @@ def _base(out: Store, name: str, records: str, settings: PrepareSettings) -> tup
             raise UserError(f"{out.url}/{records}/{unit.key}.json is damaged: {mend}") from error
         for photo in record.photos:
             late.update(photo.left_out)
+            if photo.sha256 in forgotten:
+                now_left_out += _forgotten_faces(out, record.entry, photo)
+                continue
             faces = sum(photo.faces.values()) + len(photo.left_out)
             photos.append(PlannedPhoto(photo.key, unit.split, photo.seen(unit.split), faces, None, unit.key))
-    return photos, list((Counter(manifest.left_out) - late).elements())
+    return photos, list((Counter(manifest.left_out) - late).elements()) + now_left_out
+
+
+def _forgotten_faces(out: Store, unit: UnitEntry, photo: PhotoRecord) -> list[LeftOut]:
+    """All faces of a photo that a unit holds, as `prepare` names them that finds the photo again."""
+    names = [item.uri for item in photo.left_out]
+    if photo.faces:
+        with out.open(unit.shard) as file:
+            rows = pq.ParquetFile(file).read_row_group(0, ["photo_sha256", "annotation_uri"])
+        names += rows.filter(pc.equal(rows["photo_sha256"], photo.sha256))["annotation_uri"].to_pylist()
+    return [LeftOut(uri=name, reason=REASON, message=MESSAGE) for name in names]
 
 
 def cut(photos: Sequence[PlannedPhoto], mean: int) -> Iterator[list[PlannedPhoto]]:

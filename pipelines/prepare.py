@@ -26,6 +26,7 @@ from pipelines.dataset_faces import FEATURES, survey
 from pipelines.dataset_page import PAGE, dataset_page
 from pipelines.engine import run_units
 from pipelines.errors import UserError
+from pipelines.forgotten import read_forgotten
 from pipelines.lease import hold
 from pipelines.manifest import MANIFEST, CheckResult, Manifest, UnitEntry, read_manifest
 from pipelines.photos import Finder
@@ -37,6 +38,11 @@ from pipelines.shards import SCHEMA, TRAINED_SPLITS, Split, encode_shard
 from pipelines.storage import Store
 
 LEASE = "lease.json"
+
+
+class NoFaceError(UserError):
+    """Nothing is left to train on."""
+
 
 Job = tuple[Store, str, PrepareSettings, Finder]
 
@@ -57,7 +63,8 @@ def prepare(
     this one waits for it, and takes over when it is dead.
 
     Raises:
-        UserError: a source is unusable, or not one face is left to train on.
+        NoFaceError: not one face is left to train on.
+        UserError: a source is unusable.
     """
     tolerance = tolerance or Tolerance()
     work = plan(sources, out, settings, workers, progress, source_format, append_to)
@@ -86,12 +93,17 @@ def prepare(
 
 
 def _finish(work: Plan, settings: PrepareSettings, tolerance: Tolerance) -> None:
+    held = {photo.seen.sha256 for unit in work.units for photo in unit.photos}
+    if held & read_forgotten(work.out).digests:
+        raise UserError(
+            "a picture was forgotten while its dataset was made: run the same `msrrn forget` again, then this"
+        )
     manifest = _manifest(work, settings)
     enforce(tolerance, manifest.left_out, manifest.counts["faces_in"])
     if not manifest.counts["train"]:
         reasons = Counter(item.reason for item in manifest.left_out)
         listed = ", ".join(f"{reason} × {count}" for reason, count in reasons.most_common(4))
-        raise UserError(f"{', '.join(work.sources)}: no face is left to train on ({listed or 'no inputs'})")
+        raise NoFaceError(f"{', '.join(work.sources)}: no face is left to train on ({listed or 'no inputs'})")
     found = survey(work.out, manifest)
     work.dataset.publish(CARD, dataset_card(manifest).encode())
     work.dataset.publish(FEATURES, found.features().model_dump_json().encode())

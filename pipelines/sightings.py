@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 
-from pipelines.annotations import IMAGES
+from pipelines.annotations import IMAGES, forgotten_row
 from pipelines.archives import Input, read_inputs
 from pipelines.decoding import Undecodable
 from pipelines.detection import Detector
@@ -27,6 +27,8 @@ class Task:
     detector: Detector
     settings: AnnotateSettings
     crop_margin: float
+    forgotten: frozenset[str] = frozenset()
+    """SHA-256 of pictures that must not be annotated"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,8 @@ def _sighting(item: Input, data: bytes | Undecodable, task: Task) -> Sighting:
     if isinstance(data, Undecodable):
         return quarantined(item, data.reason, data.message)
     known = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    if known["sha256"] in task.forgotten:
+        return Sighting(forgotten_row(item.uri))
     try:
         seen = look(data, task.detector, task.settings, task.crop_margin)
     except Undecodable as error:

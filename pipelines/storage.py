@@ -13,6 +13,7 @@ import re
 import secrets
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -263,6 +264,14 @@ class Store:
                 _s3().rm_file(self._address(key))
             else:
                 self._path(key).unlink(missing_ok=True)
+
+    def sweep(self, seconds: float = 3600) -> None:
+        """Removes temporary files of writers that were killed: those not written to for so long. S3 has none."""
+        root = self.local_path()
+        for path in root.rglob(f"{_TEMP_PREFIX}*") if root else ():
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime >= seconds:
+                    path.unlink()
 
     @property
     def _remote(self) -> bool:

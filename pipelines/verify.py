@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from msrrn.landmarks import SCHEME
 from pipelines.engine import run_units
+from pipelines.forgotten import read_forgotten
 from pipelines.manifest import MANIFEST, Manifest, UnitEntry, read_manifest
 from pipelines.rows import row_problems
 from pipelines.settings import PrepareSettings
@@ -88,6 +89,7 @@ def verify(
     checked.sort(key=lambda result: result.unit.key)
     problems += [problem for result in checked for problem in result.problems]
     problems += _photo_problems(checked)
+    problems += _forgotten_problems(checked, read_forgotten(dataset.parent).digests)
     # What a damaged shard holds cannot be counted: it has its own problem already.
     if len(units) == len(manifest.shards()) and all(result.readable for result in checked):
         problems += _count_problems(manifest, checked)
@@ -238,6 +240,14 @@ def _photo_problems(checked: Iterable[_Checked]) -> Iterator[Problem]:
                 )
             else:
                 yield Problem(result.unit.shard, "photo_twice", f"photo {photo} is in {other.shard} too; {AGAIN}")
+
+
+def _forgotten_problems(checked: Iterable[_Checked], forgotten: frozenset[str]) -> Iterator[Problem]:
+    """What was forgotten at this place is not here."""
+    for result in checked:
+        for photo in sorted(result.photos & forgotten):
+            message = f"photo {photo} was forgotten and is here again; run the same `msrrn forget` again"
+            yield Problem(result.unit.shard, "forgotten", message)
 
 
 def _count_problems(manifest: Manifest, checked: list[_Checked]) -> Iterator[Problem]:

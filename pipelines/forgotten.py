@@ -1,0 +1,62 @@
+"""The pictures that a place must never hold again: `forgotten.json`, beside its datasets or its annotation run."""
+
+from typing import Final
+
+from pydantic import BaseModel, ValidationError
+
+from pipelines.errors import UserError
+from pipelines.storage import Store
+
+FORGOTTEN: Final = "forgotten.json"
+REASON: Final = "forgotten"
+MESSAGE: Final = "the picture was forgotten: see `msrrn forget`"
+
+
+class ForgottenPicture(BaseModel):
+    """A picture by the digest of its bytes, and what was removed of it: `rows` of `files`, tables or shards."""
+
+    sha256: str
+    files: int
+    rows: int
+
+
+class Forgotten(BaseModel):
+    """`forgotten.json`. It only grows, in the order in which pictures were forgotten; it has no clock."""
+
+    pictures: list[ForgottenPicture] = []
+    renamed: dict[str, str | None] = {}
+    """datasets that held one of them → what they are without; None where nothing was left to train on"""
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """SHA-256 of each."""
+        return frozenset(picture.sha256 for picture in self.pictures)
+
+    def now(self, dataset: str) -> str | None:
+        """The name of a dataset today: without what was forgotten since."""
+        name: str | None = dataset
+        while name in self.renamed:
+            name = self.renamed[name]
+        return name
+
+
+def read_forgotten(place: Store) -> Forgotten:
+    """What was forgotten at a place of datasets, or by a run.
+
+    Raises:
+        UserError: the list is damaged. It is never taken for an empty one.
+    """
+    if not place.exists(FORGOTTEN):
+        return Forgotten()
+    try:
+        return Forgotten.model_validate_json(place.read_bytes(FORGOTTEN))
+    except ValidationError as error:
+        raise UserError(
+            f"{place.url}/{FORGOTTEN} is damaged ({error.errors()[0]['msg']}): restore it from a backup; without it "
+            "pictures that were forgotten would come back"
+        ) from error
+
+
+def write_forgotten(place: Store, forgotten: Forgotten) -> None:
+    """Replaces the list in one step."""
+    place.publish(FORGOTTEN, forgotten.model_dump_json(indent=1).encode())
