@@ -259,9 +259,11 @@ def _rollback(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         import getpass
 
+        from pipelines.metrics_export import export_champion
         from pipelines.registry import rollback
 
         new, old = rollback(call.name, call.reason, getpass.getuser())
+        export_champion(new.version, new.tags, promoted=False)
         if call.json:
             print_json({"name": call.name, "champion": new.version, "previous": old.version})
         else:

@@ -18,13 +18,14 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 
 from flows.progress import epoch_progress, progress, say
-from pipelines import retraining
+from pipelines import registry, retraining
 from pipelines.annotation import Summary, annotate
 from pipelines.drift import DriftReport, compare
 from pipelines.drift_page import write_drift
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, evaluate
 from pipelines.manifest import Manifest
+from pipelines.metrics_export import export_champion, metered
 from pipelines.models import Model
 from pipelines.prepare import prepare
 from pipelines.promotion import Decision
@@ -111,6 +112,8 @@ def gate(
 ) -> tuple[Decision, Evaluation | None]:
     """Champion against challenger on the same faces; moves the aliases."""
     decision, champion = retraining.gate(version, evaluation, sources, "val", workers, val_share)
+    if best := registry.champion(version.name):
+        export_champion(best.version, best.tags, decision.promote)
     verdict = "promoted" if decision.promote else "not promoted"
     say(f"{version.name} version {version.version} {verdict}: {decision.reason}")
     create_markdown_artifact(
@@ -122,7 +125,7 @@ def gate(
 @task(name="annotate archive", **_station)
 def annotate_archive(source: str, out: str, model: Model, settings: AnnotateSettings, workers: int) -> Summary:
     """Landmarks on every face of an archive."""
-    with progress("annotating, pictures") as update:
+    with progress("annotating, pictures") as shown, metered(out, settings.images_per_unit, shown) as update:
         summary = annotate(source, out, model, settings, workers, update)
     say(
         f"annotations {out}: {summary.images} pictures = {summary.annotated} annotated + {summary.no_face} "

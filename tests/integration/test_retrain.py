@@ -38,6 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=120):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("MSRRN_METRICS_DIR", str(folder / "metrics"))
         patch.delenv("RAY_ADDRESS", raising=False)
         yield folder
 
@@ -89,6 +90,13 @@ def test_mlflow_holds_parameters_curves_figures_and_a_model_without_pickles(firs
     served = mlflow.pyfunc.load_model("models:/line@champion")
     crops = np.random.default_rng(0).integers(0, 256, (2, 200, 200), np.uint8)
     assert served.predict({"image_200": crops}).shape == (2, 136)
+
+
+def test_metrics_show_the_champion_and_the_archive(place: Path, first: RetrainResult) -> None:
+    lines = (place / "metrics" / "msrrn.prom").read_text().splitlines()
+    assert "msrrn_champion_version 1.0" in lines
+    assert f"msrrn_champion_nrmse_ip {round(first.nrmse_ip, 5)}" in lines
+    assert 'msrrn_pictures_total{status="quarantined"} 3.0' in lines
 
 
 def test_a_second_run_finds_everything_done_and_changes_nothing(place: Path, first: RetrainResult) -> None:

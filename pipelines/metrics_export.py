@@ -1,0 +1,202 @@
+"""What a dashboard shows of the pipeline: metrics for Prometheus, in a file for node_exporter's textfile collector.
+
+The file is `msrrn.prom` in the folder that `MSRRN_METRICS_DIR` names; without the variable nothing is written. It is
+replaced in one step and is its own memory: counters go on from what it says, so it belongs on a disk that stays. Jobs
+of one machine may write at once. Metrics that cannot be written are logged and end no job.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from filelock import FileLock
+from prometheus_client import CollectorRegistry, write_to_textfile
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from pipelines.annotations import STATUSES, SUMMARY
+from pipelines.errors import UserError
+from pipelines.storage import Store
+
+DIRECTORY: Final = "MSRRN_METRICS_DIR"
+FILE: Final = "msrrn.prom"
+LOCK_SECONDS: Final = 10.0
+LIVE_SECONDS: Final = 15.0
+"""Between two looks at a run that goes on: as often as Prometheus asks."""
+
+
+class Metric(NamedTuple):
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+METRICS: Final = {
+    "msrrn_pictures_total": Metric("Pictures that annotation accounted for.", ("status",)),
+    "msrrn_faces_total": Metric("Faces that got landmarks."),
+    "msrrn_quarantined_total": Metric("Pictures that could not be annotated.", ("reason",)),
+    "msrrn_queue_units": Metric("Units of the latest annotation run that are not finished."),
+    "msrrn_annotate_pictures_per_second": Metric("Speed of the latest annotation run since it was started."),
+    "msrrn_last_promotion_timestamp_seconds": Metric("When a challenger last became champion."),
+    "msrrn_champion_version": Metric("Version of the champion in the registry."),
+    "msrrn_champion_nrmse_ip": Metric("NRMSE of the champion over the distance of the pupils, a fraction."),
+}
+"""Every metric there is. Those that end in `_total` are counters, the others gauges."""
+
+Key = tuple[str, tuple[str, ...]]
+"""A metric's name and the values of its labels."""
+
+
+def export_metrics(
+    *,
+    pictures: Mapping[str, int] | None = None,
+    faces: int = 0,
+    quarantined: Mapping[str, int] | None = None,
+    queue_units: int | None = None,
+    pictures_per_second: float | None = None,
+    promoted_at: float | None = None,
+    champion_version: int | None = None,
+    champion_nrmse_ip: float | None = None,
+) -> None:
+    """Adds to the counters (`pictures` by status, `faces`, `quarantined` by reason) and sets the gauges given.
+
+    `promoted_at` is in seconds since 1970.
+    """
+    folder = os.environ.get(DIRECTORY)
+    if not folder:
+        return
+    added: dict[Key, float] = {("msrrn_pictures_total", (status,)): n for status, n in (pictures or {}).items()}
+    added |= {("msrrn_quarantined_total", (reason,)): n for reason, n in (quarantined or {}).items()}
+    if pictures is not None:
+        added["msrrn_faces_total", ()] = faces
+    gauges = {
+        "msrrn_queue_units": queue_units,
+        "msrrn_annotate_pictures_per_second": pictures_per_second,
+        "msrrn_last_promotion_timestamp_seconds": promoted_at,
+        "msrrn_champion_version": champion_version,
+        "msrrn_champion_nrmse_ip": champion_nrmse_ip,
+    }
+    try:
+        path = Path(folder, FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+            values = _read(path)
+            for key, value in added.items():
+                values[key] = values.get(key, 0.0) + value
+            values |= {(name, ()): float(value) for name, value in gauges.items() if value is not None}
+            registry = CollectorRegistry()
+            registry.register(_Values(values))
+            write_to_textfile(str(path), registry)
+    except OSError as error:  # also a lock that somebody holds too long
+        logging.getLogger(__name__).warning("metrics were not written to %s: %s", folder, error)
+
+
+def export_champion(version: int, tags: Mapping[str, str], promoted: bool) -> None:
+    """The champion as the registry has it; `promoted`: just now."""
+    nrmse = tags.get("msrrn.nrmse_ip")
+    export_metrics(
+        promoted_at=time.time() if promoted else None,
+        champion_version=version,
+        champion_nrmse_ip=float(nrmse) if nrmse else None,
+    )
+
+
+@contextmanager
+def metered(out: str, images_per_unit: int, update: Callable[..., None]) -> Iterator[Callable[..., None]]:
+    """Exports an annotation run into `out` while it goes on, and when it ends well what it counted.
+
+    Gives what to call instead of `update(done, total, ...)`. Counted is what `summary.json` says beyond what it said
+    before, so that a finished run that is started again adds nothing, and one with new pictures adds those.
+    """
+    before = _counted(out)
+    meter = _Meter(images_per_unit, update)
+    yield meter
+    meter.export()
+    after = _counted(out)
+    export_metrics(
+        pictures={status: _beyond(before, after, status) for status in STATUSES},
+        faces=_beyond(before, after, "faces"),
+        quarantined={
+            name.removeprefix(_REASON): _beyond(before, after, name) for name in after if name.startswith(_REASON)
+        },
+    )
+
+
+_REASON: Final = "reason:"
+
+
+def _counted(out: str) -> dict[str, int]:
+    """Counts of `summary.json` by status, `faces`, and `reason:` with a reason; empty where there is none."""
+    if not os.environ.get(DIRECTORY):
+        return {}
+    try:
+        summary = json.loads(Store(out).read_bytes(SUMMARY))
+        counts = {name: int(summary[name]) for name in (*STATUSES, "faces")}
+        return counts | {f"{_REASON}{reason}": int(n) for reason, n in summary["reasons"].items()}
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _beyond(before: Mapping[str, int], after: Mapping[str, int], name: str) -> int:
+    # A quarantined picture that a later run could read makes its old count smaller: counters never go down.
+    return max(after.get(name, 0) - before.get(name, 0), 0)
+
+
+class _Meter:
+    def __init__(self, images_per_unit: int, update: Callable[..., None]) -> None:
+        self._per_unit = images_per_unit
+        self._update = update
+        self._began = self._last = time.monotonic()
+        self._first: int | None = None
+        self._done = self._total = 0
+
+    def __call__(self, done: int, total: int, *more: object, **named: object) -> None:
+        if self._first is None:
+            self._first, self._began = done, time.monotonic()
+        self._done, self._total = done, total
+        self._update(done, total, *more, **named)
+        if time.monotonic() - self._last >= LIVE_SECONDS:
+            self.export()
+
+    def export(self) -> None:
+        self._last = time.monotonic()
+        seconds = self._last - self._began
+        worked = self._done - (self._first or 0)
+        export_metrics(
+            queue_units=-(-(self._total - self._done) // self._per_unit),
+            pictures_per_second=worked / seconds if worked and seconds else None,
+        )
+
+
+class _Values(Collector):
+    """What a file holds, in the order of `METRICS`."""
+
+    def __init__(self, values: Mapping[Key, float]) -> None:
+        self._values = values
+
+    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
+        for name, (text, labels) in METRICS.items():
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = kind(name, text, labels=labels)
+            for (_, given), value in sorted((key, value) for key, value in self._values.items() if key[0] == name):
+                family.add_metric(given, value)
+            yield family
+
+
+def _read(path: Path) -> dict[Key, float]:
+    """The values in a file that is there; those of an unreadable one are lost, as those of a file that is not."""
+    try:
+        families = list(text_string_to_metric_families(path.read_text("utf-8")))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {
+        (sample.name, tuple(sample.labels.get(label, "") for label in METRICS[sample.name].labels)): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name in METRICS
+    }

@@ -1,0 +1,138 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from msrrn.synthetic import SyntheticPhoto
+from pipelines.annotation import annotate
+from pipelines.metrics_export import FILE, METRICS, export_champion, export_metrics, metered
+from pipelines.models import Model
+from pipelines.settings import AnnotateSettings
+
+
+@pytest.fixture
+def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "metrics"
+    monkeypatch.setenv("MSRRN_METRICS_DIR", str(folder))
+    return folder / FILE
+
+
+def read(file: Path) -> dict[str, float]:
+    """Samples as Prometheus reads them, written `name` or `name{label}`."""
+    return {
+        sample.name + "".join(f"{{{value}}}" for value in sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(file.read_text())
+        for sample in family.samples
+    }
+
+
+def test_counters_go_on_and_gauges_are_replaced(metrics: Path) -> None:
+    export_metrics(pictures={"annotated": 3, "quarantined": 1}, faces=5, quarantined={"empty": 1}, queue_units=4)
+    export_metrics(pictures={"annotated": 2, "quarantined": 0}, faces=2, pictures_per_second=7.5, queue_units=0)
+    assert read(metrics) == {
+        "msrrn_pictures_total{annotated}": 5,
+        "msrrn_pictures_total{quarantined}": 1,
+        "msrrn_faces_total": 7,
+        "msrrn_quarantined_total{empty}": 1,
+        "msrrn_queue_units": 0,
+        "msrrn_annotate_pictures_per_second": 7.5,
+    }
+    types = {family.name: family.type for family in text_string_to_metric_families(metrics.read_text())}
+    assert types["msrrn_pictures"] == "counter"
+    assert types["msrrn_queue_units"] == "gauge"
+    assert [path.name for path in metrics.parent.iterdir() if path.suffix == ".prom"] == [FILE]
+
+
+def test_every_metric_can_be_exported(metrics: Path) -> None:
+    export_metrics(pictures={"no_face": 1}, quarantined={'a "b" \\ \n': 1}, queue_units=1, pictures_per_second=1)
+    export_champion(7, {"msrrn.nrmse_ip": "0.04370"}, promoted=True)
+    exported = read(metrics)
+    assert {name.partition("{")[0] for name in exported} == METRICS.keys()
+    assert exported['msrrn_quarantined_total{a "b" \\ \n}'] == 1
+    promoted = exported["msrrn_last_promotion_timestamp_seconds"]
+    export_champion(6, {"msrrn.nrmse_ip": "0.05"}, promoted=False)
+    again = read(metrics)
+    assert again["msrrn_champion_version"] == 6
+    assert again["msrrn_champion_nrmse_ip"] == 0.05
+    assert again["msrrn_last_promotion_timestamp_seconds"] == promoted
+
+
+def test_nothing_is_written_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MSRRN_METRICS_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    export_metrics(pictures={"annotated": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_ends_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MSRRN_METRICS_DIR", str(tmp_path / "file"))
+    export_metrics(queue_units=1)
+    assert "metrics were not written" in caplog.text
+
+
+def test_a_damaged_file_is_begun_anew(metrics: Path) -> None:
+    export_metrics(pictures={"annotated": 9})
+    metrics.write_bytes(b'msrrn_faces_total{"\n\xff')
+    export_metrics(pictures={"annotated": 1}, faces=1)
+    assert read(metrics) == {"msrrn_pictures_total{annotated}": 1, "msrrn_faces_total": 1}
+
+
+def test_processes_that_write_at_once_lose_nothing(metrics: Path) -> None:
+    work = (
+        "from pipelines.metrics_export import export_metrics\nfor _ in range(50): export_metrics(pictures={'a': 1})"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", work]) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert read(metrics)["msrrn_pictures_total{a}"] == 100
+
+
+def test_a_run_is_counted_once_and_new_pictures_are_added(
+    model: Model, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path, metrics: Path
+) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    (album / "a.jpg").write_bytes(photos[0][0].jpeg)
+    (album / "b.jpg").write_bytes(b"")
+
+    def run() -> dict[str, float]:
+        out = str(tmp_path / "out")
+        with metered(out, 1, lambda *_: None) as update:
+            summary = annotate(str(album), out, model, AnnotateSettings(images_per_unit=1), 1, update)
+        assert summary.images == len(list(album.iterdir()))
+        return read(metrics)
+
+    first = run()
+    assert first["msrrn_pictures_total{quarantined}"] == first["msrrn_quarantined_total{empty}"] == 1
+    assert first["msrrn_pictures_total{annotated}"] + first["msrrn_pictures_total{no_face}"] == 1
+    assert first["msrrn_annotate_pictures_per_second"] > 0
+    assert first["msrrn_queue_units"] == 0
+    assert run() == first
+    (album / "c.jpg").write_bytes(b"no picture")
+    third = run()
+    assert third["msrrn_pictures_total{quarantined}"] == 2
+    assert third["msrrn_quarantined_total{empty}"] == 1
+    assert third["msrrn_faces_total"] == first["msrrn_faces_total"]
+
+
+def test_a_run_is_watched_while_it_goes_on(metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.metrics_export.LIVE_SECONDS", 0.0)
+    seen: list[tuple[int, int]] = []
+    (tmp_path / "summary.json").write_text(json.dumps({"annotated": "what"}))  # not ours: it counts for nothing
+
+    def interrupted() -> None:
+        with metered(str(tmp_path), 10, lambda *at: seen.append(at)) as update:
+            update(0, 95)
+            update(30, 95)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert seen == [(0, 95), (30, 95)]
+    assert read(metrics)["msrrn_queue_units"] == 7
+    assert "msrrn_faces_total" not in read(metrics)
