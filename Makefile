@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "msrrn needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[server]'
 	@touch $@
 
 demo: $(INSTALLED) ## the whole line on synthetic photographs

