@@ -156,10 +156,12 @@ class _Meter:
         self._done = self._total = 0
 
     def __call__(self, done: int, total: int, *more: object, **named: object) -> None:
+        self._update(done, total, *more, **named)
+        if not total:  # it waits, or lists its pictures
+            return
         if self._first is None:
             self._first, self._began = done, time.monotonic()
         self._done, self._total = done, total
-        self._update(done, total, *more, **named)
         if time.monotonic() - self._last >= LIVE_SECONDS:
             self.export()
 

@@ -122,17 +122,18 @@ def test_a_run_is_counted_once_and_new_pictures_are_added(
 
 def test_a_run_is_watched_while_it_goes_on(metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.metrics_export.LIVE_SECONDS", 0.0)
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[object, ...]] = []
     (tmp_path / "summary.json").write_text(json.dumps({"annotated": "what"}))  # not ours: it counts for nothing
 
     def interrupted() -> None:
         with metered(str(tmp_path), 10, lambda *at: seen.append(at)) as update:
+            update(60, 0, "listing pictures")
             update(0, 95)
             update(30, 95)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert seen == [(0, 95), (30, 95)]
+    assert seen == [(60, 0, "listing pictures"), (0, 95), (30, 95)]
     assert read(metrics)["msrrn_queue_units"] == 7
     assert "msrrn_faces_total" not in read(metrics)
