@@ -35,16 +35,16 @@ def server(bin_folder: Path) -> Iterator[dict[str, str]]:
             shutil.chown(folder, user)
             shutil.chown(folder / "password", user)
         data = folder / "data"
-        initialise = [bin_folder / "initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", "--no-sync"]
+        initialise = [f"{bin_folder}/initdb", "-D", str(data), "-U", "postgres", "-A", "scram-sha-256", "--no-sync"]
         initialise.append(f"--pwfile={folder / 'password'}")
         made = subprocess.run(initialise, user=user, cwd=folder, check=False, capture_output=True, text=True)
         assert made.returncode == 0, made.stderr
         free.close()
-        start = [bin_folder / "postgres", "-D", data, "-k", folder, "-h", "127.0.0.1", "-p", port, "-F"]
+        start = [f"{bin_folder}/postgres", "-D", str(data), "-k", str(folder), "-h", "127.0.0.1", "-p", port, "-F"]
         process = subprocess.Popen(start, user=user, cwd=folder, stderr=subprocess.DEVNULL)
         connection = {"PGHOST": "127.0.0.1", "PGPORT": port, "PGUSER": "postgres", "PGPASSWORD": "superuser"}
         try:
-            ready = [bin_folder / "pg_isready", "-h", "127.0.0.1", "-p", port]
+            ready = [f"{bin_folder}/pg_isready", "-h", "127.0.0.1", "-p", port]
             while subprocess.run(ready, check=False, capture_output=True).returncode and process.poll() is None:
                 time.sleep(0.1)
             psql(connection | PASSWORDS, "--dbname", "postgres", "--file", str(INFRA / "postgres" / "databases.sql"))
@@ -78,14 +78,14 @@ def test_each_server_has_its_databases_and_no_others(server: dict[str, str]) -> 
 def test_a_backup_of_the_runbook_is_restored_over_what_is_there(server: dict[str, str], bin_folder: Path) -> None:
     database = server | {"PGDATABASE": "prefect"}
     psql(database, "-c", "CREATE TABLE kept (x int)", "-c", "INSERT INTO kept VALUES (7)")
-    dump = [bin_folder / "pg_dump", "--username", "postgres", "--format", "custom", "prefect"]
+    dump = [f"{bin_folder}/pg_dump", "--username", "postgres", "--format", "custom", "prefect"]
     backup = subprocess.run(dump, env=os.environ | server, check=True, capture_output=True).stdout
     psql(database, "-c", "UPDATE kept SET x = 8")
-    restore = [bin_folder / "pg_restore", "--username", "postgres", "--clean", "--if-exists", "--exit-on-error"]
+    restore = [f"{bin_folder}/pg_restore", "--username", "postgres", "--clean", "--if-exists", "--exit-on-error"]
     subprocess.run([*restore, "--dbname", "prefect"], env=os.environ | server, input=backup, check=True)
     assert psql(database, "-c", "SELECT x FROM kept") == "7\n"
     owner = server | {"PGUSER": "prefect", "PGPASSWORD": PASSWORDS["PREFECT_DB_PASSWORD"], "PGDATABASE": "prefect"}
     assert psql(owner, "-c", "SELECT x FROM t") == ""
     runbook = (INFRA / "README.md").read_text("utf-8")
     for command in (dump, restore):
-        assert " ".join(map(str, command[1:5])).removesuffix(" prefect") in runbook
+        assert " ".join(command[1:5]).removesuffix(" prefect") in runbook
