@@ -76,8 +76,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         metavar="SRC",
-        help="annotated photos: a folder, .zip or .tar of images with .pts files (300-W), imglab XML, COCO JSON, "
-        "CSV of keypoints, WebDataset tars, or what `msrrn annotate` wrote; local or s3://",
+        help="annotated photos: a folder, .zip or .tar of images with .pts files (300-W), imglab or CVAT XML, COCO "
+        "JSON, CSV of keypoints, WebDataset tars, or what `msrrn annotate` or `review` wrote; local or s3://",
     )
 
 
