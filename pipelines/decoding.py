@@ -59,7 +59,7 @@ class Undecodable(Exception):  # noqa: N818 - a state of an input, which becomes
     """A picture that cannot be used; `reason` is a stable code, `message` is for people.
 
     Reasons of `decode`: empty, not_an_image, truncated, corrupt, too_large.
-    Reasons of `pipelines.sources.archive`: unsafe_member, unreadable, and three of the above.
+    Reasons of the places that bytes come from: `pipelines.archives.PROBLEMS`.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """Bare photographs for bulk annotation, from whatever a person has, local or on S3.
 
-A folder (nested; the archives in it are entered like folders), a `.tar`, `.tar.gz` or `.zip`. Every input is one
+A folder (nested; the archives and tables in it are entered like folders), a `.tar`, `.tar.gz` or `.zip`, a table
+(`.parquet`) with a column of pictures, or a list of paths and URIs (`.txt`, `.lst`, `.csv`). Every input is one
 row to come: it gives bytes, or the reason why there are none. Nothing is ever extracted: members are read in
 place. Memory is that of the largest folder's names and of one picture, whatever the number of inputs.
 """
@@ -12,14 +13,16 @@ from itertools import chain, groupby
 from pipelines.archives.containers import SUFFIXES, borrowed, list_container
 from pipelines.archives.folders import Found, walk
 from pipelines.archives.inputs import PROBLEMS, BrokenArchiveError, Input, unusable
-from pipelines.archives.names import UNSUPPORTED_SUFFIXES, has_suffix, split_url
+from pipelines.archives.lists import list_entries, place_of
+from pipelines.archives.names import LIST_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, split_url
+from pipelines.archives.tables import NoPicturesError
 from pipelines.decoding import Limits, Undecodable
 from pipelines.errors import UserError
 from pipelines.storage import MissingError, OutageError, Store
 
 __all__ = ["PROBLEMS", "Input", "Listing", "list_inputs", "read_inputs"]
 
-_KINDS = "give a folder of pictures, a .tar, .tar.gz or .zip"
+_KINDS = "give a folder of pictures, a .tar, .tar.gz or .zip, a .parquet with pictures, or a list (.txt, .csv)"
 
 
 class Listing:
@@ -58,6 +61,8 @@ def list_inputs(url: str) -> Listing:
         listing = Listing(_folder(store))
     elif has_suffix(name, SUFFIXES):
         listing = Listing(list_container(store, name))
+    elif has_suffix(name, LIST_SUFFIXES):
+        listing = Listing(list_entries(store, name))
     elif has_suffix(name, UNSUPPORTED_SUFFIXES):
         raise UserError(f"{url} is a kind of archive that is not read: unpack it, or make a .tar or .zip of it")
     else:
@@ -85,13 +90,15 @@ def read_inputs(
         UserError: the source is gone.
     """
     limit = Limits().max_bytes if max_bytes is None else max_bytes
-    store, _ = _place(url)
+    store, name = _place(url)
+    is_list = has_suffix(name, LIST_SUFFIXES)
     for container, group in groupby(inputs, key=lambda item: item.container):
         if container:
             yield from _read_container(store, container, group, limit)
         else:
             for item in group:
-                yield item, unusable(item, limit) or _read_file(store, item.uri, limit)
+                folder, key = place_of(store, item.uri) if is_list and not item.problem else (store, item.uri)
+                yield item, unusable(item, limit) or _read_file(folder, key, limit)
 
 
 def _place(url: str) -> tuple[Store, str]:
@@ -127,6 +134,8 @@ def _entered(store: Store, found: Found) -> Iterator[Input | None]:
     """What a container in a folder holds, or one row if it cannot be opened."""
     try:
         yield from list_container(store, found.key, f"{found.key}/")
+    except NoPicturesError:
+        yield None
     except OutageError:
         raise
     except UserError as error:

@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import BinaryIO, Final, Protocol
 
 from pipelines.archives.inputs import Input
-from pipelines.archives.names import ARCHIVE_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, is_ignored
+from pipelines.archives.names import ARCHIVE_SUFFIXES, TABLE_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, is_ignored
+from pipelines.archives.tables import Table
 from pipelines.archives.tars import Tar
 from pipelines.archives.zips import Zip
 from pipelines.decoding import Undecodable
 from pipelines.storage import MissingError, Store
 
-SUFFIXES: Final = ARCHIVE_SUFFIXES
+SUFFIXES: Final = ARCHIVE_SUFFIXES + TABLE_SUFFIXES
 MAX_IDLE: Final = 8
 """Containers that a process keeps open: a compressed tar has been unpacked up to where it was read last."""
 _READAHEAD: Final = 1 << 16
@@ -38,11 +39,15 @@ def open_container(store: Store, key: str) -> Container:
     """Opens one by its suffix.
 
     Raises:
-        UserError: it is not what its name says, or is not there.
+        BrokenArchiveError: it is not what its name says.
+        NoPicturesError: it is a table without pictures.
+        UserError: it is not there, or may not be opened.
     """
     file: BinaryIO = store.open(key, _READAHEAD)
     place = f"{store.url}/{key}"
     try:
+        if has_suffix(key, TABLE_SUFFIXES):
+            return Table(file, place, _version(store, key))
         return Zip(file, place) if has_suffix(key, (".zip",)) else Tar(file, place)
     except BaseException:
         file.close()
@@ -55,7 +60,10 @@ def list_container(store: Store, key: str, prefix: str = "") -> Iterator[Input |
     try:
         for member in container.members():
             name, problem = member.uri, member.problem
-            if is_ignored(name) and problem not in {"truncated", "corrupt"}:
+            if isinstance(container, Table):
+                yield replace(member, uri=prefix + name, container=key)
+                continue
+            if (is_ignored(name) or has_suffix(name, TABLE_SUFFIXES)) and problem not in {"truncated", "corrupt"}:
                 yield None
                 continue
             if not problem and has_suffix(name, ARCHIVE_SUFFIXES + UNSUPPORTED_SUFFIXES):
@@ -106,3 +114,8 @@ def _give_back(place: tuple[int, str, str], container: Container) -> None:
             displaced = _idle.popitem(last=False)[1]
     if displaced is not None:
         displaced.close()
+
+
+def _version(store: Store, key: str) -> str:
+    local = store.local_path()
+    return f"{(local / key).stat().st_mtime_ns}" if local is not None else store.version(key) or ""

@@ -18,6 +18,8 @@ MAX_UNPACKED: Final = 64 << 30
 MAX_RATIO: Final = 50
 """A stream larger than `MAX_UNPACKED` that is this many times its packed size is taken for a bomb."""
 _BLOCK: Final = 1 << 16
+_KEPT: Final = 1 << 10
+"""Bytes behind that cost nothing: tarfile looks whether the last byte of a member is there."""
 _GZIP: Final = 31
 """For zlib: a gzip header, and the largest window."""
 _MAGIC: Final = b"\x1f\x8b"
@@ -59,21 +61,21 @@ class GzipStream(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """That many bytes, fewer only where the stream ends."""
-        point = bisect_right(self._points, self._wanted, key=lambda point: point[0]) - 1
-        if self._wanted < self._at or self._points[point][0] > self._at:
-            self._go(point)
-        while self._at < self._wanted:
-            if not self._next(min(_BLOCK, self._wanted - self._at)):
-                return b""
-        blocks: list[bytes] = []
+        if not self._at - len(self._data) <= self._wanted <= self._at:
+            point = bisect_right(self._points, self._wanted, key=lambda point: point[0]) - 1
+            if self._wanted < self._at or self._points[point][0] > self._at:
+                self._go(point)
+        parts: list[bytes] = []
         while size:
-            block = self._next(size if size > 0 else _BLOCK)
-            if not block:
+            if self._wanted < self._at:
+                start = len(self._data) - (self._at - self._wanted)
+                part = self._data[start : start + size if size > 0 else None]
+                parts.append(part)
+                self._wanted += len(part)
+                size -= len(part) if size > 0 else 0
+            elif not self._next():
                 break
-            blocks.append(block)
-            size -= len(block) if size > 0 else 0
-        self._wanted = self._at
-        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
         """Closes the file, too."""
@@ -86,10 +88,13 @@ class GzipStream(io.RawIOBase):
         self._state = state.copy()
         self._file.seek(self._packed)
         self._block = b""
+        """packed, yet to be unpacked"""
+        self._data = b""
+        """unpacked, up to `_at`"""
         self.problem = ""
 
-    def _next(self, size: int) -> bytes:
-        """Between 1 and `size` bytes that follow; none at the end."""
+    def _next(self) -> bool:
+        """Unpacks some more, if there is any."""
         while not self.problem:
             if self._state.eof and not self._next_member():
                 break
@@ -98,7 +103,7 @@ class GzipStream(io.RawIOBase):
                 self._block = self._file.read(_BLOCK)
                 self._packed += len(self._block)
             try:
-                data: bytes = self._state.decompress(self._block, size)
+                data: bytes = self._state.decompress(self._block, _BLOCK)
             except zlib.error:
                 self.problem = "corrupt"
                 break
@@ -110,8 +115,9 @@ class GzipStream(io.RawIOBase):
             if self._at > MAX_UNPACKED and self._at > MAX_RATIO * self._packed:
                 self.problem = "too_large"
             if data:
-                return data
-        return b""
+                self._data = self._data[-_KEPT:] + data
+                return True
+        return False
 
     def _next_member(self) -> bool:
         """Whether another stream follows; padding and what is no gzip end the file, as for gzip itself."""

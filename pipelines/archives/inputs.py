@@ -22,6 +22,8 @@ PROBLEMS: Final = {
     "too_large": "it unpacks to far more than pictures do",
 }
 """Every reason code that a listing may give, with its text for people."""
+MAX_NUMBER: Final = (1 << 63) - 1
+"""What a hostile header says beyond it is cut to it: tables hold no larger number."""
 TAIL: Final = "(end of archive)"
 """Stands for the members of an archive that nothing can be known of."""
 

@@ -12,7 +12,7 @@ TABLE_SUFFIXES: Final = (".parquet",)
 LIST_SUFFIXES: Final = (".txt", ".lst", ".csv")
 
 SIDECARS: Final = frozenset(
-    {".pts", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".lst", ".cls", ".xml", ".md", ".html", ".parquet", ".npy"}
+    {".pts", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".lst", ".cls", ".xml", ".md", ".html", ".npy"}
 )
 """Suffixes of files that lie beside photographs and are none: counted, not read."""
 _CLUTTER: Final = frozenset({"thumbs.db", "desktop.ini"})

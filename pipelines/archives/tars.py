@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final, cast
 
 from pipelines.archives.gzips import GzipStream
-from pipelines.archives.inputs import TAIL, BrokenArchiveError, Input, damaged, unusable
+from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, unusable
 from pipelines.archives.names import has_suffix, is_safe, normal, printable
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
@@ -37,6 +37,7 @@ class Tar:
             raise
         except Exception as error:
             raise BrokenArchiveError(f"{self._place} is not a tar archive: {error}") from error
+        place = 0
         with tar:
             while True:
                 headers.left = MAX_HEADER
@@ -49,6 +50,10 @@ class Tar:
                     return
                 if member is None:
                     break
+                if not place < member.offset_data <= tar.offset:  # a negative size leads back
+                    yield self._lost(place, "corrupt")
+                    return
+                place = member.offset_data
                 tar.members.clear()  # type: ignore[attr-defined]  # or it holds every member of a large archive
                 if member.isdir():
                     continue
@@ -57,8 +62,8 @@ class Tar:
                     problem = "unsafe_member"
                 elif not self._reaches(member.offset_data + member.size, end):
                     problem = self._broken("truncated")
-                name = normal(printable(member.name))
-                size, version = member.size, f"{member.mtime}"
+                name, version = normal(printable(member.name)), f"{member.mtime}"
+                size = min(member.size, MAX_NUMBER)
                 yield Input(name, "", member.offset_data, size, size, version, problem)
                 if problem not in {"", "unsafe_member"}:
                     return

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
-from pipelines.archives.inputs import TAIL, BrokenArchiveError, Input, damaged, unusable
+from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, unusable
 from pipelines.archives.names import is_safe, normal, printable
 from pipelines.decoding import Undecodable
 
@@ -148,8 +148,9 @@ def _member(entry: bytes, shift: int) -> Input | None:
         problem = "encrypted"
     elif method not in {_STORED, _DEFLATED}:
         problem = "compression"
-    packed = packed if method == _DEFLATED else size
-    return Input(normal(printable(name)), "", offset + shift, size, packed, f"{crc:08x}", problem)
+    place, size = min(offset + shift, MAX_NUMBER), min(size, MAX_NUMBER)
+    packed = min(packed, MAX_NUMBER) if method == _DEFLATED else size
+    return Input(normal(printable(name)), "", place, size, packed, f"{crc:08x}", problem)
 
 
 def _extra(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -1,0 +1,110 @@
+"""A list of pictures: a path or URI a line, or in the first column of a `.csv`.
+
+Relative paths are seen from the list's folder; `file://` and `s3://` are followed wherever they lead. Blank lines,
+and what begins with `#`, are passed over. Nothing is asked of S3 while listing.
+"""
+
+import csv
+import io
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, cast
+
+from pipelines.archives.inputs import Input
+from pipelines.archives.names import ARCHIVE_SUFFIXES, TABLE_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, printable
+from pipelines.errors import UserError
+from pipelines.storage import Store
+
+MAX_LINE: Final = 1 << 16
+_HEADINGS: Final = frozenset(
+    {"uri", "url", "path", "file", "file_name", "filename", "image", "picture", "key", "name"}
+)
+_URI: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def list_entries(store: Store, name: str) -> Iterator[Input]:
+    """The entries of a list, as they are written, in order."""
+    is_csv = has_suffix(name, (".csv",))
+    for number, line in enumerate(_lines(store, name)):
+        entry = _first_cell(line) if is_csv else line
+        if entry and not (is_csv and number == 0 and entry.lower() in _HEADINGS):
+            uri = printable(_without_secrets(entry))
+            problem = _problem(store, uri, entry)
+            size, version = (0, "") if problem else _state(*place_of(store, entry))
+            yield Input(uri, "", 0, size, size, version, problem)
+
+
+def _lines(store: Store, name: str) -> Iterator[str]:
+    """Lines that say something; of one that is longer than any path, the beginning."""
+    mark = b"\xef\xbb\xbf"
+    with io.BufferedReader(cast(Any, store.open(name))) as file:
+        while line := file.readline(MAX_LINE):
+            more = line
+            while len(more) == MAX_LINE and not more.endswith(b"\n"):
+                more = file.readline(MAX_LINE)
+            text = line.removeprefix(mark).decode("utf-8", "surrogateescape").strip()
+            mark = b""
+            if text and not text.startswith("#"):
+                yield text
+
+
+def place_of(store: Store, entry: str) -> tuple[Store, str]:
+    """Where an entry of a list in this folder lies: a folder and a name there.
+
+    Raises:
+        UserError: it cannot be a file, or is on a kind of storage that is not read.
+    """
+    if not _URI.match(entry):
+        entry = _joined(store, entry)
+    local = Store(entry).local_path()
+    if local is not None:
+        return Store(str(local.parent)), local.name
+    folder, _, name = entry.rpartition("/")
+    return Store(folder), name
+
+
+def _joined(store: Store, entry: str) -> str:
+    """A path of a list as a path or URI that depends on nothing."""
+    local = store.local_path()
+    if local is not None or entry.startswith("/"):
+        return str(((local or Path("/")) / entry).absolute())
+    bucket, _, folder = store.url.removeprefix("s3://").partition("/")
+    return f"s3://{bucket}{posixpath.normpath(posixpath.join('/', folder, entry))}"
+
+
+def _first_cell(line: str) -> str:
+    try:
+        return next(csv.reader([line]))[0].strip()
+    except (csv.Error, StopIteration, IndexError):
+        return line
+
+
+def _without_secrets(entry: str) -> str:
+    """Without what may stand before an @ in a URI: tables are read by others."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "***@", entry)
+
+
+def _problem(store: Store, uri: str, entry: str) -> str:
+    if "***@" in uri:
+        return "unsupported_url"
+    if uri != entry or "\0" in entry or entry.rpartition("/")[2] in {"", ".", ".."} or len(entry) > MAX_LINE // 16:
+        return "unreadable"
+    if has_suffix(entry, ARCHIVE_SUFFIXES + UNSUPPORTED_SUFFIXES + TABLE_SUFFIXES):
+        return "nested_archive"
+    try:
+        place_of(store, entry)
+    except UserError:
+        return "unsupported_url"
+    return ""
+
+
+def _state(store: Store, name: str) -> tuple[int, str]:
+    """Size and time of a local file; nothing is known of others, nor of what reading will find missing."""
+    local = store.local_path()
+    try:
+        status = (local / name).stat() if local is not None else None
+    except OSError:
+        status = None
+    return (status.st_size, f"{status.st_mtime_ns}") if status else (0, "")

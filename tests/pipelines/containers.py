@@ -1,0 +1,86 @@
+"""Makers of archives with anything in them, and what a source gives when it is listed and read."""
+
+import gzip
+import io
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+
+import psutil
+
+from pipelines.archives import Input, list_inputs, read_inputs
+from pipelines.decoding import Undecodable
+from pipelines.storage import Store
+
+Outcome = bytes | str
+"""A picture's bytes, or the reason why there are none."""
+
+
+def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE) -> tuple[tarfile.TarInfo, bytes]:
+    """A member of a tar; a link leads to a file that everybody has."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = len(data), kind
+    if kind in {tarfile.SYMTYPE, tarfile.LNKTYPE}:
+        info.linkname = "/etc/passwd"
+    return info, data
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes], style: int = tarfile.PAX_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=style) as archive:
+        for info, data in members:
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def zipped(*members: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two members of one name
+        for name, data in members:
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def packed(kind: str, files: Mapping[str, bytes]) -> bytes:
+    """The files as the bytes of an archive of that suffix."""
+    if kind.lower().endswith(".zip"):
+        return zipped(*files.items())
+    data = tar(*(member(name, content) for name, content in files.items()))
+    return data if kind.lower().endswith(".tar") else gzip.compress(data, mtime=0)
+
+
+def place(name: str, tmp_path: Path, s3: str) -> str:
+    """A URL, of a folder to come, where a test says `local` or `s3`."""
+    return f"{tmp_path}/in" if name == "local" else f"{s3}/in"
+
+
+def publish(url: str, files: Mapping[str, bytes]) -> str:
+    """The files below a URL, which is given back."""
+    for name, data in files.items():
+        Store(url).publish(name, data)
+    return url
+
+
+def read(url: str, items: Iterable[Input] | None = None, max_bytes: int | None = None) -> list[tuple[str, Outcome]]:
+    """What each input gives, in order."""
+    listed = list(list_inputs(url) if items is None else items)
+    found = list(read_inputs(url, listed, max_bytes))
+    assert [item for item, _ in found] == listed
+    return [(item.uri, data.reason if isinstance(data, Undecodable) else data) for item, data in found]
+
+
+def growth(url: str) -> tuple[int, int]:
+    """How many inputs a source lists, and by how many bytes this process grew from the 2,000th to the last."""
+    process = psutil.Process()
+    listing = list_inputs(url)
+    count = sum(1 for _ in islice(listing, 2000))
+    before = process.memory_info().rss
+    most = before
+    while some := sum(1 for _ in islice(listing, 2000)):
+        count += some
+        most = max(most, process.memory_info().rss)
+    return count, most - before
