@@ -20,10 +20,10 @@ from pipelines.errors import UserError
 from pipelines.forgotten import ForgottenPicture, read_forgotten, write_forgotten
 from pipelines.manifest import MANIFEST, Manifest, read_manifest
 from pipelines.photos import Seen, clusters
-from pipelines.planning import UnitRecord
 from pipelines.prepare import NoFaceError, prepare
 from pipelines.settings import PrepareSettings
 from pipelines.storage import MissingError, Store
+from pipelines.unit_records import UnitRecord
 
 Progress = Callable[[int, int, str], None]
 

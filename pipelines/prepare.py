@@ -30,12 +30,13 @@ from pipelines.forgotten import read_forgotten
 from pipelines.lease import hold
 from pipelines.manifest import MANIFEST, CheckResult, Manifest, UnitEntry, read_manifest
 from pipelines.photos import Finder
-from pipelines.planning import PhotoRecord, Plan, PlannedPhoto, Unit, UnitRecord, made_before, plan, read_record
+from pipelines.planning import Plan, PlannedPhoto, Unit, plan
 from pipelines.samples import photo_rows, sideways_offsets
 from pipelines.screening import checks_of, enforce, warning
 from pipelines.settings import PrepareSettings, Tolerance
 from pipelines.shards import SCHEMA, TRAINED_SPLITS, Split, encode_shard
 from pipelines.storage import Store
+from pipelines.unit_records import PhotoRecord, UnitRecord, made_before, read_record
 
 LEASE = "lease.json"
 
