@@ -107,3 +107,5 @@ def test_pods_run_as_a_normal_user_with_a_root_that_nothing_writes_to(cluster: A
             assert mounted >= ({"/tmp"} if name == "submitter" else {"/tmp", image_environment()["HOME"]}), name
             assert {mount["name"] for mount in container["volumeMounts"]} <= {each["name"] for each in pod["volumes"]}
             assert "env" not in container, "secrets come from the Secret alone"
+            for source in container.get("envFrom", []):
+                assert source["secretRef"]["name"] != cluster["metadata"]["name"], "that one is KubeRay's own"
