@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from msrrn.synthetic import SyntheticPhoto
+from msrrn.synthetic import draw_photo
 from tests.infra.files import ROOT, dockerfile, image_environment, pins
 
 CONFINED = r"""
@@ -87,11 +87,11 @@ def built(context: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def confined(built: Path, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]]) -> list[str]:
+def confined(built: Path) -> list[str]:
     """The beginning of a command that runs as in the image, with app, venv, photos and data where it is."""
     album = built.parent / "photos"
     album.mkdir()
-    (album / "a.jpg").write_bytes(photos[0][0].jpeg)
+    (album / "a.jpg").write_bytes(draw_photo(0, 0).jpeg)
     (album / "b.jpg").write_bytes(b"")
     start = ["unshare", "--mount", "--propagation", "private", "sh", "-c", CONFINED, "sh", str(built.parent)]
     if not shutil.which("unshare") or subprocess.run([*start, "true"], capture_output=True, check=False).returncode:
