@@ -4,6 +4,7 @@ The commands are those of the compose files; only hosts, ports and databases are
 """
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.server import get_app_client
 
 from tests.infra.files import INFRA, compose, image_environment
 
@@ -110,69 +112,49 @@ def write_certificate(folder: Path) -> None:
     (folder / "tls.key").write_bytes(own.private_bytes(pem, pkcs8, unencrypted))
 
 
-def prefect(api: str, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-    """Runs Python against the API as another process would."""
+APPLY = str(INFRA / "prefect" / "apply.py")
+
+
+def apply(api: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """Applies the automations as an operator does."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     environment |= {"PREFECT_API_URL": api, "PREFECT_CLIENT_MAX_RETRIES": "0", **settings}
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, APPLY], env=environment, capture_output=True, text=True, check=False, timeout=90
     )
 
 
-APPLY = str(INFRA / "prefect" / "apply.py")
-ASK = """
-import asyncio
-from prefect import get_client
-
-async def ask():
-    async with get_client() as client:
-        print(await client.read_flows())
-
-asyncio.run(ask())
-"""
-
-
-def test_prefect_refuses_a_client_without_credentials_and_applies_the_automations_twice(tmp_path: Path) -> None:
-    port = free_port()
-    command, environment = service("prefect-server", tmp_path, port)
-    api = f"http://127.0.0.1:{port}/api"
-    with running(command, environment, tmp_path, f"{api}/health"):
-        for auth in (None, (USER, "wrong"), ("", "")):
-            assert httpx.post(f"{api}/flows/filter", json={}, auth=auth).status_code == 401
-        assert httpx.post(f"{api}/flows/filter", json={}, auth=(USER, PASSWORD)).json() == []
-        assert "401" in prefect(api, APPLY).stderr
-
-        def applied() -> tuple[list[Any], list[Any]]:
-            result = prefect(api, APPLY, PREFECT_API_AUTH_STRING=f"{USER}:{PASSWORD}")
-            assert result.returncode == 0, result.stderr
-            assert PASSWORD not in result.stdout + result.stderr
-            found = [
-                httpx.post(f"{api}/{kind}/filter", json={}, auth=(USER, PASSWORD)).json()
-                for kind in ("automations", "work_pools")
-            ]
-            return found[0], found[1]
-
-        automations, (pool,) = applied()
-        assert len(automations) == 2
-        assert all(each["enabled"] for each in automations)
-        assert (pool["name"], pool["type"]) == ("msrrn", "process")
-        again, (same,) = applied()
-        assert [each["id"] for each in again] == [each["id"] for each in automations]
-        assert same["id"] == pool["id"]
-    assert PASSWORD not in (tmp_path / "log.txt").read_text()
-
-
-def test_prefect_over_tls_is_heard_by_who_knows_its_authority(tmp_path: Path) -> None:
+def test_prefect_over_tls_refuses_a_client_without_credentials_and_applies_the_automations_twice(
+    tmp_path: Path,
+) -> None:
     write_certificate(tmp_path)
     port = free_port()
     command, environment = service("prefect-server", tmp_path, port, "compose.yaml", "compose.tls.yaml")
     api = f"https://127.0.0.1:{port}/api"
-    known = {"PREFECT_API_AUTH_STRING": f"{USER}:{PASSWORD}"}
+    known = {"PREFECT_API_SSL_CERT_FILE": str(tmp_path / "ca.crt")}
     with running(command, environment, tmp_path, f"{api}/health"):
-        heard = prefect(api, "-c", ASK, PREFECT_API_SSL_CERT_FILE=str(tmp_path / "ca.crt"), **known)
-        assert heard.returncode == 0, heard.stderr
-        assert heard.stdout == "[]\n"
-        assert "CERTIFICATE_VERIFY_FAILED" in prefect(api, "-c", ASK, **known).stderr
+
+        def found(kind: str, auth: tuple[str, str] | None = (USER, PASSWORD)) -> httpx.Response:
+            return httpx.post(f"{api}/{kind}/filter", json={}, auth=auth, verify=False)
+
+        for auth in (None, (USER, "wrong"), ("", "")):
+            assert found("flows", auth).status_code == 401
+        assert found("flows").json() == []
+        assert "CERTIFICATE_VERIFY_FAILED" in apply(api, PREFECT_API_AUTH_STRING=f"{USER}:{PASSWORD}").stderr
+        assert "401" in apply(api, **known).stderr
+
+        seen = []
+        for _ in range(2):
+            applied = apply(api, PREFECT_API_AUTH_STRING=f"{USER}:{PASSWORD}", **known)
+            assert applied.returncode == 0, applied.stderr
+            assert PASSWORD not in applied.stdout + applied.stderr
+            automations, (pool,) = found("automations").json(), found("work_pools").json()
+            assert all(each["enabled"] for each in automations)
+            assert (pool["name"], pool["type"]) == ("msrrn", "process")
+            seen.append([pool["id"], *(each["id"] for each in automations)])
+        assert seen[0] == seen[1]
+        assert len(seen[0]) == 3
+    assert PASSWORD not in (tmp_path / "log.txt").read_text()
 
 
 def mlflow_client(monkeypatch: pytest.MonkeyPatch, uri: str, user: str = "", password: str = "") -> MlflowClient:
@@ -210,6 +192,17 @@ def test_mlflow_over_tls_refuses_a_client_without_credentials(
         (tmp_path / "note").write_text("kept")
         client.log_artifact(run.info.run_id, str(tmp_path / "note"))
         assert [each.path for each in client.list_artifacts(run.info.run_id)] == ["note"]
+        accounts = get_app_client("basic-auth", tracking_uri=uri)
+        accounts.create_user("reader", "reads-everything")
+        reader = mlflow_client(monkeypatch, uri, "reader", "reads-everything")
+        assert reader.get_run(run.info.run_id).info.run_id == run.info.run_id
+        with pytest.raises(MlflowException, match="403"):
+            reader.set_tag(run.info.run_id, "mine", "now")
+        mlflow_client(monkeypatch, uri, USER, PASSWORD)
+        accounts.update_user_password(USER, "another-long-password", PASSWORD)
+        with pytest.raises(MlflowException, match="401"):
+            client.search_experiments()
+        assert mlflow_client(monkeypatch, uri, USER, "another-long-password").search_experiments()
         for host in ("evil.example", f"evil.example:{port}"):
             refused = httpx.get(f"{uri}/", headers={"Host": host}, verify=False)
             assert refused.status_code == 403, "another site's name must not lead here"
@@ -217,8 +210,6 @@ def test_mlflow_over_tls_refuses_a_client_without_credentials(
 
 
 def test_automations_are_as_prefect_wants_them() -> None:
-    import runpy
-
     automations = runpy.run_path(APPLY)["read_automations"]()
     (dead, stuck) = automations
     frequency = int(compose(SETTINGS)["worker"]["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
