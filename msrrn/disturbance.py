@@ -22,6 +22,8 @@ BENT: Final = 0.3
 """sd of what each landmark moves by itself, over that of the shift"""
 MISSING: Final = 0.2
 """share of its features that a stage does not see"""
+MORE: Final = (0.6, 0.2, 0.2)
+"""shares of batches in which f is asked thrice, once more, and twice more, so that asking it more does no harm"""
 
 
 def draw_disturbance(
@@ -32,7 +34,7 @@ def draw_disturbance(
     Args:
         mean_shape: (68, 2) in [0, 1] of the crop; it is turned and scaled about its centre, and gives the moves.
     """
-    stages = len(LEVELS)
+    stages = len(LEVELS) + int(rng.choice(len(MORE), p=MORE))
     reach = (MOVED * NARROWER ** np.arange(stages, dtype=np.float32))[:, None, None]
     turn, scale = 2 * rng.standard_normal((2, batch, stages, 1, 1), np.float32)
     arms = mean_shape - mean_shape.mean(axis=0)

@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from msrrn.geometry import LEVELS
-from msrrn.landmarks import NUM_LANDMARKS
+from msrrn.landmarks import MIRROR, NUM_LANDMARKS
 from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, PooledFeatures, Residual
 from msrrn.sampling import sample_map, sample_patches
 from msrrn.view import View
@@ -133,6 +133,22 @@ def standardise(pixels: Tensor) -> Tensor:
     return values * variance.clamp_min(1.0).rsqrt()
 
 
+class Start(NamedTuple):
+    """Where the stages begin, for B faces."""
+
+    shapes: Tensor
+    """(B, L, 2): S⁰, in [0, 1] of the crop"""
+    view: View
+    levels: list[Tensor]
+    """(B, H, H) each, coarse to fine: what `view` shows"""
+
+    def mirrored(self) -> "Start":
+        """That of the mirror image: nothing of it has to be found or sampled anew."""
+        shapes = torch.stack([1 - self.shapes[..., 0], self.shapes[..., 1]], dim=-1)
+        mirror = torch.from_numpy(MIRROR).to(shapes.device)
+        return Start(shapes[:, mirror], self.view.mirrored(), [level.flip(2) for level in self.levels])
+
+
 class InitialShapeNet(nn.Module):
     """The CNN that predicts S⁰ from the 50 px level, as an offset from the training set's mean shape."""
 
@@ -225,6 +241,9 @@ class MSRRN(nn.Module):
     lean: Tensor
     """(L, 2): what annotations of pictures as they are lie beside its shapes, in the frame of the mean shape. Trained
     on mirrored faces too, a network cannot know it; whoever asks it about a picture as it is adds it."""
+    stages: int = len(LEVELS)
+    """How often f is asked. From the third time on it sees the finest level; from the fourth on its residuals are
+    halved, quartered, …: they become noise where the shape is as good as f can make it, and so do no harm."""
     reduced: bool = False
     """Whether convolutions and matrix products run in bfloat16; coordinates never do."""
 
@@ -272,25 +291,37 @@ class MSRRN(nn.Module):
 
         With a `disturbance`, a stage's shape is its residual on top of the moved shape that it started from.
         """
-        batch = level_50.shape[0]
+        return self.refined(self.begun(level_50, level_100, level_200, disturbance), disturbance)
+
+    def begun(
+        self, level_50: Tensor, level_100: Tensor, level_200: Tensor, disturbance: Disturbance | None = None
+    ) -> Start:
+        """The initial shape, and the levels in which the stages will look around it."""
         with self._precision(level_50.device):
             offsets = self.initial(standardise(level_50)).float()
         shape_BL2 = self.mean_shape + offsets
+        if self.context is None:
+            levels = [standardise(level) for level in (level_50, level_100, level_200)]
+            return Start(shape_BL2, View.whole(shape_BL2), levels)
+        around = shape_BL2 if disturbance is None else shape_BL2 + disturbance.moves[:, 0]
+        view = View.around(self.mean_shape, around.detach())
+        return Start(shape_BL2, view, view.levels(level_200))
+
+    def refined(self, start: Start, disturbance: Disturbance | None = None) -> Stages:
+        """All stages, from a start."""
+        shape_BL2, view, levels = start
+        batch = shape_BL2.shape[0]
         state_BH = shape_BL2.new_zeros(batch, self.config.hidden)
         shapes = [shape_BL2]
         context = None
         heat = shape_BL2.new_zeros(batch, NUM_LANDMARKS, 0, 0)
-        if self.context is None or self.heat is None:
-            view = View.whole(shape_BL2)
-            levels = [standardise(level) for level in (level_50, level_100, level_200)]
-        else:
-            start = shape_BL2 if disturbance is None else shape_BL2 + disturbance.moves[:, 0]
-            view = View.around(self.mean_shape, start.detach())
-            levels = view.levels(level_200)
-            with self._precision(level_50.device):
+        if self.context is not None and self.heat is not None:
+            with self._precision(shape_BL2.device):
                 context, coarser = self.context(levels[1])
                 heat = self.heat(coarser)
-        for stage, level in enumerate(levels):
+        stages = self.stages if disturbance is None else disturbance.kept.shape[1]
+        for stage in range(stages):
+            level = levels[min(stage, len(levels) - 1)]
             kept_BF = None
             if disturbance is not None:
                 shape_BL2 = shape_BL2 + disturbance.moves[:, stage]
@@ -300,6 +331,8 @@ class MSRRN(nn.Module):
             with self._precision(level.device):
                 around = None if context is None else sample_map(context, seen)
                 residual, state_BH = self.regressor(patches, around, state_BH, kept_BF)
+            if disturbance is None:
+                residual = residual * 0.5 ** max(0, stage + 1 - len(levels))
             shape_BL2 = shape_BL2 + view.turned(residual)
             shapes.append(shape_BL2)
         log_error = self.doubt(state_BH.detach().float())[:, 0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from msrrn.calibration import Calibration, Signs
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import MIRROR
-from msrrn.network import MSRRN, Stages
+from msrrn.network import MSRRN, Start
 from msrrn.objective import heat_centres, pupil_distance
 from msrrn.sampling import frames_of, halved
 
@@ -77,11 +77,13 @@ class Looks(nn.Module):
 
     def forward(self, image_200: Tensor) -> tuple[Tensor, ...]:
         """Crops (B, 200, 200) uint8 → shapes (B, 5, 68, 2), and the fields of `Signs`."""
-        pixels = image_200.float()
-        shapes, log_error, spread, astray = self._look(pixels)
+        level_200 = image_200.float()
+        level_100 = area_halve(level_200)
+        start = self.model.begun(area_halve(level_100), level_100, level_200)
+        shapes, log_error, spread, astray = self._look(start)
         disagreement = torch.zeros_like(log_error)
         if self.model.config.mirrored:
-            other, *others = self._look(pixels.flip(2))
+            other, *others = self._look(start.mirrored())
             other = torch.stack([1 - other[..., 0], other[..., 1]], dim=-1)[:, :, self.mirror]
             apart = torch.linalg.vector_norm(shapes[:, -1] - other[:, -1], dim=-1).mean(dim=1)
             shapes = (shapes + other) / 2
@@ -97,10 +99,9 @@ class Looks(nn.Module):
         shapes = torch.cat([mean_shape.expand(image_200.shape[0], 1, -1, -1), shapes], dim=1)
         return shapes, log_error, disagreement, narrowness, spread, astray
 
-    def _look(self, level_200: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _look(self, start: Start) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Shapes (B, 4, 68, 2), and (B,) each: logarithm of the expected error, spread and astray."""
-        level_100 = area_halve(level_200)
-        stages: Stages = self.model(area_halve(level_100), level_100, level_200)
+        stages = self.model.refined(start)
         if self.model.heat is None:
             nothing = torch.zeros_like(stages.log_error)
             return stages.shapes, stages.log_error, nothing, nothing

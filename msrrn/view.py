@@ -43,6 +43,12 @@ class View(NamedTuple):
         centre = shapes.mean(dim=1, keepdim=True) + _times(beside[None, None], frame)
         return cls(frame * (high - low).amax(dim=0) / FILLED, centre, frame)
 
+    def mirrored(self) -> Self:
+        """The square in the mirror image of the crop that shows the mirror image of what this one shows."""
+        flip = self.axes.new_tensor([[1.0, -1.0], [-1.0, 1.0]])
+        centre = torch.stack([1 - self.centre[..., 0], self.centre[..., 1]], dim=-1)
+        return type(self)(self.axes * flip, centre, self.frame * flip)
+
     def inside(self, shapes: Tensor) -> Tensor:
         """Points (B, L, 2) of the crop → the same in the square."""
         squared = self.axes.square().sum(dim=(1, 2), keepdim=True) / 2

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from msrrn.disturbance import BENT, MISSING, MOVED, NARROWER, draw_disturbance
+from msrrn.disturbance import BENT, MISSING, MORE, MOVED, NARROWER, draw_disturbance
 from msrrn.network import MSRRN, Disturbance, ModelConfig
 from tests.msrrn.test_network import SMALL, STRAIGHT, levels, lively, smooth_crops
 
@@ -16,10 +16,11 @@ def drawn() -> Disturbance:
 
 
 def test_shapes_move_less_before_finer_stages(drawn: Disturbance) -> None:
-    assert drawn.moves.shape == (FACES, 3, 68, 2)
+    stages = drawn.moves.shape[1]
+    assert drawn.moves.shape == (FACES, stages, 68, 2)
     assert drawn.moves.dtype == torch.float32
     shift = drawn.moves.mean(dim=2)
-    expected = MOVED * NARROWER ** torch.arange(3)
+    expected = MOVED * NARROWER ** torch.arange(stages)
     torch.testing.assert_close(shift.std(dim=(0, 2)), expected, rtol=0.05, atol=0)
     assert shift.mean().abs() < 0.001
 
@@ -36,10 +37,16 @@ def test_a_move_is_a_turn_a_scale_a_shift_and_some_bending(drawn: Disturbance) -
 
 
 def test_features_are_missing_at_every_stage_anew_and_keep_their_mean(drawn: Disturbance) -> None:
-    assert drawn.kept.shape == (FACES, 3, 50)
+    assert drawn.kept.shape == (FACES, drawn.moves.shape[1], 50)
     assert sorted({*drawn.kept.flatten().tolist()}) == pytest.approx([0, 1 / (1 - MISSING)])
     assert drawn.kept.mean().item() == pytest.approx(1, abs=0.01)
     assert not torch.equal(drawn.kept[:, 0], drawn.kept[:, 1])
+
+
+def test_some_batches_are_looked_at_more_often() -> None:
+    rng = np.random.default_rng(3)
+    counts = [draw_disturbance(2, 5, MEAN, rng).kept.shape[1] for _ in range(400)]
+    assert [counts.count(stages) / 400 for stages in (3, 4, 5)] == pytest.approx(MORE, abs=0.07)
 
 
 def test_the_same_generator_gives_the_same_draws(drawn: Disturbance) -> None:

@@ -255,3 +255,17 @@ def test_filters_side_by_side_need_whole_blocks() -> None:
 def test_what_is_pooled_needs_pixels_that_are_left_over() -> None:
     with pytest.raises(ValidationError, match="patch 8 must be at least 12 where filters are pooled"):
         ModelConfig(patch=8)
+
+
+@pytest.mark.parametrize("config", [SMALL, STRAIGHT])
+def test_more_stages_change_ever_less_and_nothing_before_them(config: ModelConfig) -> None:
+    model = lively(config)
+    crops = levels(smooth_crops(2))
+    usual = model(*crops).shapes
+    model.stages = 8
+    more = model(*crops).shapes
+    assert more.shape[1] == 9
+    torch.testing.assert_close(more[:, :4], usual)
+    steps = torch.linalg.vector_norm(more[:, 1:] - more[:, :-1], dim=-1).mean(dim=(0, 2))
+    assert (steps[3:] > 0).all()
+    assert (steps[4:] < 0.8 * steps[3:-1]).all()

@@ -112,3 +112,17 @@ def test_however_a_picture_is_cropped_the_straightened_face_is_the_same(
     levels = View.around(MEAN, (MEAN @ frame + shift)[None]).levels(cropped(frame, shift))
     for level, wanted in zip(levels, expected, strict=True):
         torch.testing.assert_close(level, wanted, atol=0.01, rtol=0)
+
+
+@few
+@given(angles, scales, shifts, shifts)
+def test_a_view_in_the_mirror_shows_the_mirror_image(angle: float, scale: float, x: float, y: float) -> None:
+    view = View.around(MEAN, (MEAN @ turn(angle, scale) + torch.tensor([x, y]))[None])
+    flip, one = torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 0.0])
+    inside = points()
+    torch.testing.assert_close(view.mirrored().outside(inside * flip + one), view.outside(inside) * flip + one)
+    steps = points(1) - 0.5
+    torch.testing.assert_close(view.mirrored().turned(steps * flip), view.turned(steps) * flip)
+    crops = torch.rand(1, 200, 200, generator=torch.Generator().manual_seed(2))
+    for level, other in zip(view.levels(crops), view.mirrored().levels(crops.flip(2)), strict=True):
+        torch.testing.assert_close(other, level.flip(2), atol=1e-3, rtol=0)
