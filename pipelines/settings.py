@@ -112,7 +112,7 @@ class AnnotateSettings(BaseModel):
         description="who finds faces; auto is blazeface where it is installed, else hog, and a run records which",
     )
     min_face: float = Field(
-        0.06,
+        0.07,
         gt=0,
         le=100_000,
         description="side of the smallest face box worth finding: below 1 a share of the picture's longer side, else "

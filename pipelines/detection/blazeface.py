@@ -30,13 +30,20 @@ MIN_SCORE: Final = 0.6
 SUPPRESSION_IOU: Final = 0.3
 
 UNSURE: Final = 0.3
-"""Score of what may be a face: it is looked at again, by itself."""
+"""Score of what may be a face: it is looked at again, by itself.
+
+In 600 photographs of 300-W, 589 of the 599 annotated faces of a tenth of the longer side or more are sure at first
+sight. With second looks from 0.4 it is 596, from 0.3 all of them, at 1.24 views a photograph, from 0.2 one fewer
+(near the threshold no view contains another) at 1.35. What else it finds there are faces, too, and a doll.
+"""
 
 CLOSE: Final = 3.3
-"""Side of that second view over the box's: faces of a third of the view are found most surely."""
+"""Side of that second view over the box's: faces of a fifth to a third of the view are found most surely."""
 
 REACH: Final = 0.06
-"""Side of the smallest face, over that of the view, that is seen: surely, or at least unsurely."""
+"""Side of the smallest face, over that of the view, that is seen, be it unsurely: of faces of 0.06 to 0.08 about
+half, of those of 0.08 to 0.1 nine of ten.
+"""
 
 CUT: Final = 0.05
 """Of a face's side, by which it has to keep away from the edge of a view that is not the picture's own."""

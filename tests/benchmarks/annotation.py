@@ -1,4 +1,4 @@
-"""Bytes → faces, how fast and how many: python -m tests.benchmarks.annotation [--each 40] [--mediapipe PYTHON]
+"""Bytes → faces, how fast and how many: python -m tests.benchmarks.annotation [--each 40]
 
 On the pictures of `tests.benchmarks.pictures`, one process, one thread, CPU time, the contenders by turns on each
 picture, so that ratios hold on a busy machine:
@@ -7,14 +7,11 @@ picture, so that ratios hold on a busy machine:
   trained here on a few faces, which changes no cost) on every face;
 - `look` with every detector that is installed, alone and with the landmarks of the model in the box.
 
-Then recall and pictures a second over `--min-face`. With `--mediapipe`, the Python of an environment that has
-mediapipe, last: its FaceMesh on frames and photographs, beside ours, landmarks and all.
+Then recall and pictures a second over `--min-face`.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import tempfile
 import time
 from collections import defaultdict
@@ -164,70 +161,9 @@ def curve(pictures: dict[str, list[Picture]], detectors: dict[str, Detector]) ->
         print(f"{name:<28}{speed:>12.1f}{_of(at_least):>18}{_by_band(tally)}")
 
 
-FACE_MESH = """
-import json, sys, time, cv2, mediapipe, numpy
-mesh = mediapipe.solutions.face_mesh.FaceMesh(static_image_mode=True, max_num_faces=1)
-for line in sys.stdin:
-    wall, cpu = time.perf_counter(), time.process_time()
-    found = []
-    for file in json.loads(line):
-        bgr = cv2.imdecode(numpy.fromfile(file, numpy.uint8), cv2.IMREAD_COLOR)
-        found.append(bool(mesh.process(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)).multi_face_landmarks))
-    print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, found]), flush=True)
-"""
-
-
-def beside_mediapipe(python: str, pictures: Sequence[Picture], detector: Detector) -> None:
-    """To landmarks, by turns on 64 pictures each, in one process each; the first turn is not counted."""
-    model = open_model("box").predictor
-    spent = {"MediaPipe FaceMesh": np.zeros(2), f"{detector.name}, model in the box": np.zeros(2)}
-    found: dict[str, list[bool]] = {name: [] for name in spent}
-
-    def ours(files: Sequence[str]) -> tuple[float, float, list[bool]]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        seen = [look(Path(file).read_bytes(), detector, AnnotateSettings(), 1.5) for file in files]
-        model.predict(np.stack([face.crop for item in seen for face in item.faces]))
-        return time.perf_counter() - wall, time.process_time() - cpu, [bool(item.faces) for item in seen]
-
-    command = [python, "-c", FACE_MESH]
-    pipe = subprocess.PIPE
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process,
-    ):
-        assert process.stdin
-        assert process.stdout
-
-        def theirs(files: Sequence[str]) -> tuple[float, float, list[bool]]:
-            print(json.dumps(files), file=process.stdin, flush=True)
-            wall, cpu, hits = json.loads(process.stdout.readline() if process.stdout else "")
-            return wall, cpu, hits
-
-        files = [str(Path(folder, f"{index}.jpg")) for index in range(len(pictures))]
-        for file, picture in zip(files, pictures, strict=True):
-            Path(file).write_bytes(picture.data)
-        for counted, start in [(False, 0), *((True, start) for start in range(0, len(files), BATCH))]:
-            part = files[start : start + BATCH]
-            for name, work in zip(spent, (theirs, ours), strict=True):
-                wall, cpu, hits = work(part)
-                if counted:
-                    spent[name] += wall, cpu
-                    found[name] += hits
-        process.stdin.close()
-    print(f"\n{len(files)} pictures, to landmarks: a second of time, of CPU; with a face")
-    for name, (wall, cpu) in spent.items():
-        print(f"{name:<30}{len(files) / wall:>8.1f}{len(files) / cpu:>8.1f}{sum(found[name]):>8}")
-    (their_wall, their_cpu), (our_wall, our_cpu) = spent.values()
-    missed = sum(their and not our for their, our in zip(*found.values(), strict=True))
-    print(
-        f"over theirs: time {their_wall / our_wall:.2f}, CPU {their_cpu / our_cpu:.2f}; their faces that we lack: {missed}"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--each", type=int, default=40, help="pictures of every size")
-    parser.add_argument("--mediapipe", metavar="PYTHON", help="of an environment that has mediapipe")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
@@ -255,9 +191,6 @@ def main() -> None:
         model.predict(batch)
     print(f"\nlandmarks, model in the box: {1000 * (time.process_time() - began) / (5 * len(batch)):.1f} ms a face")
     curve({group: items[: max(1, arguments.each // 2)] for group, items in pictures.items()}, detectors)
-    if arguments.mediapipe:
-        shown = [*pictures["frames"], *pictures["0.5 MP"]]
-        beside_mediapipe(arguments.mediapipe, shown, detectors["blazeface"])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pipelines.annotate_unit import STAGED
 from pipelines.annotation import LEASE, Again, Summary, annotate
 from pipelines.annotations import FACES, IMAGES, RUN, SUMMARY, Annotations
 from pipelines.decoding import decode
-from pipelines.detection import Detection, HogDetector
+from pipelines.detection import Detection, HogDetector, open_detector
 from pipelines.errors import UserError
 from pipelines.models import Model
 from pipelines.rehearsal import rehearse
@@ -128,6 +128,9 @@ def test_faces_have_their_schema_and_order(done: tuple[Path, Summary], model: Mo
         assert written.equals(schema)
         assert written.metadata == schema.metadata
     images, faces = tables(out)
+    # What `auto` is here is settled when the run begins.
+    detector = open_detector(SETTINGS.detector).name
+    assert {row["detector"] for row in faces} == {Annotations(Store(str(out))).run["detector"]} == {detector}
     order = [row["uri"] for row in images]
     assert [order.index(row["uri"]) for row in faces] == sorted(order.index(row["uri"]) for row in faces)
     for image in images:
