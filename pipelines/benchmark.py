@@ -4,7 +4,6 @@ Table 1: published figures beside measured ones, the mean shape, dlib's ERT and 
 boxes. Table 2: every stage. Then robustness, the honesty of the model's own estimate of its error, and speed.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -14,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from msrrn.metrics import failure_rate, nrmse_ip, share_under
-from msrrn.predictor import CONFIDENT, STAGES
+from msrrn.predictor import STAGES
 from pipelines.errors import UserError
 from pipelines.ert import Ert
-from pipelines.evaluation import Evaluation, FaceResult, Selection, evaluate, photo_of
+from pipelines.evaluation import Evaluation, Selection, evaluate, photo_of
+from pipelines.honesty import expected_and_true, rank_correlation
 from pipelines.models import Model
+from pipelines.pace import one_core, race
 from pipelines.pyramid import crop, frame_around
 from pipelines.robustness import RobustnessRow, robustness
 
@@ -27,7 +28,6 @@ COLUMNS: Final = ("lfpw", "helen", "common", "challenging", "full")
 OFFICIAL: Final = {"lfpw": 224, "helen": 330, "common": 554, "challenging": 135, "full": 689}
 ERT: Final = "dlib's ERT"
 TIMED_BATCH: Final = 64
-ROUNDS: Final = 7
 
 
 class Published(NamedTuple):
@@ -135,7 +135,7 @@ class Benchmark:
         least = np.argsort(-expected, kind="stable")[: max(1, round(0.05 * len(true)))]
         failures = true > 0.1
         return {
-            "rank correlation": round(rank_correlation(expected, true), 3),
+            "rank correlation": round(float(rank_correlation(expected, true)), 3),
             "failures": int(failures.sum()),
             "failures among the least certain 5 %": int(failures[least].sum()),
             "share of failures": round(failure_rate(true, 0.1), 4),
@@ -146,21 +146,6 @@ class Benchmark:
         expected, true = expected_and_true(self.evaluation.faces)
         parts = np.array_split(np.argsort(expected, kind="stable"), min(bins, len(true)))
         return [(100 * float(expected[part].mean()), 100 * float(true[part].mean())) for part in parts]
-
-
-def expected_and_true(faces: Sequence[FaceResult]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(faces,) each: the NRMSE (IP) that the model expects, and the true one."""
-    confidence = np.array([face.confidence for face in faces])
-    return CONFIDENT * (1 / confidence - 1), np.array([float(face.nrmse_ip[-1]) for face in faces])
-
-
-def rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Spearman's coefficient, for values without ties; 0 where one of them is constant or there are too few."""
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (first, second)]
-    correlations: NDArray[np.float64] = np.asarray(np.corrcoef(np.stack(ranks)))
-    return float(correlations[0, 1])
 
 
 def benchmark(
@@ -194,12 +179,8 @@ def speeds(model: Model, ert: Ert | None, crops: NDArray[np.uint8]) -> list[Spee
     contestants: dict[str, Callable[[], object]] = {"model": lambda: model.predictor.predict(batch)}
     if ert:
         contestants[ERT] = lambda: ert.predict(batch)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_core():
         found = _raced(contestants, "one CPU core")
-    finally:
-        torch.set_num_threads(threads)
     if torch.cuda.is_available():
         on_gpu = model.on_device("cuda")
         found += _raced({"model": lambda: on_gpu.predict(batch)}, torch.cuda.get_device_name())
@@ -207,11 +188,4 @@ def speeds(model: Model, ert: Ert | None, crops: NDArray[np.uint8]) -> list[Spee
 
 
 def _raced(contestants: dict[str, Callable[[], object]], where: str) -> list[Speed]:
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in range(ROUNDS + 1):
-        for name, work in contestants.items():
-            start = time.perf_counter()
-            work()
-            if run:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
-    return [Speed(name, where, TIMED_BATCH / float(np.median(taken))) for name, taken in seconds.items()]
+    return [Speed(name, where, TIMED_BATCH / float(np.median(taken))) for name, taken in race(contestants).items()]

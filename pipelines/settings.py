@@ -11,6 +11,8 @@ VAL_SHARE: Final = 0.1
 NAME: Final = "msrrn"
 """The registered model, where no other name is given."""
 
+MODEL_NAME: Final = "^[A-Za-z0-9_-]{1,100}$"
+
 SourceFormat = Literal["300w", "imglab", "coco", "cvat", "csv", "csv-1based", "webdataset", "parquet"]
 ExportFormat = Literal["pts", "coco", "csv", "cvat", "imglab", "webdataset"]
 ReviewFormat = Literal["cvat", "coco"]
@@ -158,3 +160,41 @@ class DriftSettings(BaseModel):
     )
     least: int = Field(100, ge=1, description="faces, or pictures, on either side; with fewer nothing is said")
     bins: int = Field(10, ge=2, le=30, description="groups of about equal size that the PSI is taken over")
+
+
+class GateSettings(BaseModel):
+    """When a challenger replaces the champion. Shares are fractions: 0.01 is one in a hundred."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    least_gain: float = Field(
+        0.0,
+        gt=-1,
+        lt=1,
+        description="by what share of the champion's error a challenger must be better; -0.01 promotes one that is "
+        "surely not worse than by a hundredth",
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="of every interval that decides something")
+    least_faces: int = Field(20, ge=2, description="fewer evaluation faces decide nothing")
+    more_failures: float = Field(
+        0.01, ge=0, le=1, description="by how much the share of faces with an error above 0.1 may grow"
+    )
+    slower: float = Field(2.0, gt=0, description="the most time for a face, in times that of the champion")
+    rank_loss: float = Field(
+        0.1, ge=0, le=2, description="by how much the confidence may follow the true error less (rank correlation)"
+    )
+    bias: float = Field(
+        1.5,
+        ge=1,
+        description="factor by which the expected error may be off the true one on average, where the champion's is "
+        "not off more",
+    )
+    slice_loss: float = Field(
+        0.1,
+        ge=0,
+        description="by what share of the champion's error a slice of the faces (size, roll, sharpness, subset) may "
+        "become worse",
+    )
+    slice_faces: int = Field(20, ge=2, description="a slice with fewer faces is shown, but stops nobody")
+    resamples: int = Field(2000, ge=100, le=100_000, description="of the photos, for each interval")
+    seed: int = Field(0, ge=0, description="of the resamples")
