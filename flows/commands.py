@@ -15,9 +15,11 @@ from flows.dataset_commands import add_dataset_commands
 from flows.monitor_commands import add_monitor_commands
 from flows.options import (
     Commands,
+    add_approve,
     add_command,
     add_data,
     add_format,
+    add_gate_options,
     add_json,
     add_model,
     add_name,
@@ -25,11 +27,13 @@ from flows.options import (
     add_split,
     add_train_options,
     add_workers,
+    gate_settings,
     given,
     prepare_settings,
     print_json,
     train_settings,
 )
+from flows.registry_commands import add_registry_commands
 from pipelines.errors import UsageError
 from pipelines.settings import BoxesBy
 
@@ -41,9 +45,7 @@ def add_commands(commands: Commands) -> None:
     _train(commands)
     _evaluate(commands)
     _benchmark(commands)
-    _promote(commands)
-    _rollback(commands)
-    _models(commands)
+    add_registry_commands(commands)
     _export(commands)
     add_annotation_commands(commands)
     _retrain(commands)
@@ -221,90 +223,6 @@ def _benchmark(commands: Commands) -> None:
     add_json(parser)
 
 
-def _promote(commands: Commands) -> None:
-    def run(call: argparse.Namespace) -> None:
-        from pipelines.retraining import promote
-
-        version, decision = promote(call.model, call.data, call.split, call.name, call.workers)
-        result = {
-            "name": version.name,
-            "version": version.version,
-            "promoted": decision.promote,
-            "reason": decision.reason,
-        }
-        if call.json:
-            print_json(result)
-        else:
-            verdict = "is champion" if decision.promote else "was not promoted"
-            print(f"{version.name} version {version.version} {verdict}. {decision.reason}")
-
-    parser = add_command(
-        commands,
-        "promote",
-        run,
-        "Puts a model through the gate. It becomes champion if it is not worse than the champion on the same "
-        "evaluation faces; the decision and its reason are recorded as tags of the version.",
-        "  msrrn promote --model work/models/9c1e... --data 300w\n"
-        "  msrrn promote --model models:/msrrn@challenger --data 300w --json",
-    )
-    add_model(parser, required=True)
-    add_data(parser)
-    add_split(parser, "val")
-    add_name(parser)
-    add_workers(parser)
-    add_json(parser)
-
-
-def _rollback(commands: Commands) -> None:
-    def run(call: argparse.Namespace) -> None:
-        import getpass
-
-        from pipelines.metrics_export import export_champion
-        from pipelines.registry import rollback
-
-        new, old = rollback(call.name, call.reason, getpass.getuser())
-        export_champion(new.version, new.tags, promoted=False)
-        if call.json:
-            print_json({"name": call.name, "champion": new.version, "previous": old.version})
-        else:
-            print(f"{call.name}: version {new.version} is champion again, version {old.version} is previous")
-
-    parser = add_command(
-        commands,
-        "rollback",
-        run,
-        "Makes the previous champion the champion again. The two change places; who and why is recorded.",
-        '  msrrn rollback --reason "misses profiles since Tuesday"',
-    )
-    parser.add_argument("--reason", required=True, help="why, for whoever reads the registry later")
-    add_name(parser)
-    add_json(parser)
-
-
-def _models(commands: Commands) -> None:
-    def run(call: argparse.Namespace) -> None:
-        from dataclasses import asdict
-
-        from pipelines.registry import models
-        from pipelines.tables import models_text
-
-        versions = models(call.name)
-        if call.json:
-            print_json([asdict(version) for version in versions])
-        else:
-            print(models_text(versions))
-
-    parser = add_command(
-        commands,
-        "models",
-        run,
-        "Lists what is in the registry. Newest first, with aliases, figures and the last decision.",
-        "  msrrn models\n  msrrn models --name msrrn --json",
-    )
-    parser.add_argument("--name", help="one registered model (default: all)")
-    add_json(parser)
-
-
 def _export(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from pipelines.models import export_model
@@ -352,7 +270,9 @@ def _retrain(commands: Commands) -> None:
             call.name,
             prepare_settings(call),
             train_settings(call),
-            call.workers,
+            gate_settings(call),
+            approve=call.approve,
+            workers=call.workers,
         )
         if call.json:
             print_json(result.model_dump())
@@ -382,6 +302,8 @@ def _retrain(commands: Commands) -> None:
     parser.add_argument("--out", required=True, metavar="URL", help="where everything goes")
     add_prepare_options(parser)
     add_train_options(parser)
+    add_approve(parser)
+    add_gate_options(parser)
     add_name(parser)
     add_workers(parser)
     add_json(parser)

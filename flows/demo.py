@@ -40,5 +40,5 @@ def demo(out: str, workers: int) -> Demo:
     if synthetic_archive(out, ARCHIVE, SEED, PHOTOS, ARCHIVE_PHOTOS):
         say(f"archive {out}/{ARCHIVE} (drawn before: reused)")
     archive = f"{place.url}/{ARCHIVE}"
-    result = retrain([photos], place.url, archive, NAME, PREPARE, TRAIN, workers)
+    result = retrain([photos], place.url, archive, NAME, PREPARE, TRAIN, workers=workers)
     return Demo(photos, archive, result)

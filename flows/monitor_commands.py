@@ -2,7 +2,7 @@
 
 import argparse
 
-from flows.options import Commands, add_command, add_json, given, print_json, settings_of
+from flows.options import Commands, add_command, add_json, add_settings, given, print_json, settings_of
 from pipelines.settings import DriftSettings
 
 
@@ -58,7 +58,5 @@ def _monitor(commands: Commands) -> None:
         help="the run to compare with (default: the oldest of --runs with the model and settings of the newest)",
     )
     parser.add_argument("--out", required=True, metavar="URL", help="where report and page go")
-    for name, field in DriftSettings.model_fields.items():
-        help_text = f"{field.description} (default: {field.default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(field.default), metavar="N", help=help_text)
+    add_settings(parser, DriftSettings)
     add_json(parser)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from msrrn.augmentation import AugmentationSettings
 from pipelines.engine import default_workers
 from pipelines.errors import UsageError
-from pipelines.settings import NAME, BoxesBy, PrepareSettings, SourceFormat, TrainSettings
+from pipelines.settings import MODEL_NAME, NAME, BoxesBy, GateSettings, PrepareSettings, SourceFormat, TrainSettings
 
 Commands = Any
 """What `ArgumentParser.add_subparsers` returns; argparse keeps its type to itself."""
@@ -64,20 +64,21 @@ def add_name(parser: argparse.ArgumentParser) -> None:
 
 
 def _model_name(text: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9_-]{1,100}", text):
+    if not re.fullmatch(MODEL_NAME, text):
         raise argparse.ArgumentTypeError(f"{text!r}: a name has letters, digits, - and _ only")
     return text
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "--data",
         nargs="+",
         action="extend",
-        required=True,
+        required=required,
         metavar="SRC",
         help="annotated photos: a folder, .zip or .tar of images with .pts files (300-W), imglab or CVAT XML, COCO "
-        "JSON, CSV of keypoints, WebDataset tars, or what `msrrn annotate` or `review` wrote; local or s3://",
+        "JSON, CSV of keypoints, WebDataset tars, or what `msrrn annotate` or `review` wrote; local or s3://"
+        + ("" if required else " (default: where the version was evaluated when it was registered)"),
     )
 
 
@@ -161,12 +162,12 @@ def given(call: argparse.Namespace, *names: str) -> dict[str, Any]:
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def settings_of(kind: type[Settings], given: dict[str, Any]) -> Settings:
+def settings_of(kind: type[Settings], given: dict[str, Any], prefix: str = "") -> Settings:
     try:
         return kind(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + str(first["loc"][-1]).replace("_", "-")
+        option = f"--{prefix}" + str(first["loc"][-1]).replace("_", "-")
         raise UsageError(f"{option} {first['input']}: {first['msg']}") from error
 
 
@@ -184,6 +185,33 @@ def prepare_settings(call: argparse.Namespace, base: PrepareSettings | None = No
 
 def train_settings(call: argparse.Namespace) -> TrainSettings:
     return settings_of(TrainSettings, given(call, "preset", "epochs", "batch", "learning_rate", "precision", "seed"))
+
+
+def add_settings(parser: Any, kind: type[BaseModel], prefix: str = "") -> None:
+    """An option for each field, without a default, as `given` wants it; `parser` may be a group."""
+    for name, field in kind.model_fields.items():
+        text = f"{field.description} (default: {field.default})"
+        option = f"--{prefix}{name.replace('_', '-')}"
+        parser.add_argument(option, type=type(field.default), metavar="N", help=text.replace("%", "%%"))
+
+
+def add_approve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--approve",
+        action="store_true",
+        help="hold a promotion until a person approves: with a Prefect server whoever resumes the paused flow run, "
+        "else whoever sits at this terminal",
+    )
+
+
+def add_gate_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the gate", "when a challenger replaces the champion; shares are fractions")
+    add_settings(group, GateSettings, "gate-")
+
+
+def gate_settings(call: argparse.Namespace) -> GateSettings:
+    fields = {name: getattr(call, f"gate_{name}") for name in GateSettings.model_fields}
+    return settings_of(GateSettings, {name: each for name, each in fields.items() if each is not None}, "gate-")
 
 
 def print_json(result: Any) -> None:

@@ -3,20 +3,24 @@
 from prefect import flow
 from pydantic import BaseModel
 
+from flows.gate import announce, asking, pass_gate
+from flows.parameters import ModelName, Place, Sources, Workers
 from flows.tasks import (
     annotate_archive,
     evaluate_model,
-    gate,
     load_model,
     prepare_dataset,
     register_model,
     train_network,
     write_page,
 )
+from pipelines import registry
 from pipelines.annotation import Summary
 from pipelines.archives import list_inputs
+from pipelines.gate import Challenge
+from pipelines.promotion import Verdict
 from pipelines.report import Retraining
-from pipelines.settings import AnnotateSettings, PrepareSettings, TrainSettings
+from pipelines.settings import NAME, AnnotateSettings, GateSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store, short_digest
 
 
@@ -27,6 +31,8 @@ class RetrainResult(BaseModel):
     dataset: str
     model: str
     registered: str
+    verdict: Verdict | None
+    """None: judged by the flow `promote`"""
     promoted: bool
     reason: str
     nrmse_ip: float
@@ -36,13 +42,16 @@ class RetrainResult(BaseModel):
 
 @flow(name="retrain")
 def retrain(
-    data: list[str],
-    out: str,
+    data: Sources,
+    out: Place,
     archive: str | None = None,
-    name: str = "msrrn",
+    name: ModelName = NAME,
     prepare_settings: PrepareSettings | None = None,
     train_settings: TrainSettings | None = None,
-    workers: int = 2,
+    gate_settings: GateSettings | None = None,
+    judge: bool = True,
+    approve: bool = False,
+    workers: Workers = 2,
 ) -> RetrainResult:
     """New annotations in; a better champion out, or nothing changes.
 
@@ -54,23 +63,33 @@ def retrain(
         name: the registered model.
         prepare_settings: how the dataset is made.
         train_settings: how the network is trained.
+        gate_settings: when the new model replaces the champion.
+        judge: judge the new model here; else the event `msrrn.model.registered` starts the flow `promote`.
+        approve: hold a promotion until a person approves.
         workers: Ray workers.
     """
     place = Store(out)
     prepare_settings = prepare_settings or PrepareSettings()
     val_share = prepare_settings.val_share
+    ask = asking(approve)
     if archive:
         list_inputs(archive)  # what is wrong with it is better known now than after the training
     dataset, manifest = prepare_dataset(data, place.child("datasets").url, prepare_settings, workers)
     trained = train_network(dataset.url, out, train_settings or TrainSettings(), workers, name)
     model = load_model(trained.artifact.url)
     evaluation = evaluate_model(model, data, val_share, workers)
-    version = register_model(trained.artifact.url, model, evaluation, name)
-    decision, champion = gate(version, evaluation, data, val_share, workers)
+    version = register_model(trained.artifact.url, model, evaluation, name, data)
+    decision, champion = None, None
+    if judge:
+        challenge = Challenge(version, model, evaluation, data, "val", workers, gate_settings or GateSettings())
+        decision, judgement = pass_gate(challenge, ask)
+        champion = judgement.evaluation
+    else:
+        announce(version)
 
     annotations, summary = None, None
     if archive:
-        best = load_model(f"models:/{name}@champion")
+        best = load_model(f"models:/{name}@champion" if registry.champion(name) else trained.artifact.url)
         annotations = place.child("annotations").child(f"{best.card.version}-{short_digest(archive)}")
         summary = annotate_archive(archive, annotations.url, best, AnnotateSettings(), workers)
     job = Retraining(manifest, trained, evaluation, champion, decision, archive, annotations, summary)
@@ -79,8 +98,9 @@ def retrain(
         dataset=dataset.url,
         model=trained.artifact.url,
         registered=f"models:/{name}/{version.version}",
-        promoted=decision.promote,
-        reason=decision.reason,
+        verdict=decision.verdict if decision else None,
+        promoted=decision is not None and decision.promote,
+        reason=decision.reason if decision else "The flow `promote` judges this model.",
         nrmse_ip=evaluation.table()["all"]["nrmse_ip"],
         annotations=annotations.url if annotations else None,
         summary=summary,

@@ -12,26 +12,23 @@ from prefect import task
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
-    create_markdown_artifact,
     create_table_artifact,
 )
 from prefect.cache_policies import NO_CACHE
 
 from flows.progress import epoch_progress, progress, say
-from pipelines import registry, retraining
 from pipelines.annotation import Summary, annotate
 from pipelines.drift import DriftReport, compare
 from pipelines.drift_page import write_drift
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, evaluate
 from pipelines.manifest import Manifest
-from pipelines.metrics_export import export_champion, metered
+from pipelines.metrics_export import metered
 from pipelines.models import Model
 from pipelines.prepare import prepare
-from pipelines.promotion import Decision
 from pipelines.registry import ModelVersion
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
-from pipelines.retraining import open_model, record, train_tracked
+from pipelines.retraining import open_model, record, require_validation, train_tracked
 from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.train import TrainedModel
@@ -49,7 +46,7 @@ def _worth_retrying(task: Any, run: Any, state: Any) -> bool:
     return False
 
 
-_station: Final[dict[str, Any]] = {
+STATION: Final[dict[str, Any]] = {
     "retries": 2,
     "retry_delay_seconds": [2, 10],
     "retry_condition_fn": _worth_retrying,
@@ -57,14 +54,14 @@ _station: Final[dict[str, Any]] = {
 }
 
 
-@task(name="prepare dataset", **_station)
+@task(name="prepare dataset", **STATION)
 def prepare_dataset(
     sources: Sequence[str], out: str, settings: PrepareSettings, workers: int
 ) -> tuple[Store, Manifest]:
     """Annotated photos → a dataset of shards below `out`."""
     with progress("dataset") as update:
         dataset, manifest = prepare(sources, out, settings, workers, update)
-    retraining.require_validation(manifest)
+    require_validation(manifest)
     say(f"dataset {manifest.name}: " + ", ".join(f"{count} {name}" for name, count in manifest.counts.items()))
     create_table_artifact(
         key="dataset",
@@ -74,7 +71,7 @@ def prepare_dataset(
     return dataset, manifest
 
 
-@task(name="train network", **_station)
+@task(name="train network", **STATION)
 def train_network(dataset: str, out: str, settings: TrainSettings, workers: int, name: str) -> TrainedModel:
     """A dataset → a model artifact, followed by MLflow."""
     with epoch_progress(settings) as epoch:
@@ -83,7 +80,7 @@ def train_network(dataset: str, out: str, settings: TrainSettings, workers: int,
     return trained
 
 
-@task(name="evaluate model", **_station)
+@task(name="evaluate model", **STATION)
 def evaluate_model(model: Model, sources: Sequence[str], val_share: float, workers: int) -> Evaluation:
     """Detector and model on the photos held out of training."""
     with progress("evaluating, photos") as update:
@@ -100,29 +97,15 @@ def evaluate_model(model: Model, sources: Sequence[str], val_share: float, worke
     return evaluation
 
 
-@task(name="register model", **_station)
-def register_model(artifact: str, model: Model, evaluation: Evaluation, name: str) -> ModelVersion:
+@task(name="register model", **STATION)
+def register_model(
+    artifact: str, model: Model, evaluation: Evaluation, name: str, sources: Sequence[str]
+) -> ModelVersion:
     """Logs the evaluation to the model's MLflow run and registers the model."""
-    return record(artifact, model, evaluation, name)
+    return record(artifact, model, evaluation, name, sources)
 
 
-@task(name="gate", **_station)
-def gate(
-    version: ModelVersion, evaluation: Evaluation, sources: Sequence[str], val_share: float, workers: int
-) -> tuple[Decision, Evaluation | None]:
-    """Champion against challenger on the same faces; moves the aliases."""
-    decision, champion = retraining.gate(version, evaluation, sources, "val", workers, val_share)
-    if best := registry.champion(version.name):
-        export_champion(best.version, best.tags, decision.promote)
-    verdict = "promoted" if decision.promote else "not promoted"
-    say(f"{version.name} version {version.version} {verdict}: {decision.reason}")
-    create_markdown_artifact(
-        key="promotion", markdown=f"**{version.name} {version.version}: {verdict}.** {decision.reason}"
-    )
-    return decision, champion
-
-
-@task(name="annotate archive", **_station)
+@task(name="annotate archive", **STATION)
 def annotate_archive(source: str, out: str, model: Model, settings: AnnotateSettings, workers: int) -> Summary:
     """Landmarks on every face of an archive."""
     with progress("annotating, pictures") as shown, metered(out, settings.images_per_unit, shown) as update:
@@ -139,7 +122,7 @@ def annotate_archive(source: str, out: str, model: Model, settings: AnnotateSett
     return summary
 
 
-@task(name="compare runs", **_station)
+@task(name="compare runs", **STATION)
 def compare_runs(
     runs: Sequence[str], out: str, settings: DriftSettings, dataset: str | None, reference: str | None
 ) -> tuple[DriftReport, str]:
@@ -158,7 +141,7 @@ def compare_runs(
     return report, page
 
 
-@task(name="write page", **_station)
+@task(name="write page", **STATION)
 def write_page(job: Retraining, sources: Sequence[str], out: Store) -> str:
     """The page with tables, figures and pictures."""
     out.publish(REPORT, retraining_page(job).encode())
@@ -171,7 +154,7 @@ def write_page(job: Retraining, sources: Sequence[str], out: Store) -> str:
     return place
 
 
-@task(name="open model", **_station)
+@task(name="open model", **STATION)
 def load_model(model: str | None) -> Model:
     """Reads an artifact directory or a `models:/` URI."""
     return open_model(model)

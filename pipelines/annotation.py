@@ -35,14 +35,13 @@ from pipelines.detection import open_detector
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
-from pipelines.lease import hold
+from pipelines.lease import LEASE, hold
 from pipelines.models import Model
 from pipelines.plan import Plan, Unit, fingerprint, make_plan
 from pipelines.settings import AnnotateSettings
 from pipelines.sightings import Task
 from pipelines.storage import MissingError, Store
 
-LEASE: Final = "lease.json"
 READS_AT_ONCE: Final = 16
 """Records that are read at the same time: on S3 each takes a while."""
 

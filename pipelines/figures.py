@@ -52,6 +52,7 @@ _STYLE: Final[dict[RcKeyType, Any]] = {
     "ytick.labelsize": 11.5,
 }
 _CED_STEPS: Final = 240
+_SCATTERED: Final = 2000
 
 
 def ced_figure(errors: Mapping[str, Sequence[float]], limit: float, xlabel: str) -> Markup:
@@ -141,6 +142,40 @@ def binned_figure(
         axes.set_ylim(bottom=0)
         _legend(axes)
         return _svg(figure)
+
+
+def scatter_figure(x: Sequence[float], y: Sequence[float], xlabel: str, ylabel: str) -> Markup:
+    """Points of positive coordinates on logarithmic axes of one range, and the line on which both are equal.
+
+    Of more than `_SCATTERED` points, evenly spaced ones are drawn.
+    """
+    with rc_context(_STYLE):
+        figure, axes = _axes(xlabel, ylabel)
+        points = np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], axis=1)
+        points = points[np.isfinite(points).all(axis=1) & (points > 0).all(axis=1)]
+        if not len(points):
+            _nothing(axes)
+            return _svg(figure)
+        points = points[:: -(-len(points) // _SCATTERED)]
+        ends = [0.9 * points.min(), 1.1 * points.max()]
+        axes.plot(ends, ends, color=_INK, linewidth=1.0, alpha=0.5)
+        axes.scatter(points[:, 0], points[:, 1], s=14, color=_COLOURS[0], alpha=0.55, linewidths=0)
+        for axis, scale, limits in (
+            (axes.xaxis, axes.set_xscale, axes.set_xlim),
+            (axes.yaxis, axes.set_yscale, axes.set_ylim),
+        ):
+            scale("log")
+            limits(*ends)
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_locator(NullLocator())
+        axes.set_aspect("equal")
+        return _svg(figure)
+
+
+def standing_alone(svg: Markup) -> bytes:
+    """A figure as a file of its own, where no page gives it a colour: a grey that reads on light and on dark."""
+    return str(svg).replace("currentColor", "#808080").encode()
 
 
 def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:

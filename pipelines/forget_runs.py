@@ -7,12 +7,12 @@ the row has the name alone, and its faces have none.
 from collections.abc import Collection
 
 from pipelines.annotate_unit import RECORDS, STAGED, TABLES, UnitRecord, read_record, write_unit
-from pipelines.annotation import LEASE, Summary, totals
+from pipelines.annotation import Summary, totals
 from pipelines.annotation_page import PAGE, annotation_page
 from pipelines.annotations import SUMMARY, Annotations, forgotten_row, runs_at
 from pipelines.forget import Forgot, Progress, remember, remembered
 from pipelines.forgotten import read_forgotten
-from pipelines.lease import hold
+from pipelines.lease import LEASE, hold
 from pipelines.storage import Store
 
 

@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.errors import UserError
 from pipelines.storage import MissingError, Store
 
+LEASE: Final = "lease.json"
+"""The name of every lease."""
 BEAT_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 60.0
 """A holder that was silent for so long is given up. Longer than the retries of one request to S3."""
@@ -110,10 +112,7 @@ class Lease:
         return found is not None and found.token == self._holder.token
 
     def _read(self) -> bytes | None:
-        try:
-            return self._store.read_bytes(self._key)
-        except MissingError:
-            return None
+        return _content(self._store, self._key)
 
     def _bytes(self) -> bytes:
         record = self._holder.model_copy(update={"beat": self._beats, "note": self._note})
@@ -146,6 +145,35 @@ def hold(
         if thread.ident is not None:
             thread.join()  # a late beat would bring the lease back
         lease._release()
+
+
+def free_stale(
+    store: Store, patience: float = PATIENCE_SECONDS, sleep: Callable[[float], None] = time.sleep
+) -> list[str]:
+    """Removes the leases below a place whose holders are dead: here, or silent for `patience` seconds; their keys.
+
+    A run would take them over by itself; until then they look as if somebody were at work.
+    """
+
+    def seen() -> dict[str, bytes | None]:
+        return {key: _content(store, key) for key in store.keys("") if key.rpartition("/")[2] == LEASE}
+
+    first = seen()
+    known = {key: _parsed(data) for key, data in first.items() if data is not None}
+    dead = {key for key, holder in known.items() if holder and _is_dead(holder)}
+    if set(known) - dead:
+        sleep(patience)
+    freed = [key for key, data in seen().items() if key in known and data == first[key]]
+    for key in freed:
+        store.delete(key)
+    return freed
+
+
+def _content(store: Store, key: str) -> bytes | None:
+    try:
+        return store.read_bytes(key)
+    except MissingError:
+        return None
 
 
 def _parsed(data: bytes) -> _Record | None:

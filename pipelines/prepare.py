@@ -27,7 +27,7 @@ from pipelines.dataset_page import PAGE, dataset_page
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
-from pipelines.lease import hold
+from pipelines.lease import LEASE, hold
 from pipelines.manifest import MANIFEST, CheckResult, Manifest, UnitEntry, read_manifest
 from pipelines.photos import Finder
 from pipelines.planning import Plan, PlannedPhoto, Unit, plan
@@ -37,8 +37,6 @@ from pipelines.settings import PrepareSettings, Tolerance
 from pipelines.shards import SCHEMA, TRAINED_SPLITS, Split, encode_shard
 from pipelines.storage import Store
 from pipelines.unit_records import PhotoRecord, UnitRecord, made_before, read_record
-
-LEASE = "lease.json"
 
 
 class NoFaceError(UserError):

@@ -1,8 +1,4 @@
-"""The MLflow model registry: versions, their artifacts, and the aliases champion, previous and challenger.
-
-Aliases move under `tracking.store_lock`. The order of the writes is such that a crash between two of them
-leaves a champion, and repeating the call mends the rest.
-"""
+"""The MLflow model registry: versions and their artifacts. The aliases move in `pipelines.succession`."""
 
 import hashlib
 import re
@@ -10,9 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Final
@@ -62,6 +56,8 @@ class ModelVersion:
     run_id: str
     aliases: tuple[str, ...]
     tags: dict[str, str]
+    created_ms: int
+    """milliseconds since 1970, by the clock of MLflow"""
 
 
 def artifact_digest(artifact: Path) -> str:
@@ -88,15 +84,14 @@ def register(run: RunRecord, name: str, artifact: Path, tags: Mapping[str, str])
     digest = artifact_digest(artifact)
     mlflow_client = client()
     with reaching_mlflow(), store_lock():
-        for known in _versions(mlflow_client, name):
+        for known in versions_of(mlflow_client, name):
             if known.tags.get(DIGEST_TAG) == digest:
                 return known
         try:
-            mlflow_client.get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
             mlflow_client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
         model_id = _log_model(mlflow_client, run, name, artifact)
         created = mlflow_client.create_model_version(
             name,
@@ -149,13 +144,23 @@ def fetch(model: str, cache: Path | None = None) -> Path:
     if not model.startswith("models:"):
         _check(Path(model))
         return Path(model)
-    match = _MODEL_URI.fullmatch(model)
+    found = resolve(model)
+    with reaching_mlflow():
+        return _download(found, cache or cache_directory() / "models")
+
+
+def resolve(uri: str) -> ModelVersion:
+    """The version that `models:/name@alias` or `models:/name/3` stands for.
+
+    Raises:
+        UserError: no such model, version or alias; MLflow cannot be reached.
+    """
+    match = _MODEL_URI.fullmatch(uri)
     if match is None:
-        raise UserError(f"{model}: write models:/NAME@ALIAS, models:/NAME/VERSION, or a directory")
+        raise UserError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or a directory")
     mlflow_client = client()
     with reaching_mlflow():
-        found = _find(mlflow_client, match["name"], match["version"], match["alias"])
-        return _download(found, cache or cache_directory() / "models")
+        return _find(mlflow_client, match["name"], match["version"], match["alias"])
 
 
 def _check(directory: Path) -> None:
@@ -167,8 +172,13 @@ def _check(directory: Path) -> None:
         raise UserError(str(error)) from error
 
 
+def find_version(mlflow_client: MlflowClient, name: str, version: int) -> ModelVersion:
+    """Raises UserError where there is no such model or version."""
+    return _find(mlflow_client, name, str(version), None)
+
+
 def _find(mlflow_client: MlflowClient, name: str, version: str | None, alias: str | None) -> ModelVersion:
-    versions = _versions(mlflow_client, name)
+    versions = versions_of(mlflow_client, name)
     if not versions:
         names = ", ".join(_names(mlflow_client)) or "none yet"
         raise UserError(f"No model {name!r} is registered at {shown_uri()}; there is {names}")
@@ -208,77 +218,32 @@ def _download(model: ModelVersion, cache: Path) -> Path:
     return target
 
 
-def set_champion(name: str, version: int, decision: Mapping[str, str]) -> None:
-    """Makes `version` the champion and the champion of before `previous`; records the decision as tags.
-
-    Raises:
-        UserError: there is no such model or version.
-    """
-    with _aliases_of(name) as (mlflow_client, aliases):
-        _find(mlflow_client, name, str(version), None)
-        _note(mlflow_client, name, version, decision)
-        old = aliases.get(CHAMPION)
-        if old is not None and old != version:
-            mlflow_client.set_registered_model_alias(name, PREVIOUS, str(old))
-        mlflow_client.set_registered_model_alias(name, CHAMPION, str(version))
-        if aliases.get(CHALLENGER) == version:
-            mlflow_client.delete_registered_model_alias(name, CHALLENGER)
-
-
-def set_challenger(name: str, version: int, decision: Mapping[str, str]) -> None:
-    """Points `challenger` at `version`; records the decision as tags."""
-    with _aliases_of(name) as (mlflow_client, _):
-        _find(mlflow_client, name, str(version), None)
-        _note(mlflow_client, name, version, decision)
-        mlflow_client.set_registered_model_alias(name, CHALLENGER, str(version))
-
-
-def rollback(name: str, reason: str, who: str) -> tuple[ModelVersion, ModelVersion]:
-    """Swaps champion and previous, and returns them as they are then: (champion, previous).
-
-    Raises:
-        UserError: there is no champion, or none before it.
-    """
-    with _aliases_of(name) as (mlflow_client, aliases):
-        old, new = aliases.get(CHAMPION), aliases.get(PREVIOUS)
-        if old is None or new is None or old == new:
-            lacking = CHAMPION if old is None else PREVIOUS
-            raise UserError(f"Model {name!r} has no {lacking} version: there is nothing to go back to")
-        # Here the champion comes first: what is urgent is to be rid of the present one.
-        mlflow_client.set_registered_model_alias(name, CHAMPION, str(new))
-        mlflow_client.set_registered_model_alias(name, PREVIOUS, str(old))
-        note = {"reason": reason, "who": who}
-        _note(mlflow_client, name, old, {"decision": f"{ROLLED_BACK} to version {new}", **note})
-        _note(mlflow_client, name, new, {"decision": f"champion again after version {old}", **note})
-        versions = {known.version: known for known in _versions(mlflow_client, name)}
-        return versions[new], versions[old]
-
-
 def champion(name: str) -> ModelVersion | None:
     """The champion of `name`; None where there is no such model or no champion yet."""
     if not store_exists():
         return None
     mlflow_client = client()
     with reaching_mlflow():
-        return next((known for known in _versions(mlflow_client, name) if CHAMPION in known.aliases), None)
+        return next((known for known in versions_of(mlflow_client, name) if CHAMPION in known.aliases), None)
+
+
+def version_of(name: str, number: int) -> ModelVersion:
+    """Raises UserError where there is no such model or version, or MLflow cannot be reached."""
+    mlflow_client = client()
+    with reaching_mlflow():
+        return find_version(mlflow_client, name, number)
 
 
 def models(name: str | None) -> list[ModelVersion]:
     """The versions of `name`, or of every model by name; newest first."""
     mlflow_client = client()
     with reaching_mlflow():
-        names = [name] if name else _names(mlflow_client)
-        return [version for each in names for version in _versions(mlflow_client, each)]
+        chosen = [name] if name else _names(mlflow_client)
+        return [version for each in chosen for version in versions_of(mlflow_client, each)]
 
 
-@contextmanager
-def _aliases_of(name: str) -> Iterator[tuple[MlflowClient, dict[str, int]]]:
-    mlflow_client = client()
-    with reaching_mlflow(), store_lock():
-        yield mlflow_client, _read_aliases(mlflow_client, name)
-
-
-def _read_aliases(mlflow_client: MlflowClient, name: str) -> dict[str, int]:
+def aliases_of(mlflow_client: MlflowClient, name: str) -> dict[str, int]:
+    """Alias → version; none where there is no such model."""
     try:
         aliases = mlflow_client.get_registered_model(name).aliases
     except MlflowException as error:
@@ -288,19 +253,23 @@ def _read_aliases(mlflow_client: MlflowClient, name: str) -> dict[str, int]:
     return {alias: int(version) for alias, version in aliases.items()}
 
 
-def _note(mlflow_client: MlflowClient, name: str, version: int, facts: Mapping[str, str]) -> None:
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    for key, value in {"when": when, **facts}.items():
-        mlflow_client.set_model_version_tag(name, str(version), f"msrrn.{key}", value)
-
-
-def _versions(mlflow_client: MlflowClient, name: str) -> list[ModelVersion]:
+def versions_of(mlflow_client: MlflowClient, name: str) -> list[ModelVersion]:
+    """The versions of a model, newest first."""
     if "'" in name:
         raise UserError(f"A model's name has no quotes, / or : in it, but this is {name}")
-    aliases = _read_aliases(mlflow_client, name)
+    aliases = aliases_of(mlflow_client, name)
     found = _pages(lambda token: mlflow_client.search_model_versions(f"name = '{name}'", page_token=token))
     records = [_record(each, aliases) for each in found]
     return sorted(records, key=lambda each: each.version, reverse=True)
+
+
+def names() -> list[str]:
+    """Every registered model."""
+    if not store_exists():
+        return []
+    mlflow_client = client()
+    with reaching_mlflow():
+        return _names(mlflow_client)
 
 
 def _names(mlflow_client: MlflowClient) -> list[str]:
@@ -324,4 +293,5 @@ def _record(version: Any, aliases: Mapping[str, int]) -> ModelVersion:
         run_id=str(version.run_id),
         aliases=tuple(sorted(alias for alias, target in aliases.items() if target == int(version.version))),
         tags=dict(version.tags),
+        created_ms=int(version.creation_timestamp),
     )

@@ -30,7 +30,8 @@ class Retraining:
     model: TrainedModel
     evaluation: Evaluation
     champion: Evaluation | None
-    decision: Decision
+    decision: Decision | None
+    """None: judged elsewhere, later"""
     archive: str | None
     annotations: Store | None
     summary: Summary | None
@@ -41,8 +42,8 @@ def retraining_page(job: Retraining) -> str:
     everything = job.evaluation.table()["all"]
     page = Page(
         "Retraining report",
-        f"{job.decision.reason} Model {job.evaluation.model}, dataset {job.manifest.name}, "
-        f"{everything['faces']} evaluation faces.",
+        f"{job.decision.reason if job.decision else 'Not judged yet.'} Model {job.evaluation.model}, dataset "
+        f"{job.manifest.name}, {everything['faces']} evaluation faces.",
     )
     _dataset_section(page, job.manifest)
     _training_section(page, job.model)

@@ -1,6 +1,5 @@
-"""The steps of a retraining that join stations: a training that MLflow follows, the record of a model, the gate."""
+"""The steps of a retraining that join stations: a training that MLflow follows, and the record of its model."""
 
-import getpass
 import json
 import re
 import shlex
@@ -8,16 +7,15 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from msrrn.artifact import CARD, WEIGHTS
 from pipelines.errors import UserError
-from pipelines.evaluation import Evaluation, Selection, evaluate
+from pipelines.evaluation import Evaluation
 from pipelines.manifest import Manifest, read_manifest
-from pipelines.models import ONNX_FILE, ONNX_SUFFIX, Model, read_model
-from pipelines.promotion import Decision, decide
-from pipelines.registry import ROLLED_BACK, ModelVersion, champion, fetch, register, set_challenger, set_champion
-from pipelines.settings import NAME, VAL_SHARE, TrainSettings
+from pipelines.models import ONNX_SUFFIX, Model, read_model
+from pipelines.registry import ModelVersion, champion, fetch, register
+from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.tracking import (
     RunRecord,
@@ -32,7 +30,9 @@ from pipelines.train import HISTORY, Epoch, TrainedModel, run_name, train_model
 
 IN_THE_BOX: Final = "box"
 BOX: Final = Path(__file__).with_name("box")
-_METRIC_NAME: Final = re.compile(r"[^\w.\- /]")
+SOURCES_TAG: Final = "msrrn.eval_sources"
+SELECTION_TAG: Final = "msrrn.eval_selection"
+METRIC_NAME: Final = re.compile(r"[^\w.\- /]")
 """What MLflow refuses in the name of a metric."""
 
 
@@ -125,17 +125,18 @@ def train_tracked(
     return trained
 
 
-def record(artifact: str, model: Model, evaluation: Evaluation, name: str) -> ModelVersion:
+def record(artifact: str, model: Model, evaluation: Evaluation, name: str, sources: Sequence[str]) -> ModelVersion:
     """Logs what evaluation measured to the model's run and registers the model as a version of `name`.
 
-    An artifact that is registered already keeps its version.
+    An artifact that is registered already keeps its version. The version says where it was evaluated, so that it can
+    be judged later, by whoever finds it.
     """
     table = evaluation.table()
     run = _run_of(model, name)
     log_metrics(
         run,
         {
-            f"eval.{_METRIC_NAME.sub('_', subset)}.{key}": value
+            f"eval.{METRIC_NAME.sub('_', subset)}.{key}": value
             for subset, row in table.items()
             for key, value in row.items()
             if isinstance(value, int | float)
@@ -148,6 +149,8 @@ def record(artifact: str, model: Model, evaluation: Evaluation, name: str) -> Mo
         "msrrn.boxes": protocol["boxes"],
         "msrrn.normalisation": "inter-pupil (IP)",
         "msrrn.eval_faces": protocol["faces_digest"],
+        SOURCES_TAG: json.dumps([Store(source).absolute().url for source in sources]),
+        SELECTION_TAG: evaluation.selection,
         "msrrn.nrmse_ip": f"{figures['nrmse_ip']:.5f}",
         "msrrn.failure_ip_010": f"{figures['failure_ip_010']:.4f}",
         "msrrn.code_version": str(model.card.training.get("code_version")),
@@ -172,62 +175,3 @@ def _history(artifact: str) -> dict[str, bytes]:
         return {}
     store = Store(artifact)
     return {HISTORY: store.read_bytes(HISTORY)} if store.exists(HISTORY) else {}
-
-
-def gate(
-    version: ModelVersion,
-    evaluation: Evaluation,
-    sources: Sequence[str],
-    selection: Selection,
-    workers: int,
-    val_share: float = VAL_SHARE,
-) -> tuple[Decision, Evaluation | None]:
-    """Challenger against champion on the same faces: decides, moves the aliases, records why on the version.
-
-    Returns the decision, and the champion's evaluation where one was needed.
-    """
-    old = champion(version.name)
-    if old is not None and old.version == version.version:
-        return Decision(False, f"Version {version.version} of {version.name} is the champion already."), None
-    if version.tags.get("msrrn.decision", "").startswith(ROLLED_BACK):
-        why = version.tags.get("msrrn.reason", "")
-        reason = f"Version {version.version} of {version.name} was rolled back ({why}): it does not return by itself."
-        return Decision(False, reason), None
-    old_evaluation = None
-    if old is not None:
-        model = read_model(fetch(f"models:/{old.name}/{old.version}"))
-        old_evaluation = evaluate(model, sources, selection, workers, val_share=val_share)
-    decision = decide(_compared(evaluation), _compared(old_evaluation) if old_evaluation else None)
-    note = {
-        "decision": "promoted" if decision.promote else "kept the champion",
-        "reason": decision.reason,
-        "who": getpass.getuser(),
-        "eval_faces": evaluation.faces_digest,
-    }
-    move = set_champion if decision.promote else set_challenger
-    move(version.name, version.version, note)
-    return decision, old_evaluation
-
-
-def promote(
-    artifact: str, sources: Sequence[str], selection: Selection, name: str, workers: int
-) -> tuple[ModelVersion, Decision]:
-    """Puts a model (an artifact or a URI) through the gate against the champion of `name`.
-
-    Raises:
-        UserError: the model, the sources or the registry cannot be used.
-    """
-    if artifact.startswith("models:") and not artifact.startswith((f"models:/{name}/", f"models:/{name}@")):
-        raise UserError(f"{artifact} is not a version of {name!r}: give --name, or the artifact's directory")
-    model = open_model(artifact)
-    if ONNX_FILE in dict(model.files):
-        raise UserError(f"{artifact} is an export: promote the artifact that it was made from")
-    val_share = model.val_share
-    evaluation = evaluate(model, sources, selection, workers, val_share=val_share)
-    version = record(artifact, model, evaluation, name)
-    decision, _ = gate(version, evaluation, sources, selection, workers, val_share)
-    return version, decision
-
-
-def _compared(evaluation: Evaluation) -> dict[str, Any]:
-    return {**evaluation.table(), "faces_digest": evaluation.faces_digest}

@@ -12,6 +12,7 @@ from pipelines.annotation_page import PAGE
 from pipelines.datasets import Datasets
 from pipelines.drift import DriftReport
 from pipelines.evaluation import Evaluation
+from pipelines.ledger import Line
 from pipelines.registry import ModelVersion
 from pipelines.rehearsal import Rehearsal
 
@@ -129,6 +130,18 @@ def drift_text(report: DriftReport) -> str:
     ]
     table = _rendered(("feature", "verdict", "compared with", "there", "now", "PSI", "KS"), rows)
     return "\n".join([table, *report.notes])
+
+
+def log_text(lines: Mapping[str, Sequence[Line]]) -> str:
+    """The ledger of every model, a line a decision, oldest first."""
+    rows = []
+    for name, each in lines.items():
+        for line in each:
+            turn = line.turn
+            decision = f"{turn.what}, version {turn.version}"
+            rows.append((name, str(line.number), turn.when, decision, turn.who, line.end or "", turn.reason))
+    columns = ("model", "turn", "when", "decision", "who", "ended", "reason")
+    return _rendered(columns, rows) if rows else "nothing was decided yet"
 
 
 _COLUMNS = ("faces", "missed", "IP %", "IO %", "AUC IP .10", "AUC IO .08", "over .10 %", "under .05 %")

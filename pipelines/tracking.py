@@ -106,10 +106,11 @@ def reaching_mlflow() -> Iterator[None]:
 
 @contextmanager
 def store_lock() -> Iterator[None]:
-    """One process at a time: MLflow has no compare-and-set.
+    """One process at a time creates what must be there once.
 
     Beside a SQLite store it holds off everyone who uses the store; for a server, the processes of this user
-    on this machine (promotions from several machines belong in one flow with a concurrency limit of one).
+    on this machine. Nothing worse than a run or a version too many comes of it where it does not reach;
+    aliases do not rely on it (see `pipelines.succession`).
     `client()` takes it for a moment, so it must not be called inside.
     """
     if database := _sqlite_file():
@@ -153,16 +154,20 @@ def open_run(experiment: str, key: str, params: Mapping[str, object], tags: Mapp
 def _experiment_id(mlflow: MlflowClient, name: str) -> str:
     existing = mlflow.get_experiment_by_name(name)
     if existing is None:
-        database = _sqlite_file()
-        # Without this MLflow would write to `mlruns` of whatever directory a later command runs in.
-        location = database.with_name("mlartifacts").as_uri() if database else None
-        return str(mlflow.create_experiment(name, artifact_location=location))
+        return str(mlflow.create_experiment(name, artifact_location=artifact_location()))
     if existing.lifecycle_stage != "active":
         raise UserError(
             f"MLflow experiment {name!r} is deleted: restore it with"
             f" `mlflow experiments restore -x {existing.experiment_id}`, or choose another name"
         )
     return str(existing.experiment_id)
+
+
+def artifact_location() -> str | None:
+    """Where a new experiment's artifacts go: beside a SQLite store; None where the server says."""
+    # Without this MLflow would write to `mlruns` of whatever directory a later command runs in.
+    database = _sqlite_file()
+    return database.with_name("mlartifacts").as_uri() if database else None
 
 
 def log_history(run: RunRecord, history: Sequence[Mapping[str, float]]) -> None:

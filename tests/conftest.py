@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -83,6 +84,36 @@ def faulty_s3(s3: str, faulty: FaultyEndpoint) -> str:
     """The URL of an empty bucket, behind an endpoint that fails a fifth of all requests."""
     faulty.share = 0.2
     return s3
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database in which nothing is yet: creating its tables takes seconds."""
+    from pipelines import tracking
+
+    folder = tmp_path_factory.mktemp("empty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        tracking.client().search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def mlflow_store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current directory, with an MLflow store of its own."""
+    from sqlalchemy import Engine, event
+
+    def no_sync(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    folder = tmp_path_factory.mktemp("store")
+    shutil.copy(empty_store, folder)
+    event.listen(Engine, "connect", no_sync)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(folder)
+        yield folder
+    event.remove(Engine, "connect", no_sync)
 
 
 @pytest.fixture(scope="session")

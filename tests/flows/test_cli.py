@@ -31,6 +31,7 @@ COMMANDS = (
     "promote",
     "rollback",
     "models",
+    "reconcile",
     "export-model",
     "annotate",
     "export",

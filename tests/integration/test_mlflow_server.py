@@ -15,6 +15,8 @@ from msrrn.artifact import Card, save
 from msrrn.network import MSRRN, ModelConfig
 from pipelines import registry, tracking
 from pipelines.errors import UserError
+from pipelines.succession import finish_turn, log, settle
+from tests.pipelines.test_succession import crashed, make_versions, start
 
 TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(2, 2, 2), hidden=8)
 
@@ -78,7 +80,7 @@ def test_a_model_goes_through_a_server(server: str, tmp_path: Path, monkeypatch:
     assert registry.register(run, "msrrn", artifact, {}) == first
     tracking.finish_run(run, "FINISHED")
 
-    registry.set_champion("msrrn", first.version, {"decision": "promoted", "reason": "first model"})
+    settle("msrrn", "promoted", first.version, None, "first model", "me")
     champion = registry.champion("msrrn")
     assert champion is not None
     assert champion.aliases == ("champion",)
@@ -90,6 +92,26 @@ def test_a_model_goes_through_a_server(server: str, tmp_path: Path, monkeypatch:
         registry.fetch("models:/other@champion")
     # Everything is on the server: nothing was written where the client runs.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "cache"]
+
+
+def test_of_promotions_at_once_through_a_server_one_wins(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    make_versions("contested", 3)
+    settle("contested", "promoted", 1, None, "first", "me")
+    started = [start("contested", version, champion=1) for version in (2, 3)]
+    for process in started:
+        process.join(120)
+    assert sorted(process.exitcode or 0 for process in started) == [0, 3]
+    winner = 2 if started[0].exitcode == 0 else 3
+    aliases = {alias: each.version for each in registry.models("contested") for alias in each.aliases}
+    assert aliases == {"champion": winner, "previous": 1}
+
+    crashed("contested", 5 - winner, champion=winner, crash=1)
+    line = finish_turn("contested", patience=0)
+    assert line is not None
+    assert (champion := registry.champion("contested")) is not None
+    assert champion.version == 5 - winner
+    assert [each.turn.version for each in log("contested")] == [1, winner, 5 - winner]
 
 
 OPEN_RUN = """

@@ -13,7 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.retrain import RetrainResult, retrain
 from msrrn.augmentation import AugmentationSettings
 from pipelines.registry import champion, models
-from pipelines.settings import PrepareSettings, TrainSettings
+from pipelines.settings import GateSettings, PrepareSettings, TrainSettings
 from pipelines.synthesis import synthesise, synthetic_archive
 
 PREPARE = PrepareSettings(augmentation=AugmentationSettings(copies=2), val_share=0.25)
@@ -24,7 +24,8 @@ STEPS = {
     "open model",
     "evaluate model",
     "register model",
-    "gate",
+    "judge",
+    "carry out",
     "annotate archive",
     "write page",
 }
@@ -45,7 +46,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def line(place: Path, train: TrainSettings) -> RetrainResult:
     return retrain(
-        [str(place / "photos")], str(place / "work"), str(place / "album.tar"), "line", PREPARE, train, workers=1
+        [str(place / "photos")],
+        str(place / "work"),
+        str(place / "album.tar"),
+        "line",
+        PREPARE,
+        train,
+        GateSettings(least_faces=2, bias=1000, rank_loss=2, slower=1000),
+        workers=1,
     )
 
 

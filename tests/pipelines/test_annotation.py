@@ -18,11 +18,12 @@ from PIL import Image
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import annotation as driver
 from pipelines.annotate_unit import STAGED
-from pipelines.annotation import LEASE, Again, Summary, annotate
+from pipelines.annotation import Again, Summary, annotate
 from pipelines.annotations import FACES, IMAGES, RUN, SUMMARY, Annotations
 from pipelines.decoding import decode
 from pipelines.detection import Detection, HogDetector, open_detector
 from pipelines.errors import UserError
+from pipelines.lease import LEASE
 from pipelines.models import Model
 from pipelines.rehearsal import rehearse
 from pipelines.settings import AnnotateSettings

@@ -19,9 +19,10 @@ from pipelines.errors import UserError
 from pipelines.forget import forget_in_datasets
 from pipelines.forget_runs import forget_in_runs
 from pipelines.forgotten import FORGOTTEN, read_forgotten
+from pipelines.lease import LEASE
 from pipelines.manifest import MANIFEST, Manifest, read_manifest
 from pipelines.models import Model
-from pipelines.prepare import LEASE, prepare
+from pipelines.prepare import prepare
 from pipelines.settings import AnnotateSettings
 from pipelines.sources.pts import format_pts, parse_pts
 from pipelines.storage import Store

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.lease import Lease, hold
+from pipelines.lease import Lease, free_stale, hold
 from pipelines.storage import Store
 
 KEY = "set/lease.json"
@@ -217,3 +217,28 @@ def test_trouble_with_the_store_spares_the_work(tmp_path: Path, monkeypatch: pyt
             time.sleep(0.01)
         assert not lease.lost
     assert store.keys() == []
+
+
+def test_leases_of_the_dead_are_freed(store: Store, holder: subprocess.Popen[str]) -> None:
+    assert free_stale(store, patience=20 * BEAT) == []  # it beats
+    holder.kill()
+    holder.wait()
+
+    def impatient(seconds: float) -> None:
+        raise AssertionError("the dead of this machine need no patience")
+
+    assert free_stale(store, patience=3600, sleep=impatient) == [KEY]
+    assert not store.exists(KEY)
+    assert free_stale(store, patience=0) == []
+
+
+def test_leases_that_do_not_change_are_freed(tmp_path: Path) -> None:
+    place = Store(str(tmp_path))
+    for key in ("a/lease.json", "b/lease.json", "b/other.json"):
+        place.publish(key, b'{"token": "x", "host": "elsewhere", "pid": 1, "started": 1.0, "beat": 3}')
+
+    def beat(seconds: float) -> None:
+        place.publish("b/lease.json", b'{"token": "x", "host": "elsewhere", "pid": 1, "started": 1.0, "beat": 4}')
+
+    assert free_stale(place, patience=60, sleep=beat) == ["a/lease.json"]
+    assert place.keys("") == ["b/lease.json", "b/other.json"]

@@ -27,11 +27,11 @@ from msrrn.synthetic import SyntheticPhoto
 from pipelines.decoding import decode
 from pipelines.detection import expected_box
 from pipelines.errors import UserError
-from pipelines.lease import Lease, hold
+from pipelines.lease import LEASE, Lease, hold
 from pipelines.manifest import MANIFEST, Manifest
 from pipelines.photos import Finder, PhotoGroup, Seen, assign_splits, clusters, face_order, read_photos
 from pipelines.planning import plan
-from pipelines.prepare import LEASE, prepare
+from pipelines.prepare import prepare
 from pipelines.samples import photo_rows
 from pipelines.settings import PrepareSettings, Tolerance
 from pipelines.shards import SCHEMA, Split

@@ -1,7 +1,7 @@
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,32 +9,16 @@ import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
-from sqlalchemy import Engine, event
 
 from msrrn.artifact import Card, load, save
 from msrrn.network import MSRRN, ModelConfig
 from msrrn.predictor import TorchPredictor
 from pipelines import registry, tracking
 from pipelines.errors import UserError
+from pipelines.succession import settle
 from pipelines.tracking import RunRecord
 
 TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(2, 2, 2), hidden=8)
-
-
-def _no_sync(connection: Any, _: object) -> None:
-    connection.execute("PRAGMA synchronous=OFF")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One SQLite store in a current directory of its own: creating its tables takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    event.listen(Engine, "connect", _no_sync)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.chdir(folder)
-        yield folder
-    event.remove(Engine, "connect", _no_sync)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +33,7 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], P
 
 
 @pytest.fixture(scope="module")
-def run(store: Path) -> RunRecord:
+def run(mlflow_store: Path) -> RunRecord:
     return tracking.open_run("training", "k1", {"epochs": 3}, {"dataset": "d"})
 
 
@@ -62,21 +46,17 @@ def three(run: RunRecord, make_artifact: Callable[[int], Path]) -> list[Path]:
     return artifacts
 
 
-def aliases(name: str) -> dict[str, int]:
-    return {alias: each.version for each in registry.models(name) for alias in each.aliases}
-
-
 def values(run: RunRecord, metric: str) -> list[tuple[int, float]]:
     history = tracking.client().get_metric_history(run.run_id, metric)
     return sorted((each.step, each.value) for each in history)
 
 
-def test_store_is_in_the_current_directory(store: Path, run: RunRecord) -> None:
+def test_store_is_in_the_current_directory(mlflow_store: Path, run: RunRecord) -> None:
     tracking.log_files(run, {"tables/report.csv": b"a,b\n", "note.txt": b"x"})
-    assert (store / "mlflow.db").is_file()
-    stored = {path.name: path.read_bytes() for path in (store / "mlartifacts" / run.run_id).rglob("*.*")}
+    assert (mlflow_store / "mlflow.db").is_file()
+    stored = {path.name: path.read_bytes() for path in (mlflow_store / "mlartifacts" / run.run_id).rglob("*.*")}
     assert stored == {"report.csv": b"a,b\n", "note.txt": b"x"}
-    assert not (store / "mlruns").exists()
+    assert not (mlflow_store / "mlruns").exists()
 
 
 def test_pickles_and_telemetry_are_off() -> None:
@@ -101,7 +81,7 @@ def test_a_key_cannot_alter_the_search() -> None:
         tracking.open_run("training", "k' OR '1' = '1", {}, {})
 
 
-def test_a_long_history_is_logged_once(store: Path) -> None:
+def test_a_long_history_is_logged_once(mlflow_store: Path) -> None:
     run = tracking.open_run("training", "history", {}, {})
     history = [{"epoch": epoch, "loss": 1 / epoch, "rate": 0.1} for epoch in range(1, 801)]
     tracking.log_history(run, history[:500])
@@ -146,58 +126,9 @@ def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
-def test_champions_follow_each_other_and_come_back(three: list[Path]) -> None:
-    assert registry.champion("three") is None
-    with pytest.raises(UserError, match="no champion"):
-        registry.rollback("three", "why", "me")
-    registry.set_champion("three", 1, {"decision": "promoted", "reason": "first model"})
-    with pytest.raises(UserError, match="no previous"):
-        registry.rollback("three", "why", "me")
-    registry.set_challenger("three", 2, {"reason": "worse"})
-    assert aliases("three") == {"champion": 1, "challenger": 2}
-    registry.set_champion("three", 2, {"decision": "promoted", "reason": "better", "who": "me"})
-    assert aliases("three") == {"champion": 2, "previous": 1}
-    registry.set_champion("three", 2, {"decision": "promoted"})
-    assert aliases("three") == {"champion": 2, "previous": 1}
-    registry.set_champion("three", 3, {})
-    assert aliases("three") == {"champion": 3, "previous": 2}
-
-    now, before = registry.rollback("three", "worse on beards", "me")
-    assert (now.version, now.aliases) == (2, ("champion",))
-    assert (before.version, before.aliases) == (3, ("previous",))
-    assert before.tags["msrrn.reason"] == "worse on beards"
-    assert before.tags["msrrn.decision"] == "rolled back to version 2"
-    assert registry.champion("three") == now
-    assert [each.version for each in registry.models("three")] == [3, 2, 1]
-
-
-def test_a_promotion_that_was_cut_off_can_be_repeated(
-    run: RunRecord, make_artifact: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for seed in (0, 1):
-        registry.register(run, "cut", make_artifact(seed), {})
-    registry.set_champion("cut", 1, {})
-    write = mlflow.MlflowClient.set_registered_model_alias
-
-    def break_at_champion(self: Any, name: str, alias: str, version: str) -> None:
-        if alias == "champion":
-            raise KeyboardInterrupt
-        write(self, name, alias, version)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", break_at_champion)
-        with pytest.raises(KeyboardInterrupt):
-            registry.set_champion("cut", 2, {})
-    assert aliases("cut") == {"champion": 1, "previous": 1}
-    with pytest.raises(UserError, match="no previous"):
-        registry.rollback("cut", "why", "me")
-    registry.set_champion("cut", 2, {})
-    assert aliases("cut") == {"champion": 2, "previous": 1}
-
-
 def test_fetches_directories_versions_and_aliases(three: list[Path], tmp_path: Path) -> None:
     assert registry.fetch(str(three[0])) == three[0]
-    registry.set_challenger("three", 2, {"reason": "worse"})
+    settle("three", "kept", 2, None, "worse", "me")
     fetched = registry.fetch("models:/three@challenger", tmp_path)
     assert fetched == registry.fetch("models:/three/2", tmp_path)
     for name in ("weights.safetensors", "card.json"):
@@ -213,10 +144,12 @@ def test_a_damaged_cache_is_mended(three: list[Path], tmp_path: Path) -> None:
 
 
 def test_a_changed_store_is_noticed(
-    run: RunRecord, store: Path, make_artifact: Callable[[int], Path], tmp_path: Path
+    run: RunRecord, mlflow_store: Path, make_artifact: Callable[[int], Path], tmp_path: Path
 ) -> None:
     registry.register(run, "changed", make_artifact(40), {})
-    newest = max((store / "mlartifacts").rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    newest = max(
+        (mlflow_store / "mlartifacts").rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime_ns
+    )
     newest.write_bytes(b"other weights")
     with pytest.raises(UserError, match="not those that were registered"):
         registry.fetch("models:/changed/1", tmp_path)
@@ -235,7 +168,7 @@ def test_a_changed_store_is_noticed(
     ],
 )
 def test_says_what_cannot_be_fetched(three: list[Path], model: str, message: str) -> None:
-    registry.set_challenger("three", 2, {"reason": "worse"})
+    settle("three", "kept", 2, None, "worse", "me")
     with pytest.raises(UserError, match=message):
         registry.fetch(model)
 
@@ -247,13 +180,6 @@ def test_says_what_is_no_artifact(tmp_path: Path, three: list[Path], run: RunRec
     for attempt in (lambda: registry.fetch(str(bare)), lambda: registry.register(run, "bare", bare, {})):
         with pytest.raises(UserError, match=r"bare.*card\.json"):
             attempt()
-
-
-def test_aliases_need_an_existing_version(three: list[Path]) -> None:
-    with pytest.raises(UserError, match="no version 9"):
-        registry.set_champion("three", 9, {})
-    with pytest.raises(UserError, match="No model 'none'"):
-        registry.set_challenger("none", 1, {})
 
 
 @pytest.mark.parametrize(
@@ -278,19 +204,19 @@ def test_says_when_the_store_cannot_be_used(
     assert "secret" not in str(caught.value)
 
 
-def test_a_served_model_answers_as_the_predictor(three: list[Path], store: Path) -> None:
+def test_a_served_model_answers_as_the_predictor(three: list[Path], mlflow_store: Path) -> None:
     crops = np.random.default_rng(0).integers(0, 256, (3, 200, 200), dtype=np.uint8)
     served = mlflow.pyfunc.load_model("models:/three/3")
     answer = served.predict({"image_200": crops})
     expected = TorchPredictor(load(three[2])[0]).predict(crops).shapes.reshape(3, 136)
     assert answer.dtype == np.float32
     np.testing.assert_array_equal(answer, expected)
-    files = {path.name for path in (store / "mlartifacts" / "models").rglob("*") if path.is_file()}
+    files = {path.name for path in (mlflow_store / "mlartifacts" / "models").rglob("*") if path.is_file()}
     assert {"served_model.py", "predictor.py", "weights.safetensors"} <= files
-    for record in (store / "mlartifacts" / "models").rglob("MLmodel"):
+    for record in (mlflow_store / "mlartifacts" / "models").rglob("MLmodel"):
         assert str(Path(registry.__file__).parent) not in record.read_text()
-        assert str(store.parent) not in record.read_text()
-    requirements = next((store / "mlartifacts").rglob("requirements.txt")).read_text().splitlines()
+        assert str(mlflow_store.parent) not in record.read_text()
+    requirements = next((mlflow_store / "mlartifacts").rglob("requirements.txt")).read_text().splitlines()
     assert [line for line in requirements if "+" in line or "==" not in line] == []
     assert not {name for name in files if name.endswith((".pkl", ".pt", ".pth", ".pyc"))}
 

@@ -63,7 +63,7 @@ def job_of(
     manifest = dataset[1].model_copy(
         update={"left_out": [LeftOut(uri=HOSTILE, reason="empty", message="the file has no bytes")]}
     )
-    decision = Decision(True, "This is the first model.")
+    decision = Decision(verdict="promoted", reason="This is the first model.")
     return Retraining(manifest, trained, evaluation, evaluation, decision, str(archive), Store(str(out)), summary)
 
 

@@ -2,9 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from sqlalchemy import Engine, event
 
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.network import PRESETS
@@ -12,30 +10,20 @@ from pipelines import retraining, tracking
 from pipelines.errors import UserError
 from pipelines.manifest import Manifest
 from pipelines.models import Model
-from pipelines.registry import champion, models, rollback
-from pipelines.retraining import open_model, promote, require_validation, train_tracked
+from pipelines.retraining import open_model, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.train import run_name
-from tests.factories import TINY, tiny_model
+from tests.factories import TINY
 
 Dataset = tuple[Store, Manifest]
 
 
-def _no_sync(connection: Any, _: object) -> None:
-    connection.execute("PRAGMA synchronous=OFF")
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An MLflow store in a current directory of its own."""
-    event.listen(Engine, "connect", _no_sync)
+def _tiny(mlflow_store: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.chdir(tmp_path_factory.mktemp("store"))
         patch.setitem(PRESETS, "paper", TINY)
         yield
-    event.remove(Engine, "connect", _no_sync)
 
 
 def write(folder: Path, model: Model) -> str:
@@ -122,33 +110,6 @@ def test_an_interrupted_training_is_seen_to_be_and_says_how_to_go_on(
     assert run.info.status == ("KILLED" if reached else "RUNNING")
 
 
-def test_models_go_through_the_gate(model: Model, annotated: Path, tmp_path: Path) -> None:
-    sources = [str(annotated)]
-    good = write(tmp_path / "good", model)
-    first, decision = promote(good, sources, "val", "gate", 1)
-    assert decision.promote
-    assert "first model" in decision.reason
-    again, decision = promote(good, sources, "val", "gate", 1)
-    assert again.version == first.version
-    assert not decision.promote
-    assert "champion already" in decision.reason
-    tiny_model(tmp_path / "worse", np.full((68, 2), 0.9, np.float32), seed=3)
-    worse, decision = promote(str(tmp_path / "worse"), sources, "val", "gate", 1)
-    assert not decision.promote
-    assert "is worse" in decision.reason
-    assert (known := champion("gate")) is not None
-    assert known.version == first.version
-    tags = models("gate")[0].tags
-    assert models("gate")[0].version == worse.version
-    assert models("gate")[0].aliases == ("challenger",)
-    assert tags["msrrn.reason"] == decision.reason
-    assert tags["msrrn.normalisation"] == "inter-pupil (IP)"
-    assert float(tags["msrrn.nrmse_ip"]) > float(known.tags["msrrn.nrmse_ip"])
-    with pytest.raises(UserError, match="models:/gate@champion is not a version of 'other'"):
-        promote("models:/gate@champion", sources, "val", "other", 1)
-    assert open_model("models:/gate@champion").digest == model.digest
-
-
 def test_a_model_is_opened_wherever_it_is(model: Model, tmp_path: Path, s3: str) -> None:
     for name, data in model.files:
         Store(f"{s3}/models").publish(name, data)
@@ -163,24 +124,6 @@ def test_a_model_is_opened_wherever_it_is(model: Model, tmp_path: Path, s3: str)
 def test_a_run_is_found_again_by_what_it_was_trained_on(dataset: Dataset) -> None:
     key = run_name(dataset[1], TrainSettings())
     assert run_of("again", key).info.run_id == run_of("again", key).info.run_id
-
-
-def test_a_model_that_was_rolled_back_does_not_return_by_itself(
-    model: Model, annotated: Path, tmp_path: Path
-) -> None:
-    sources = [str(annotated)]
-    tiny_model(tmp_path / "old", np.full((68, 2), 0.6, np.float32), seed=4)
-    old, _ = promote(str(tmp_path / "old"), sources, "val", "back", 1)
-    better = write(tmp_path / "better", model)
-    new, decision = promote(better, sources, "val", "back", 1)
-    assert decision.promote
-    rollback("back", "misses profiles", "ann")
-    again, decision = promote(better, sources, "val", "back", 1)
-    assert again.version == new.version
-    assert not decision.promote
-    assert "misses profiles" in decision.reason
-    assert (known := champion("back")) is not None
-    assert known.version == old.version
 
 
 def test_a_dataset_without_validation_faces_is_refused_before_training(dataset: Dataset) -> None:

@@ -1,0 +1,135 @@
+"""The gate as an operator sees it: tasks, artifacts, and a person who is asked.
+
+A promotion that needs approval is held: with a Prefect server the flow run is paused, until somebody resumes it in
+the UI and fills in a form; on a terminal somebody types y. Where there is neither, it is refused before any work.
+"""
+
+import base64
+import sys
+from typing import Any, Final
+
+from prefect import task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.events import emit_event
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
+from prefect.settings import get_current_settings
+
+from flows.progress import say
+from flows.tasks import STATION
+from pipelines import gate
+from pipelines.decision_page import CHANGED, LEGEND, SCATTER
+from pipelines.errors import UsageError
+from pipelines.evaluation import Selection
+from pipelines.gate import Approval, Ask, Challenge, Judgement
+from pipelines.promotion import Decision, shown
+from pipelines.registry import ModelVersion
+from pipelines.settings import GateSettings
+from pipelines.succession import whoami
+
+REGISTERED: Final = "msrrn.model.registered"
+"""The event that says that there is a new version to be judged."""
+APPROVAL_HOURS: Final = 72
+POLL_SECONDS: Final = 10
+
+
+@task(name="enter challenger", **STATION)
+def enter(
+    artifact: str, sources: list[str] | None, selection: Selection, name: str, workers: int, settings: GateSettings
+) -> Challenge:
+    """Evaluates a model and registers it, where it is not yet."""
+    return gate.challenge_of(artifact, sources, selection, name, workers, settings)
+
+
+@task(name="judge", **STATION)
+def judge(challenge: Challenge) -> Judgement:
+    """Champion against challenger on the same faces; nothing moves."""
+    judgement = gate.judge(challenge)
+    version, decision = judgement.version, judgement.decision
+    title = f"{version.name} {version.version}: {decision.verdict}"
+    say(f"{version.name} version {version.version}: {decision.verdict}. {decision.reason}")
+    create_markdown_artifact(key="promotion", markdown=f"**{title}.** {decision.reason}")
+    if decision.rows:
+        create_table_artifact(
+            key="promotion-figures",
+            table=[shown(row) for row in decision.rows],
+            description=f"{title}. The first row decides, the others are floors. MLflow run {judgement.run}",
+        )
+    pictures = {
+        SCATTER: ("promotion-errors", "image/svg+xml", "Every face: error of the champion and of the challenger"),
+        CHANGED: ("promotion-faces", "image/jpeg", f"The faces that changed most; {LEGEND}"),
+    }
+    for file, (key, kind, description) in pictures.items():
+        if file in judgement.files:
+            data = base64.b64encode(judgement.files[file]).decode()
+            create_image_artifact(key=key, image_url=f"data:{kind};base64,{data}", description=description)
+    return judgement
+
+
+@task(name="carry out", **STATION)
+def carry_out(judgement: Judgement, approval: Approval | None) -> Decision:
+    """Moves the aliases as was decided, and as a person approved."""
+    decision = gate.carry_out(judgement, approval)
+    say(f"{judgement.version.name} version {judgement.version.version}: {decision.verdict}. {decision.reason}")
+    return decision
+
+
+def pass_gate(challenge: Challenge, ask: Ask | None) -> tuple[Decision, Judgement]:
+    """`pipelines.gate.pass_gate` in tasks; called by a flow, which is what can be paused."""
+    return gate.pass_gate(challenge, ask, judge, carry_out)
+
+
+def announce(version: ModelVersion) -> None:
+    """Emits the event that starts the flow `promote` where that is deployed."""
+    uri = f"models:/{version.name}/{version.version}"
+    emit_event(
+        event=REGISTERED,
+        resource={"prefect.resource.id": f"msrrn.model.{version.name}", "prefect.resource.name": version.name},
+        payload={"name": version.name, "version": version.version, "model": uri},
+    )
+
+
+def asking(approve: bool, hours: float = APPROVAL_HOURS) -> Ask | None:
+    """Who is asked: whoever resumes the paused flow run, else whoever sits at the terminal.
+
+    Raises:
+        UsageError: there is neither a Prefect server nor a terminal.
+    """
+    if not approve:
+        return None
+    if has_server():
+        return lambda judgement: _pause(judgement, hours)
+    if not sys.stdin.isatty():
+        raise UsageError("--approve asks a person: run it on a terminal, or set PREFECT_API_URL to a Prefect server")
+    return ask_here
+
+
+def has_server() -> bool:
+    """Whether Prefect has a server to show a flow run, and not only an API for the time of one command."""
+    return bool(get_current_settings().api.url)
+
+
+def ask_here(judgement: Judgement) -> Approval:
+    """Asks on the terminal; anything but y or yes is no."""
+    version = judgement.version
+    say(f"\n{judgement.decision.reason}\nThe table and the faces: MLflow run {judgement.run}")
+    approve = _answer(f"Promote {version.name} version {version.version}? [y/N] ").lower() in ("y", "yes")
+    return Approval(approve=approve, note=_answer("Why? (may be empty) ")[:1000], who=whoami())
+
+
+def _answer(question: str) -> str:
+    print(question, end="", file=sys.stderr, flush=True)  # stdout belongs to results
+    return sys.stdin.readline().strip()
+
+
+def _pause(judgement: Judgement, hours: float) -> Approval:
+    version = judgement.version
+    form: Any = RunInput.subclass_from_base_model_type(Approval)
+    question = form.with_initial_data(
+        description=f"**Promote {version.name} version {version.version}?**\n\n{judgement.decision.reason}\n\n"
+        f"The table and the faces are artifacts of this run, and in MLflow run `{judgement.run}`.",
+        approve=False,
+    )
+    say(f"{version.name} version {version.version} waits for approval: resume the paused flow run")
+    answer = pause_flow_run(question, timeout=round(3600 * hours), poll_interval=POLL_SECONDS)
+    return Approval(approve=answer.approve, note=answer.note, who=answer.who)

@@ -1,0 +1,16 @@
+"""Types of the flows' parameters: what the UI's form says of each, and refuses before a run starts."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelines.settings import MODEL_NAME
+
+ModelName = Annotated[
+    str, Field(pattern=MODEL_NAME, description="a registered model: letters, digits, - and _, at most 100")
+]
+Workers = Annotated[int, Field(ge=1, le=4096, description="Ray workers")]
+Place = Annotated[str, Field(min_length=1, description="a folder, file:///folder or s3://bucket/prefix")]
+Sources = Annotated[
+    list[Place], Field(min_length=1, description="annotated photos: folders, archives or files, local or s3://")
+]

@@ -1,0 +1,67 @@
+"""The flow `promote`: a challenger meets the champion."""
+
+from typing import Annotated, Self
+
+from prefect import flow
+from pydantic import BaseModel, Field
+
+from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
+from flows.parameters import ModelName, Sources, Workers
+from pipelines.evaluation import Selection
+from pipelines.gate import Challenge, Judgement
+from pipelines.promotion import Decision, Verdict
+from pipelines.settings import NAME, GateSettings
+
+
+class PromoteResult(BaseModel):
+    """What the gate decided, and where that is recorded."""
+
+    name: str
+    version: int
+    verdict: Verdict
+    promoted: bool
+    reason: str
+    faces_needed: int | None
+    run: str
+    """the MLflow run with table and pictures; empty where nothing had to be judged"""
+
+    @classmethod
+    def of(cls, challenge: Challenge, decision: Decision, judgement: Judgement) -> Self:
+        return cls(
+            name=challenge.version.name,
+            version=challenge.version.version,
+            verdict=decision.verdict,
+            promoted=decision.promote,
+            reason=decision.reason,
+            faces_needed=decision.faces_needed,
+            run=judgement.run,
+        )
+
+
+@flow(name="promote")
+def promote(
+    model: Annotated[str, Field(min_length=1, description="an artifact directory, or models:/NAME/VERSION")],
+    name: ModelName = NAME,
+    data: Sources | None = None,
+    selection: Selection = "val",
+    settings: GateSettings | None = None,
+    approve: bool = False,
+    approval_hours: Annotated[float, Field(gt=0, le=24 * 365)] = APPROVAL_HOURS,
+    workers: Workers = 2,
+) -> PromoteResult:
+    """Puts a model through the gate: it becomes champion, is kept out, or nothing is decided.
+
+    Args:
+        model: the challenger, an artifact directory or `models:/NAME/VERSION`.
+        name: the registered model that it is a version of, or becomes one.
+        data: sources of annotated photos; none: those that it was evaluated on when it was registered.
+        selection: which photos of them: held out of training (`val`), declared as such (`held-out`), `all`.
+        settings: thresholds of the gate.
+        approve: hold a promotion until a person resumes the paused run.
+        approval_hours: for how long; afterwards the run fails, and the champion stays.
+        workers: Ray workers.
+    """
+    ask = asking(approve, approval_hours)
+    challenge = enter(model, data, selection, name, workers, settings or GateSettings())
+    decision, judgement = pass_gate(challenge, ask)
+    return PromoteResult.of(challenge, decision, judgement)

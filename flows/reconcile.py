@@ -1,0 +1,56 @@
+"""The flow `reconcile`: finishes what an event missed, and frees what a dead worker left."""
+
+from typing import Annotated
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from pydantic import Field
+
+from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
+from flows.parameters import ModelName, Place, Workers
+from flows.progress import say
+from pipelines.reconcile import MINUTES, Finding
+from pipelines.reconcile import reconcile as mend
+from pipelines.registry import ModelVersion
+from pipelines.settings import GateSettings
+
+
+@flow(name="reconcile")
+def reconcile(
+    name: ModelName | None = None,
+    places: list[Place] | None = None,
+    minutes: Annotated[float, Field(ge=0, le=24 * 60)] = MINUTES,
+    settings: GateSettings | None = None,
+    approve: bool = False,
+    approval_hours: Annotated[float, Field(gt=0, le=24 * 365)] = APPROVAL_HOURS,
+    workers: Workers = 2,
+) -> list[Finding]:
+    """Mends what was left half done. It may run at any time, and finds nothing the second time.
+
+    Args:
+        name: one registered model; none: all.
+        places: where datasets and annotations lie, whose leases a dead worker may have left.
+        minutes: what is younger may still be at work.
+        settings: thresholds of the gate, for versions that were never judged.
+        approve: hold their promotion until a person resumes the paused run: as the deployment `promote` does.
+        approval_hours: for how long.
+        workers: Ray workers.
+    """
+    ask = asking(approve, approval_hours)
+
+    def judge(version: ModelVersion) -> str:
+        uri = f"models:/{version.name}/{version.version}"
+        challenge = enter(uri, None, "val", version.name, workers, settings or GateSettings())
+        decision, _ = pass_gate(challenge, ask)
+        return f"{decision.verdict}. {decision.reason}"
+
+    found = mend(judge, name, places or [], minutes, on_wait=say)
+    for each in found:
+        say(f"{each.where}: {each.what}: {each.done}")
+    if found:
+        create_table_artifact(
+            key="reconciled",
+            table=[each.model_dump() for each in found],
+            description=f"{len(found)} things that were not as they should be, and what was done about them",
+        )
+    return found

@@ -1,0 +1,167 @@
+"""The commands about the champion: who it is, who becomes it, and how to go back. See `flows.commands`."""
+
+import argparse
+
+from flows.options import (
+    Commands,
+    add_approve,
+    add_command,
+    add_data,
+    add_gate_options,
+    add_json,
+    add_model,
+    add_name,
+    add_split,
+    add_workers,
+    gate_settings,
+    print_json,
+)
+
+
+def add_registry_commands(commands: Commands) -> None:
+    """Declares the commands."""
+    _promote(commands)
+    _rollback(commands)
+    _models(commands)
+    _reconcile(commands)
+
+
+def _promote(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.gate import ask_here, asking, has_server
+        from flows.promote import PromoteResult, promote
+        from pipelines.gate import challenge_of, pass_gate
+
+        settings = gate_settings(call)
+        if asking(call.approve) and has_server():
+            result = promote(
+                call.model, call.name, call.data, call.split, settings, approve=True, workers=call.workers
+            )
+        else:
+            challenge = challenge_of(call.model, call.data, call.split, call.name, call.workers, settings)
+            decision, judgement = pass_gate(challenge, ask_here if call.approve else None)
+            result = PromoteResult.of(challenge, decision, judgement)
+        if call.json:
+            print_json(result.model_dump())
+        else:
+            verdict = {"promoted": "is champion", "kept": "was not promoted", "undecided": "stays challenger"}
+            print(f"{result.name} version {result.version} {verdict[result.verdict]}. {result.reason}")
+            print(f"table, faces and thresholds: MLflow run {result.run}" if result.run else "nothing changed")
+
+    parser = add_command(
+        commands,
+        "promote",
+        run,
+        "Puts a model through the gate. It meets the champion on the same evaluation faces, paired by face, and "
+        "becomes champion if it is surely better and no slice of the faces pays for it; else the champion stays, or "
+        "nothing is decided. Table, pictures and reason are an MLflow run, and tags of both versions.",
+        "  msrrn promote --model work/models/9c1e... --data 300w\n"
+        "  msrrn promote --model models:/msrrn/7 --approve\n"
+        "  msrrn promote --model models:/msrrn@challenger --data 300w more --gate-least-gain 0.01 --json",
+    )
+    add_model(parser, required=True)
+    add_data(parser, required=False)
+    add_split(parser, "val")
+    add_approve(parser)
+    add_gate_options(parser)
+    add_name(parser)
+    add_workers(parser)
+    add_json(parser)
+
+
+def _rollback(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import say
+        from pipelines.succession import rollback, whoami
+
+        new, old = rollback(call.name, call.reason, call.who or whoami(), say)
+        if call.json:
+            print_json({"name": call.name, "champion": new.version, "previous": old.version})
+        else:
+            print(f"{call.name}: version {new.version} is champion again, version {old.version} is previous")
+
+    parser = add_command(
+        commands,
+        "rollback",
+        run,
+        "Makes the previous champion the champion again. The two change places; who and why is recorded.",
+        '  msrrn rollback --reason "misses profiles since Tuesday"',
+    )
+    parser.add_argument("--reason", required=True, help="why, for whoever reads the registry later")
+    parser.add_argument("--who", help="who decided (default: the user of this process)")
+    add_name(parser)
+    add_json(parser)
+
+
+def _models(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from dataclasses import asdict
+
+        from pipelines.registry import models, names
+        from pipelines.succession import log
+        from pipelines.tables import log_text, models_text
+
+        if call.log:
+            lines = {name: log(name) for name in ([call.name] if call.name else names())}
+            if call.json:
+                print_json({name: [line.model_dump() for line in each] for name, each in lines.items()})
+            else:
+                print(log_text(lines))
+            return
+        versions = models(call.name)
+        if call.json:
+            print_json([asdict(version) for version in versions])
+        else:
+            print(models_text(versions))
+
+    parser = add_command(
+        commands,
+        "models",
+        run,
+        "Lists what is in the registry. Newest first, with aliases, figures and the last decision; with --log every "
+        "decision that was ever made, oldest first.",
+        "  msrrn models\n  msrrn models --log\n  msrrn models --name msrrn --json",
+    )
+    parser.add_argument("--name", help="one registered model (default: all)")
+    parser.add_argument("--log", action="store_true", help="who became champion, who did not, who went back, and why")
+    add_json(parser)
+
+
+def _reconcile(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.progress import say
+        from pipelines.gate import judged_where_registered
+        from pipelines.reconcile import reconcile
+
+        settings = gate_settings(call)
+        found = reconcile(
+            lambda version: judged_where_registered(version, call.workers, settings),
+            call.name,
+            call.place,
+            call.minutes,
+            on_wait=say,
+        )
+        if call.json:
+            print_json([each.model_dump() for each in found])
+        else:
+            print("\n".join(f"{each.where}: {each.what}: {each.done}" for each in found) or "nothing to do")
+
+    parser = add_command(
+        commands,
+        "reconcile",
+        run,
+        "Finishes what was missed or left half done. A promotion or rollback that died between two aliases is "
+        "completed or undone; a version that was registered and never judged is judged where it was evaluated; what "
+        "dead processes hold is freed. Says what it did; run again, it does nothing.",
+        "  msrrn reconcile\n  msrrn reconcile --place work/datasets s3://bucket/annotations",
+    )
+    parser.add_argument("--name", help="one registered model (default: all)")
+    parser.add_argument(
+        "--place", nargs="+", action="extend", default=[], metavar="URL", help="where dead runs may have left leases"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=15.0, help="what is younger may still be at work (default: %(default)s)"
+    )
+    add_gate_options(parser)
+    add_workers(parser)
+    add_json(parser)

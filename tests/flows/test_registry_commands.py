@@ -1,0 +1,148 @@
+"""The commands about the champion, as a person calls them."""
+
+import io
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.cli import main
+from flows.gate import ask_here, asking
+from pipelines import gate as station
+from pipelines.errors import UsageError
+from pipelines.gate import Judgement
+from pipelines.models import Model
+from pipelines.promotion import Decision
+from pipelines.reconcile import reconcile
+from pipelines.registry import ModelVersion, champion
+from pipelines.succession import log
+from tests.factories import tiny_model
+from tests.pipelines.test_succession import crashed, make_versions
+
+LENIENT = ("--gate-least-faces", "2", "--gate-bias", "1000", "--gate-rank-loss", "2", "--gate-slower", "1000")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store(mlflow_store: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def artifacts(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("artifacts")
+    (folder / "good").mkdir()
+    for name, data in model.files:
+        (folder / "good" / name).write_bytes(data)
+    tiny_model(folder / "bad", np.full((68, 2), 0.9, np.float32), seed=3)
+    return {name: str(folder / name) for name in ("good", "bad")}
+
+
+def promote(capsys: pytest.CaptureFixture[str], *call: str) -> str:
+    assert main(["promote", *call, *LENIENT, "--workers", "1"]) == 0
+    return capsys.readouterr().out
+
+
+def fails(capsys: pytest.CaptureFixture[str], *call: str, code: int) -> str:
+    assert main(list(call)) == code
+    return capsys.readouterr().err
+
+
+def test_a_registry_from_the_first_model_to_a_rollback(
+    artifacts: dict[str, str], annotated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ("--data", str(annotated), "--name", "told")
+    assert "told version 1 is champion. This is the first model" in promote(
+        capsys, "--model", artifacts["bad"], *data
+    )
+    result = json.loads(promote(capsys, "--model", artifacts["good"], *data, "--json"))
+    assert (result["verdict"], result["promoted"], result["version"]) == ("promoted", True, 2)
+    assert result["run"]
+    assert "nothing changed" in promote(capsys, "--model", artifacts["good"], *data)
+
+    assert main(["rollback", "--name", "told", "--reason", "misses profiles", "--who", "ann"]) == 0
+    assert capsys.readouterr().out == "told: version 1 is champion again, version 2 is previous\n"
+    assert main(["models", "--log", "--name", "told"]) == 0
+    text = capsys.readouterr().out
+    for words in ("promoted, version 1", "promoted, version 2", "rolled back, version 2", "misses profiles", "ann"):
+        assert words in text
+    assert main(["models", "--log", "--json"]) == 0
+    lines = json.loads(capsys.readouterr().out)["told"]
+    assert [line["turn"]["what"] for line in lines] == ["promoted", "promoted", "rolled back"]
+    assert main(["models", "--name", "told", "--json"]) == 0
+    assert [each["aliases"] for each in json.loads(capsys.readouterr().out)] == [["previous"], ["champion"]]
+
+
+def test_a_version_is_judged_where_it_was_registered(
+    artifacts: dict[str, str], annotated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promote(capsys, "--model", artifacts["good"], "--data", str(annotated), "--name", "known")
+    said = promote(capsys, "--model", "models:/known@champion", "--name", "known")
+    assert "is the champion already" in said
+    said = fails(capsys, "promote", "--model", artifacts["bad"], "--name", "known", code=1)
+    assert "does not say which photos it was evaluated on" in said
+
+
+def test_thresholds_are_checked_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    said = fails(capsys, "promote", "--model", "nowhere", "--data", "x", "--gate-confidence", "7", code=2)
+    assert "--gate-confidence 7.0: Input should be less than 1" in said
+
+
+def test_approval_needs_somebody_to_ask(
+    artifacts: dict[str, str], annotated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(station, "evaluate", None)
+    call = ("promote", "--model", artifacts["good"], "--data", str(annotated), "--name", "asked", "--approve")
+    assert "--approve asks a person: run it on a terminal, or set PREFECT_API_URL" in fails(capsys, *call, code=2)
+    with pytest.raises(UsageError):
+        asking(True)
+    assert asking(False) is None
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("typed", "approved"), [("y", True), ("YES ", True), ("", False), ("n", False), ("why?", False)]
+)
+def test_a_person_at_the_terminal_decides(
+    typed: str, approved: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = ModelVersion("msrrn", 7, "run", (), {}, 0)
+    judgement = Judgement(version, None, Decision(verdict="promoted", reason="better"), None, {}, "run", "judged")
+    monkeypatch.setattr("sys.stdin", Terminal(f"{typed}\n looked at it \n"))
+    approval = ask_here(judgement)
+    assert (approval.approve, approval.note) == (approved, "looked at it")
+    said = capsys.readouterr()
+    assert "Promote msrrn version 7? [y/N] " in said.err
+    assert said.out == ""
+
+
+def test_approval_on_the_terminal_from_end_to_end(
+    artifacts: dict[str, str], annotated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal("n\nnot on a Friday\n"))
+    said = promote(
+        capsys, "--model", artifacts["good"], "--data", str(annotated), "--name", "friday", "--approve", "--json"
+    )
+    assert json.loads(said)["verdict"] == "kept"
+    assert "not on a Friday" in json.loads(said)["reason"]
+    assert champion("friday") is None
+    assert [line.turn.what for line in log("friday")] == ["kept"]
+
+
+def test_reconcile_says_what_it_did(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.reconcile.reconcile", partial(reconcile, patience=0.2))
+    make_versions("half", 2)
+    crashed("half", 1, crash=0)
+    assert main(["reconcile", "--name", "half", "--workers", "1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("half: promoted, version 1, by me was cut off: done, by ")
+    assert main(["reconcile", "--name", "half", "--workers", "1"]) == 0
+    assert capsys.readouterr().out == "nothing to do\n"
