@@ -140,7 +140,8 @@ def test_the_second_look_is_at_the_mirror_image_from_the_first_ones_start(config
     crops = smooth_crops(3).numpy()
     once, twice = mirrored_once(config)
     model = once.looks.model
-    start = model.begun(*(torch.from_numpy(np.stack(level)) for level in zip(*map(levels_of, crops), strict=True)))
+    coarse, middle, fine = (torch.from_numpy(np.stack(level)) for level in zip(*map(levels_of, crops), strict=True))
+    start = model.begun(coarse, middle, fine)
     with torch.inference_mode():
         mirror = model.refined(start.mirrored())
     second = np.stack([mirror_shape(shapes) for shapes in mirror.shapes.numpy() * (-1, 1) + (1, 0)])
