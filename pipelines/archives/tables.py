@@ -57,7 +57,7 @@ class Table:
         try:
             self._table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
             column = self._pictures()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             _raise_if_it_may_pass(error)
             raise BrokenArchiveError(f"{place} is no Parquet table, or was cut short: fetch it again") from error
         if column is None:
@@ -76,7 +76,8 @@ class Table:
         """Rows in order, with their names for uris and no container."""
         width = len(str(max(0, self._table.metadata.num_rows - 1)))
         for row, name in enumerate(self._names()):
-            uri = printable(str(name)).lstrip("/") if name not in {None, ""} else ""
+            text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
+            uri = "" if name is None else printable(text).lstrip("/")
             uri = uri if uri and is_safe(uri) else f"{row:0{width}}"
             yield Input(uri, "", row, 0, 0, self._version)
 
@@ -143,8 +144,10 @@ class Table:
         named = 0
         try:
             for batch in self._table.iter_batches(_ROWS_LISTED, columns=[column], use_threads=False):
-                names = (batch.column(0) if key else batch.column(0).field("path")).to_pylist()
-                yield from names
+                names = batch.column(0) if key else batch.column(0).field("path")
+                if pt.is_string(names.type) or pt.is_large_string(names.type):
+                    names = names.cast(pa.large_binary())  # they may be no UTF-8
+                yield from names.to_pylist()
                 named += len(names)
         except (pa.ArrowException, OSError) as error:
             _raise_if_it_may_pass(error)
@@ -192,7 +195,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_name(kind: pa.DataType) -> bool:
-    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind) or pt.is_integer(kind))
+    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_integer(kind))
 
 
 def _rank(name: str) -> int:
