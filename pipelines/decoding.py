@@ -19,14 +19,22 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from msrrn.geometry import Similarity
 
-_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
-"""What is opened at all: raster formats whose decoders start no other program."""
+try:
+    import pillow_heif
+except ImportError:
+    _HEIC: tuple[str, ...] = ()
+else:
+    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+    _HEIC = ("HEIF",)
+_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", *_HEIC)
+"""What is opened at all: raster formats whose decoders start no other program. HEIC where the extra is installed."""
 _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_END: Final = b"\xff\xd9"
 _SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", b"II*\0", b"MM\0*", b"GIF8")
-_HEIC_BRANDS: Final = {b"heic", b"heix", b"hevc", b"mif1", b"msf1"}
+_HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_AVIF_BRANDS: Final = {b"avif", b"avis"}
 _COLOUR: Final = {
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -43,6 +51,7 @@ _GREY: Final = {
 _FROM_THE_RIGHT: Final = {2, 3, 6, 7}
 """Orientations in which x of the upright image counts from the far end of a stored axis."""
 _FROM_BELOW: Final = {3, 4, 7, 8}
+_CUT: Final = "the picture ends before its last pixel"
 _PNG_EXIF_MARKS: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
@@ -222,12 +231,32 @@ def _explained(error: Exception, data: bytes) -> Undecodable:
     if isinstance(error, Image.DecompressionBombError):
         return Undecodable("too_large", text)
     if isinstance(error, UnidentifiedImageError) and not data.startswith(_SIGNATURES):
-        if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-            return Undecodable("not_an_image", "HEIC is not supported: convert the picture to JPEG")
+        brand = data[8:12] if data[4:8] == b"ftyp" else b""
+        if brand in _HEIC_BRANDS and not _HEIC:
+            return Undecodable(
+                "not_an_image", "HEIC needs an extra: pip install 'msrrn[heic]', or convert it to JPEG"
+            )
+        if brand in _HEIC_BRANDS | _AVIF_BRANDS:
+            cut = _ends_within_a_box(data)
+            return Undecodable("truncated", _CUT) if cut else Undecodable("corrupt", "the header is damaged")
         return Undecodable("not_an_image", "no known picture format")
     webp_end = 8 + int.from_bytes(data[4:8], "little") if data.startswith(b"RIFF") else 0
-    if isinstance(error, EOFError) or "truncated" in text.lower() or len(data) < webp_end:
-        return Undecodable("truncated", "the picture ends before its last pixel")
+    ends = isinstance(error, EOFError) or "truncated" in text.lower() or "end of file" in text.lower()
+    if ends or len(data) < webp_end:
+        return Undecodable("truncated", _CUT)
     if isinstance(error, UnidentifiedImageError):
         return Undecodable("corrupt", "the header is damaged")
     return Undecodable("corrupt", text)
+
+
+def _ends_within_a_box(data: bytes) -> bool:
+    """Whether a HEIC or AVIF is shorter than the boxes that it is made of."""
+    place = 0
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[place + 8 : place + 16], "big")
+        if size < 8:  # 0: up to the end
+            return False
+        place += size
+    return place != len(data)
