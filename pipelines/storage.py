@@ -48,6 +48,8 @@ _CONDITION_FAILED: Final = {errno.EINVAL, 412}
 """How s3fs reports a put refused because the key exists (HTTP 412 has no errno of its own)."""
 _ATTEMPTS: Final = "5"
 """Of one request: at most 15 seconds of pauses."""
+_KEYS_A_PAGE: Final = 1000
+"""Of a listing on S3, which gives no more."""
 _SECRETS: Final = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
@@ -173,7 +175,11 @@ class Store:
             token = page.get("NextContinuationToken")
             with self._explained(prefix):
                 page = _s3().call_s3(
-                    "list_objects_v2", Bucket=bucket, Prefix=below, **({"ContinuationToken": token} if token else {})
+                    "list_objects_v2",
+                    Bucket=bucket,
+                    Prefix=below,
+                    MaxKeys=_KEYS_A_PAGE,
+                    **({"ContinuationToken": token} if token else {}),
                 )
             for found in page.get("Contents", ()):
                 # An object named "folder/" stands for an empty folder in S3 browsers.

@@ -1,8 +1,11 @@
 """The contract of storage, kept by a real server of S3."""
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import UserError
@@ -13,6 +16,7 @@ from pipelines.prepare import prepare
 from pipelines.storage import Store
 from pipelines.verify import verify
 from tests.factories import SETTINGS
+from tests.pipelines.containers import packed, publish, read
 
 
 def test_storage_and_leases_on_seaweedfs(seaweedfs: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +62,17 @@ def test_a_dataset_on_seaweedfs_is_that_of_a_folder(
     }
     assert not verify(made.url).problems
     assert Loader(made, manifest, "train").mean_shape().shape == (68, 2)
+
+
+def test_pictures_on_seaweedfs_are_those_of_a_folder(seaweedfs: str, tmp_path: Path) -> None:
+    files = {f"{n}/{m}.jpg": b"%d" % n for n in range(3) for m in range(2)} | {"0.jpg": b"x", "Ä b/c.jpg": b"c"}
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": [b"\xff\xd8\xff%d" % n for n in range(9)]}), sink, row_group_size=2)
+    archives = {f"1/x{kind}": packed(kind, files) for kind in (".zip", ".tar", ".tar.gz")}
+    found = []
+    for url in (seaweedfs, str(tmp_path)):
+        publish(url, files | archives | {"t.parquet": sink.getvalue()})
+        publish(url, {"list.txt": b"0.jpg\n1/0.jpg\ngone.jpg\n"})
+        found.append([read(url), read(f"{url}/list.txt"), *(read(f"{url}/{name}") for name in archives)])
+    assert sorted(found[0][0]) == sorted(found[1][0])
+    assert found[0][1:] == found[1][1:]

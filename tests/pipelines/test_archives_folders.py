@@ -3,8 +3,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
+from pipelines import storage as storage_module
 from pipelines.archives import PROBLEMS, Input, list_inputs, read_inputs
 from pipelines.archives import containers as containers_module
 from pipelines.decoding import Undecodable
@@ -182,6 +184,19 @@ def test_trouble_that_may_pass_is_left_to_be_retried(tmp_path: Path, monkeypatch
             list(read_inputs(str(tmp_path), [item]))
     with pytest.raises(OSError, match="Input/output"):
         list(list_inputs(str(tmp_path)))
+
+
+def test_a_bucket_is_listed_page_by_page(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"in/{n:02d}/{m}.jpg": b"%d" % n for n in range(5) for m in range(2)}
+    publish(s3, files | {"in/05.zip": packed(".zip", {"a.jpg": b"a"}), "inside.jpg": b"x"})
+    monkeypatch.setattr(storage_module, "_KEYS_A_PAGE", 3)
+    listing = list_inputs(f"{s3}/in")
+    assert [next(listing).uri for _ in range(4)] == ["00/0.jpg", "00/1.jpg", "01/0.jpg", "01/1.jpg"]
+    publish(s3, {"in/00/new.jpg": b"behind", "in/99.jpg": b"before"})
+    assert [item.uri for item in listing][-2:] == ["05.zip/a.jpg", "99.jpg"]
+    for folder in ("in/", "in/02/"):  # as S3 browsers make them
+        fsspec.filesystem("s3").call_s3("put_object", Bucket=s3.removeprefix("s3://"), Key=folder, Body=b"")
+    assert len(list(list_inputs(f"{s3}/in"))) == len(files) + 3
 
 
 def test_an_outage_is_no_row(s3: str, faulty: FaultyEndpoint) -> None:
