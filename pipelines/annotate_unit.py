@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import BaseModel, ValidationError
 
 from msrrn.landmarks import NUM_LANDMARKS, face_roll
@@ -149,11 +150,23 @@ def annotated(task: Task, model: Model, inputs: Sequence[Input]) -> Iterator[tup
     yield from _with_faces(task, model, waiting)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads add up in another order: the last bits must not depend on how many cores a worker sees."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _with_faces(
     task: Task, model: Model, waiting: Sequence[Sighting]
 ) -> Iterator[tuple[Sighting, list[dict[str, Any]]]]:
     crops = [face.crop for sighting in waiting for face in sighting.faces]
-    prediction = model.predictor.predict(np.stack(crops)) if crops else None
+    with _one_thread():
+        prediction = model.predictor.predict(np.stack(crops)) if crops else None
     done = 0
     for sighting in waiting:
         rows = []

@@ -50,11 +50,13 @@ def main() -> int:
             os.environ["RAY_ADDRESS"] = made.address
             killed = _killing(made, folder, arguments.kills, moments)
         seconds = time.monotonic() - began
-        same = _parts(folder / "out") == _parts(folder / "whole")
+        made, expected = _parts(folder / "out"), _parts(folder / "whole")
+        differing = sorted(name for name in made.keys() | expected.keys() if made.get(name) != expected.get(name))
+        same = not differing
         run = Annotations(Store(str(folder / "out")))
         uris = [uri for unit in run.units() for uri in run.images(unit)["uri"].to_pylist()]
     print(f"{dict(killed)} killed in {seconds:.0f} s; {len(uris)} rows, {len(set(uris))} pictures of {whole.images}")
-    print("tables are those of the run that was never killed" if same else "TABLES DIFFER")
+    print("tables are those of the run that was never killed" if same else f"TABLES DIFFER: {differing}")
     return 0 if same and sorted(uris) == sorted(set(uris)) and len(uris) == whole.images else 1
 
 

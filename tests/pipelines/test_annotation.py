@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from msrrn.predictor import Prediction, TorchPredictor
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import annotation as driver
 from pipelines.annotate_unit import STAGED
@@ -266,6 +268,28 @@ def test_pictures_that_came_went_or_were_replaced(album: Path, face: bytes, mode
     assert not (out / STAGED).exists() or not list((out / STAGED).iterdir())
     third = annotate(str(folder), str(out), model, SETTINGS, 1)
     assert third == second
+
+
+def test_the_number_of_threads_changes_no_bit(
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of several threads are rounded otherwise, and a worker may see any number of cores."""
+    seen = []
+    predict = TorchPredictor.predict
+
+    def watched(self: TorchPredictor, crops: np.ndarray[Any, Any]) -> Prediction:
+        seen.append(torch.get_num_threads())
+        return predict(self, crops)
+
+    monkeypatch.setattr(TorchPredictor, "predict", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert annotate(str(album), str(tmp_path), model, SETTINGS, 1).digest == done[1].digest
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
 
 
 def test_a_limit_takes_the_first_and_the_next_run_the_others(
