@@ -23,7 +23,6 @@ _LOCATOR_64: Final = struct.Struct("<4sLQL")
 _LARGE: Final = 0xFFFFFFFF
 """Stands for a number that the extra field of zip64 has."""
 _MAX_COMMENT: Final = 0xFFFF
-_MAX_ENTRY: Final = _ENTRY.size + 3 * 0xFFFF
 _ZIP_64: Final = 1
 _UNICODE_NAME: Final = 0x7075
 _ENCRYPTED: Final = 1
@@ -32,6 +31,7 @@ _STORED: Final = 0
 _DEFLATED: Final = 8
 _UNIX: Final = 3
 _BLOCK: Final = 1 << 18
+"""Bytes of the directory read at once: more than the largest entry has."""
 
 
 class Zip:
@@ -47,18 +47,20 @@ class Zip:
 
     def members(self) -> Iterator[Input]:
         """Files, with names for uris and no container, and `TAIL` where the rest of the directory is lost."""
-        place, block, start = self._directory, b"", self._directory
+        place, start, block = self._directory, -1, b""
         while place < self._end:
-            if place - start + _MAX_ENTRY > len(block) and start + len(block) < self._end:
+            at = place - start
+            left = len(block) - at
+            length = _length(block, at) if left >= _ENTRY.size else _ENTRY.size
+            if length > left and start != place:
                 start = place
                 self._file.seek(start)
-                block = self._file.read(min(max(_BLOCK, _MAX_ENTRY), self._end - start))
-            entry = block[place - start : place - start + _MAX_ENTRY]
-            length = _length(entry)
-            if not length:
+                block = self._file.read(min(_BLOCK, self._end - start))
+                continue
+            if not length or length > left:
                 yield Input(TAIL, "", place, 0, 0, "", "corrupt")
                 return
-            member = _member(entry[:length], self._shift)
+            member = _member(block[at : at + length], self._shift, self._directory)
             if member is not None:
                 yield member
             place += length
@@ -108,7 +110,7 @@ def _directory(file: BinaryIO, place: str) -> tuple[int, int, int]:
         _, _, end_64, _ = _LOCATOR_64.unpack(locator)
         # Its offset is of no use where a program precedes the archive; then it lies right before the locator.
         for candidate in (end_64, end - _LOCATOR_64.size - _END_64.size):
-            file.seek(min(candidate, length))
+            file.seek(max(0, min(candidate, length)))
             record = file.read(_END_64.size)
             if len(record) == _END_64.size and record.startswith(b"PK\6\6"):
                 *_, size, offset = _END_64.unpack(record)
@@ -120,17 +122,16 @@ def _directory(file: BinaryIO, place: str) -> tuple[int, int, int]:
     return offset + shift, end, shift
 
 
-def _length(entry: bytes) -> int:
-    """The bytes of the directory's entry at the beginning of `entry`; 0 where there is none, or half of one."""
-    if len(entry) < _ENTRY.size or not entry.startswith(b"PK\1\2"):
+def _length(block: bytes, at: int) -> int:
+    """The bytes of the directory's entry that begins there; 0 where none does."""
+    if not block.startswith(b"PK\1\2", at):
         return 0
-    name, extra, comment = struct.unpack_from("<3H", entry, 28)
-    length = int(_ENTRY.size + name + extra + comment)
-    return length if length <= len(entry) else 0
+    name, extra, comment = struct.unpack_from("<3H", block, at + 28)
+    return int(_ENTRY.size + name + extra + comment)
 
 
-def _member(entry: bytes, shift: int) -> Input | None:
-    """The file of an entry; None for a folder."""
+def _member(entry: bytes, shift: int, end: int) -> Input | None:
+    """The file of an entry; None for a folder. Members end at `end`."""
     _, made_by, _, flags, method, _, _, crc, *sizes, name_size, extra_size, _, _, _, attributes, offset = (
         _ENTRY.unpack_from(entry)
     )
@@ -148,6 +149,8 @@ def _member(entry: bytes, shift: int) -> Input | None:
         problem = "encrypted"
     elif method not in {_STORED, _DEFLATED}:
         problem = "compression"
+    elif offset + shift >= end:
+        problem = "corrupt"
     place, size = min(offset + shift, MAX_NUMBER), min(size, MAX_NUMBER)
     packed = min(packed, MAX_NUMBER) if method == _DEFLATED else size
     return Input(normal(printable(name)), "", place, size, packed, f"{crc:08x}", problem)

@@ -46,7 +46,7 @@ def test_a_zip_is_read_in_its_own_order(
     method=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
     before=st.binary(max_size=100),
     comment=st.binary(max_size=100),
-    block=st.sampled_from([1, zips_module._BLOCK]),
+    block=st.sampled_from([1000, zips_module._BLOCK]),
 )
 def test_what_goes_in_comes_out(
     files: list[tuple[str, bytes]],
@@ -180,6 +180,21 @@ def test_no_number_is_believed(tmp_path: Path) -> None:
         for lie in (_saying(sound, size=296), _saying(sound, size=298), _saying(sound, crc=1)):
             path.write_bytes(lie)
             assert read(str(path)) == [("a.jpg", "corrupt")]
+
+
+def test_a_place_outside_the_archive_is_not_gone_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1)
+    data = zipped(("good.jpg", b"good"), ("far.jpg", b"far"))
+    far = data.rindex(b"PK\1\2")
+    extra = data.index(struct.pack("<2H", 1, 24), far)
+    for offset in (len(data), (1 << 62) - 1, (1 << 63) - 1, (1 << 64) - 1):
+        changed = bytearray(data)
+        changed[extra + 20 : extra + 28] = offset.to_bytes(8, "little")
+        (tmp_path / "x.zip").write_bytes(changed)
+        assert read(str(tmp_path / "x.zip")) == [("good.jpg", b"good"), ("far.jpg", "corrupt")]
+    (tmp_path / "x.zip").write_bytes(b"PK\6\7" + bytes(16) + b"PK\5\6" + bytes(18))
+    with pytest.raises(UserError, match="has no pictures"):
+        list_inputs(str(tmp_path / "x.zip"))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
