@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from flows.parameters import Place, Workers
 from flows.tasks import annotate_archive, load_model
 from pipelines.annotation import Summary
 from pipelines.settings import AnnotateSettings
@@ -9,7 +10,11 @@ from pipelines.settings import AnnotateSettings
 
 @flow(name="annotate")
 def annotate(
-    source: str, out: str, model: str | None = None, settings: AnnotateSettings | None = None, workers: int = 2
+    source: Place,
+    out: Place,
+    model: str | None = None,
+    settings: AnnotateSettings | None = None,
+    workers: Workers = 2,
 ) -> Summary:
     """Annotates an archive of photos with a model.
 

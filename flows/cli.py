@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     while "--debug" in arguments:
         arguments.remove("--debug")
     call = parser().parse_args(arguments)
-    _quiet(debug)
+    _quiet(debug or call.loud)
     try:
         return int(_run(call))
     except Exception as error:

@@ -1,10 +1,12 @@
 """The flow `monitor`: do recent annotation runs see what the model was trained on?"""
 
-from typing import Final
+from typing import Annotated, Final
 
 from prefect import flow
 from prefect.events import emit_event
+from pydantic import Field
 
+from flows.parameters import Place
 from flows.tasks import compare_runs
 from pipelines.drift import DriftReport
 from pipelines.settings import DriftSettings
@@ -14,8 +16,8 @@ DRIFT_DETECTED: Final = "msrrn.drift.detected"
 
 @flow(name="monitor")
 def monitor(
-    runs: list[str],
-    out: str,
+    runs: Annotated[list[Place], Field(min_length=1)],
+    out: Place,
     dataset: str | None = None,
     reference: str | None = None,
     settings: DriftSettings | None = None,

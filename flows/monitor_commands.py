@@ -1,14 +1,16 @@
-"""The command that watches what annotation runs see. See `flows.commands`."""
+"""The commands that watch: what annotation runs see, and what is due. See `flows.commands`."""
 
 import argparse
+from pathlib import Path
 
-from flows.options import Commands, add_command, add_json, add_settings, given, print_json, settings_of
+from flows.options import Commands, add_command, add_json, add_settings, given, positive, print_json, settings_of
 from pipelines.settings import DriftSettings
 
 
 def add_monitor_commands(commands: Commands) -> None:
     """Declares the commands."""
     _monitor(commands)
+    _serve(commands)
 
 
 def _monitor(commands: Commands) -> None:
@@ -60,3 +62,24 @@ def _monitor(commands: Commands) -> None:
     parser.add_argument("--out", required=True, metavar="URL", help="where report and page go")
     add_settings(parser, DriftSettings)
     add_json(parser)
+
+
+def _serve(commands: Commands) -> None:
+    def run(call: argparse.Namespace) -> None:
+        from flows.serve import serve
+
+        serve(Path(call.file), call.limit)
+
+    parser = add_command(
+        commands,
+        "serve",
+        run,
+        "Runs the deployments of prefect.yaml on this machine. Retraining on its schedule, the gate when a model is "
+        "registered, reconcile, drift, annotation on demand: as `prefect deploy` with a work pool, without one. Ends "
+        "with Ctrl-C, and pauses the schedules.",
+        "  prefect server start & export PREFECT_API_URL=http://127.0.0.1:4200/api\n"
+        "  msrrn serve\n  msrrn serve --file my/prefect.yaml --limit 4",
+    )
+    parser.set_defaults(loud=True)  # a service says what it does
+    parser.add_argument("--file", default="prefect.yaml", help="what describes them (default: %(default)s)")
+    parser.add_argument("--limit", type=positive, default=2, metavar="N", help="runs at once (default: %(default)s)")

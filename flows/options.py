@@ -28,7 +28,7 @@ def add_command(commands: Commands, name: str, run: Runner, text: str, examples:
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, loud=False)
     return parser
 
 

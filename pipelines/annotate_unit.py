@@ -9,14 +9,12 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from pydantic import BaseModel, ValidationError
 
 from msrrn.landmarks import NUM_LANDMARKS, face_roll
@@ -24,6 +22,7 @@ from pipelines.annotations import FACES, IMAGES, Annotations
 from pipelines.archives import Input
 from pipelines.looking import SeenFace
 from pipelines.models import Model
+from pipelines.pace import one_core
 from pipelines.plan import Unit, fingerprint
 from pipelines.pyramid import sharpness
 from pipelines.sandbox import Died, Sandbox
@@ -151,22 +150,12 @@ def annotated(task: Task, model: Model, inputs: Sequence[Input]) -> Iterator[tup
     yield from _with_faces(task, model, waiting)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Several threads add up in another order: the last bits must not depend on how many cores a worker sees."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _with_faces(
     task: Task, model: Model, waiting: Sequence[Sighting]
 ) -> Iterator[tuple[Sighting, list[dict[str, Any]]]]:
     crops = [face.crop for sighting in waiting for face in sighting.faces]
-    with _one_thread():
+    # Several threads add up in another order: the last bits must not depend on how many cores a worker sees.
+    with one_core():
         prediction = model.predictor.predict(np.stack(crops)) if crops else None
     done = 0
     for sighting in waiting:

@@ -32,6 +32,7 @@ COMMANDS = (
     "rollback",
     "models",
     "reconcile",
+    "serve",
     "export-model",
     "annotate",
     "export",

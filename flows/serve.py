@@ -1,0 +1,93 @@
+"""`msrrn serve`: the deployments of prefect.yaml on one machine, without a work pool and its worker.
+
+The file is the one that `prefect deploy` reads, so that a deployment is described once.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, cast
+
+import prefect
+import yaml
+from prefect import Flow
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentTriggerTypes
+from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from flows.gate import has_server
+from pipelines.errors import UsageError, UserError
+
+FILE: Final = "prefect.yaml"
+_TRIGGERS: Final[TypeAdapter[list[Any]]] = TypeAdapter(list[DeploymentTriggerTypes])
+
+
+class _Schedule(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    cron: str
+    timezone: str = "UTC"
+
+
+class _Deployment(BaseModel):
+    """What of a deployment's entry in prefect.yaml concerns one machine; the work pool does not."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    entrypoint: str = Field(pattern=r"^flows/\w+\.py:\w+$")
+    description: str | None = None
+    parameters: dict[str, Any] = {}
+    concurrency_limit: ConcurrencyLimitConfig | None = None
+    schedules: list[_Schedule] = []
+    triggers: list[dict[str, Any]] = []
+
+
+def deployments(file: Path) -> list[RunnerDeployment]:
+    """The deployments that the file describes.
+
+    Raises:
+        UserError: there is no such file, or it is not as it should be.
+    """
+    try:
+        described = yaml.safe_load(file.read_text("utf-8"))
+        found = TypeAdapter(list[_Deployment]).validate_python(described["deployments"])
+        return [_made(each) for each in found]
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): give --file, a prefect.yaml") from error
+    except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"{file} describes no deployments: {str(error).splitlines()[0]}") from error
+
+
+def serve(file: Path, limit: int) -> None:
+    """Deploys to the server of PREFECT_API_URL and runs what is due, at most `limit` runs at once, until Ctrl-C.
+
+    Raises:
+        UsageError: there is no Prefect server.
+        UserError: the file cannot be used.
+    """
+    found = deployments(file)
+    if not has_server():
+        raise UsageError(
+            "set PREFECT_API_URL to the Prefect server that keeps schedules and runs: `prefect server start` and "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    prefect.serve(*found, limit=limit)
+
+
+def _made(described: _Deployment) -> RunnerDeployment:
+    module, name = described.entrypoint.split(":")
+    flow = cast("Flow[Any, Any]", getattr(import_module(module.removesuffix(".py").replace("/", ".")), name))
+    triggers = [{"name": f"{described.name}__automation_{n}", **each} for n, each in enumerate(described.triggers, 1)]
+    made = flow.to_deployment(
+        described.name,
+        description=described.description,
+        parameters=described.parameters,
+        concurrency_limit=described.concurrency_limit,
+        schedules=[Cron(each.cron, timezone=each.timezone) for each in described.schedules],
+        triggers=_TRIGGERS.validate_python(triggers),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    return cast(RunnerDeployment, made)

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.events import DeploymentEventTrigger
+
+from flows.cli import main
+from flows.serve import deployments
+from pipelines.errors import UserError
+
+FILE = Path(__file__).parents[2] / "prefect.yaml"
+
+
+def test_what_prefect_deploys_is_served() -> None:
+    described = {each["name"]: each for each in yaml.safe_load(FILE.read_text())["deployments"]}
+    found = {each.name: each for each in deployments(FILE)}
+    assert found.keys() == described.keys()
+    assert found["promote"].entrypoint == "flows.promote.promote"
+    assert found["promote"].work_pool_name is None
+    (trigger,) = found["promote"].triggers
+    assert isinstance(trigger, DeploymentEventTrigger)
+    assert trigger.parameters == described["promote"]["triggers"][0]["parameters"]
+    assert found["retrain"].parameters == described["retrain"]["parameters"]
+    assert [each.schedule for each in found["retrain"].schedules or []] == [
+        CronSchedule(cron="0 3 * * 1", timezone="UTC")
+    ]
+    assert found["retrain"].concurrency_limit == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"prefect\.yaml cannot be read \(No such file or directory\): give --file"),
+        ("deployments: [", "describes no deployments"),
+        ("name: msrrn", "describes no deployments: 'deployments'"),
+        ("deployments: [{name: evil, entrypoint: ../elsewhere.py:run}]", "describes no deployments: 1 validation"),
+        (
+            "deployments: [{name: odd, entrypoint: flows/promote.py:promote, triggers: [{posture: odd}]}]",
+            "describes no",
+        ),
+    ],
+)
+def test_says_what_is_wrong_with_the_file(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "prefect.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        deployments(tmp_path / "prefect.yaml")
+
+
+def test_serving_needs_a_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("flows.serve.has_server", lambda: False)
+    assert main(["serve", "--file", str(FILE)]) == 2
+    assert "PREFECT_API_URL" in capsys.readouterr().err

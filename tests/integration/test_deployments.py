@@ -1,0 +1,185 @@
+"""A real Prefect server, a real process worker, a real MLflow store: an event starts `promote`, a person approves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import gate
+from flows.gate import announce
+from flows.promote import promote
+from pipelines.models import Model
+from pipelines.registry import champion
+from pipelines.settings import GateSettings
+from pipelines.succession import log
+from tests.factories import tiny_model
+from tests.integration.prefect_server import PREFECT, ROOT, post, prefect_server, runs_of, wait_for
+from tests.registered import register_model
+
+
+@pytest.fixture(scope="module")
+def api(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_store / 'mlflow.db'}")
+        patch.setenv("XDG_CACHE_HOME", str(mlflow_store / "cache"))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with prefect_server(tmp_path_factory.mktemp("prefect")) as url, temporary_settings({PREFECT_API_URL: url}):
+            yield url
+
+
+@pytest.fixture(scope="module")
+def artifact(model: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("artifact")
+    for name, data in model.files:
+        (folder / name).write_bytes(data)
+    return str(folder)
+
+
+@contextmanager
+def running(log: Path, *command: str) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def deployment(api: str, name: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = post(f"{api}/deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+    return found[0]
+
+
+def ended(api: str, flow: str) -> dict[str, Any] | None:
+    over = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+    return next((run for run in runs_of(api, flow) if run["state"]["type"] in over), None)
+
+
+def refused(url: str, body: dict[str, Any]) -> int | None:
+    """With which status; None where it is not."""
+    try:
+        post(url, body)
+    except urllib.error.HTTPError as error:
+        return error.code
+    return None
+
+
+def test_parameters_are_typed_so_that_nonsense_never_runs(api: str) -> None:
+    schema = deployment(api, "promote")["parameter_openapi_schema"]
+    assert schema["required"] == ["model"]
+    assert schema["properties"]["model"]["description"].startswith("the challenger")
+    assert "least_gain" in json.dumps(schema["definitions"]["GateSettings"])
+    create = f"{api}/deployments/{deployment(api, 'promote')['id']}/create_flow_run"
+    for nonsense in (
+        {},
+        {"model": ""},
+        {"model": "models:/msrrn/1", "workers": 0},
+        {"model": "models:/msrrn/1", "name": "two words"},
+        {"model": "models:/msrrn/1", "selection": "some"},
+        {"model": "models:/msrrn/1", "settings": {"confidence": 2}},
+    ):
+        assert refused(create, {"parameters": nonsense}) == 409, nonsense
+    assert runs_of(api, "promote") == []
+
+
+def test_what_the_file_promises_is_deployed(api: str) -> None:
+    assert deployment(api, "retrain")["parameters"]["judge"] is False
+    assert deployment(api, "promote")["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert [each["schedule"]["cron"] for each in deployment(api, "reconcile")["schedules"]] == ["20,50 * * * *"]
+
+
+def test_the_event_that_training_emits_starts_promote_on_a_worker(
+    api: str, artifact: str, annotated: Path, tmp_path: Path
+) -> None:
+    version = register_model(artifact, "told", annotated)
+    with running(tmp_path / "worker.log", PREFECT, "worker", "start", "--pool", "msrrn", "--limit", "1"):
+        announce(version)
+        run = wait_for(lambda: ended(api, "promote"), 120)
+    said = (tmp_path / "worker.log").read_text(errors="replace")[-3000:]
+    assert run["state"]["type"] == "COMPLETED", said
+    assert run["parameters"]["model"] == "models:/told/1"
+    assert (known := champion("told")) is not None
+    assert known.version == 1
+    assert [line.turn.what for line in log("told")] == ["promoted"]
+
+
+def test_a_promotion_is_held_until_a_person_resumes_the_paused_run(
+    api: str, artifact: str, annotated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "POLL_SECONDS", 1)
+    said: list[Any] = []
+
+    def resume() -> None:
+        def paused() -> dict[str, Any] | None:
+            return next((run for run in runs_of(api, "promote") if run["state"]["type"] == "PAUSED"), None)
+
+        run = wait_for(paused, 60)
+        said.append(champion("held"))
+        answer = {"approve": True, "note": "seen the faces", "who": "ann"}
+        said.append(post(f"{api}/flow_runs/{run['id']}/resume", {"run_input": answer})["status"])
+
+    person = threading.Thread(target=resume)
+    person.start()
+    result = promote(artifact, "held", [str(annotated)], approve=True, workers=1)
+    person.join()
+    assert said == [None, "ACCEPT"]
+    assert result.promoted
+    assert result.reason.endswith("Approved by ann: seen the faces.")
+    assert (known := champion("held")) is not None
+    assert known.tags["msrrn.who"] == "ann"
+    keys = {each["key"] for each in post(f"{api}/artifacts/latest/filter", {})}
+    assert "promotion" in keys
+
+
+def test_table_and_pictures_of_a_comparison_are_artifacts(
+    api: str, artifact: str, annotated: Path, tmp_path: Path
+) -> None:
+    tiny_model(tmp_path / "bad", np.full((68, 2), 0.9, np.float32), seed=3)
+    lenient = GateSettings(least_faces=2, resamples=200, bias=1000, rank_loss=2, slower=1000)
+    promote(artifact, "shown", [str(annotated)], workers=1, settings=lenient)
+    result = promote(str(tmp_path / "bad"), "shown", [str(annotated)], workers=1, settings=lenient)
+    assert result.verdict == "kept"
+    found = {each["key"]: each for each in post(f"{api}/artifacts/latest/filter", {})}
+    rows = json.loads(found["promotion-figures"]["data"])
+    assert rows[0]["figure"] == "NRMSE (IP)"
+    assert found["promotion-errors"]["data"].startswith("data:image/svg+xml;base64,")
+    assert found["promotion-faces"]["data"].startswith("data:image/jpeg;base64,")
+
+
+def test_one_machine_serves_the_same_without_a_work_pool(api: str, tmp_path: Path) -> None:
+    before = {name: deployment(api, name) for name in ("retrain", "promote", "reconcile", "annotate", "monitor")}
+    command = [sys.executable, "-c", "from flows.cli import entry; entry()", "serve", "--limit", "1"]
+    with running(tmp_path / "serve.log", *command):
+        wait_for(lambda: deployment(api, "monitor")["entrypoint"] == "flows.monitor.monitor", 60)
+        for name, known in before.items():
+            served = deployment(api, name)
+            assert served["parameter_openapi_schema"] == known["parameter_openapi_schema"]
+            for key in ("description", "parameters", "concurrency_options"):
+                assert served[key] == known[key], (name, key)
+            schedules = [each["schedule"] for each in served["schedules"]]
+            assert [each["cron"] for each in schedules] == [each["schedule"]["cron"] for each in known["schedules"]]
+        create = f"{api}/deployments/{deployment(api, 'reconcile')['id']}/create_flow_run"
+        began = time.monotonic()
+        post(create, {"parameters": {"minutes": 0, "workers": 1}})
+        run = wait_for(lambda: ended(api, "reconcile"), 90)
+    assert run["state"]["type"] == "COMPLETED", (tmp_path / "serve.log").read_text(errors="replace")[-3000:]
+    assert time.monotonic() - began < 90
+    automations = post(f"{api}/automations/filter", {})
+    assert sum("promote" in each["name"] for each in automations) == 1
