@@ -50,8 +50,8 @@ def main() -> int:
             os.environ["RAY_ADDRESS"] = made.address
             killed = _killing(made, folder, arguments.kills, moments)
         seconds = time.monotonic() - began
-        made, expected = _parts(folder / "out"), _parts(folder / "whole")
-        differing = sorted(name for name in made.keys() | expected.keys() if made.get(name) != expected.get(name))
+        found, expected = _parts(folder / "out"), _parts(folder / "whole")
+        differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         same = not differing
         run = Annotations(Store(str(folder / "out")))
         uris = [uri for unit in run.units() for uri in run.images(unit)["uri"].to_pylist()]

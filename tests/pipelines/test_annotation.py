@@ -21,7 +21,7 @@ from msrrn.synthetic import SyntheticPhoto
 from pipelines import annotation as driver
 from pipelines.annotate_unit import STAGED
 from pipelines.annotation import Again, Summary, annotate
-from pipelines.annotations import FACES, IMAGES, RUN, SUMMARY, Annotations
+from pipelines.annotations import FACES, IMAGES, RUN, STATUSES, SUMMARY, Annotations
 from pipelines.decoding import decode
 from pipelines.detection import Detection, HogDetector, open_detector
 from pipelines.errors import UserError
@@ -566,11 +566,14 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def test_a_rehearsal_tells_and_writes_nothing(album: Path, model: Model, tmp_path: Path) -> None:
+def test_a_rehearsal_tells_and_writes_nothing(
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
+) -> None:
     before = tree(tmp_path)
     told = rehearse(str(album), model, SETTINGS, workers=4)
     assert (told.pictures, told.ignored, told.looked_at) == (11, 2, 11)
-    assert told.statuses == {"annotated": 6, "no_face": 2, "quarantined": 3}
+    assert told.statuses == {status: getattr(done[1], status) for status in STATUSES}
+    assert told.faces == done[1].faces
     assert told.reasons == {"empty": 1, "not_an_image": 1, "truncated": 1}
     assert told.suffixes == {".jpg": 9, ".doc": 1, ".png": 1}
     assert told.hours == pytest.approx(told.seconds_per_picture * 11 / 4 / 3600, abs=1e-3)
