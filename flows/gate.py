@@ -35,10 +35,16 @@ POLL_SECONDS: Final = 10
 
 @task(name="enter challenger", **STATION)
 def enter(
-    artifact: str, sources: list[str] | None, selection: Selection, name: str, workers: int, settings: GateSettings
+    artifact: str,
+    sources: list[str] | None,
+    selection: Selection,
+    name: str,
+    workers: int,
+    settings: GateSettings,
+    again: bool = False,
 ) -> Challenge:
     """Evaluates a model and registers it, where it is not yet."""
-    return gate.challenge_of(artifact, sources, selection, name, workers, settings)
+    return gate.challenge_of(artifact, sources, selection, name, workers, settings, again)
 
 
 @task(name="judge", **STATION)

@@ -45,6 +45,7 @@ def promote(
     data: Sources | None = None,
     selection: Selection = "val",
     settings: GateSettings | None = None,
+    again: bool = False,
     approve: bool = False,
     approval_hours: Annotated[float, Field(gt=0, le=24 * 365)] = APPROVAL_HOURS,
     workers: Workers = 2,
@@ -57,11 +58,12 @@ def promote(
         data: sources of annotated photos; none: those that it was evaluated on when it was registered.
         selection: which photos of them: held out of training (`val`), declared as such (`held-out`), `all`.
         settings: thresholds of the gate.
+        again: judge what was judged on the same faces before.
         approve: hold a promotion until a person resumes the paused run.
         approval_hours: for how long; afterwards the run fails, and the champion stays.
         workers: Ray workers.
     """
     ask = asking(approve, approval_hours)
-    challenge = enter(model, data, selection, name, workers, settings or GateSettings())
+    challenge = enter(model, data, selection, name, workers, settings or GateSettings(), again)
     decision, judgement = pass_gate(challenge, ask)
     return PromoteResult.of(challenge, decision, judgement)

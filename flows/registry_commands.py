@@ -35,10 +35,10 @@ def _promote(commands: Commands) -> None:
         settings = gate_settings(call)
         if asking(call.approve) and has_server():
             result = promote(
-                call.model, call.name, call.data, call.split, settings, approve=True, workers=call.workers
+                call.model, call.name, call.data, call.split, settings, call.again, approve=True, workers=call.workers
             )
         else:
-            challenge = challenge_of(call.model, call.data, call.split, call.name, call.workers, settings)
+            challenge = challenge_of(call.model, call.data, call.split, call.name, call.workers, settings, call.again)
             decision, judgement = pass_gate(challenge, ask_here if call.approve else None)
             result = PromoteResult.of(challenge, decision, judgement)
         if call.json:
@@ -62,6 +62,11 @@ def _promote(commands: Commands) -> None:
     add_model(parser, required=True)
     add_data(parser, required=False)
     add_split(parser, "val")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="judge what was judged on the same faces, against the same champion, before",
+    )
     add_approve(parser)
     add_gate_options(parser)
     add_name(parser)

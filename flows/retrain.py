@@ -17,8 +17,8 @@ from flows.tasks import (
 from pipelines import registry
 from pipelines.annotation import Summary
 from pipelines.archives import list_inputs
-from pipelines.gate import Challenge
-from pipelines.promotion import Verdict
+from pipelines.gate import Challenge, settled
+from pipelines.promotion import Decision, Verdict
 from pipelines.report import Retraining
 from pipelines.settings import NAME, AnnotateSettings, GateSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store, short_digest
@@ -79,12 +79,13 @@ def retrain(
     model = load_model(trained.artifact.url)
     evaluation = evaluate_model(model, data, val_share, workers)
     version = register_model(trained.artifact.url, model, evaluation, name, data)
-    decision, champion = None, None
+    challenge = Challenge(version, model, evaluation, data, "val", workers, gate_settings or GateSettings())
+    decision: Decision | None
+    champion = None
     if judge:
-        challenge = Challenge(version, model, evaluation, data, "val", workers, gate_settings or GateSettings())
         decision, judgement = pass_gate(challenge, ask)
         champion = judgement.evaluation
-    else:
+    elif (decision := settled(challenge, version, registry.champion(name))) is None:
         announce(version)
 
     annotations, summary = None, None

@@ -14,6 +14,7 @@ from pipelines.comparison import Pair
 from pipelines.detection import expected_box
 from pipelines.drawing import BOX, PREDICTION, Colour, Picture, contact_sheet, face_tile, to_jpeg
 from pipelines.evaluation import photo_of
+from pipelines.exports.csv_points import harmless
 from pipelines.figures import scatter_figure, standing_alone
 from pipelines.honesty import expected_and_true
 from pipelines.page import Page
@@ -112,17 +113,12 @@ def _faces(pair: Pair) -> bytes:
     for index, face in enumerate(pair.challenger):
         measures = [expected_box(face.truth).side, float(face_roll(face.truth)), face.sharpness]
         numbers = [*measures, new[index], old[index], expected[0][index], expected[1][index]]
-        names = [face.photo_sha256, _no_formula(face.annotation_uri), _no_formula(face.subset)]
+        names = [face.photo_sha256, harmless(face.annotation_uri), harmless(face.subset)]
         rows.append([*names, *(f"{number:.6g}" for number in numbers)])
     return _csv(columns, rows)
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([columns, *rows])
     return text.getvalue().encode("utf-8", "surrogateescape")
-
-
-def _no_formula(text: str) -> str:
-    """A spreadsheet would run a name that begins like a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -49,6 +49,8 @@ class Challenge:
     selection: Selection
     workers: int
     settings: GateSettings
+    again: bool = False
+    """judge what was judged on the same faces, against the same champion, before"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def judge(challenge: Challenge) -> Judgement:
     version = version_of(challenge.version.name, challenge.version.version)  # its tags may be others by now
     old = champion(version.name)
     judged = _digest(challenge, old)
-    if (known := _settled_before(version, old, judged)) is not None:
+    if (known := settled(challenge, version, old)) is not None:
         return Judgement(version, old, known, None, {}, "", judged)
     pair, evaluation = None, None
     if old is None:
@@ -101,6 +103,22 @@ def judge(challenge: Challenge) -> Judgement:
     files = decision_files(f"{version.name}: version {version.version} against {against}", decision, pair)
     run = _log(challenge, old, decision, files, judged)
     return Judgement(version, old, decision, evaluation, files, run, judged)
+
+
+def settled(challenge: Challenge, version: ModelVersion, old: ModelVersion | None) -> Decision | None:
+    """What needs no judgement: `version` as it is now, and the champion `old`."""
+    what = f"Version {version.version} of {version.name}"
+    tags = version.tags
+    if old is not None and old.version == version.version:
+        return Decision(verdict="kept", reason=f"{what} is the champion already.")
+    if tags.get(DECISION_TAG, "").startswith(ROLLED_BACK):
+        why = tags.get("msrrn.reason", "")
+        return Decision(verdict="kept", reason=f"{what} was rolled back ({why}): it does not return by itself.")
+    if tags.get(JUDGED_TAG) == _digest(challenge, old) and not challenge.again:
+        verdict: Verdict = "undecided" if tags.get(DECISION_TAG) == "undecided" else "kept"
+        reason = f"{what} was judged on the same faces before: {tags.get('msrrn.reason', '')}"
+        return Decision(verdict=verdict, reason=reason)
+    return None
 
 
 def carry_out(judgement: Judgement, approval: Approval | None = None) -> Decision:
@@ -163,6 +181,7 @@ def challenge_of(
     name: str,
     workers: int,
     settings: GateSettings,
+    again: bool = False,
 ) -> Challenge:
     """Evaluates a model (an artifact or a URI) and registers it as a version of `name`, if it is not one.
 
@@ -180,7 +199,7 @@ def challenge_of(
         raise UserError(f"{artifact} is an export: promote the artifact that it was made from")
     evaluation = evaluate(model, sources, selection, workers, val_share=model.val_share)
     version = record(artifact, model, evaluation, name, sources)
-    return Challenge(version, model, evaluation, sources, selection, workers, settings)
+    return Challenge(version, model, evaluation, sources, selection, workers, settings, again)
 
 
 def judged_where_registered(version: ModelVersion, workers: int, settings: GateSettings) -> str:
@@ -212,22 +231,6 @@ def _meeting(challenge: Challenge, old: ModelVersion) -> tuple[Pair, Evaluation,
     new = challenge.evaluation if share == challenge.model.val_share else evaluated(challenge.model)
     evaluation = evaluated(model)
     return paired(new, evaluation), evaluation, model
-
-
-def _settled_before(version: ModelVersion, old: ModelVersion | None, judged: str) -> Decision | None:
-    """What needs no judgement."""
-    what = f"Version {version.version} of {version.name}"
-    tags = version.tags
-    if old is not None and old.version == version.version:
-        return Decision(verdict="kept", reason=f"{what} is the champion already.")
-    if tags.get(DECISION_TAG, "").startswith(ROLLED_BACK):
-        why = tags.get("msrrn.reason", "")
-        return Decision(verdict="kept", reason=f"{what} was rolled back ({why}): it does not return by itself.")
-    if tags.get(JUDGED_TAG) == judged:
-        verdict: Verdict = "undecided" if tags.get(DECISION_TAG) == "undecided" else "kept"
-        reason = f"{what} was judged on the same faces before: {tags.get('msrrn.reason', '')}"
-        return Decision(verdict=verdict, reason=reason)
-    return None
 
 
 def _digest(challenge: Challenge, old: ModelVersion | None) -> str:

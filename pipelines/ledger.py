@@ -26,9 +26,11 @@ DONE: Final = "done"
 _KEY: Final = "ledger"
 _TURN: Final = "turn-"
 _END: Final = "end-"
+_HEIR: Final = "heir-"
 _NOTE: Final = (
     "Every decision about the champion, in order. `turn-N` says what was about to be done before the first alias was "
-    "moved, `end-N` that it was. Do not delete this run: promotions need it."
+    "moved, `end-N` that it was, `heir-N-M` who finished it for a process that died. Do not delete this run: "
+    "promotions need it."
 )
 
 What = Literal["promoted", "kept", "undecided", "rolled back"]
@@ -76,6 +78,8 @@ class Line(BaseModel):
     turn: Turn
     end: str | None
     """`done`, or why it was given up; None while nobody has finished it"""
+    heirs: int
+    """how many processes took over to finish it, each after the one before was silent too long"""
 
 
 @dataclass(frozen=True)
@@ -90,37 +94,38 @@ class Ledger:
         """In order."""
         params: dict[str, str] = self.mlflow.get_run(self.run_id).data.params
         numbers = sorted(int(key.removeprefix(_TURN)) for key in params if key.startswith(_TURN))
+        turns = {each: Turn.model_validate_json(params[_key(_TURN, each)]) for each in numbers}
         return [
             Line(
                 number=each,
-                turn=Turn.model_validate_json(params[_key(_TURN, each)]),
+                turn=turn,
                 end=params.get(_key(_END, each)),
+                heirs=sum(key.startswith(f"{_key(_HEIR, each)}-") for key in params),
             )
-            for each in numbers
+            for each, turn in turns.items()
         ]
 
     def take(self, number: int, turn: Turn) -> bool:
         """Writes a line; False where another one has that number."""
-        text = turn.model_dump_json()
-        try:
-            self.mlflow.log_param(self.run_id, _key(_TURN, number), text)
-        except MlflowException:
-            if (written := self._read(_key(_TURN, number))) is None:
-                raise
-            return written == text  # the answer to one's own write may have been lost
-        return True
+        return self._write(_key(_TURN, number), turn.model_dump_json())
+
+    def inherit(self, line: Line, who: str) -> bool:
+        """Takes over a turn whose process, or whose last heir, is dead; False where another heir was first."""
+        return self._write(f"{_key(_HEIR, line.number)}-{line.heirs + 1}", f"{who} {secrets.token_hex(8)}")
 
     def end(self, number: int, how: str) -> None:
         """Says that a turn is over; the first word stands."""
-        try:
-            self.mlflow.log_param(self.run_id, _key(_END, number), how)
-        except MlflowException:
-            if self._read(_key(_END, number)) is None:
-                raise
+        self._write(_key(_END, number), how)
 
-    def _read(self, key: str) -> str | None:
-        value: str | None = self.mlflow.get_run(self.run_id).data.params.get(key)
-        return value
+    def _write(self, key: str, text: str) -> bool:
+        try:
+            self.mlflow.log_param(self.run_id, key, text)
+        except MlflowException:
+            written = self.mlflow.get_run(self.run_id).data.params.get(key)
+            if written is None:
+                raise
+            return bool(written == text)  # the answer to one's own write may have been lost
+        return True
 
 
 def open_ledger(mlflow: MlflowClient, name: str) -> Ledger:

@@ -6,9 +6,9 @@ before and after; writing it down is what only one of several can do, and whoeve
 another champion, and must be judged against that one. Then the aliases move, and the turn ends.
 
 A turn that does not end within `PATIENCE_SECONDS` belongs to a process that died. Whoever comes next, a promotion, a
-rollback or `reconcile`, finishes it: the aliases it names are made what it says. Where one of them is neither as
-before nor as after, a person has moved it since, by hand, and the turn is given up: people win. A process that was
-only frozen finds its time to write over (`HOLD_SECONDS`) and lets go.
+rollback or `reconcile`, is its heir, one at a time, and finishes it: the aliases that it names are made what it says.
+Where one of them is neither as before nor as after, a person has moved it since, by hand, and the turn is given up:
+people win. A process that was only frozen finds its time to write over (`HOLD_SECONDS`) and lets go.
 """
 
 import getpass
@@ -211,28 +211,29 @@ def _take_turn(mlflow: MlflowClient, name: str, plan: Callable[[dict[str, int]],
         if ledger.take(last + 1, turn):
             _apply(mlflow, name, turn, until)
             ledger.end(last + 1, DONE)
-            return Line(number=last + 1, turn=turn, end=DONE)
+            return Line(number=last + 1, turn=turn, end=DONE, heirs=0)
 
 
 def _finish_last(ledger: Ledger, name: str, patience: float, on_wait: Waiting) -> tuple[int, Line | None]:
     """The number of the last line, which is over then; and the line itself, where it was finished here."""
-    since, seen = time.monotonic(), 0
+    since, seen = time.monotonic(), (0, 0)
     while True:
         lines = ledger.lines()
         last = lines[-1] if lines else None
         if last is None or last.end is not None:
             return (last.number if last else 0), None
-        if last.number != seen:
-            since, seen = time.monotonic(), last.number
-        if time.monotonic() - since >= patience:
-            how = _finish(ledger, name, last.turn)
+        if (last.number, last.heirs) != seen:
+            since, seen = time.monotonic(), (last.number, last.heirs)
+        until = time.monotonic() + HOLD_SECONDS
+        if time.monotonic() - since >= patience and ledger.inherit(last, whoami()):
+            how = _finish(ledger, name, last.turn, until)
             ledger.end(last.number, how)
             return last.number, last.model_copy(update={"end": how})
         on_wait(f"{last.turn.who}: version {last.turn.version} {last.turn.what}")
         time.sleep(min(_PAUSE_SECONDS, patience))
 
 
-def _finish(ledger: Ledger, name: str, turn: Turn) -> str:
+def _finish(ledger: Ledger, name: str, turn: Turn, until: float) -> str:
     current = aliases_of(ledger.mlflow, name)
     for move in turn.moves:
         if current.get(move.alias) not in (move.before, move.after):
@@ -243,7 +244,7 @@ def _finish(ledger: Ledger, name: str, turn: Turn) -> str:
         for move in reversed(turn.moves):
             _point(ledger.mlflow, name, move.alias, move.before if move.before in known else None)
         return f"given up: version {gone[0]} is gone"
-    _apply(ledger.mlflow, name, turn, time.monotonic() + HOLD_SECONDS)
+    _apply(ledger.mlflow, name, turn, until)
     return f"{DONE}, by {whoami()} after its process died"
 
 

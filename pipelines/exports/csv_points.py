@@ -35,10 +35,11 @@ def write_csv(pictures: AnnotatedPictures, out: Store) -> str:
                 left, top, right, bottom = face.edges
                 box = numbers([left + 0.5, top + 0.5, right - left, bottom - top])
                 row = [*box, *numbers([face.confidence]), *numbers(face.landmarks)]
-                table.writerow([_harmless(picture.uri), face.index, *row])
+                table.writerow([harmless(picture.uri), face.index, *row])
         text.detach()  # flushes, and leaves the file open
     return FILE
 
 
-def _harmless(uri: str) -> str:
+def harmless(uri: str) -> str:
+    """A name that no spreadsheet takes for a formula."""
     return uri if uri[:1].isalnum() or uri[:1] in {"_", ".", "/"} else f"./{uri}"

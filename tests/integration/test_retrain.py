@@ -12,7 +12,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.retrain import RetrainResult, retrain
 from msrrn.augmentation import AugmentationSettings
-from pipelines.registry import ModelVersion, champion, models
+from pipelines.registry import champion, models
 from pipelines.settings import GateSettings, PrepareSettings, TrainSettings
 from pipelines.synthesis import synthesise, synthetic_archive
 
@@ -125,12 +125,21 @@ def test_a_second_run_finds_everything_done_and_changes_nothing(place: Path, fir
 def test_judging_can_be_left_to_the_flow_that_the_event_starts(
     place: Path, first: RetrainResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    announced: list[ModelVersion] = []
-    monkeypatch.setattr("flows.retrain.announce", announced.append)
-    left = retrain([str(place / "photos")], str(place / "work"), None, "line", PREPARE, TRAIN, judge=False, workers=1)
-    assert (left.verdict, left.promoted) == (None, False)
-    assert [(each.name, each.version) for each in announced] == [("line", 1)]
-    assert "Not judged yet." in Path(left.report).read_text()
+    announced: list[str] = []
+    monkeypatch.setattr(
+        "flows.retrain.announce", lambda version: announced.append(f"{version.name} {version.version}")
+    )
+
+    def left(name: str) -> RetrainResult:
+        photos, work = [str(place / "photos")], str(place / "work")
+        return retrain(photos, work, None, name, PREPARE, TRAIN, judge=False, workers=1)
+
+    result = left("left")
+    assert (result.verdict, result.promoted, announced) == (None, False, ["left 1"])
+    assert "Not judged yet." in Path(result.report).read_text()
+    assert champion("left") is None
+    result = left("line")  # this model is the champion there: nothing is new
+    assert (result.verdict, announced) == ("kept", ["left 1"])
 
 
 def test_a_worse_challenger_does_not_become_champion(place: Path, first: RetrainResult) -> None:

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,7 @@ def test_what_was_decided_is_not_decided_again(
     assert "judged on the same faces before: The challenger is worse" in decision.reason
     assert judgement.run == ""
     assert log("again") == lines
+    assert judge(replace(worse, again=True)).run
     stricter = challenge(artifacts["bad"], sources, "again", LENIENT.model_copy(update={"confidence": 0.9}))
     assert judge(stricter).run
 

@@ -49,6 +49,19 @@ def test_a_line_is_written_once(ledger: Ledger) -> None:
         ledger.mlflow.log_param(ledger.run_id, "turn-000001", other.model_dump_json())
 
 
+def test_a_turn_has_one_heir_at_a_time(ledger: Ledger) -> None:
+    ledger.take(1, turn(1))
+    (left,) = ledger.lines()
+    assert left.heirs == 0
+    assert ledger.inherit(left, "ann")
+    assert not ledger.inherit(left, "bob")
+    assert not ledger.inherit(left, "ann")  # another process of the same person
+    (left,) = ledger.lines()
+    assert left.heirs == 1
+    assert ledger.inherit(left, "bob")
+    assert [line.heirs for line in ledger.lines()] == [2]
+
+
 def test_two_turns_are_never_the_same_text() -> None:
     assert turn(1) != turn(1)
 

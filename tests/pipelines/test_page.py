@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from pipelines.drawing import to_jpeg
-from pipelines.figures import binned_figure, ced_figure, curves_figure, histogram_figure
+from pipelines.figures import (
+    binned_figure,
+    ced_figure,
+    curves_figure,
+    histogram_figure,
+    scatter_figure,
+    standing_alone,
+)
 from pipelines.page import Page
 
 HOSTILE = "a<script>alert('x')</script>\"b\" & {{ 7 * 7 }}.jpg"
@@ -51,6 +58,7 @@ def full_page(name: str = "photo.jpg") -> Page:
     page.figure(curves_figure({"loss": [(0, 1.0), (1, 0.1)]}, "epoch", "loss", log_y=True), "Loss")
     page.figure(histogram_figure([1.0, 2.0, 2.5], 3, "px"), "Histogram")
     page.figure(binned_figure({"train": [1, 2], "val": [0, 9]}, [0, 1, 2], "px"), "Binned")
+    page.figure(scatter_figure([1.0, 2.0], [2.0, 1.5], "champion", "challenger"), "Scatter")
     page.gallery([], f"Empty gallery {name}")
     page.picture(to_jpeg(np.zeros((8, 8, 3), dtype=np.uint8)), f"Caption {name}", f"Alt {name}")
     return page
@@ -199,6 +207,24 @@ def test_curves_survive_values_that_cannot_be_shown() -> None:
     svg = curves_figure({"loss": points}, "epoch", "loss", log_y=True)
     assert "nan" not in svg.lower()
     assert "mathdefault" not in svg
+
+
+def test_a_scatter_has_a_point_for_each_pair_up_to_a_limit() -> None:
+    def points(count: int) -> int:
+        x = [1 + number / count for number in range(count)]
+        svg = scatter_figure([*x, 0.0, float("nan")], [*x[::-1], 1.0, 1.0], "x", "y")
+        return str(svg).count("fill-opacity: 0.55")
+
+    assert points(7) == 7
+    assert 1500 < points(9000) <= 2000
+    assert "no data" in scatter_figure([], [], "x", "y")
+    assert "no data" in scatter_figure([0.0], [1.0], "x", "y")
+
+
+def test_a_figure_that_stands_alone_has_its_own_colour() -> None:
+    alone = standing_alone(scatter_figure([1.0, 2.0], [2.0, 1.5], "x", "y"))
+    assert alone.startswith(b"<svg")
+    assert b"currentColor" not in alone
 
 
 def test_figures_take_the_colour_of_the_page() -> None:

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 
 from pipelines import registry, succession, tracking
 from pipelines.errors import UserError
+from pipelines.ledger import Ledger, Line
 from pipelines.succession import OvertakenError, finish_turn, log, rollback, settle
 
 NEVER = -1
@@ -225,6 +226,23 @@ def test_a_turn_is_not_taken_from_a_process_that_is_at_it(name: str) -> None:
     finish_turn(name, patience=1.5, on_wait=waited.append)
     assert time.monotonic() - began >= 1.5
     assert len(waited) >= 2
+
+
+def test_of_heirs_that_come_together_one_finishes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    crashed(name, 2, 1, crash=1)
+    inherit = Ledger.inherit
+
+    def beaten(self: Ledger, line: Line, who: str) -> bool:
+        """Another heir is a moment earlier, finishes, and the next turn begins and ends."""
+        monkeypatch.setattr(Ledger, "inherit", inherit)
+        finish_turn(name, patience=0)
+        rollback(name, "quickly", "ann")
+        return inherit(self, line, who)
+
+    monkeypatch.setattr(Ledger, "inherit", beaten)
+    assert finish_turn(name, patience=0) is None
+    assert aliases(name) == {"champion": 1, "previous": 2}
 
 
 def test_what_awaits_approval_says_so(name: str) -> None:
