@@ -108,7 +108,7 @@ def _figures(row: Row) -> str:
     needed = f", asked for {words['limit']}" if row.limit else ""
     return (
         f"NRMSE {words['challenger']} against the champion's {words['champion']} (IP) on {row.faces} faces, "
-        f"{words['interval']}{needed}"
+        f"a change of {words['interval']}{needed}"
     )
 
 
