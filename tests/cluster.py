@@ -28,7 +28,17 @@ class Cluster:
         _listening(port, 60)
 
     def add_node(self, cpus: int = 1) -> None:
-        self.nodes.append(_started(["--address", self.address, "--num-cpus", str(cpus)]))
+        """Returns when it is up: of two that start at once on one machine, one may take the other's ports."""
+        end = time.monotonic() + 120
+        while True:
+            node = _started(["--address", self.address, "--num-cpus", str(cpus)])
+            while node.poll() is None and not _has_raylet(node):
+                assert time.monotonic() < end, "the node did not start"
+                time.sleep(0.1)
+            time.sleep(1)
+            if node.poll() is None:
+                self.nodes.append(node)
+                return
 
     def kill_node(self, index: int) -> None:
         """As when its machine loses power."""
@@ -71,6 +81,13 @@ def _started(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
     command = [*RAY, "--node-ip-address", "127.0.0.1", *arguments]
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+
+def _has_raylet(node: "subprocess.Popen[bytes]") -> bool:
+    try:
+        return any(child.name() == "raylet" for child in psutil.Process(node.pid).children(recursive=True))
+    except psutil.Error:
+        return False
 
 
 def _is_worker(process: psutil.Process) -> bool:
