@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import gate
@@ -37,6 +39,9 @@ def api(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.delenv("RAY_ADDRESS", raising=False)
         with prefect_server(tmp_path_factory.mktemp("prefect")) as url, temporary_settings({PREFECT_API_URL: url}):
             yield url
+            # What this process has to tell that server must not be told, for ever, to the next one.
+            for worker in (EventsWorker, APILogWorker):
+                worker.drain_all(timeout=30)
 
 
 @pytest.fixture(scope="module")
