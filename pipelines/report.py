@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from msrrn.predictor import STAGES
@@ -18,6 +19,7 @@ from pipelines.storage import Store
 from pipelines.train import TrainedModel
 
 TILES: Final = 12
+REJECTED: Final = 20
 COLUMNS: Final = 3
 LEGEND: Final = "light green: annotation, red: prediction"
 
@@ -174,8 +176,15 @@ def _annotation_section(page: Page, summary: Summary, annotations: Annotations) 
         "Annotated archive",
         f"{summary.images} pictures = {summary.annotated} annotated + {summary.no_face} without a face "
         f"+ {summary.quarantined} quarantined; {summary.faces} faces. Model {summary.model}. "
-        f"{annotations.store.url}/{PAGE} shows more of them.",
+        f"More of them: {'/'.join(annotations.store.url.split('/')[-2:])}/{PAGE}.",
     )
-    if summary.reasons:
-        page.table(["Quarantined", "Pictures"], list(summary.reasons.items()))
+    columns = ["uri", "reason", "message"]
+    rejected = (
+        [row[name] for name in columns]
+        for unit in annotations.units()
+        for row in annotations.images(unit).select([*columns, "status"]).to_pylist()
+        if row["status"] == "quarantined"
+    )
+    if shown := list(islice(rejected, REJECTED)):
+        page.table(["Quarantined", "Reason", "Message"], shown, f"{len(shown)} of {summary.quarantined}")
     add_pictures(page, annotations)

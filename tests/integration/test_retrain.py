@@ -72,7 +72,7 @@ def test_the_first_model_becomes_champion_and_annotates_the_archive(place: Path,
     assert first.summary.images == 6
     assert first.summary.reasons == {"empty": 1, "not_an_image": 1, "truncated": 1}
     page = Path(first.report).read_text()
-    assert "truncated" in page
+    assert "album/half.jpg" in page
     assert "<img" in page
 
 

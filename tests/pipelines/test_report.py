@@ -81,7 +81,7 @@ def test_the_page_is_one_file_without_scripts_or_links(
     document = Document(html)
     assert not [tag for tag, _ in document.tags if tag in {"script", "link", "iframe", "object"}]
     images = [attributes for tag, attributes in document.tags if tag == "img"]
-    assert len(images) == 5
+    assert len(images) == 8
     assert all(image["src"].startswith("data:image/") for image in images)
     assert not [name for _, attributes in document.tags for name in attributes if name.startswith("on")]
     assert HOSTILE in document.text
