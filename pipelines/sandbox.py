@@ -131,6 +131,7 @@ class Sandbox(Generic[Shared, Item, Result]):
             env=os.environ | {"PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is the parent's to answer
         )
         theirs.close()
         self._connection = ours
@@ -155,11 +156,13 @@ def serve() -> None:
     """The process's own side; its argument is the descriptor of its connection."""
     import resource
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
-    work, shared, seconds = connection.recv()
-    connection.send(_READY)
+    try:
+        work, shared, seconds = connection.recv()
+        connection.send(_READY)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent was stopped before it had any work
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # decoders complain there of every damaged picture
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):
