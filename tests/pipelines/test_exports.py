@@ -98,7 +98,7 @@ def test_every_format_comes_back(made: ExportFormat, tmp_path: Path) -> None:
 
 _LETTERS = st.characters(categories=["L", "N", "P", "S"], exclude_characters="/\0").filter(str.isprintable)
 _NAMES = st.lists(
-    st.text(_LETTERS | st.just(" "), min_size=1, max_size=12).filter(lambda text: not text.startswith(".")),
+    st.text(_LETTERS | st.just(" "), min_size=1, max_size=12).filter(lambda text: not text.strip().startswith(".")),
     min_size=1,
     max_size=3,
 ).map(lambda parts: "/".join([part.strip() + "_" for part in parts[:-1]] + [f"{parts[-1]}.jpg"]))
