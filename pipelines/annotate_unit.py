@@ -61,10 +61,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Pending:
-    """A unit with the rows of it that are to be done."""
+    """A unit with the rows of it that are to be done; `again` where it has a record that stands until they are."""
 
     unit: Unit
     rows: tuple[int, ...]
+    again: bool = False
 
 
 def read_record(out: Store, unit: str) -> UnitRecord | None:
@@ -78,8 +79,8 @@ def read_record(out: Store, unit: str) -> UnitRecord | None:
 
 def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
     """Does the rows that are pending, writes the unit's parts and its record; returns its key and the record."""
-    unit, again = pending.unit, len(pending.rows) < len(pending.unit.inputs)
-    images, faces = _kept(job.out, pending) if again else ({}, {})
+    unit = pending.unit
+    images, faces = _kept(job.out, pending) if len(pending.rows) < len(unit.inputs) else ({}, {})
     asked = [unit.inputs[row] for row in pending.rows]
     for row, (sighting, rows) in zip(pending.rows, annotated(job.task, job.model, asked), strict=True):
         images[row], faces[row] = sighting.row, rows
@@ -88,7 +89,7 @@ def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
         "images": [images[row] for row in order],
         "faces": [face for row in order for face in faces.get(row, [])],
     }
-    return unit.key, write_unit(job.out, unit.key, [fingerprint(item) for item in unit.inputs], tables, again)
+    return unit.key, write_unit(job.out, unit.key, [fingerprint(item) for item in unit.inputs], tables, pending.again)
 
 
 def write_unit(

@@ -185,11 +185,14 @@ class _Work:
         self._plan = plan
         self._records: dict[str, UnitRecord] = {}
         self._left: dict[str, tuple[int, ...]] = {}
+        self._recorded: set[str] = set()
         written = {*job.out.keys("images"), *job.out.keys("faces")}
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             known = {key.removeprefix(f"{RECORDS}/").removesuffix(".json") for key in job.out.keys(RECORDS)}
             read = pool.map(lambda key: read_record(job.out, key) if key in known else None, plan.keys())
             for unit, record in zip(plan.units(), read, strict=True):
+                if record is not None:
+                    self._recorded.add(unit.key)
                 whole = {f"{table}/part-{unit.key}.parquet" for table in TABLES} <= written
                 self._judge(unit, record if whole else None, again)
         for key in job.out.keys(STAGED):  # of a unit that was killed before its record
@@ -229,10 +232,10 @@ class _Work:
 
     def _judge(self, unit: Unit, record: UnitRecord | None, again: Again | None) -> None:
         """Which rows of a unit are left: all without a record, else those that were replaced or are asked for."""
-        prints = [fingerprint(item) for item in unit.inputs]
-        if record is None or len(record.inputs) != len(prints):
-            self._left[unit.key] = tuple(range(len(prints)))
+        if record is None or len(record.inputs) != len(unit.inputs):
+            self._left[unit.key] = tuple(range(len(unit.inputs)))
             return
+        prints = map(fingerprint, unit.inputs)
         rows = {row for row, (now, then) in enumerate(zip(prints, record.inputs, strict=True)) if now != then}
         if again is not None and again.counts_in(record):
             rows |= again.rows(Annotations(self._job.out), unit.key)
@@ -246,7 +249,7 @@ class _Work:
     def _pending(self) -> Iterator[Pending]:
         for unit in self._plan.units():
             if unit.key in self._left:
-                yield Pending(unit, self._left[unit.key])
+                yield Pending(unit, self._left[unit.key], unit.key in self._recorded)
 
 
 def _claim(job: Job, source: str) -> dict[str, Any]:

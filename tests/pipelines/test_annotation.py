@@ -19,7 +19,7 @@ from PIL import Image
 from msrrn.predictor import Prediction, TorchPredictor
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import annotation as driver
-from pipelines.annotate_unit import STAGED
+from pipelines.annotate_unit import RECORDS, STAGED, UnitRecord
 from pipelines.annotation import Again, Summary, annotate
 from pipelines.annotations import FACES, IMAGES, RUN, STATUSES, SUMMARY, Annotations
 from pipelines.decoding import decode
@@ -381,6 +381,27 @@ def test_a_retry_that_is_killed_leaves_the_unit_whole(
         assert not (out / STAGED).exists() or not list((out / STAGED).iterdir())
         if code == 0:
             break
+
+
+def test_a_unit_of_which_all_is_done_again_stays_whole_when_that_is_killed(
+    album: Path, face: bytes, model: Model, tmp_path: Path
+) -> None:
+    """What its record says of the parts holds at any moment, though every row of the unit is another one."""
+    folder, settings = shutil.copytree(album, tmp_path / "album"), SETTINGS.model_copy(update={"images_per_unit": 1})
+    annotate(str(folder), str(tmp_path / "first"), model, settings, 1)
+    (folder / "c/half.jpg").write_bytes(face)
+    codes = []
+    for write in range(5, 14):
+        out = shutil.copytree(tmp_path / "first", tmp_path / str(write))
+        codes.append(killed_at_write(write, annotate, str(folder), str(out), model, settings, 1))
+        for path in (out / RECORDS).glob("*.json"):
+            record = UnitRecord.model_validate_json(path.read_bytes())
+            for table, digest in record.parts.items():
+                part = (out / table / f"part-{path.stem}.parquet").read_bytes()
+                assert record.staged or hashlib.sha256(part).hexdigest() == digest
+        annotate(str(folder), str(out), model, settings, 1)
+        assert statuses(out)["c/half.jpg"] == ("annotated", None)
+    assert -9 in codes
 
 
 def _retry(album: str, out: str, model: Model) -> None:
