@@ -1,17 +1,13 @@
 """The page of an annotation run: what became of its pictures, what its faces are like, and pictures of both."""
 
-import hashlib
-from collections.abc import Callable
-from contextlib import suppress
 from itertools import zip_longest
 from typing import Any, Final, Protocol
 
-from pipelines.annotation_faces import MEASURES, Shown, Survey, survey
+from pipelines.annotation_faces import MEASURES, Survey, survey
+from pipelines.annotation_tiles import Tiles, drawn_tiles
 from pipelines.annotations import STATUSES, Annotations
 from pipelines.checks import CHECKS
-from pipelines.decoding import Photo, Undecodable, decode
-from pipelines.drawing import PREDICTION, Picture, contact_sheet, face_tile, photo_tile, to_jpeg
-from pipelines.errors import UserError
+from pipelines.drawing import contact_sheet, to_jpeg
 from pipelines.figures import binned_figure
 from pipelines.page import Page
 
@@ -66,7 +62,7 @@ def annotation_page(annotations: Annotations, summary: Totals) -> str:
 def add_pictures(page: Page, annotations: Annotations, found: Survey | None = None) -> None:
     """Adds faces and whole pictures with the landmarks that were found."""
     found = found or survey(annotations)
-    tiles = _tiles(annotations, found)
+    tiles = drawn_tiles(annotations, found.chosen)
     _faces(page, found, tiles)
     _pictures(page, found, tiles)
 
@@ -109,10 +105,6 @@ def _failures(page: Page, summary: Totals, found: Survey) -> None:
     page.table(["Picture", "Reason", "Message"], shown, f"{len(shown)} of {total}; the table `images` has all.")
 
 
-Tiles = dict[tuple[str, int], Picture]
-"""Kind and place in it → what is shown."""
-
-
 def _faces(page: Page, found: Survey, tiles: Tiles) -> None:
     page.section("Faces", f"As they are in the pictures, with the landmarks that were found.{_unread(found, tiles)}")
     if random := [tiles[key] for key in sorted(tiles) if key[0] == "random"]:
@@ -145,47 +137,3 @@ def _pictures(page: Page, found: Survey, tiles: Tiles) -> None:
 def _unread(found: Survey, tiles: Tiles) -> str:
     missing = sum(map(len, found.chosen.values())) - len(tiles)
     return f" {missing} could not be shown: their pictures are gone, or changed." if missing else ""
-
-
-def _tiles(annotations: Annotations, found: Survey) -> Tiles:
-    """Each picture is read once, whatever is shown of it."""
-    wanted: dict[str, list[tuple[str, int, Shown]]] = {}
-    for kind, chosen in found.chosen.items():
-        for place, shown in enumerate(chosen):
-            wanted.setdefault(shown.uri, []).append((kind, place, shown))
-    made: Tiles = {}
-    if wanted:
-        with suppress(UserError, OSError):  # the whole archive may be gone by now
-            for uri, data in annotations.pictures(wanted):
-                made |= _drawn(data, wanted[uri])
-    return made
-
-
-def _drawn(data: bytes | Undecodable, wanted: list[tuple[str, int, Shown]]) -> Tiles:
-    if isinstance(data, Undecodable):
-        return {}
-    digest = hashlib.sha256(data).hexdigest()
-    own = [each for each in wanted if each[2].sha256 == digest]  # members of a tar may share a name
-    if not own:
-        return {}
-    with suppress(Undecodable, MemoryError):
-        photo = decode(data)
-        return {(kind, place): _DRAWN[kind](photo, shown) for kind, place, shown in own}
-    return {}
-
-
-def _face(photo: Photo, shown: Shown) -> Picture:
-    (face,) = shown.faces
-    return face_tile(photo.rgb, face.box, [(face.shape, PREDICTION)])
-
-
-def _whole(photo: Photo, shown: Shown, size: int = 400) -> Picture:
-    return photo_tile(photo.rgb, [(face.box, face.shape) for face in shown.faces], size)
-
-
-_DRAWN: Final[dict[str, Callable[[Photo, Shown], Picture]]] = {
-    "random": _face,
-    "doubtful": _face,
-    "several": _whole,
-    "none": lambda photo, shown: _whole(photo, shown, 200),
-}

@@ -1,4 +1,6 @@
+import os
 import re
+import signal
 import tracemalloc
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -135,6 +137,13 @@ def test_an_archive_that_is_gone_costs_the_pictures_only(run: tuple[Run, Totals]
     html = annotation_page(Gone(run[0].store), run[1])
     assert "27 could not be shown" in html
     assert "truncated" in html
+
+
+def test_this_process_decodes_no_picture(run: tuple[Run, Totals], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may have been replaced, since the run, by another that kills whoever decodes it."""
+    expected = annotation_page(*run)
+    monkeypatch.setattr("pipelines.annotation_tiles.decode", lambda data: os.kill(os.getpid(), signal.SIGKILL))
+    assert annotation_page(*run) == expected
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
