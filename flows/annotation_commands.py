@@ -41,6 +41,7 @@ def _annotate(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
         from pipelines.annotation import Again, annotate
+        from pipelines.metrics_export import metered
         from pipelines.rehearsal import rehearse
         from pipelines.retraining import open_model
         from pipelines.tables import annotation_text, rehearsal_text
@@ -61,7 +62,10 @@ def _annotate(commands: Commands) -> None:
             else:
                 print(rehearsal_text(rehearsal, model.label, call.workers))
             return
-        with progress("annotating, pictures") as update:
+        with (
+            progress("annotating, pictures") as shown,
+            metered(call.out, settings.images_per_unit, shown) as update,
+        ):
             model = open_model(call.model)
             summary = annotate(
                 call.source, call.out, model, settings, call.workers, update, limit=call.limit, again=again

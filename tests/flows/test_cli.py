@@ -162,14 +162,21 @@ def test_evaluate_writes_the_figures_and_prints_a_table(
 
 
 def test_annotate_accounts_for_every_picture(
-    annotated: Path, artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    annotated: Path,
+    artifact: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MSRRN_METRICS_DIR", str(tmp_path))
     out = tmp_path / "annotations"
     call = ["annotate", str(annotated), "--out", str(out), "--model", artifact, "--workers", "1", "--json"]
     assert main(call) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["images"] == summary["annotated"] + summary["no_face"] + summary["quarantined"]
     assert summary["faces"] == sum(pq.read_metadata(part).num_rows for part in (out / "faces").iterdir()) > 0
+    metrics = (tmp_path / "msrrn.prom").read_text().splitlines()
+    assert f'msrrn_pictures_total{{status="annotated"}} {summary["annotated"]:.1f}' in metrics
 
 
 def test_annotations_leave_for_other_tools_and_come_back(
