@@ -12,7 +12,7 @@ from pipelines.settings import AnnotateSettings
 def annotate(
     source: Place,
     out: Place,
-    model: str | None = None,
+    model: Place | None = None,
     settings: AnnotateSettings | None = None,
     workers: Workers = 2,
 ) -> Summary:

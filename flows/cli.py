@@ -55,8 +55,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(call: argparse.Namespace) -> int:
+    _without_passwords(call)
     code: int = call.run(call) or 0
     return code
+
+
+def _without_passwords(call: argparse.Namespace) -> None:
+    """Raises UsageError where an argument is an address with a user in it: runs remember how they were called."""
+    from pipelines.errors import UsageError
+    from pipelines.secrecy import has_password
+
+    for name, value in vars(call).items():
+        if any(
+            isinstance(each, str) and has_password(each) for each in (value if isinstance(value, list) else [value])
+        ):
+            raise UsageError(
+                f"--{name.replace('_', '-')}: no user or password in an address; S3 credentials go into "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
 
 
 def _quiet(debug: bool) -> None:

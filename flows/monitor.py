@@ -18,8 +18,8 @@ DRIFT_DETECTED: Final = "msrrn.drift.detected"
 def monitor(
     runs: Annotated[list[Place], Field(min_length=1)],
     out: Place,
-    dataset: str | None = None,
-    reference: str | None = None,
+    dataset: Place | None = None,
+    reference: Place | None = None,
     settings: DriftSettings | None = None,
 ) -> DriftReport:
     """Compares recent annotation runs with the training dataset; emits `msrrn.drift.detected` where they drifted.

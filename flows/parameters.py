@@ -4,13 +4,22 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipelines.secrecy import USERINFO
 from pipelines.settings import MODEL_NAME
 
 ModelName = Annotated[
     str, Field(pattern=MODEL_NAME, description="a registered model: letters, digits, - and _, at most 100")
 ]
 Workers = Annotated[int, Field(ge=1, le=4096, description="Ray workers")]
-Place = Annotated[str, Field(min_length=1, description="a folder, file:///folder or s3://bucket/prefix")]
+Place = Annotated[
+    str,
+    # The server checks against the schema alone, before it keeps the parameters of a run.
+    Field(
+        min_length=1,
+        description="a folder, file:///folder or s3://bucket/prefix",
+        json_schema_extra={"not": {"pattern": f"^{USERINFO}"}},
+    ),
+]
 Sources = Annotated[
     list[Place], Field(min_length=1, description="annotated photos: folders, archives or files, local or s3://")
 ]

@@ -6,7 +6,7 @@ from prefect import flow
 from pydantic import BaseModel, Field
 
 from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
-from flows.parameters import ModelName, Sources, Workers
+from flows.parameters import ModelName, Place, Sources, Workers
 from pipelines.evaluation import Selection
 from pipelines.gate import Challenge, Judgement
 from pipelines.promotion import Decision, Verdict
@@ -40,7 +40,7 @@ class PromoteResult(BaseModel):
 
 @flow(name="promote")
 def promote(
-    model: Annotated[str, Field(min_length=1, description="an artifact directory, or models:/NAME/VERSION")],
+    model: Annotated[Place, Field(description="an artifact directory, or models:/NAME/VERSION")],
     name: ModelName = NAME,
     data: Sources | None = None,
     selection: Selection = "val",

@@ -44,7 +44,7 @@ class RetrainResult(BaseModel):
 def retrain(
     data: Sources,
     out: Place,
-    archive: str | None = None,
+    archive: Place | None = None,
     name: ModelName = NAME,
     prepare_settings: PrepareSettings | None = None,
     train_settings: TrainSettings | None = None,

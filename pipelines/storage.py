@@ -30,6 +30,7 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
 )
 
 from pipelines.errors import UserError
+from pipelines.secrecy import has_password, without_secrets
 
 _TEMP_PREFIX: Final = ".tmp-"
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
@@ -50,7 +51,6 @@ _ATTEMPTS: Final = "5"
 """Of one request: at most 15 seconds of pauses."""
 _KEYS_A_PAGE: Final = 1000
 """Of a listing on S3, which gives no more."""
-_SECRETS: Final = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
 class OutageError(UserError):
@@ -76,8 +76,10 @@ class Store:
         object.__setattr__(self, "url", self.url.rstrip("/") or self.url[:1])
         scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", self.url)
         if not self.url or (scheme and scheme[1] not in {"file", "s3"}) or self.url == "s3:":
-            raise UserError(f"cannot open {self.url!r}: give a folder, file:///folder or s3://bucket/prefix")
-        if self._remote and "@" in urlsplit(self.url).netloc:
+            raise UserError(
+                f"cannot open {without_secrets(self.url)!r}: give a folder, file:///folder or s3://bucket/prefix"
+            )
+        if self._remote and has_password(self.url):
             object.__setattr__(self, "url", "s3://")
             raise UserError("S3 credentials go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, not into a URL")
 
@@ -367,15 +369,7 @@ def _s3_failed(name: str, error: Exception) -> OutageError:
 
 
 def _said(error: Exception) -> str:
-    """An error's message without the secrets that a server or an endpoint's address may bring in.
-
-    Its cause would bring them back in a traceback: raise from None.
-    """
-    text = re.sub(r"//[^/@\s]+@", "//", str(getattr(error, "strerror", None) or error) or type(error).__name__)
-    for secret in map(os.environ.get, _SECRETS):
-        if secret and len(secret) > 7:  # a test server's "any" may be part of any word
-            text = text.replace(secret, "***")
-    return text
+    return without_secrets(str(getattr(error, "strerror", None) or error) or type(error).__name__)
 
 
 def _checked(key: str) -> str:

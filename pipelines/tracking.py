@@ -22,10 +22,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from requests import RequestException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipelines.errors import UserError
+from pipelines.secrecy import has_password, without_secrets
 
 KEY_TAG: Final = "msrrn.key"
 _KEY: Final = re.compile(r"[0-9A-Za-z._:-]{1,200}")
@@ -45,11 +47,7 @@ def tracking_uri() -> str:
 
 def shown_uri() -> str:
     """The store for messages: without user and password."""
-    return _without_password(tracking_uri())
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return without_secrets(tracking_uri())
 
 
 def cache_directory() -> Path:
@@ -64,8 +62,8 @@ def _sqlite_file() -> Path | None:
         return None
     try:
         database = make_url(uri).database
-    except ArgumentError as error:
-        raise UserError(f"MLFLOW_TRACKING_URI={uri} is no database address: {error}") from error
+    except ArgumentError:
+        raise UserError(f"MLFLOW_TRACKING_URI={shown_uri()} is no database address") from None
     return Path(database or "mlflow.db").absolute()
 
 
@@ -77,6 +75,12 @@ def store_exists() -> bool:
 
 def client() -> MlflowClient:
     """A client of `tracking_uri()`; a new SQLite store is created on first use, which takes seconds."""
+    if tracking_uri().startswith("http") and has_password(tracking_uri()):
+        # MLflow would write it into warnings and errors of its own.
+        raise UserError(
+            "user and password go into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, not into "
+            "MLFLOW_TRACKING_URI"
+        )
     if database := _sqlite_file():
         try:
             database.parent.mkdir(parents=True, exist_ok=True)
@@ -95,13 +99,13 @@ def reaching_mlflow() -> Iterator[None]:
     """Turns what MLflow raises (unreachable, refused, no such thing) into a `UserError` of one line."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, RequestException) as error:
         if re.search("Max retries exceeded|Connection refused|timed out", str(error)):
             raise UserError(
                 f"No MLflow server answers at {shown_uri()}: start it, or correct MLFLOW_TRACKING_URI"
-            ) from error
-        line = _without_password(str(error).split("\n")[0])
-        raise UserError(f"MLflow at {shown_uri()}: {line[:400]}") from error
+            ) from None
+        line = without_secrets(str(error).split("\n")[0])
+        raise UserError(f"MLflow at {shown_uri()}: {line[:400]}") from None
 
 
 @contextmanager

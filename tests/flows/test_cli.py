@@ -113,6 +113,20 @@ def test_a_setting_out_of_its_bounds_names_the_option(capsys: pytest.CaptureFixt
     assert "--copies -1" in said
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("retrain", "--data", "photos", "s3://key:Ve7ry5ecret@bucket/more", "--out", "work"),
+        ("annotate", "photos", "--out", "s3://key:Ve7ry5ecret@bucket"),
+        ("train", "--dataset", "https://Ve7ry5ecret@host/x", "--out", "work"),
+    ],
+)
+def test_a_password_in_an_address_goes_no_further(call: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    said = fails(capsys, *call, code=2)
+    assert "AWS_SECRET_ACCESS_KEY" in said
+    assert "Ve7ry5ecret" not in said
+
+
 def test_a_missing_folder_is_named_with_a_remedy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
     assert str(missing) in fails(capsys, "prepare", "--data", str(missing), "--out", str(tmp_path / "out"))

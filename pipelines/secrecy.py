@@ -1,0 +1,37 @@
+"""What must not be told: passwords in addresses, and the keys that the environment holds."""
+
+import os
+import re
+from typing import Final
+
+_SECRETS: Final = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_API_KEY",
+    "RAY_AUTH_TOKEN",
+    "PGPASSWORD",
+)
+USERINFO: Final = r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*@"
+"""An address up to the end of user and password; the last @ counts, since a password may hold others."""
+_USERINFO: Final = re.compile(USERINFO)
+
+
+def has_password(url: str) -> bool:
+    """Whether an address begins with a user, or a user and a password."""
+    return _USERINFO.match(url) is not None
+
+
+def without_secrets(text: str) -> str:
+    """A message without what a server, or an address in it, may bring in.
+
+    The error that it was made from would bring them back in a traceback: raise from None.
+    """
+    text = _USERINFO.sub(lambda match: match[0].partition("//")[0] + "//", text)
+    for secret in map(os.environ.get, _SECRETS):
+        if secret and len(secret) > 7:  # a test server's "any" may be part of any word
+            text = text.replace(secret, "***")
+    return text
