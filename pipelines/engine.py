@@ -5,8 +5,10 @@ whose worker died, and a job that was killed runs what is not finished.
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from itertools import chain, islice
 from typing import Final, TypeVar
@@ -39,6 +41,20 @@ def start_ray(workers: int) -> None:
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"num_cpus": workers, "include_dashboard": False}
     ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+
+
+def in_a_thread(work: Callable[[], Result]) -> Future[Result]:
+    """Runs it in a thread that the end of the process does not wait for."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def run_units(

@@ -4,12 +4,14 @@ import json
 import re
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 from msrrn.artifact import CARD, WEIGHTS
+from pipelines.engine import in_a_thread
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation
 from pipelines.manifest import Manifest, read_manifest
@@ -100,14 +102,13 @@ def train_tracked(
     }
     run = open_run(name, key, parameters, tags)
 
-    def follow(epoch: Epoch) -> None:
-        log_history(run, [epoch.metrics])
-        if epoch.examples:
-            log_files(run, {f"examples/epoch_{int(epoch.metrics['epoch']):04d}.jpg": epoch.examples})
-        progress(epoch.metrics)
-
     try:
-        with system_metrics(run):
+        with system_metrics(run), followed(run) as tell:
+
+            def follow(epoch: Epoch) -> None:
+                tell(epoch)
+                progress(epoch.metrics)
+
             trained = train_model(dataset, out, settings, workers, follow)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -119,10 +120,56 @@ def train_tracked(
         raise KeyboardInterrupt(
             f"training stopped; the same command goes on from its last checkpoint, and so does\n  {shlex.join(call)}"
         ) from error
-    # A run that resumed, or whose artifact was there, still has its whole history.
-    log_history(run, trained.history)
-    finish_run(run, "FINISHED")
+    try:
+        # A run that resumed, or whose artifact was there, still has its whole history.
+        log_history(run, trained.history)
+        finish_run(run, "FINISHED")
+    except UserError as error:
+        raise UserError(
+            f"{error}\nThe model is trained, at {trained.artifact.url}, and MLflow lacks a part of its curves: start "
+            f"it and train on {dataset} with the same settings again, which finds the model and logs them"
+        ) from None
     return trained
+
+
+@contextmanager
+def followed(run: RunRecord) -> Iterator[Callable[[Epoch], None]]:
+    """What logs an epoch, in a thread of its own: no training waits for MLflow, nor ends with it.
+
+    What could not be logged is tried again after the next epoch, and once more at the end. MLflow itself repeats each
+    request to a server for some minutes (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`). Pictures that are not taken by then are
+    given up; the curves are the caller's, who has the whole history.
+    """
+    told: SimpleQueue[Epoch | None] = SimpleQueue()
+
+    def follow() -> None:
+        waiting: list[Epoch] = []
+        arrived: list[Epoch | None] = []
+        while None not in arrived:
+            arrived = [told.get()]
+            while not told.empty():  # of what came in an outage, all at once
+                arrived.append(told.get())
+            waiting += [epoch for epoch in arrived if epoch]
+            with suppress(UserError):
+                _log_epochs(run, waiting)
+
+    following = in_a_thread(follow)
+    try:
+        yield told.put
+        told.put(None)
+        following.result()
+    finally:
+        told.put(None)
+
+
+def _log_epochs(run: RunRecord, waiting: list[Epoch]) -> None:
+    """Empties the list, once all is logged."""
+    if not waiting:
+        return
+    log_history(run, [epoch.metrics for epoch in waiting])
+    pictures = {f"examples/epoch_{int(each.metrics['epoch']):04d}.jpg": each.examples for each in waiting}
+    log_files(run, {name: data for name, data in pictures.items() if data})
+    waiting.clear()
 
 
 def record(artifact: str, model: Model, evaluation: Evaluation, name: str, sources: Sequence[str]) -> ModelVersion:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.calibration import Calibration
 from msrrn.network import MSRRN, PRESETS
 from pipelines.checkpoints import RUNS, Checkpoints, unfinished
-from pipelines.engine import start_ray
+from pipelines.engine import in_a_thread, start_ray
 from pipelines.errors import UsageError, UserError
 from pipelines.examples import due, examples
 from pipelines.loader import Loader
@@ -53,7 +53,6 @@ class Epoch(NamedTuple):
 
 
 Progress = Callable[[Epoch], None]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def _train_on_ray(
                 failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
             ),
         )
-        fitting = _in_a_thread(trainer.fit)
+        fitting = in_a_thread(trainer.fit)
         while not wait([fitting], POLL_SECONDS).done:
             # What `progress` raises ends the training, too, as it does without Ray.
             if (stopping() or following.done()) and wishes.empty():
@@ -248,7 +247,7 @@ def _worker(config: dict[str, Any]) -> None:
         wished.set()
 
     if rank == 0:
-        _in_a_thread(listen)
+        in_a_thread(listen)
 
     def report(now: TrainState) -> None:
         if rank == 0:
@@ -273,9 +272,13 @@ def _followed(progress: Progress) -> Iterator[tuple[Future[None], Any, Any]]:
     Raises:
         DivergedError: what a worker put into the queue instead of an epoch; also what `progress` raises.
     """
+    import ray
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    reports, wishes = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+    # Elsewhere they would die with a node that the training can do without.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports, wishes = (Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2))
 
     def follow() -> None:
         while (told := reports.get()) is not None:
@@ -283,7 +286,7 @@ def _followed(progress: Progress) -> Iterator[tuple[Future[None], Any, Any]]:
                 raise told
             progress(told)
 
-    following = _in_a_thread(follow)
+    following = in_a_thread(follow)
     try:
         yield following, reports, wishes
         reports.put(None)
@@ -291,20 +294,6 @@ def _followed(progress: Progress) -> Iterator[tuple[Future[None], Any, Any]]:
     finally:
         for queue in (reports, wishes):
             queue.shutdown(force=True)
-
-
-def _in_a_thread(work: Callable[[], T]) -> Future[T]:
-    """Runs it in a thread that the end of the process does not wait for."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 def _card(

@@ -1,4 +1,4 @@
-"""An S3 endpoint on loopback that fails as real ones do: a proxy before a server that does not."""
+"""An S3 endpoint (or any HTTP server) on loopback that fails as real ones do: a proxy before one that does not."""
 
 import http.client
 import random
@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._send(status, headers, answer, cut=fault == "cut")
 
-    do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815
+    do_DELETE = do_GET = do_HEAD = do_PATCH = do_POST = do_PUT = _answer  # noqa: N815
 
     def _forward(self, behind: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(behind, timeout=30)

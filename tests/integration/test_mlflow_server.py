@@ -5,17 +5,23 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from msrrn.artifact import Card, save
-from msrrn.network import MSRRN, ModelConfig
+from msrrn.network import MSRRN, PRESETS, ModelConfig
 from pipelines import registry, tracking
 from pipelines.errors import UserError
+from pipelines.examples import due
+from pipelines.manifest import Manifest
+from pipelines.retraining import train_tracked
+from pipelines.settings import TrainSettings
+from pipelines.storage import Store
 from pipelines.succession import finish_turn, log, settle
+from tests.faulty import FaultyEndpoint, serve_faulty
 from tests.pipelines.test_succession import crashed, make_versions, start
 
 TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(2, 2, 2), hidden=8)
@@ -112,6 +118,68 @@ def test_of_promotions_at_once_through_a_server_one_wins(server: str, monkeypatc
     assert (champion := registry.champion("contested")) is not None
     assert champion.version == 5 - winner
     assert [each.turn.version for each in log("contested")] == [1, winner, 5 - winner]
+
+
+@pytest.fixture
+def outages(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyEndpoint]:
+    """Steers what answers in the name of the server, asked once for each request."""
+    with serve_faulty(server) as (address, endpoint):
+        endpoint.kinds = ["503"]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setitem(PRESETS, "paper", TINY)
+        yield endpoint
+
+
+def logged(experiment: str) -> tuple[str, list[tuple[int, float]], list[str]]:
+    """Status of the one run, its losses, its pictures."""
+    client = tracking.client()
+    found = client.get_experiment_by_name(experiment)
+    (run,) = client.search_runs([found.experiment_id])
+    losses = client.get_metric_history(run.info.run_id, "loss")
+    pictures = [each.path for each in client.list_artifacts(run.info.run_id, "examples")]
+    return run.info.status, sorted((each.step, each.value) for each in losses), pictures
+
+
+SIX = TrainSettings(epochs=6, batch=8)
+
+
+def test_a_training_does_not_wait_for_mlflow_and_its_curves_are_whole_afterwards(
+    outages: FaultyEndpoint, dataset: tuple[Store, Manifest], tmp_path: Path
+) -> None:
+    def follow(metrics: Mapping[str, float]) -> None:
+        if metrics["epoch"] == 2:
+            outages.share = 1
+        if metrics["epoch"] == 5:
+            while not outages.failed:
+                time.sleep(0.01)
+            outages.share = 0
+
+    trained = train_tracked(dataset[0].url, str(tmp_path), SIX, 0, "outage", follow)
+    status, losses, pictures = logged("outage")
+    assert outages.failed
+    assert status == "FINISHED"
+    assert losses == [(row["epoch"], row["loss"]) for row in trained.history]
+    assert pictures == [f"examples/epoch_{epoch:04d}.jpg" for epoch in range(1, 7) if due(epoch, 6)]
+
+
+def test_where_mlflow_does_not_come_back_the_model_is_kept_and_the_next_call_logs_it(
+    outages: FaultyEndpoint, dataset: tuple[Store, Manifest], tmp_path: Path
+) -> None:
+    def follow(metrics: Mapping[str, float]) -> None:
+        outages.share = 1
+
+    with pytest.raises(
+        UserError, match=r"No MLflow server answers.*\nThe model is trained, at .*with the same settings"
+    ):
+        train_tracked(dataset[0].url, str(tmp_path), SIX, 0, "gone", follow)
+    outages.share = 0
+    trained = train_tracked(dataset[0].url, str(tmp_path), SIX, 0, "gone", follow)
+    assert trained.reused
+    status, losses, _ = logged("gone")
+    assert status == "FINISHED"
+    assert losses == [(row["epoch"], row["loss"]) for row in trained.history]
 
 
 OPEN_RUN = """
