@@ -22,12 +22,13 @@ from pipelines.annotations import FACES, IMAGES, Annotations
 from pipelines.archives import Input
 from pipelines.looking import SeenFace
 from pipelines.models import Model
+from pipelines.outages import MissingError
 from pipelines.pace import one_core
 from pipelines.plan import Unit, fingerprint
 from pipelines.pyramid import sharpness
 from pipelines.sandbox import Died, Sandbox
 from pipelines.sightings import Sighting, Task, died, sightings
-from pipelines.storage import MissingError, Store
+from pipelines.storage import Store
 
 RECORDS: Final = "records"
 STAGED: Final = "staged"

@@ -37,10 +37,11 @@ from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
 from pipelines.lease import LEASE, hold
 from pipelines.models import Model
+from pipelines.outages import MissingError
 from pipelines.plan import Plan, Unit, fingerprint, make_plan
 from pipelines.settings import AnnotateSettings
 from pipelines.sightings import Task
-from pipelines.storage import MissingError, Store
+from pipelines.storage import Store
 
 READS_AT_ONCE: Final = 16
 """Records that are read at the same time: on S3 each takes a while."""

@@ -19,10 +19,11 @@ from pipelines.dataset_page import NOT_REJECTED, PAGE, dataset_page
 from pipelines.errors import UserError
 from pipelines.forgotten import ForgottenPicture, read_forgotten, write_forgotten
 from pipelines.manifest import MANIFEST, Manifest, read_manifest
+from pipelines.outages import MissingError
 from pipelines.photos import Seen, clusters
 from pipelines.prepare import NoFaceError, prepare
 from pipelines.settings import PrepareSettings
-from pipelines.storage import MissingError, Store
+from pipelines.storage import Store
 from pipelines.unit_records import UnitRecord
 
 Progress = Callable[[int, int, str], None]

@@ -18,7 +18,8 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import UserError
-from pipelines.storage import MissingError, Store
+from pipelines.outages import MissingError
+from pipelines.storage import Store
 
 LEASE: Final = "lease.json"
 """The name of every lease."""

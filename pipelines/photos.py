@@ -12,9 +12,10 @@ from pipelines.detection.annotated import AnnotatedBoxes
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.manifest import LeftOut
+from pipelines.outages import OutageError
 from pipelines.prints import near_duplicates, photo_print
 from pipelines.sources import AnnotatedPhoto, ChangedPictureError, Rejected, open_annotated
-from pipelines.storage import OutageError, Store
+from pipelines.storage import Store
 
 HELD: Final = frozenset({"val", "test"})
 SHADOWED: Final = "shadowed"

@@ -10,9 +10,7 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,28 +20,12 @@ from typing import Any, BinaryIO, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import fsspec
-from botocore.exceptions import (  # type: ignore[import-untyped]
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
 
+from pipelines.disk import TEMP_PREFIX, growing, regular_size, sync_directory, temporary
 from pipelines.errors import UserError
+from pipelines.outages import FULL, explained
 from pipelines.secrecy import has_password, without_secrets
 
-_TEMP_PREFIX: Final = ".tmp-"
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
-_REFUSED: Final = {
-    errno.EACCES,
-    errno.EEXIST,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.EOPNOTSUPP,
-}
 _ABSENT: Final = {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _CONDITION_FAILED: Final = {errno.EINVAL, 412}
 """How s3fs reports a put refused because the key exists (HTTP 412 has no errno of its own)."""
@@ -51,14 +33,6 @@ _ATTEMPTS: Final = "5"
 """Of one request: at most 15 seconds of pauses."""
 _KEYS_A_PAGE: Final = 1000
 """Of a listing on S3, which gives no more."""
-
-
-class OutageError(UserError):
-    """The storage failed again and again, or could not be asked at all: nothing is known of what lies there."""
-
-
-class MissingError(UserError):
-    """Nothing lies there."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +89,7 @@ class Store:
 
     def exists(self, key: str = "") -> bool:
         """Whether a file or a directory lies there; on S3 a directory exists when something is below it."""
-        with self._explained(key):
+        with explained(self.url, key):
             if not self._remote:
                 return self._path(key).exists()
             try:
@@ -126,7 +100,7 @@ class Store:
 
     def version(self, key: str = "") -> str | None:
         """What changes when the file changes (its size, time and inode, or the ETag); None where no file is."""
-        with self._explained(key):
+        with explained(self.url, key):
             try:
                 if self._remote:
                     info = _s3().info(self._address(key))
@@ -139,7 +113,7 @@ class Store:
             return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}" if stat.S_ISREG(status.st_mode) else None
 
     def read_bytes(self, key: str) -> bytes:
-        with self._explained(key):
+        with explained(self.url, key):
             if self._remote:
                 return cast(bytes, _s3().cat_file(self._address(key)))
             return self._path(key).read_bytes()
@@ -149,10 +123,10 @@ class Store:
 
         `readahead` is how many bytes beyond those asked for one request to S3 brings.
         """
-        with self._explained(key):
+        with explained(self.url, key):
             if self._remote:
                 file = _s3().open(self._address(key), "rb", block_size=readahead)
-                file.cache.fetcher = self._explained(key)(file.cache.fetcher)  # later reads fail as this one does
+                file.cache.fetcher = explained(self.url, key)(file.cache.fetcher)  # later reads fail as this one does
                 return cast(BinaryIO, file)
             return self._path(key).open("rb")
 
@@ -164,7 +138,7 @@ class Store:
         """
         if self._remote:
             return dict(sorted((key, size) for key, size, _ in self.objects(prefix)))
-        with self._explained(prefix):
+        with explained(self.url, prefix):
             return dict(sorted(self._local_sizes(prefix)))
 
     def objects(self, prefix: str = "") -> Iterator[tuple[str, int, str]]:
@@ -175,7 +149,7 @@ class Store:
         page: dict[str, Any] = {"IsTruncated": True}
         while page.get("IsTruncated"):
             token = page.get("NextContinuationToken")
-            with self._explained(prefix):
+            with explained(self.url, prefix):
                 page = _s3().call_s3(
                     "list_objects_v2",
                     Bucket=bucket,
@@ -194,7 +168,7 @@ class Store:
 
     def folders(self) -> list[str]:
         """Names of the directories directly below, sorted; none where there is no such place."""
-        with self._explained(""):
+        with explained(self.url, ""):
             if not self._remote:
                 root = self._path("")
                 return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
@@ -206,21 +180,21 @@ class Store:
 
     def modified(self, key: str) -> float:
         """When a file was written, in seconds since 1970 by the storage's clock."""
-        with self._explained(key):
+        with explained(self.url, key):
             if self._remote:
                 return float(_s3().modified(self._address(key)).timestamp())
             return self._path(key).stat().st_mtime
 
     def publish(self, key: str, data: bytes) -> None:
         """Writes a whole file or nothing; an older one is replaced in one step."""
-        with self._explained(key):
+        with explained(self.url, key):
             if self._remote:
                 _s3().pipe_file(self._address(key), data)
                 return
             path = self._path(key)
-            with _temporary(path, data) as temporary:
-                temporary.replace(path)
-                _sync_directory(path.parent)
+            with temporary(path, data) as beside:
+                beside.replace(path)
+                sync_directory(path.parent)
 
     @contextmanager
     def writing(self, key: str) -> Iterator[BinaryIO]:
@@ -230,44 +204,44 @@ class Store:
         """
         path = None if self._remote else self._path(key)
         with ExitStack() as stack:
-            with self._explained(key):
-                file = stack.enter_context(_growing(path))
+            with explained(self.url, key):
+                file = stack.enter_context(growing(path))
             try:
                 yield file
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in FULL:
                     raise  # of something else that the block did
-                with self._explained(key):
+                with explained(self.url, key):
                     raise
-            with self._explained(key):
+            with explained(self.url, key):
                 file.flush()
                 if path is None:
                     _s3().put_file(file.name, self._address(key))
                     return
                 os.fsync(file.fileno())
                 Path(file.name).replace(path)
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
 
     def create(self, key: str, data: bytes) -> bool:
         """Writes a whole file if the key is free; False when it exists (of racing writers one gets True).
 
         On S3 an object with just these bytes counts as one's own: the answer to its put may have been lost.
         """
-        with self._explained(key):
+        with explained(self.url, key):
             if self._remote:
                 return self._create_remote(key, data)
             path = self._path(key)
-            with _temporary(path, data) as temporary:
+            with temporary(path, data) as beside:
                 try:
-                    path.hardlink_to(temporary)
+                    path.hardlink_to(beside)
                 except FileExistsError:
                     return False
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
             return True
 
     def delete(self, key: str) -> None:
         """Removes a file; one that is gone already is no error."""
-        with self._explained(key):
+        with explained(self.url, key):
             if self._remote:
                 _s3().rm_file(self._address(key))
             else:
@@ -276,7 +250,7 @@ class Store:
     def sweep(self, seconds: float = 3600) -> None:
         """Removes temporary files of writers that were killed: those not written to for so long. S3 has none."""
         root = self.local_path()
-        for path in root.rglob(f"{_TEMP_PREFIX}*") if root else ():
+        for path in root.rglob(f"{TEMP_PREFIX}*") if root else ():
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime >= seconds:
                     path.unlink()
@@ -298,9 +272,9 @@ class Store:
         for folder, folders, files in os.walk(self._path(prefix)):
             linked = [name for name in folders if Path(folder, name).is_symlink()]
             for name in (*files, *linked):
-                if not name.startswith(_TEMP_PREFIX):
+                if not name.startswith(TEMP_PREFIX):
                     path = Path(folder, name)
-                    yield path.relative_to(root).as_posix(), _regular_size(path)
+                    yield path.relative_to(root).as_posix(), regular_size(path)
 
     def _create_remote(self, key: str, data: bytes) -> bool:
         try:
@@ -312,33 +286,6 @@ class Store:
                 raise
             return self.read_bytes(key) == data
         return True
-
-    @contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        name = f"{self.url}/{key}" if key else self.url
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise MissingError(f"{name} does not exist: check the path, or the bucket and its region") from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise OutageError(
-                f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from error
-        except OSError as error:
-            if error.errno in _FULL:
-                raise UserError(
-                    f"disk full: {name} was not written; nothing half-written was left. Free some space"
-                ) from error
-            if isinstance(error, PermissionError) or error.errno in _REFUSED:
-                what = "the S3 credentials" if self._remote else "the path"
-                raise UserError(f"{name}: {_said(error)}; check {what} and the rights there") from None
-            if not self._remote:
-                raise
-            raise _s3_failed(name, error) from None
-        except Exception as error:
-            if not (self._remote and _is_of_s3(error)):
-                raise
-            raise _s3_failed(name, error) from None
 
 
 def short_digest(text: str) -> str:
@@ -355,71 +302,8 @@ def _s3() -> Any:
     return files
 
 
-def _is_of_s3(error: Exception) -> bool:
-    from s3fs.core import S3_RETRYABLE_ERRORS  # as slow to import as all of S3
-
-    return isinstance(error, (BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS)) or "Invalid endpoint" in str(error)
-
-
-def _s3_failed(name: str, error: Exception) -> OutageError:
-    return OutageError(
-        f"{name}: S3 failed after {os.environ['AWS_MAX_ATTEMPTS']} attempts: {_said(error)}\n"
-        "what is finished is kept: check AWS_ENDPOINT_URL and the network, and run again"
-    )
-
-
-def _said(error: Exception) -> str:
-    return without_secrets(str(getattr(error, "strerror", None) or error) or type(error).__name__)
-
-
 def _checked(key: str) -> str:
     pure = PurePosixPath(key)
     if pure.is_absolute() or ".." in pure.parts:
         raise ValueError(f"key {key!r} leaves its store")
     return "" if key in {"", "."} else key
-
-
-def _regular_size(path: Path) -> int | None:
-    try:
-        status = path.stat()
-    except OSError:  # a dangling or looping link, or a file gone since it was listed
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-@contextmanager
-def _temporary(path: Path, data: bytes) -> Iterator[Path]:
-    """A complete, synced file beside `path` that is gone afterwards unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMP_PREFIX}{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _growing(path: Path | None) -> Iterator[BinaryIO]:
-    """An open file beside `path`, or on this machine where that is None; gone afterwards unless it was renamed."""
-    folder = Path(tempfile.gettempdir()) if path is None else path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{_TEMP_PREFIX}{secrets.token_hex(8)}"
-    file = temporary.open("xb")
-    try:
-        yield file
-    finally:
-        with suppress(OSError):  # of what did not fit on the disk, which was told
-            file.close()
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

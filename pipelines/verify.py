@@ -19,10 +19,11 @@ from msrrn.landmarks import SCHEME
 from pipelines.engine import run_units
 from pipelines.forgotten import read_forgotten
 from pipelines.manifest import MANIFEST, Manifest, UnitEntry, read_manifest
+from pipelines.outages import MissingError
 from pipelines.rows import row_problems
 from pipelines.settings import PrepareSettings
 from pipelines.shards import SCHEMA, TRAINED_SPLITS
-from pipelines.storage import MissingError, Store
+from pipelines.storage import Store
 
 PROBLEMS_PER_SHARD: Final = 20
 """Of one kind: a shard that is wrong throughout is wrong once."""

@@ -18,7 +18,8 @@ from pipelines.archives.names import LIST_SUFFIXES, UNSUPPORTED_SUFFIXES, has_su
 from pipelines.archives.tables import NoPicturesError
 from pipelines.decoding import Limits, Undecodable
 from pipelines.errors import UserError
-from pipelines.storage import MissingError, OutageError, Store
+from pipelines.outages import MissingError, OutageError
+from pipelines.storage import Store
 
 __all__ = ["PROBLEMS", "Input", "Listing", "list_inputs", "read_inputs"]
 

@@ -14,7 +14,8 @@ from pipelines.archives.tables import Table
 from pipelines.archives.tars import Tar
 from pipelines.archives.zips import Zip
 from pipelines.decoding import Undecodable
-from pipelines.storage import MissingError, Store
+from pipelines.outages import MissingError
+from pipelines.storage import Store
 
 SUFFIXES: Final = ARCHIVE_SUFFIXES + TABLE_SUFFIXES
 MAX_IDLE: Final = 8

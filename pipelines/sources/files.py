@@ -11,8 +11,9 @@ from typing import BinaryIO, Final
 from pipelines.archives.names import ARCHIVE_SUFFIXES, is_hidden, is_safe, normal, printable, split_url
 from pipelines.decoding import Limits
 from pipelines.errors import UserError
+from pipelines.outages import OutageError
 from pipelines.sources.held import Changed, HeldArchive, held, is_archive, too_large
-from pipelines.storage import OutageError, Store
+from pipelines.storage import Store
 
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 _READAHEAD: Final = 1 << 16

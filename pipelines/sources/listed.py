@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box
 from pipelines.errors import UserError
+from pipelines.outages import OutageError
 from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
 from pipelines.sources.annotation import BadAnnotation
 from pipelines.sources.corrections import Reviewed, review_of, subset_of
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture
 from pipelines.sources.held import root_parts, without_suffix
 from pipelines.sources.three_hundred_w import SUBSETS, TEST_FOLDERS
-from pipelines.storage import OutageError, Store
+from pipelines.storage import Store
 
 _SPLIT_WORD: Final = re.compile(
     r"(?<![a-z])(train(?:ing|set)?|val(?:id(?:ation)?|set)?|test(?:ing|set)?)(\d*)(?![a-z])"

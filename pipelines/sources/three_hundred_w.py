@@ -10,12 +10,12 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from pipelines.errors import UserError
+from pipelines.outages import OutageError
 from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
 from pipelines.sources.annotation import BadAnnotation
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
 from pipelines.sources.held import root_parts, without_suffix
 from pipelines.sources.pts import parse_pts
-from pipelines.storage import OutageError
 
 SUBSETS: Final = ("lfpw", "helen", "afw", "ibug")
 TEST_FOLDERS: Final = frozenset({"testset", "01_indoor", "02_outdoor"})

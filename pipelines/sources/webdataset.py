@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box
 from pipelines.errors import UserError
+from pipelines.outages import OutageError
 from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
 from pipelines.sources.annotation import BadAnnotation, points_of, usable_shape
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
 from pipelines.sources.held import root_parts
 from pipelines.sources.pts import parse_pts
-from pipelines.storage import OutageError
 
 POINTS: Final = ("landmarks", "keypoints", "points")
 FACES: Final = "faces"

@@ -11,7 +11,8 @@ from pipelines.archives import PROBLEMS, Input, list_inputs, read_inputs
 from pipelines.archives import containers as containers_module
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
-from pipelines.storage import OutageError, Store
+from pipelines.outages import OutageError
+from pipelines.storage import Store
 from tests.faulty import FaultyEndpoint
 from tests.pipelines.containers import growth, member, packed, publish, read, tar, zipped
 

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from pipelines.errors import UserError
+from pipelines.outages import OutageError
 from pipelines.sandbox import BEGUN, Died, Sandbox
-from pipelines.storage import OutageError
 
 
 def doubled(mark: str, items: Sequence[str]) -> Iterator[str | tuple[str, int]]:

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from pipelines.archives.containers import Container, open_container
 from pipelines.errors import UserError
+from pipelines.outages import OutageError
 from pipelines.sources import files as files_module
 from pipelines.sources import held as held_module
 from pipelines.sources import open_annotated
 from pipelines.sources.files import Files, open_files
-from pipelines.storage import OutageError, Store
+from pipelines.storage import Store
 
 FILES = {"a/1.jpg": b"one" * 100, "b/2 _01.jpg": b"two", "c.pts": b""}
 KINDS = ["folder", "faces.tar", "faces.tar.gz", "faces.TGZ", "faces.zip"]

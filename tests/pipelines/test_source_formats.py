@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from msrrn.landmarks import inter_ocular, inter_pupil
 from pipelines.annotations import FACES
 from pipelines.errors import UserError
+from pipelines.outages import MissingError, OutageError
 from pipelines.settings import SourceFormat
 from pipelines.sources import FORMATS, AnnotatedPhoto, Rejected, open_annotated, reader
 from pipelines.sources.files import Files, open_files
 from pipelines.sources.pts import format_pts
-from pipelines.storage import MissingError, OutageError, Store
+from pipelines.storage import Store
 from tests.factories import write_tar
 from tests.pipelines.test_source_files import zipped
 

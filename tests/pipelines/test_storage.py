@@ -13,7 +13,8 @@ import fsspec
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.storage import OutageError, Store
+from pipelines.outages import OutageError
+from pipelines.storage import Store
 from tests.faulty import FAULTS, Fault, FaultyEndpoint
 
 

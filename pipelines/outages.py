@@ -1,0 +1,82 @@
+"""What goes wrong with storage, told so that a person can mend it."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from botocore.exceptions import (  # type: ignore[import-untyped]
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+
+from pipelines.errors import UserError
+from pipelines.secrecy import without_secrets
+
+FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED: Final = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.EOPNOTSUPP,
+}
+
+
+class OutageError(UserError):
+    """The storage failed again and again, or could not be asked at all: nothing is known of what lies there."""
+
+
+class MissingError(UserError):
+    """Nothing lies there."""
+
+
+@contextmanager
+def explained(url: str, key: str) -> Iterator[None]:
+    """Errors of what is done with a key of a place, as `Store` tells them."""
+    remote = url.startswith("s3://")
+    name = f"{url}/{key}" if key else url
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingError(f"{name} does not exist: check the path, or the bucket and its region") from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise OutageError(f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+    except OSError as error:
+        if error.errno in FULL:
+            raise UserError(
+                f"disk full: {name} was not written; nothing half-written was left. Free some space"
+            ) from error
+        if isinstance(error, PermissionError) or error.errno in _REFUSED:
+            what = "the S3 credentials" if remote else "the path"
+            raise UserError(f"{name}: {_said(error)}; check {what} and the rights there") from None
+        if not remote:
+            raise
+        raise _s3_failed(name, error) from None
+    except Exception as error:
+        if not (remote and _is_of_s3(error)):
+            raise
+        raise _s3_failed(name, error) from None
+
+
+def _is_of_s3(error: Exception) -> bool:
+    from s3fs.core import S3_RETRYABLE_ERRORS  # as slow to import as all of S3
+
+    return isinstance(error, (BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS)) or "Invalid endpoint" in str(error)
+
+
+def _s3_failed(name: str, error: Exception) -> OutageError:
+    return OutageError(
+        f"{name}: S3 failed after {os.environ['AWS_MAX_ATTEMPTS']} attempts: {_said(error)}\n"
+        "what is finished is kept: check AWS_ENDPOINT_URL and the network, and run again"
+    )
+
+
+def _said(error: Exception) -> str:
+    return without_secrets(str(getattr(error, "strerror", None) or error) or type(error).__name__)
