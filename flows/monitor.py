@@ -3,7 +3,9 @@
 from typing import Annotated, Final
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.events import emit_event
+from prefect.states import Completed
 from pydantic import Field
 
 from flows.parameters import Place
@@ -21,7 +23,7 @@ def monitor(
     dataset: Place | None = None,
     reference: Place | None = None,
     settings: DriftSettings | None = None,
-) -> DriftReport:
+) -> DriftReport | State[None]:
     """Compares recent annotation runs with the training dataset; emits `msrrn.drift.detected` where they drifted.
 
     Args:
@@ -30,8 +32,13 @@ def monitor(
         dataset: what the model was trained on, or a place of datasets: there, what the champion was trained on.
         reference: a run to compare with; without one, the oldest that has the model and settings of the newest.
         settings: thresholds, and how many runs are recent.
+
+    Where nothing was annotated yet, there is nothing to compare, and nothing wrong with that.
     """
-    report, page = compare_runs(runs, out, settings or DriftSettings(), dataset, reference)
+    found = compare_runs(runs, out, settings or DriftSettings(), dataset, reference)
+    if isinstance(found, str):
+        return Completed(message=found)
+    report, page = found
     if report.verdict == "drifted":
         emit_event(
             event=DRIFT_DETECTED,

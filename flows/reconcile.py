@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
+from flows.dead_runs import free_dead_runs
 from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
 from flows.parameters import ModelName, Place, Workers
 from flows.progress import say
@@ -27,6 +28,8 @@ def reconcile(
 ) -> list[Finding]:
     """Mends what was left half done. It may run at any time, and finds nothing the second time.
 
+    Runs of the deployments that nobody works on any more are crashed; what crashed is started again.
+
     Args:
         name: one registered model; none: all.
         places: where datasets and annotations lie, whose leases a dead worker may have left.
@@ -44,7 +47,7 @@ def reconcile(
         decision, _ = pass_gate(challenge, ask)
         return f"{decision.verdict}. {decision.reason}"
 
-    found = mend(judge, name, places or [], minutes, on_wait=say)
+    found = [*free_dead_runs(minutes), *mend(judge, name, places or [], minutes, on_wait=say)]
     for each in found:
         say(f"{each.where}: {each.what}: {each.done}")
     if found:

@@ -3,6 +3,7 @@
 The file is the one that `prefect deploy` reads, so that a deployment is described once.
 """
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, cast
@@ -31,8 +32,22 @@ class _Schedule(BaseModel):
     timezone: str = "UTC"
 
 
+class _JobVariables(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    env: dict[str, str] = {}
+
+
+class _WorkPool(BaseModel):
+    """The pool itself does not concern one machine; the environment of its runs does."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    job_variables: _JobVariables = _JobVariables()
+
+
 class _Deployment(BaseModel):
-    """What of a deployment's entry in prefect.yaml concerns one machine; the work pool does not."""
+    """What of a deployment's entry in prefect.yaml concerns one machine."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -43,10 +58,11 @@ class _Deployment(BaseModel):
     concurrency_limit: ConcurrencyLimitConfig | None = None
     schedules: list[_Schedule] = []
     triggers: list[dict[str, Any]] = []
+    work_pool: _WorkPool = _WorkPool()
 
 
-def deployments(file: Path) -> list[RunnerDeployment]:
-    """The deployments that the file describes.
+def deployments(file: Path) -> tuple[list[RunnerDeployment], dict[str, str]]:
+    """The deployments that the file describes, and the environment of their runs: here, they share one.
 
     Raises:
         UserError: there is no such file, or it is not as it should be.
@@ -54,7 +70,9 @@ def deployments(file: Path) -> list[RunnerDeployment]:
     try:
         described = yaml.safe_load(file.read_text("utf-8"))
         found = TypeAdapter(list[_Deployment]).validate_python(described["deployments"])
-        return [_made(each) for each in found]
+        return [_made(each) for each in found], {
+            name: value for each in found for name, value in each.work_pool.job_variables.env.items()
+        }
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): give --file, a prefect.yaml") from error
     except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
@@ -68,12 +86,13 @@ def serve(file: Path, limit: int) -> None:
         UsageError: there is no Prefect server.
         UserError: the file cannot be used.
     """
-    found = deployments(file)
+    found, environment = deployments(file)
     if not has_server():
         raise UsageError(
             "set PREFECT_API_URL to the Prefect server that keeps schedules and runs: `prefect server start` and "
             "PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
+    os.environ.update(environment)  # runs inherit it
     prefect.serve(*found, limit=limit)
 
 

@@ -20,7 +20,7 @@ from flows.progress import epoch_progress, progress, say
 from pipelines.annotation import Summary, annotate
 from pipelines.drift import DriftReport, compare
 from pipelines.drift_page import write_drift
-from pipelines.errors import UserError
+from pipelines.errors import NothingYetError, UserError
 from pipelines.evaluation import Evaluation, evaluate
 from pipelines.manifest import Manifest
 from pipelines.metrics_export import metered
@@ -125,9 +125,16 @@ def annotate_archive(source: str, out: str, model: Model, settings: AnnotateSett
 @task(name="compare runs", **STATION)
 def compare_runs(
     runs: Sequence[str], out: str, settings: DriftSettings, dataset: str | None, reference: str | None
-) -> tuple[DriftReport, str]:
-    """What recent annotation runs saw against the training dataset and a reference run; the report and its page."""
-    report = compare(runs, settings, dataset, reference)
+) -> tuple[DriftReport, str] | str:
+    """What recent annotation runs saw against the training dataset and a reference run; the report and its page.
+
+    Or, where there is nothing to compare yet, what is missing.
+    """
+    try:
+        report = compare(runs, settings, dataset, reference)
+    except NothingYetError as error:
+        say(str(error))
+        return str(error)
     page = write_drift(report, Store(out))
     say(f"drift: {report.verdict} {', '.join(report.named('drifted'))}")
     create_table_artifact(

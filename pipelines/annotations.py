@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
 from pipelines.archives import read_inputs
 from pipelines.decoding import Undecodable
-from pipelines.errors import UserError
+from pipelines.errors import NothingYetError, UserError
 from pipelines.forgotten import MESSAGE, REASON
 from pipelines.plan import inputs_of, read_plan
 from pipelines.storage import Store
@@ -93,13 +93,13 @@ def runs_at(url: str) -> list[Store]:
     """The run at this place, or those at the places directly below it, by name.
 
     Raises:
-        UserError: there is none.
+        NothingYetError: there is none.
     """
     store = Store(url)
     places = [store] if store.exists(RUN) else [store.child(name) for name in store.folders()]
     runs = [place for place in places if place.exists(RUN)]
     if not runs:
-        raise UserError(f"{url} holds no annotation run: give the --out of `msrrn annotate`, or a folder of such")
+        raise NothingYetError(f"{url} holds no annotation run: give the --out of `msrrn annotate`, or their folder")
     return runs
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pipelines.annotation_faces import MEASURES, features, outcomes
 from pipelines.annotations import Annotations, runs_at
 from pipelines.dataset_faces import features_of
-from pipelines.errors import UserError
+from pipelines.errors import NothingYetError, UserError
 from pipelines.forgotten import read_forgotten
 from pipelines.manifest import MANIFEST, read_manifest
 from pipelines.plan import additions
@@ -143,13 +143,13 @@ def sittings(urls: Sequence[str]) -> list[Sitting]:
     """What was done at these places, or at those directly below them, oldest first.
 
     Raises:
-        UserError: at one of them no run was made, or nothing of it is finished.
+        NothingYetError: at one of them no run was made, or nothing of it is finished.
     """
     found: dict[str, Sitting] = {}
     for url in urls:
         made = {sitting.name: sitting for run in runs_at(url) for sitting in _sittings(run)}
         if not made:
-            raise UserError(f"{url}: nothing is finished yet of the annotation run there")
+            raise NothingYetError(f"{url}: nothing is finished yet of the annotation run there")
         found |= made
     return sorted(found.values(), key=lambda sitting: sitting.began)
 
@@ -169,11 +169,14 @@ def training_dataset(url: str) -> Store:
     """The dataset at `url`; in a place of datasets, the one that the champion was trained on.
 
     Raises:
-        UserError: it is neither, or the champion was trained on a dataset that is not there.
+        UserError: it is neither, or the champion was trained on a dataset that is not there (NothingYetError: none
+            is).
     """
     store = Store(url)
     if store.exists(MANIFEST):
         return store
+    if not store.folders():
+        raise NothingYetError(f"{url}: no dataset was made there yet; give the URL that `msrrn prepare` printed")
     from pipelines.retraining import open_model  # as slow to import as MLflow and torch
 
     model = open_model(None)

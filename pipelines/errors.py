@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """The call itself is wrong: the command line exits with 2."""
+
+
+class NothingYetError(UserError):
+    """What is to be looked at is not there yet: for a person who asked a mistake, on a schedule an ordinary day."""

@@ -42,7 +42,7 @@ class Cluster:
 
     def kill_node(self, index: int) -> None:
         """As when its machine loses power."""
-        _kill_tree(self.nodes.pop(index))
+        kill_tree(self.nodes.pop(index))
 
     def workers(self) -> list[psutil.Process]:
         """The processes that do Ray's tasks, on all nodes."""
@@ -54,7 +54,7 @@ class Cluster:
 
     def close(self) -> None:
         for node in (*self.nodes, self._head):
-            _kill_tree(node)
+            kill_tree(node)
 
 
 @contextmanager
@@ -97,7 +97,8 @@ def _is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def _kill_tree(root: "subprocess.Popen[bytes]") -> None:
+def kill_tree(root: "subprocess.Popen[bytes]") -> None:
+    """A process and all that it started, as when their machine loses power."""
     # Asked to end, it would take half a minute.
     try:
         processes = [*psutil.Process(root.pid).children(recursive=True), psutil.Process(root.pid)]

@@ -14,7 +14,8 @@ FILE = Path(__file__).parents[2] / "prefect.yaml"
 
 def test_what_prefect_deploys_is_served() -> None:
     described = {each["name"]: each for each in yaml.safe_load(FILE.read_text())["deployments"]}
-    found = {each.name: each for each in deployments(FILE)}
+    made, environment = deployments(FILE)
+    found = {each.name: each for each in made}
     assert found.keys() == described.keys()
     assert found["promote"].entrypoint == "flows.promote.promote"
     assert found["promote"].work_pool_name is None
@@ -26,6 +27,7 @@ def test_what_prefect_deploys_is_served() -> None:
         CronSchedule(cron="0 3 * * 1", timezone="UTC")
     ]
     assert found["retrain"].concurrency_limit == 1
+    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,29 +20,52 @@ ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
 
+class Server:
+    """The server of `prefect server start`, on a port and with a database that it has again after a restart."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}/api"
+        self._home = home
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        command = [PREFECT, "server", "start", "--port", str(self._port)]
+        with (self._home / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        wait_for(lambda: _answers(f"{self.url}/health") or self._process.poll() is not None, 120)
+        assert self._process.poll() is None, (self._home / "server.log").read_text(errors="replace")[-3000:]
+
+    def kill(self) -> None:
+        """As when its machine loses power."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+
 @contextmanager
-def prefect_server(home: Path, *deploy: str) -> Iterator[str]:
-    """Its API's URL, which the environment names, too; `deploy` says what is deployed."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    with pytest.MonkeyPatch.context() as patch, (home / "server.log").open("wb") as log:
+def prefect_server(home: Path, *deploy: str) -> Iterator[Server]:
+    """Its address is in the environment, too; `deploy` says what is deployed (all, if nothing)."""
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "PREFECT_API_URL": url,
             "PREFECT_HOME": str(home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }.items():
             patch.setenv(name, value)
-        server = subprocess.Popen([PREFECT, "server", "start", "--port", str(port)], stdout=log, stderr=log)
+        server = Server(home)
+        patch.setenv("PREFECT_API_URL", server.url)
         try:
-            wait_for(lambda: _answers(f"{url}/health"), 120)
+            server.start()
             prefect("work-pool", "create", "msrrn", "--type", "process")
             prefect("--no-prompt", "deploy", *(deploy or ["--all"]))
-            yield url
+            yield server
         finally:
-            server.terminate()
-            server.wait(30)
+            server.stop()
 
 
 def prefect(*arguments: str) -> None:
@@ -58,13 +82,20 @@ def wait_for(found: Callable[[], Any], seconds: float) -> Any:
     return value
 
 
-def post(url: str, body: dict[str, Any]) -> Any:
+def post(url: str, body: Any) -> Any:
     """The answer; a server whose SQLite is busy says 503, and is asked again."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return _ask(urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}))
+
+
+def get(url: str) -> Any:
+    return _ask(urllib.request.Request(url))
+
+
+def _ask(request: urllib.request.Request) -> Any:
     for attempt in range(20):
         try:
             with urllib.request.urlopen(request) as answer:
-                return json.load(answer)
+                return json.load(answer) if answer.status != 204 else None
         except urllib.error.HTTPError as error:
             if error.code != 503 or attempt == 19:
                 raise

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,7 +27,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.server import get_app_client
 
-from tests.infra.files import INFRA, compose, image_environment
+from tests.infra.files import INFRA, ROOT, compose, image_environment
 
 USER, PASSWORD = "operator", "a-long-enough-password"
 SETTINGS = dict.fromkeys(
@@ -212,6 +213,7 @@ def test_mlflow_over_tls_refuses_a_client_without_credentials(
 def test_automations_are_as_prefect_wants_them() -> None:
     automations = runpy.run_path(APPLY)["read_automations"]()
     (dead, stuck) = automations
-    frequency = int(compose(SETTINGS)["worker"]["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    pool = yaml.safe_load((ROOT / "prefect.yaml").read_text("utf-8"))["definitions"]["pool"]
+    frequency = int(pool["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
     assert dead.trigger.within > timedelta(seconds=3 * frequency)
     assert {action.state for each in (dead, stuck) for action in each.actions} == {"CRASHED"}

@@ -37,8 +37,9 @@ def api(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_store / 'mlflow.db'}")
         patch.setenv("XDG_CACHE_HOME", str(mlflow_store / "cache"))
         patch.delenv("RAY_ADDRESS", raising=False)
-        with prefect_server(tmp_path_factory.mktemp("prefect")) as url, temporary_settings({PREFECT_API_URL: url}):
-            yield url
+        home = tmp_path_factory.mktemp("prefect")
+        with prefect_server(home) as server, temporary_settings({PREFECT_API_URL: server.url}):
+            yield server.url
             # What this process has to tell that server must not be told, for ever, to the next one.
             for worker in (EventsWorker, APILogWorker):
                 worker.drain_all(timeout=30)

@@ -15,8 +15,8 @@ from tests.pipelines.runs import drawn_run
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as url:
-        yield url
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as server:
+        yield server.url
 
 
 def _monitored(place: Path, *names: str) -> list[str]:

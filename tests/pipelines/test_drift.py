@@ -18,7 +18,7 @@ from pipelines.dataset_faces import MEASURES as OF_DATASETS
 from pipelines.decoding import decode
 from pipelines.drift import OUTCOMES, DriftReport, compare, sittings
 from pipelines.drift_page import PAGE, REPORT, drift_page, write_drift
-from pipelines.errors import UserError
+from pipelines.errors import NothingYetError, UserError
 from pipelines.manifest import MANIFEST, Manifest
 from pipelines.models import Model
 from pipelines.settings import AnnotateSettings, DriftSettings
@@ -203,13 +203,16 @@ def test_boxes_of_another_detector_are_told(place: Path, tmp_path: Path) -> None
 def test_places_without_a_run_or_dataset_are_said(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="holds no annotation run"):
+    with pytest.raises(NothingYetError, match="holds no annotation run"):
         sittings([str(place / "runs"), str(tmp_path)])
     with pytest.raises(UserError, match="there is no other run"):
         compare([str(place / "few")], DEFAULT, reference=str(place / "few"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(NothingYetError, match="no dataset was made there yet"):
+        compare([str(place / "few")], DEFAULT, str(tmp_path / "datasets"))
+    (tmp_path / "datasets" / "another").mkdir(parents=True)
     with pytest.raises(UserError, match=r"is no dataset, and has none named .*, on which the champion"):
-        compare([str(place / "few")], DEFAULT, str(tmp_path))
+        compare([str(place / "few")], DEFAULT, str(tmp_path / "datasets"))
 
 
 def test_in_a_place_of_datasets_that_of_the_champion_is_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
