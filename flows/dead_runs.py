@@ -96,8 +96,11 @@ def _mended(client: SyncPrefectClient, run: FlowRun, beats: bool) -> Finding | N
         what, done = f"{run.state.name}, but nobody works on it", "crashed, and started again"
         message = f"No sign of life for {SILENCE_SECONDS:.0f} s; its worker or machine is gone."
         client.set_flow_run_state(run.id, Crashed(message=message), force=True)
-        if not _may_start(client, client.read_flow_run(run.id)):
+        run = client.read_flow_run(run.id)
+        if not _may_start(client, run):
             return Finding(where=where, what=what, done="crashed")
+    elif not _may_start(client, run):
+        return None  # another began meanwhile
     client.set_flow_run_state(run.id, AwaitingRetry())
     return Finding(where=where, what=what, done=done)
 

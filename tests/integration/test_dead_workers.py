@@ -31,6 +31,7 @@ WITHIN = timedelta(seconds=45)
 """Instead of 100 s; runs beat every 30 s."""
 TRAIN = TrainSettings(epochs=12, batch=8, learning_rate=0.003)
 MARK = 1234.5
+DEPLOYED = ("--name", "retrain", "--name", "annotate", "--name", "monitor")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def server(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         patch.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "false")  # a real `reconcile` might come in between
         patch.delenv("RAY_ADDRESS", raising=False)
         with (
-            prefect_server(tmp_path_factory.mktemp("prefect")) as started,
+            prefect_server(tmp_path_factory.mktemp("prefect"), *DEPLOYED) as started,
             temporary_settings({PREFECT_API_URL: started.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30}),
         ):
             asyncio.run(apply_automations())
@@ -203,7 +204,13 @@ def test_reconcile_frees_what_the_automation_missed(server: Server, worker: Path
     older = in_states(server, "RUNNING", "CRASHED", reference="again")
     newer = in_states(server, "RUNNING", "COMPLETED", reference="again")
     in_states(server, "CANCELLED", **where)  # it was refused while `silent` had the place: it did not do the same
-    found = free_dead_runs(0, lambda seconds: beat(server, living, away))
+    overtaken = in_states(server, "RUNNING", "CRASHED", reference="overtaken")
+
+    def meanwhile(seconds: float) -> None:
+        in_states(server, "RUNNING", "COMPLETED", reference="overtaken")
+        beat(server, living, away)
+
+    found = free_dead_runs(0, meanwhile)
     assert sorted((each.what, each.done) for each in found) == [
         ("Running, but nobody works on it", "crashed, and started again"),
         ("crashed, but somebody works on it", "running"),
@@ -211,6 +218,6 @@ def test_reconcile_frees_what_the_automation_missed(server: Server, worker: Path
     ]
     wait_for(lambda: state(server, silent)["type"] == "COMPLETED", 120)
     assert state(server, silent)["message"].endswith("or their folder")  # there is nothing to compare yet
-    runs = (living, away, cancelled, hopeless, older, newer)
-    ends = ["RUNNING", "RUNNING", "CANCELLED", "CRASHED", "CRASHED", "COMPLETED"]
+    runs = (living, away, cancelled, hopeless, older, newer, overtaken)
+    ends = ["RUNNING", "RUNNING", "CANCELLED", "CRASHED", "CRASHED", "COMPLETED", "CRASHED"]
     assert [state(server, run)["type"] for run in runs] == ends
