@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.memory import keep_memory
+
 ROUNDS: Final = 7
 
 
@@ -27,6 +29,7 @@ def race(contestants: Mapping[str, Callable[[], object]]) -> dict[str, NDArray[n
 @contextmanager
 def one_core() -> Iterator[None]:
     """torch uses one core within."""
+    keep_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

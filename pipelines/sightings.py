@@ -15,6 +15,7 @@ from pipelines.archives import Input, read_inputs
 from pipelines.decoding import Undecodable
 from pipelines.detection import Detector
 from pipelines.looking import SeenFace, look
+from pipelines.memory import keep_memory
 from pipelines.sandbox import BEGUN, Died
 from pipelines.settings import AnnotateSettings
 
@@ -42,6 +43,7 @@ class Sighting:
 def sightings(task: Task, inputs: Sequence[Input]) -> Iterator[Sighting | str]:
     """The work of a `Sandbox`: `BEGUN` once the bytes of an input are there, then what was seen in it."""
     cv2.setNumThreads(1)
+    keep_memory()
     for item, data in read_inputs(task.source, inputs):
         yield BEGUN
         yield _sighting(item, data, task)

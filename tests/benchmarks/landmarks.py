@@ -1,0 +1,76 @@
+"""Faces a second, beside dlib's ERT: python -m tests.benchmarks.landmarks --dataset DATASETS/ID [--model DIR]
+
+One process for each core, all at the same work at the same time; from uint8 crops to shapes, batches of 64 faces. By
+turns in one run: ERT of 15 cascades, trained on the dataset or found trained in --ert, and the network (the box's, or
+an artifact's) with one look at each face and with two, in float32 and in bfloat16.
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from msrrn.artifact import load
+from msrrn.predictor import TorchPredictor
+from pipelines.ert import Ert, trained_ert
+from pipelines.loader import Loader
+from pipelines.manifest import read_manifest
+from pipelines.pace import one_core
+from pipelines.pyramid import CROP
+from pipelines.retraining import BOX
+from pipelines.storage import Store
+
+BATCH: Final = 64
+ROUNDS: Final = 15
+ERT: Final = "ERT, 15 cascades"
+
+
+def rates(core: int, model: Path, ert: Ert, dataset: str, together: Barrier) -> dict[str, float]:
+    """Faces a second of one process: the median of the rounds."""
+    os.sched_setaffinity(0, {core})
+    faces = Loader(Store(dataset), read_manifest(Store(dataset)), "val").originals(BATCH)
+    crops = np.resize(faces.image_200.numpy(), (BATCH, CROP, CROP))
+    networks = {}
+    for looks in (1, 2):
+        for reduced in (False, True):
+            network, _ = load(model)
+            network.config = network.config.model_copy(update={"mirrored": looks == 2})
+            network.reduced = reduced
+            name = f"network, {looks} look{'s' * (looks - 1)}, {'bfloat16' if reduced else 'float32'}"
+            networks[name] = TorchPredictor(network)
+    seconds: dict[str, list[float]] = {}
+    with one_core():
+        for _ in range(ROUNDS + 1):
+            for name, contestant in ({ERT: ert} | networks).items():
+                together.wait()
+                began = time.perf_counter()
+                contestant.predict(crops)
+                seconds.setdefault(name, []).append(time.perf_counter() - began)
+    return {name: len(crops) / float(np.median(taken[1:])) for name, taken in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--model", type=Path, default=BOX)
+    parser.add_argument("--ert", type=Path, default=Path("ert"))
+    call = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    ert = trained_ert(call.dataset, call.ert, len(cores))
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(len(cores)) as pool:
+        together = manager.Barrier(len(cores))
+        each = pool.starmap(rates, [(core, call.model, ert, call.dataset, together) for core in cores])
+    totals = {name: sum(found[name] for found in each) for name in each[0]}
+    print(f"{'on ' + str(len(cores)) + ' cores':<30}{'faces/s':>9}{'over ERT':>10}")
+    for name, rate in totals.items():
+        print(f"{name:<30}{rate:>9.0f}{rate / totals[ERT]:>10.2f}")
+
+
+if __name__ == "__main__":
+    main()
