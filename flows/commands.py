@@ -91,16 +91,17 @@ def _demo(commands: Commands) -> None:
 def _train(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import epoch_progress
-        from pipelines.retraining import train_tracked
+        from pipelines.retraining import started_from, train_tracked
         from pipelines.train import resumable
 
-        dataset, settings = call.dataset, train_settings(call)
-        if call.resume is not None:
-            if given(call, "preset", "epochs", "batch", "learning_rate", "precision", "seed"):
+        if call.resume is None:
+            dataset, (settings, network) = call.dataset, started_from(call.init, train_settings(call))
+        else:
+            if given(call, "preset", "init", "epochs", "batch", "learning_rate", "precision", "seed"):
                 raise UsageError("--resume goes on with the settings that the run has: leave the others out")
-            dataset, settings = resumable(call.out, call.resume)
+            (dataset, settings), network = resumable(call.out, call.resume), None
         with epoch_progress(settings) as epoch:
-            trained = train_tracked(dataset, call.out, settings, call.workers, call.name, epoch)
+            trained = train_tracked(dataset, call.out, settings, call.workers, call.name, epoch, network)
         result = {"model": trained.artifact.url, "reused": trained.reused, **trained.history[-1]}
         if call.json:
             print_json(result)
@@ -114,6 +115,7 @@ def _train(commands: Commands) -> None:
         "Trains the network on a dataset with Ray Train. MLflow follows it; the same call goes on from the last "
         "checkpoint of a run that was killed, and finds the model of one that was not.",
         "  msrrn train --dataset datasets/3f2a... --out work\n"
+        "  msrrn train --dataset datasets/3f2a... --out work --preset best --init models:/msrrn@champion\n"
         "  msrrn train --resume --out work\n"
         "  msrrn train --dataset s3://bucket/datasets/3f2a... --out s3://bucket/work --epochs 40 --workers 8",
     )
@@ -271,6 +273,7 @@ def _retrain(commands: Commands) -> None:
             prepare_settings(call),
             train_settings(call),
             gate_settings(call),
+            init=call.init,
             approve=call.approve,
             workers=call.workers,
         )

@@ -12,7 +12,16 @@ from pydantic import BaseModel, ValidationError
 from msrrn.augmentation import AugmentationSettings
 from pipelines.engine import default_workers
 from pipelines.errors import UsageError
-from pipelines.settings import MODEL_NAME, NAME, BoxesBy, GateSettings, PrepareSettings, SourceFormat, TrainSettings
+from pipelines.settings import (
+    INIT,
+    MODEL_NAME,
+    NAME,
+    BoxesBy,
+    GateSettings,
+    PrepareSettings,
+    SourceFormat,
+    TrainSettings,
+)
 
 Commands = Any
 """What `ArgumentParser.add_subparsers` returns; argparse keeps its type to itself."""
@@ -147,6 +156,13 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help=f"passes over all copies {defaults('epochs')}")
     parser.add_argument("--batch", type=int, help=f"samples of one update {defaults('batch')}")
     parser.add_argument("--learning-rate", type=float, help=f"peak of the schedule {defaults('learning_rate')}")
+    parser.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="begin with the weights of a model of the same preset: an artifact directory, models:/NAME@ALIAS, box, "
+        "synthetic (the model in the package that has seen synthetic faces alone), or none: random weights, which "
+        f"want a higher --learning-rate (default: none, of best {INIT['best']})",
+    )
     parser.add_argument(
         "--precision",
         choices=get_args(TrainSettings.model_fields["precision"].annotation),

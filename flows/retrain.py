@@ -1,7 +1,9 @@
 """The flow `retrain`: prepare → train → evaluate → gate → promote, then annotate an archive."""
 
+from typing import Annotated
+
 from prefect import flow
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from flows.gate import announce, asking, pass_gate
 from flows.parameters import ModelName, Place, Sources, Workers
@@ -49,6 +51,7 @@ def retrain(
     prepare_settings: PrepareSettings | None = None,
     train_settings: TrainSettings | None = None,
     gate_settings: GateSettings | None = None,
+    init: Annotated[str, Field(min_length=1)] | None = None,
     judge: bool = True,
     approve: bool = False,
     workers: Workers = 2,
@@ -64,6 +67,8 @@ def retrain(
         prepare_settings: how the dataset is made.
         train_settings: how the network is trained.
         gate_settings: when the new model replaces the champion.
+        init: whose weights training starts from: an artifact, models:/NAME@ALIAS, box, synthetic, or none for random
+            ones; not given: what the preset starts from.
         judge: judge the new model here; else the event `msrrn.model.registered` starts the flow `promote`.
         approve: hold a promotion until a person approves.
         workers: Ray workers.
@@ -75,7 +80,7 @@ def retrain(
     if archive:
         list_inputs(archive)  # what is wrong with it is better known now than after the training
     dataset, manifest = prepare_dataset(data, place.child("datasets").url, prepare_settings, workers)
-    trained = train_network(dataset.url, out, train_settings or TrainSettings(), workers, name)
+    trained = train_network(dataset.url, out, train_settings or TrainSettings(), workers, name, init)
     model = load_model(trained.artifact.url)
     evaluation = evaluate_model(model, data, val_share, workers)
     version = register_model(trained.artifact.url, model, evaluation, name, data)

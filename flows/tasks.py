@@ -28,7 +28,7 @@ from pipelines.models import Model
 from pipelines.prepare import prepare
 from pipelines.registry import ModelVersion
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
-from pipelines.retraining import open_model, record, require_validation, train_tracked
+from pipelines.retraining import open_model, record, require_validation, started_from, train_tracked
 from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.train import TrainedModel
@@ -72,10 +72,13 @@ def prepare_dataset(
 
 
 @task(name="train network", **STATION)
-def train_network(dataset: str, out: str, settings: TrainSettings, workers: int, name: str) -> TrainedModel:
+def train_network(
+    dataset: str, out: str, settings: TrainSettings, workers: int, name: str, init: str | None
+) -> TrainedModel:
     """A dataset → a model artifact, followed by MLflow."""
+    settings, network = started_from(init, settings)
     with epoch_progress(settings) as epoch:
-        trained = train_tracked(dataset, out, settings, workers, name, epoch)
+        trained = train_tracked(dataset, out, settings, workers, name, epoch, network)
     say(f"model {trained.artifact.url}" + (" (trained before: reused)" if trained.reused else ""))
     return trained
 

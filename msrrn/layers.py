@@ -98,15 +98,17 @@ class ContextMap(nn.Module):
         self.blocks = nn.ModuleList(Residual(width, width // 2) for width in (second, third, fourth, third))
         self.up_3 = nn.Conv2d(fourth, third, 1)
         self.up_2 = nn.Conv2d(third, second, 1)
-        self.output = nn.Conv2d(second, features, 3, padding=1)
+        self.around = nn.Conv2d(second, second, 3, padding=1, groups=second)
+        self.output = nn.Conv2d(second, features, 1)
 
     def forward(self, images_BHW: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, H), H a multiple of 16 → (B, F, H/4, H/4), and what it is made of at (B, C, H/8, H/8)."""
         block_2, block_3, block_4, block_up = self.blocks
-        finest = torch.relu_(self.stem(images_BHW[:, None]))
+        # Of one channel, a picture lies in memory both ways; convolutions are faster where it says so.
+        finest = torch.relu_(self.stem(images_BHW[:, None].contiguous(memory_format=torch.channels_last)))
         fine = block_2(torch.relu_(self.down_2(finest)))
         middle = block_3(torch.relu_(self.down_3(fine)))
         coarse = block_4(torch.relu_(self.down_4(middle)))
         middle = block_up(torch.relu_(middle + functional.interpolate(self.up_3(coarse), scale_factor=2)))
         fine = torch.relu_(fine + functional.interpolate(self.up_2(middle), scale_factor=2))
-        return self.output(fine), middle
+        return self.output(self.around(fine)), middle

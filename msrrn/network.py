@@ -38,7 +38,7 @@ from msrrn.geometry import LEVELS
 from msrrn.landmarks import MIRROR, NUM_LANDMARKS
 from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, PooledFeatures, Residual
 from msrrn.sampling import sample_map, sample_patches
-from msrrn.view import View
+from msrrn.view import Grey, View
 
 COORDINATES: Final = 2 * NUM_LANDMARKS
 
@@ -140,13 +140,15 @@ class Start(NamedTuple):
     """(B, L, 2): S⁰, in [0, 1] of the crop"""
     view: View
     levels: list[Tensor]
-    """(B, H, H) each, coarse to fine: what `view` shows"""
+    """(B, H, H) each, coarse to fine: two of what `view` shows, and the crop itself; or all three of the crop"""
+    grey: Grey | None
+    """For what is read in the crop; None where nothing is left to do"""
 
     def mirrored(self) -> "Start":
         """That of the mirror image: nothing of it has to be found or sampled anew."""
         shapes = torch.stack([1 - self.shapes[..., 0], self.shapes[..., 1]], dim=-1)
         mirror = torch.from_numpy(MIRROR).to(shapes.device)
-        return Start(shapes[:, mirror], self.view.mirrored(), [level.flip(2) for level in self.levels])
+        return Start(shapes[:, mirror], self.view.mirrored(), [level.flip(2) for level in self.levels], self.grey)
 
 
 class InitialShapeNet(nn.Module):
@@ -302,14 +304,15 @@ class MSRRN(nn.Module):
         shape_BL2 = self.mean_shape + offsets
         if self.context is None:
             levels = [standardise(level) for level in (level_50, level_100, level_200)]
-            return Start(shape_BL2, View.whole(shape_BL2), levels)
+            return Start(shape_BL2, View.whole(shape_BL2), levels, None)
         around = shape_BL2 if disturbance is None else shape_BL2 + disturbance.moves[:, 0]
         view = View.around(self.mean_shape, around.detach())
-        return Start(shape_BL2, view, view.levels(level_200))
+        coarse, middle, grey = view.levels(level_100)
+        return Start(shape_BL2, view, [coarse, middle, level_200.float()], grey)
 
     def refined(self, start: Start, disturbance: Disturbance | None = None) -> Stages:
         """All stages, from a start."""
-        shape_BL2, view, levels = start
+        shape_BL2, view, levels, grey = start
         batch = shape_BL2.shape[0]
         state_BH = shape_BL2.new_zeros(batch, self.config.hidden)
         shapes = [shape_BL2]
@@ -319,6 +322,7 @@ class MSRRN(nn.Module):
             with self._precision(shape_BL2.device):
                 context, coarser = self.context(levels[1])
                 heat = self.heat(coarser)
+        offsets = self.regressor.features.offsets
         stages = self.stages if disturbance is None else disturbance.kept.shape[1]
         for stage in range(stages):
             level = levels[min(stage, len(levels) - 1)]
@@ -327,7 +331,10 @@ class MSRRN(nn.Module):
                 shape_BL2 = shape_BL2 + disturbance.moves[:, stage]
                 kept_BF = disturbance.kept[:, stage]
             seen = view.inside(shape_BL2.detach())
-            patches = sample_patches(level, seen, self.regressor.features.offsets)
+            if grey is not None and stage + 1 >= len(levels):
+                patches = grey(sample_patches(level, shape_BL2.detach(), view.steps(offsets)))
+            else:
+                patches = sample_patches(level, seen, offsets / level.shape[-1])
             with self._precision(level.device):
                 around = None if context is None else sample_map(context, seen)
                 residual, state_BH = self.regressor(patches, around, state_BH, kept_BF)

@@ -56,21 +56,25 @@ class Draws(NamedTuple):
         return Draws._make(column[some] for column in self)
 
 
-def draw(batch: int, rng: np.random.Generator) -> Draws:
-    """Draws for `batch` samples; what is normal is cut at 2.5 standard deviations."""
+def draw(batch: int, rng: np.random.Generator, strength: float = 1.0) -> Draws:
+    """Draws for `batch` samples; what is normal is cut at 2.5 standard deviations.
+
+    `strength`, from 0 to 1, multiplies turns, shifts, changes of scale and of light, and the shares of samples that
+    are blurred or hidden.
+    """
 
     def normal(*size: int) -> Floats:
         return np.clip(rng.standard_normal(size), -2.5, 2.5)
 
-    sides = rng.uniform(*HIDDEN_SIDE, (batch, 2)) * (rng.random((batch, 1)) < HIDDEN)
+    sides = rng.uniform(*HIDDEN_SIDE, (batch, 2)) * (rng.random((batch, 1)) < strength * HIDDEN)
     centres = rng.random((batch, 2))
     return Draws(
         mirrored=rng.random(batch) < 0.5,
-        angle=np.deg2rad(rng.uniform(-ROTATION, ROTATION, batch)),
-        scale=np.exp(LOG_SCALE * normal(batch)),
-        shift=SHIFT * normal(batch, 2),
-        light=rng.uniform(-LIGHT, LIGHT, (batch, 2)),
-        blur=rng.uniform(0, BLUR, batch) * (rng.random(batch) < BLURRED),
+        angle=strength * np.deg2rad(rng.uniform(-ROTATION, ROTATION, batch)),
+        scale=np.exp(strength * LOG_SCALE * normal(batch)),
+        shift=strength * SHIFT * normal(batch, 2),
+        light=strength * rng.uniform(-LIGHT, LIGHT, (batch, 2)),
+        blur=rng.uniform(0, BLUR, batch) * (rng.random(batch) < strength * BLURRED),
         hidden=np.concatenate([centres - sides / 2, centres + sides / 2], axis=1),
         grey=rng.uniform(0, 255, batch),
     )

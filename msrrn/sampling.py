@@ -44,12 +44,12 @@ def sample_patches(images: Tensor, shapes: Tensor, offsets: Tensor) -> Tensor:
     Args:
         images: float `(B, H, W)` with H = W, one level of the pyramid.
         shapes: float `(B, L, 2)` in [0, 1] of the crop, x before y; the centre of a patch.
-        offsets: float `(K, 2)`, pixels of this level from the centre.
+        offsets: float `(K, 2)`, or for each face `(B, 1, K, 2)`, from the centre, in sides of the image.
 
     Returns:
         float `(B, L, K)`. Outside the image its edge pixels repeat; what is not a number is read at the edge.
     """
-    grid = (2 * shapes - 1)[:, :, None] + offsets * (2 / images.shape[-1])
+    grid = (2 * shapes - 1)[:, :, None] + 2 * offsets
     return functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
 
 

@@ -13,9 +13,22 @@ from torch.nn import functional
 from msrrn.sampling import frames_of, halved
 
 SIDE: Final = 192
-"""Pixels a side of the finest level; the others are its halves."""
+"""Pixels a side of the finest level; the others are its halves. It is never made whole."""
 FILLED: Final = 0.72
 """Share of the square's side that the longer side of the mean shape takes."""
+
+
+class Grey(NamedTuple):
+    """Makes grey values comparable between faces."""
+
+    mean: Tensor
+    """(B, 1, 1)"""
+    factor: Tensor
+    """(B, 1, 1)"""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(B, ...) three-dimensional → the same less the mean, times the factor."""
+        return (pixels - self.mean) * self.factor
 
 
 class View(NamedTuple):
@@ -63,20 +76,29 @@ class View(NamedTuple):
         """Steps (B, L, 2) as the mean shape would make them → as this face makes them, in sides of the crop."""
         return _times(steps, self.frame)
 
-    def levels(self, crops: Tensor) -> list[Tensor]:
-        """Crops (B, H, H), uint8 or float → the square at a quarter of `SIDE`, half of it, and `SIDE` pixels.
+    def steps(self, offsets: Tensor) -> Tensor:
+        """Offsets (K, 2) in pixels of the finest level → the same (B, 1, K, 2) in sides of the crop."""
+        return _times(offsets[None] / SIDE, self.axes)[:, None]
 
-        Zero mean and nearly unit variance in the finest; outside of the crop its edge pixels repeat.
+    def levels(self, level_100: Tensor) -> tuple[Tensor, Tensor, Grey]:
+        """Crops (B, 100, 100) → the square at a quarter of `SIDE` and at half of it, of zero mean and nearly unit
+        variance, and what made it so. Outside of the crop its edge pixels repeat.
+
+        The finest level is not made: its pixels are read in the crop, only where landmarks are (`steps`).
         """
-        steps = (2 * torch.arange(SIDE, device=crops.device) + 1) / SIDE - 1
+        side = SIDE // 2
+        steps = (2 * torch.arange(side, device=level_100.device) + 1) / side - 1
         along, down = self.axes[..., None, None].unbind(dim=1)
         # Both coordinates of a pixel far apart in memory: sums over whole rows, which is many times faster.
         grid = along * steps + (down * steps[:, None] + (2 * self.centre.mT[..., None] - 1))
-        finest = functional.grid_sample(
-            crops[:, None].float(), grid.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
-        )
-        finest = functional.layer_norm(finest, finest.shape[1:], eps=1.0)
-        return [level[:, 0] for level in (halved(halved(finest)), halved(finest), finest)]
+        square = functional.grid_sample(
+            level_100[:, None].float(), grid.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
+        )[:, 0]
+        mean = square.mean(dim=(1, 2), keepdim=True)
+        square = square - mean
+        factor = (square.square().mean(dim=(1, 2), keepdim=True) + 1.0).rsqrt()
+        square = square * factor
+        return halved(square[:, None])[:, 0], square, Grey(mean, factor)
 
 
 def _times(points: Tensor, frame: Tensor) -> Tensor:

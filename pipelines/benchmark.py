@@ -4,7 +4,7 @@ Table 1: published figures beside measured ones, the mean shape, dlib's ERT and 
 boxes. Table 2: every stage. Then robustness, the honesty of the model's own estimate of its error, and speed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -102,8 +102,9 @@ class Benchmark:
         """Rows of NRMSE (IP) in %; None where a figure is not known."""
         columns = self.columns()
         trained = self.evaluation.trained_on
-        by_source = trained.get("faces_by_source") or {}
-        sources = ", ".join(f"{name} {splits.get('train', 0)}" for name, splits in by_source.items())
+        named = f"{trained.get('faces')} faces ({_sources(trained)})"
+        if init := trained.get("init"):
+            named += f", from weights trained on others ({_sources(init)})"
         rows: list[dict[str, Any]] = [
             {"method": row.method, "figures": "published", "trained on": TRAIN_3148}
             | dict.fromkeys(columns)
@@ -111,7 +112,7 @@ class Benchmark:
             for row in PUBLISHED
         ]
         for name, errors in self.errors.items():
-            own = self.ert.trained_on if self.ert and name == ERT else f"{trained.get('faces')} faces ({sources})"
+            own = self.ert.trained_on if self.ert and name == ERT else named
             figures = {column: round(100 * float(errors[members].mean()), 2) for column, members in columns.items()}
             rows.append({"method": name, "figures": "measured", "trained on": own} | figures)
         return rows
@@ -168,6 +169,11 @@ def benchmark(
         raise UserError(f"{', '.join(sources)}: the photos are gone since they were evaluated; run again")
     rows = robustness(model, ert, evaluation.faces, workers)
     return Benchmark(evaluation, ert, rows, speeds(model, ert, np.stack(crops)))
+
+
+def _sources(trained: Mapping[str, Any]) -> str:
+    by_source = trained.get("faces_by_source") or {}
+    return ", ".join(f"{name} {splits.get('train', 0)}" for name, splits in by_source.items())
 
 
 def speeds(model: Model, ert: Ert | None, crops: NDArray[np.uint8]) -> list[Speed]:

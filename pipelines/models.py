@@ -12,7 +12,7 @@ from msrrn.network import MSRRN
 from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
 from msrrn.predictor import Predictor, TorchPredictor
 from pipelines.errors import UserError
-from pipelines.settings import VAL_SHARE
+from pipelines.settings import VAL_SHARE, InitialWeights
 
 GPU_BATCH: Final = 512
 """Faces that a GPU is asked about at once: with few, it waits for its next kernel. Not measured."""
@@ -58,6 +58,24 @@ class Model:
             return self.predictor
         network, card = _network(self)
         return TorchPredictor(network, card.calibration, GPU_BATCH, device)
+
+
+def initial_weights(model: Model) -> tuple[MSRRN, InitialWeights]:
+    """The network that a training shall start from, and what its card says of it.
+
+    Raises:
+        UserError: it is an ONNX file, which has no weights to go on with.
+    """
+    if ONNX_FILE in dict(model.files):
+        raise UserError(f"{model.label} is an ONNX file: give --init the artifact that it was made of")
+    network, card = _network(model)
+    training = card.training
+    return network, InitialWeights(
+        version=card.version,
+        dataset=str(training.get("dataset", "")),
+        faces_by_source=training.get("faces_by_source", {}),
+        licence=card.licence,
+    )
 
 
 def read_model(directory: Path) -> Model:

@@ -11,13 +11,14 @@ from queue import SimpleQueue
 from typing import Final
 
 from msrrn.artifact import CARD, WEIGHTS
+from msrrn.network import MSRRN
 from pipelines.engine import in_a_thread
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation
 from pipelines.manifest import Manifest, read_manifest
-from pipelines.models import ONNX_SUFFIX, Model, read_model
+from pipelines.models import ONNX_SUFFIX, Model, initial_weights, read_model
 from pipelines.registry import ModelVersion, champion, fetch, register
-from pipelines.settings import NAME, TrainSettings
+from pipelines.settings import INIT, NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.tracking import (
     RunRecord,
@@ -32,6 +33,9 @@ from pipelines.train import HISTORY, Epoch, TrainedModel, run_name, train_model
 
 IN_THE_BOX: Final = "box"
 BOX: Final = Path(__file__).with_name("box")
+PACKAGED: Final = {IN_THE_BOX: BOX, "synthetic": BOX / "synthetic"}
+"""The models that come with the package; the second has seen synthetic faces alone: training may start from it."""
+RANDOM: Final = "none"
 SOURCES_TAG: Final = "msrrn.eval_sources"
 SELECTION_TAG: Final = "msrrn.eval_selection"
 METRIC_NAME: Final = re.compile(r"[^\w.\- /]")
@@ -49,13 +53,13 @@ def require_validation(manifest: Manifest) -> None:
 
 def open_model(model: str | None) -> Model:
     """Reads M: an artifact directory or an exported `.onnx` (local or `s3://`), a `models:/name@alias` URI, or
-    `box`, the model that comes with the package. None: the champion of the registry where there is one, else
-    that in the box."""
+    `box` or `synthetic`, the models that come with the package. None: the champion of the registry where there is
+    one, else that in the box."""
     if model is None:
         best = champion(NAME)
         model = f"models:/{best.name}/{best.version}" if best else IN_THE_BOX
-    if model == IN_THE_BOX:
-        return read_model(BOX)
+    if model in PACKAGED:
+        return read_model(PACKAGED[model])
     if model.startswith("models:"):
         return read_model(fetch(model))
     if local := Store(model).local_path():
@@ -71,6 +75,21 @@ def open_model(model: str | None) -> Model:
         return read_model(Path(folder))
 
 
+def started_from(init: str | None, settings: TrainSettings) -> tuple[TrainSettings, MSRRN | None]:
+    """A training's settings, with what it starts from, and that network; None stands for random weights.
+
+    `init` is a model as `open_model` takes it, or "none"; None: what the preset starts from.
+
+    Raises:
+        UserError: there is no such model, or it has no weights to start from.
+    """
+    init = init or INIT.get(settings.preset, RANDOM)
+    if init == RANDOM:
+        return settings, None
+    network, weights = initial_weights(open_model(init))
+    return settings.model_copy(update={"init": weights}), network
+
+
 def train_tracked(
     dataset: str,
     out: str,
@@ -78,6 +97,7 @@ def train_tracked(
     workers: int,
     name: str,
     progress: Callable[[Mapping[str, float]], None],
+    init: MSRRN | None = None,
 ) -> TrainedModel:
     """`train_model`, with an MLflow run of the experiment `name` that shows how it goes on.
 
@@ -91,7 +111,8 @@ def train_tracked(
     manifest = read_manifest(Store(dataset))
     key = run_name(manifest, settings)
     parameters = {
-        **settings.model_dump(),
+        **settings.model_dump(exclude={"init"}),
+        "init": settings.init.version if settings.init else "",
         **{f"dataset.{key}": value for key, value in manifest.settings.items() if key != "augmentation"},
         **manifest.settings["augmentation"],
     }
@@ -109,7 +130,7 @@ def train_tracked(
                 tell(epoch)
                 progress(epoch.metrics)
 
-            trained = train_model(dataset, out, settings, workers, follow)
+            trained = train_model(dataset, out, settings, workers, follow, init)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with suppress(UserError):  # that MLflow cannot be told is not what went wrong

@@ -56,12 +56,25 @@ class Tolerance(BaseModel):
     max_bad: float = Field(1.0, ge=0, le=1, description="largest share of bad inputs among all")
 
 
+class InitialWeights(BaseModel):
+    """The model that a training starts from, and what its weights have seen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str
+    dataset: str
+    faces_by_source: dict[str, dict[str, int]]
+    """source → split → faces"""
+    licence: str
+
+
 class TrainSettings(BaseModel):
     """What, beside the dataset, fixes a model. What is not given is the preset's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: Literal["paper", "best"] = "paper"
+    init: InitialWeights | None = Field(None, description="whose weights training starts from (none: random ones)")
     objective: Literal["squared", "nrmse_ip"] = "squared"
     optimiser: Literal["sgd", "adamw"] = "sgd"
     epochs: int = Field(16, ge=1, description="passes over all augmented copies")
@@ -72,6 +85,9 @@ class TrainSettings(BaseModel):
     warmup: float = Field(0.15, ge=0, lt=1, description="share of the steps before the peak")
     clip_norm: float = Field(5.0, gt=0, description="longest gradient that is followed")
     perturbed: bool = Field(False, description="samples are perturbed anew whenever they are seen")
+    calm: float = Field(
+        0.0, ge=0, le=1, description="share of the epochs, the last, in which samples are perturbed half as much"
+    )
     averaged: float = Field(
         0.0, ge=0, lt=1, description="decay, in each update, of the running mean of the weights that is the model"
     )
@@ -94,13 +110,17 @@ OF_PRESET: Final[dict[str, dict[str, Any]]] = {
         "optimiser": "adamw",
         "epochs": 24,
         "batch": 32,
-        "learning_rate": 3e-3,
+        "learning_rate": 1.5e-3,
         "weight_decay": 0.5,
         "warmup": 0.05,
         "perturbed": True,
+        "calm": 0.25,
         "averaged": 0.999,
     }
 }
+
+INIT: Final = {"best": "synthetic"}
+"""The model whose weights a training starts from, where the preset says one and nobody else does."""
 
 
 class AnnotateSettings(BaseModel):

@@ -30,15 +30,17 @@ from pipelines.errors import UsageError, UserError
 from pipelines.examples import due, examples
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest, read_manifest
-from pipelines.settings import TrainSettings
+from pipelines.settings import InitialWeights, TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
 from pipelines.training import DivergedError, EpochMetrics, TrainState, calibrate, lean, train, validate
 
 HISTORY: Final = "history.json"
-RECIPE: Final = 6
+RECIPE: Final = 7
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples."""
+FREE: Final = "Apache-2.0: trained on synthetic faces alone"
+RESTRICTED: Final = "that of the annotations it was trained on; those of 300-W allow research only"
 WORKER_FAILURES: Final = 3
 POLL_SECONDS: Final = 0.2
 """how often it is looked whether a person wants the training to stop"""
@@ -90,11 +92,17 @@ def resumable(out: str, name: str = "") -> tuple[str, TrainSettings]:
 
 
 def train_model(
-    dataset: str, out: str, settings: TrainSettings, workers: int, progress: Progress = lambda epoch: None
+    dataset: str,
+    out: str,
+    settings: TrainSettings,
+    workers: int,
+    progress: Progress = lambda epoch: None,
+    init: MSRRN | None = None,
 ) -> TrainedModel:
     """Trains on up to `workers` Ray workers (0: in this process), or finds the artifact finished.
 
-    Every worker has an equal share of each batch, and on GPUs one of its own: so many work as that allows.
+    Every worker has an equal share of each batch, and on GPUs one of its own: so many work as that allows. `init` is
+    the network that `settings.init` speaks of; a run that has a checkpoint does without it.
 
     Raises:
         UserError: the dataset is not finished or too small, or training failed.
@@ -113,6 +121,8 @@ def train_model(
     checkpoints = Checkpoints(Store(out).absolute().child(RUNS).child(name))
     reused = artifact.exists(CARD)
     if not reused:
+        if settings.init:
+            _start(checkpoints, settings, Loader(store, manifest, "train"), init)
         checkpoints.begin(store, settings)
         if workers == 0:
             state = _train_here(store, manifest, settings, checkpoints, progress)
@@ -125,6 +135,18 @@ def train_model(
         _publish(artifact, model, card, state.history)
     checkpoints.finish()
     return _trained(artifact, name, reused)
+
+
+def _start(checkpoints: Checkpoints, settings: TrainSettings, data: Loader, init: MSRRN | None) -> None:
+    """The first checkpoint: from there all goes on as after any other."""
+    state = TrainState(settings, data.mean_shape())
+    if not checkpoints.restore(state):
+        if init is None:
+            raise UserError(
+                f"{checkpoints.place.url} has no checkpoint: call `train` with --dataset and --init again"
+            )
+        state.start_from(init)
+        checkpoints.write(state)
 
 
 def _train_here(
@@ -315,7 +337,7 @@ def _card(
             "settings": settings.model_dump(),
             "code_version": version("msrrn"),
         },
-        licence=_licence(manifest),
+        licence=_licence(manifest, settings.init),
         metrics={
             "protocol": "validation faces of the dataset, crops from detector boxes, NRMSE over the pupils' "
             "distance (IP), fractions",
@@ -332,10 +354,11 @@ def _publish(artifact: Store, model: MSRRN, card: Card, history: Sequence[EpochM
             artifact.publish(name, (Path(directory) / name).read_bytes())
 
 
-def _licence(manifest: Manifest) -> str:
-    if set(manifest.faces_by_source) == {SYNTHETIC}:
-        return "Apache-2.0: trained on synthetic faces alone"
-    return "that of the annotations it was trained on; those of 300-W allow research only"
+def _licence(manifest: Manifest, init: InitialWeights | None) -> str:
+    own = FREE if set(manifest.faces_by_source) == {SYNTHETIC} else RESTRICTED
+    if init is None or init.licence in (own, FREE):
+        return own
+    return init.licence if own == FREE else f"{own}; and that of the model it started from: {init.licence}"
 
 
 def _trained(artifact: Store, name: str, reused: bool) -> TrainedModel:

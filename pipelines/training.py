@@ -72,6 +72,21 @@ class TrainState:
         self.gradient_norm = 0.0
         self.history: list[EpochMetrics] = []
 
+    def start_from(self, model: MSRRN) -> None:
+        """Takes over the weights of another network, but for what belongs to its dataset.
+
+        Raises:
+            UserError: it is built in another way.
+        """
+        if model.config != self.model.config:
+            raise UserError(
+                f"a network of preset {model.config.preset} cannot be the start of one of preset "
+                f"{self.model.config.preset}, or another version of msrrn made it: give --init another model"
+            )
+        own = {"mean_shape": self.model.mean_shape, "lean": self.model.lean}
+        for network in (self.model, self.averaged):
+            network.load_state_dict(model.state_dict() | own)
+
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
         torch.save(
@@ -227,12 +242,13 @@ def _seen(
         with closing(batches):
             yield from ((batch, None) for batch in batches)
         return
+    strength = 0.5 if epoch >= (1 - settings.calm) * settings.epochs else 1.0
     features, mean_shape = state.model.regressor.features.size, state.model.mean_shape.cpu().numpy()
 
     def perturbed(batch: Batch, step: int) -> Seen:
         rng = np.random.default_rng((settings.seed, epoch, step))
         mine = share_of(settings.batch, rank, world)
-        draws = draw(settings.batch, rng).rows(mine)
+        draws = draw(settings.batch, rng, strength).rows(mine)
         disturbance = draw_disturbance(settings.batch, features, mean_shape, rng)
         images, shapes = perturb(batch.image_200.numpy(), batch.landmarks.numpy(), draws)
         return Batch(torch.from_numpy(images), torch.from_numpy(shapes)), Disturbance(

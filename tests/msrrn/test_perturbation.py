@@ -109,3 +109,13 @@ def test_draws_follow_from_the_generator_and_stay_in_bounds() -> None:
     assert np.abs(first.angle).max() <= np.deg2rad(ROTATION)
     assert 0.4 < first.mirrored.mean() < 0.6
     assert 0.25 < (first.hidden[:, 2] > first.hidden[:, 0]).mean() < 0.55
+
+
+def test_half_as_strong_draws_are_half_of_the_whole() -> None:
+    whole, half = (draw(512, np.random.default_rng(3), strength) for strength in (1.0, 0.5))
+    for column in ("angle", "shift", "light"):
+        np.testing.assert_allclose(2 * getattr(half, column), getattr(whole, column))
+    np.testing.assert_allclose(half.scale**2, whole.scale)
+    hidden = [draws.hidden[:, 2] > draws.hidden[:, 0] for draws in (whole, half)]
+    for of_whole, of_half in ((whole.blur > 0, half.blur > 0), hidden):
+        assert 0.3 < of_half.sum() / of_whole.sum() < 0.7

@@ -20,7 +20,8 @@ def random_shapes(batch: int, low: float, high: float, seed: int = 0) -> Tensor:
 
 def patches_of(images: Tensor, shapes: Tensor, size: int) -> Tensor:
     """(B, L, size, size), upright."""
-    return sample_patches(images, shapes, square_offsets(size).to(images.dtype)).view(*shapes.shape[:2], size, size)
+    offsets = square_offsets(size).to(images.dtype) / images.shape[-1]
+    return sample_patches(images, shapes, offsets).view(*shapes.shape[:2], size, size)
 
 
 def interpolated(image: Tensor, x: float, y: float) -> float:

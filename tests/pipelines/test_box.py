@@ -9,7 +9,9 @@ import pytest
 from msrrn.artifact import WEIGHTS
 from pipelines.evaluation import evaluate
 from pipelines.models import export_model
-from pipelines.retraining import BOX, open_model
+from pipelines.retraining import BOX, PACKAGED, open_model, started_from
+from pipelines.settings import TrainSettings
+from pipelines.training import TrainState
 
 
 def test_without_a_champion_it_is_the_model_in_the_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +52,19 @@ def test_it_finds_the_landmarks_of_drawn_faces(annotated: Path) -> None:
     """Without research data: it never saw a drawn face, so they are found roughly."""
     faces = evaluate(open_model("box"), [str(annotated)], "all", 0).faces
     assert np.median([face.nrmse_ip[-1] for face in faces]) < 0.2
+
+
+def test_the_one_that_saw_synthetic_faces_alone_is_free_and_where_best_starts() -> None:
+    free = open_model("synthetic").card
+    assert (PACKAGED["synthetic"] / WEIGHTS).stat().st_size <= 8_000_000
+    assert free.licence.startswith("Apache-2.0")
+    assert free.training["faces_by_source"].keys() == {"synthetic"}
+    best = TrainSettings(preset="best")
+    settings, network = started_from(None, best)
+    assert settings.init is not None
+    assert settings.init.version == free.version
+    assert network is not None
+    TrainState(settings, np.zeros((68, 2), np.float32)).start_from(network)
+    assert settings.model_copy(update={"init": None}) == best
+    assert started_from("none", best) == (best, None)
+    assert started_from(None, TrainSettings()) == (TrainSettings(), None)

@@ -8,7 +8,7 @@ import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
 from pipelines.errors import UserError
-from pipelines.models import Model, export_model, read_model
+from pipelines.models import Model, export_model, initial_weights, read_model
 from tests.factories import tiny_model
 
 MEAN = np.random.default_rng(0).uniform(0.2, 0.8, (68, 2)).astype(np.float32)
@@ -86,6 +86,8 @@ def test_an_export_is_a_model_too(artifact: Path, tmp_path: Path) -> None:
     copy: Model = pickle.loads(pickle.dumps(exported))  # noqa: S301
     np.testing.assert_allclose(copy.predictor.predict(CROPS).stages, model.predictor.predict(CROPS).stages, atol=5e-6)
     assert export_model(exported) == file.read_bytes()
+    with pytest.raises(UserError, match="give --init the artifact"):
+        initial_weights(exported)
     file.write_bytes(b"rubbish")
     with pytest.raises(UserError, match=r"face\.onnx: not an ONNX model"):
         read_model(file)

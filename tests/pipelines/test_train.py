@@ -7,16 +7,17 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from msrrn.artifact import CARD, WEIGHTS, load
-from msrrn.network import PRESETS
+from msrrn.network import MSRRN, PRESETS
 from pipelines import train as station
 from pipelines.checkpoints import RUN, STATE, Checkpoints
 from pipelines.errors import UsageError, UserError
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest
-from pipelines.models import read_model
-from pipelines.settings import TrainSettings
+from pipelines.models import initial_weights, read_model
+from pipelines.settings import InitialWeights, TrainSettings
 from pipelines.storage import Store
 from pipelines.train import HISTORY, Epoch, TrainedModel, resumable, run_name, train_model
 from pipelines.training import DivergedError, validate
@@ -139,6 +140,57 @@ def test_a_run_that_broke_off_goes_on_from_its_checkpoint(dataset: Dataset, tmp_
     assert tree(tmp_path / "broken") == tree(tmp_path / "whole")
     with pytest.raises(UserError, match="no unfinished run to go on with"):
         resumable(out)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_may_start_from_the_weights_of_another_and_its_card_says_so(dataset: Dataset, tmp_path: Path) -> None:
+    first = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+    network, init = initial_weights(read_model(local(first)))
+    assert (init.version, init.dataset, init.licence) == (first.card.version, dataset[1].name, first.card.licence)
+    settings = TrainSettings(epochs=2, batch=8, learning_rate=1e-9, init=init)
+    whole = train_model(dataset[0].url, str(tmp_path / "whole"), settings, 0, init=network)
+    broken = str(tmp_path / "broken")
+
+    def breaks(epoch: Epoch) -> None:
+        raise OSError("the log is full")
+
+    with pytest.raises(OSError, match="the log is full"):
+        train_model(dataset[0].url, broken, settings, 0, breaks, network)
+    url, told = resumable(broken)
+    resumed = train_model(url, broken, told, 0)
+    assert (local(whole) / WEIGHTS).read_bytes() == (local(resumed) / WEIGHTS).read_bytes()
+    assert whole.name not in (first.name, run_name(dataset[1], settings.model_copy(update={"init": None})))
+    assert TrainSettings.model_validate(whole.card.training["settings"]).init == init
+    for name, weight in load(local(whole))[0].named_parameters():  # with next to no steps, it is still there
+        torch.testing.assert_close(weight, network.get_parameter(name), atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_start_that_does_not_fit_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    init = InitialWeights(version="0", dataset="0", faces_by_source={}, licence="any")
+    settings = QUICK.model_copy(update={"init": init})
+    other = MSRRN(TINY.model_copy(update={"hidden": 8}))
+    with pytest.raises(UserError, match="give --init another model"):
+        train_model(dataset[0].url, str(tmp_path), settings, 0, init=other)
+    with pytest.raises(UserError, match="with --dataset and --init again"):
+        train_model(dataset[0].url, str(tmp_path), settings, 0)
+    assert not tree(tmp_path)
+
+
+def test_a_licence_follows_the_weights(dataset: Dataset) -> None:
+    synthetic = dataset[1].model_copy(update={"faces_by_source": {"synthetic": {"train": 8}}})
+    real = dataset[1].model_copy(update={"faces_by_source": {"afw": {"train": 8}}})
+    free, restricted = (station._licence(manifest, None) for manifest in (synthetic, real))
+    of = InitialWeights(version="0", dataset="0", faces_by_source={}, licence=free)
+    research = of.model_copy(update={"licence": restricted})
+    other = of.model_copy(update={"licence": "ask its makers"})
+    assert [station._licence(synthetic, init) for init in (of, research, other)] == [
+        free,
+        restricted,
+        "ask its makers",
+    ]
+    assert [station._licence(real, init) for init in (of, research)] == [restricted, restricted]
+    assert station._licence(real, other) == f"{restricted}; and that of the model it started from: ask its makers"
 
 
 @pytest.mark.usefixtures("tiny")

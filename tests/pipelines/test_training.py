@@ -187,6 +187,16 @@ def test_a_preset_brings_its_settings_and_what_is_given_wins() -> None:
     assert TrainSettings.model_validate_json(best.model_dump_json()) == best
 
 
+def test_the_last_epochs_are_the_calm_ones(splits: Splits) -> None:
+    def seen(calm: float, epoch: int) -> list[list[float]]:
+        settings = TrainSettings(preset="best", epochs=4, batch=8, calm=calm)
+        batches = _seen(started(splits, settings), settings, splits[0], epoch, 0, 1)
+        return [batch.landmarks.flatten().tolist() for batch, _ in batches]
+
+    assert [seen(0.5, epoch) == seen(0.0, epoch) for epoch in range(4)] == [True, True, False, False]
+    assert seen(0.5, 3) == seen(1.0, 3)
+
+
 def test_ranks_perturb_their_shares_as_one_would(splits: Splits) -> None:
     settings = TrainSettings(preset="best", batch=8)
     state = started(splits, settings)
