@@ -18,6 +18,7 @@ from pipelines.settings import (
     NAME,
     BoxesBy,
     GateSettings,
+    Precision,
     PrepareSettings,
     SourceFormat,
     TrainSettings,
@@ -165,7 +166,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=get_args(TrainSettings.model_fields["precision"].annotation),
+        choices=get_args(Precision),
         help="of convolutions and matrix products; bfloat16 is faster on GPUs, and on CPUs with AMX "
         f"{defaults('precision')}",
     )

@@ -2,8 +2,8 @@
 
 import hashlib
 import tempfile
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from msrrn.network import MSRRN
 from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
 from msrrn.predictor import Predictor, TorchPredictor
 from pipelines.errors import UserError
-from pipelines.settings import VAL_SHARE, InitialWeights
+from pipelines.settings import VAL_SHARE, InitialWeights, Precision
 
 GPU_BATCH: Final = 512
 """Faces that a GPU is asked about at once: with few, it waits for its next kernel. Not measured."""
@@ -26,11 +26,13 @@ class Model:
 
     files: tuple[tuple[str, bytes], ...]
     card: Card
+    precision: Precision = "float32"
+    """of convolutions and matrix products, when it is asked on a CPU"""
 
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the artifact's files."""
         digest = hashlib.sha256()
@@ -47,6 +49,18 @@ class Model:
     def val_share(self) -> float:
         """The share of photos that its dataset held out, where they were not declared."""
         return float(self.card.training.get("dataset_settings", {}).get("val_share", VAL_SHARE))
+
+    def in_precision(self, precision: Precision) -> "Model":
+        """The same model, asked in this precision.
+
+        Raises:
+            UserError: it is an ONNX file, whose precision is fixed.
+        """
+        if precision != self.precision and ONNX_FILE in dict(self.files):
+            raise UserError(
+                f"{self.label} is an ONNX file in {self.precision}: --precision {precision} needs the artifact"
+            )
+        return replace(self, precision=precision)
 
     @property
     def predictor(self) -> Predictor:
@@ -112,6 +126,7 @@ def _predictor(model: Model) -> Predictor:
     if ONNX_FILE in files:
         return OnnxPredictor(files[ONNX_FILE], model.card.calibration)
     network, card = _network(model)
+    network.reduced = model.precision == "bfloat16"
     return TorchPredictor(network, card.calibration)
 
 

@@ -19,6 +19,7 @@ ReviewFormat = Literal["cvat", "coco"]
 DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
 DetectorChoice = Literal["auto", "hog", "blazeface", "cnn", "yunet"]
 """A detector, or (auto) the best that is installed: blazeface where its runtime and its model file are, else hog."""
+Precision = Literal["float32", "bfloat16"]
 BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
 """Who gives a training face its box: a detector, or the data."""
 
@@ -91,7 +92,7 @@ class TrainSettings(BaseModel):
     averaged: float = Field(
         0.0, ge=0, lt=1, description="decay, in each update, of the running mean of the weights that is the model"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "float32", description="of convolutions and matrix products in training; coordinates are always float32"
     )
     seed: int = 0
@@ -149,6 +150,10 @@ class AnnotateSettings(BaseModel):
     any_rotation: bool = Field(
         False,
         description="where no face is found, look again at the picture turned by 90, 180 and 270 degrees",
+    )
+    precision: Precision = Field(
+        "float32",
+        description="of the network's convolutions and matrix products; bfloat16 is faster on CPUs that have it",
     )
     # It decides what is quarantined, and a run may be gone on with under another one to try that again.
     timeout: float = Field(

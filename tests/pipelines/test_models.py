@@ -42,6 +42,20 @@ def test_the_predictor_is_made_once(artifact: Path, tmp_path: Path) -> None:
     assert (model.label, other.label) == ("msrrn tiny0", "msrrn tiny1")
 
 
+def test_half_the_precision_finds_nearly_the_same(artifact: Path, tmp_path: Path) -> None:
+    model = read_model(artifact)
+    half = model.in_precision("bfloat16")
+    assert half != model
+    whole, reduced = (each.predictor.predict(CROPS).shapes for each in (model, half))
+    assert 0 < np.abs(whole - reduced).max() < 0.02
+    np.testing.assert_array_equal(half.in_precision("float32").predictor.predict(CROPS).shapes, whole)
+    file = tmp_path / "face.onnx"
+    file.write_bytes(export_model(model))
+    assert read_model(file).in_precision("float32") == read_model(file)
+    with pytest.raises(UserError, match="--precision bfloat16 needs the artifact"):
+        read_model(file).in_precision("bfloat16")
+
+
 def test_what_is_no_artifact_is_explained(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent: no card\.json, so it is not a model artifact"):
         read_model(tmp_path / "absent")
