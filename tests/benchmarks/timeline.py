@@ -133,9 +133,9 @@ def _is_stuck(run: Json) -> bool:
 
 
 def _made_good(run: Json, other: Json) -> bool:
-    """A later run of the same flow completed."""
-    same = other["flow"] == run["flow"] and other["state"]["type"] == "COMPLETED"
-    return bool(same and other["end_time"] and other["end_time"] > run["state"]["timestamp"])
+    """A later run of the same flow, told the same, completed."""
+    same = (other["flow"], other["parameters"]) == (run["flow"], run["parameters"])
+    return bool(same and other["state"]["type"] == "COMPLETED" and other["end_time"] and other["end_time"] > run["state"]["timestamp"])
 
 
 def _events(api: str, name: str) -> list[Json]:
