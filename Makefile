@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint lock clean
+.PHONY: help install demo test line lint lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -29,6 +29,9 @@ lint: $(INSTALLED) ## linter, formatter and type checker
 
 test: lint ## environment, linter, type checker, tests
 	$(BIN)/python -m pytest
+
+line: $(INSTALLED) ## the whole line on real servers, while they die: some minutes
+	$(BIN)/python -m pytest -m line
 
 lock: $(INSTALLED) ## write down the versions that are installed
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; s/ @ .*//' > constraints.txt

@@ -1,9 +1,7 @@
 """The flow `retrain`: prepare → train → evaluate → gate → promote, then annotate an archive."""
 
-from typing import Annotated
-
 from prefect import flow
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from flows.gate import announce, asking, pass_gate
 from flows.parameters import ModelName, Place, Sources, Workers
@@ -51,7 +49,7 @@ def retrain(
     prepare_settings: PrepareSettings | None = None,
     train_settings: TrainSettings | None = None,
     gate_settings: GateSettings | None = None,
-    init: Annotated[str, Field(min_length=1)] | None = None,
+    init: Place | None = None,
     judge: bool = True,
     approve: bool = False,
     workers: Workers = 2,

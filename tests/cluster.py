@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
@@ -19,6 +20,7 @@ class Cluster:
     """A head, and the nodes beside it. `address` is for `RAY_ADDRESS`."""
 
     def __init__(self, folder: str, head_cpus: int) -> None:
+        self.folder = Path(folder)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.address = f"127.0.0.1:{port}"

@@ -24,7 +24,7 @@ from pipelines.manifest import Manifest
 from pipelines.models import Model
 from pipelines.prepare import prepare
 from pipelines.storage import Store
-from tests.factories import SETTINGS, tiny_model, write_300w
+from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w
 from tests.faulty import FaultyEndpoint, serve_faulty
 
 
@@ -128,8 +128,12 @@ def seaweedfs_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(8)]
     ports = [f"-{name}.port={port}" for name, port in zip(names, free[:4], strict=True)]
     ports += [f"-{name}.port.grpc={port}" for name, port in zip(names, free[4:], strict=True)]
-    user = {"name": "tests", "credentials": [{"accessKey": "test", "secretKey": "test"}], "actions": ["Admin"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [user]}))
+    keys = {"test": "test", "line": PLANTED}
+    users = [
+        {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
+        for key, secret in keys.items()
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": users}))
     options = ["-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-s3.config={folder / 's3.json'}"]
     options += ["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     options += [f"-{name}.localSocket={folder / name}.sock" for name in ("filer", "s3")]

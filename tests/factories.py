@@ -30,6 +30,9 @@ from pipelines.storage import Store
 
 Dataset = tuple[Store, Manifest]
 
+PLANTED = "planted-Ve7ry5ecret"
+"""A password that must be found nowhere."""
+
 TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(4, 4, 4), initial_hidden=16, hidden=16)
 
 SETTINGS = PrepareSettings(augmentation=AugmentationSettings(copies=3), photos_per_shard=2)

@@ -1,62 +1,27 @@
 """The databases as a new volume gets them, by a real PostgreSQL."""
 
 import os
-import shutil
-import socket
 import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.infra.files import INFRA
+from tests.postgres import postgres, postgres_programs, psql
 
 PASSWORDS = {"PREFECT_DB_PASSWORD": "of ' prefect", "MLFLOW_DB_PASSWORD": 'of "mlflow\\'}
 
 
 @pytest.fixture(scope="module")
+def server() -> Iterator[dict[str, str]]:
+    with postgres(PASSWORDS) as connection:
+        yield connection
+
+
+@pytest.fixture
 def bin_folder() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(shutil.which("initdb") or "initdb")]
-    if not found[-1].exists() or not shutil.which("psql"):
-        pytest.skip("no PostgreSQL: install the package postgresql")
-    return found[-1].resolve().parent
-
-
-@pytest.fixture(scope="module")
-def server(bin_folder: Path) -> Iterator[dict[str, str]]:
-    """What psql needs to reach it as its superuser. PostgreSQL refuses to be root's: it runs as its own user."""
-    user = "postgres" if os.getuid() == 0 else None
-    with tempfile.TemporaryDirectory() as name, socket.create_server(("127.0.0.1", 0)) as free:
-        folder, port = Path(name), str(free.getsockname()[1])
-        (folder / "password").write_text("superuser")
-        if user:
-            shutil.chown(folder, user)
-            shutil.chown(folder / "password", user)
-        data = folder / "data"
-        initialise = [f"{bin_folder}/initdb", "-D", str(data), "-U", "postgres", "-A", "scram-sha-256", "--no-sync"]
-        initialise.append(f"--pwfile={folder / 'password'}")
-        made = subprocess.run(initialise, user=user, cwd=folder, check=False, capture_output=True, text=True)
-        assert made.returncode == 0, made.stderr
-        free.close()
-        start = [f"{bin_folder}/postgres", "-D", str(data), "-k", str(folder), "-h", "127.0.0.1", "-p", port, "-F"]
-        process = subprocess.Popen(start, user=user, cwd=folder, stderr=subprocess.DEVNULL)
-        connection = {"PGHOST": "127.0.0.1", "PGPORT": port, "PGUSER": "postgres", "PGPASSWORD": "superuser"}
-        try:
-            ready = [f"{bin_folder}/pg_isready", "-h", "127.0.0.1", "-p", port]
-            while subprocess.run(ready, check=False, capture_output=True).returncode and process.poll() is None:
-                time.sleep(0.1)
-            psql(connection | PASSWORDS, "--dbname", "postgres", "--file", str(INFRA / "postgres" / "databases.sql"))
-            yield connection
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def psql(connection: dict[str, str], *arguments: str) -> str:
-    command = ["psql", "--no-psqlrc", "--no-password", "-v", "ON_ERROR_STOP=1", "-At", *arguments]
-    return subprocess.run(command, env=os.environ | connection, check=True, capture_output=True, text=True).stdout
+    return postgres_programs()
 
 
 def test_each_server_has_its_databases_and_no_others(server: dict[str, str]) -> None:

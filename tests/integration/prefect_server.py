@@ -1,5 +1,6 @@
 """A Prefect server on loopback that knows every deployment of `prefect.yaml`."""
 
+import base64
 import json
 import os
 import signal
@@ -92,6 +93,8 @@ def get(url: str) -> Any:
 
 
 def _ask(request: urllib.request.Request) -> Any:
+    if user := os.environ.get("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
     for attempt in range(20):
         try:
             with urllib.request.urlopen(request) as answer:
