@@ -96,6 +96,8 @@ def confined(built: Path) -> list[str]:
     start = ["unshare", "--mount", "--propagation", "private", "sh", "-c", CONFINED, "sh", str(built.parent)]
     if not shutil.which("unshare") or subprocess.run([*start, "true"], capture_output=True, check=False).returncode:
         pytest.skip("mounting a read-only root takes root and Linux")
+    if Path(sys.prefix).is_relative_to("/tmp"):
+        pytest.skip(f"the image has a /tmp of its own, behind which {sys.prefix} would be hidden")
     return start
 
 

@@ -16,6 +16,7 @@ from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
 from pipelines.sources.annotation import BadAnnotation
 from pipelines.sources.pts import format_pts, parse_pts
 from pipelines.storage import Store
+from tests.msrrn.test_landmarks import FACE
 
 SHAPE = np.random.default_rng(0).uniform(10, 200, (68, 2)).round(3)
 PTS = format_pts(SHAPE)
@@ -45,8 +46,9 @@ def _reason(data: bytes) -> str:
     return caught.value.reason
 
 
-@given(hnp.arrays(np.float64, (68, 2), elements=st.floats(-1e5, 1e5)).filter(lambda s: np.ptp(s, 0).min() > 1e-3))
-def test_what_is_written_reads_back(shape: NDArray[np.float64]) -> None:
+@given(hnp.arrays(np.float64, (68, 2), elements=st.floats(-0.1, 0.1)), st.floats(0.01, 1e4), st.floats(-1e5, 1e5))
+def test_what_is_written_reads_back(bent: NDArray[np.float64], size: float, place: float) -> None:
+    shape = size * (FACE + bent) + place
     assume(min(inter_pupil(shape), inter_ocular(shape)) >= 1e-3 * np.ptp(shape, axis=0).max())
     np.testing.assert_allclose(parse_pts(format_pts(shape)), shape, rtol=0, atol=1e-6)
 
