@@ -134,8 +134,9 @@ def _is_stuck(run: Json) -> bool:
 
 def _made_good(run: Json, other: Json) -> bool:
     """A later run of the same flow, told the same, completed."""
-    same = (other["flow"], other["parameters"]) == (run["flow"], run["parameters"])
-    return bool(same and other["state"]["type"] == "COMPLETED" and other["end_time"] and other["end_time"] > run["state"]["timestamp"])
+    if (other["flow"], other["parameters"], other["state"]["type"]) != (run["flow"], run["parameters"], "COMPLETED"):
+        return False
+    return bool(other["end_time"] and other["end_time"] > run["state"]["timestamp"])
 
 
 def _events(api: str, name: str) -> list[Json]:
