@@ -7,13 +7,15 @@ and in the middle of that training the MLflow server and the node with rank 0 di
 
 import base64
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load
+import torch
+from safetensors.torch import load
+from torch import Tensor
 
 from msrrn.artifact import WEIGHTS
 from msrrn.augmentation import AugmentationSettings
@@ -121,6 +123,12 @@ def alone(
     return folder, manifest, train_model(made.url, str(folder), settings, 0, init=network)
 
 
+def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Between two networks' weights."""
+    assert one.keys() == other.keys()
+    return math.hypot(*(torch.dist(one[name].float(), other[name].float()).item() for name in one))
+
+
 def test_the_first_model_becomes_champion_by_the_event_that_training_emits(place: Line, first: Left) -> None:
     assert first.judged == ["models:/line/1"]
     assert (known := champion("line")) is not None
@@ -152,11 +160,14 @@ def test_a_training_whose_node_of_rank_0_died_ends_as_one_that_nothing_befell(
     trained = alone[2]
     artifact = Store(f"{place.out}/models/{trained.name}")
     for row, other in zip(json.loads(artifact.read_bytes(HISTORY)), trained.history, strict=True):
+        # Other sums of the same: 1.6e-4 in ten epochs, measured. Without the optimiser's state it would be 0.1.
         assert row == pytest.approx(other, rel=1e-3)
     there, here = load(artifact.read_bytes(WEIGHTS)), load(trained.artifact.read_bytes(WEIGHTS))
-    assert there.keys() == here.keys()
-    for name, weight in here.items():
-        np.testing.assert_allclose(there[name], weight, rtol=1e-3, atol=2e-4, err_msg=name)
+    _, network = started_from(None, LATER)
+    assert network is not None
+    # A single weight whose gradient is all rounding goes anywhere. Measured against how far the training went from
+    # where it began: 0.39 without the optimiser's state, 0.87 with samples in another order.
+    assert distance(there, here) < 0.02 * distance(here, network.state_dict())
 
 
 def test_curves_are_complete_though_mlflow_was_away(place: Line, later: Broken) -> None:
