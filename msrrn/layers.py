@@ -104,8 +104,7 @@ class ContextMap(nn.Module):
     def forward(self, images_BHW: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, H), H a multiple of 16 → (B, F, H/4, H/4), and what it is made of at (B, C, H/8, H/8)."""
         block_2, block_3, block_4, block_up = self.blocks
-        # Of one channel, a picture lies in memory both ways; convolutions are faster where it says so.
-        finest = torch.relu_(self.stem(images_BHW[:, None].contiguous(memory_format=torch.channels_last)))
+        finest = torch.relu_(self.stem(images_BHW[:, None]))
         fine = block_2(torch.relu_(self.down_2(finest)))
         middle = block_3(torch.relu_(self.down_3(fine)))
         coarse = block_4(torch.relu_(self.down_4(middle)))

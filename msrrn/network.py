@@ -8,10 +8,10 @@ Source: Wang, Sun, Lu, Feng & Zhou, "Multiscale recurrent regression networks fo
 Applied Informatics 4:13, 2017. What that text leaves open (channels, widths, the form of the memory)
 is chosen here and lives in `ModelConfig`.
 
-Two presets. `paper` has max-pooling and one linear layer over all patches. `best` straightens the face by S⁰ and
-makes the three levels anew from the straight face (`msrrn.view`): patches and residuals live there. Beside its
-patch, a landmark sees what a small convolutional network found around it (`ContextMap`), and what it sees is first
-reduced to a few numbers by weights of its own.
+Two presets. `paper` has max-pooling and one linear layer over all patches. `best` straightens the face by S⁰
+(`msrrn.view`): patches and residuals live there. Two levels are made anew from the straight face, the pixels of the
+finest are read in the crop, around the landmarks only. Beside its patch, a landmark sees what a small convolutional
+network found around it (`ContextMap`), and what it sees is first reduced to a few numbers by weights of its own.
 
 In training, a stage may start from a moved shape and miss features (`msrrn.disturbance`).
 
