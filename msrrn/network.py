@@ -103,7 +103,7 @@ class Stages(NamedTuple):
     """What an unrolled pass gives."""
 
     shapes: Tensor
-    """(B, T+1, L, 2), S⁰ first, in [0, 1] of the crop"""
+    """(B, T+1, L, 2), S⁰ first, in [0, 1] of the crop; without those of stages that were skipped"""
     log_error: Tensor
     """(B,) natural logarithm of the NRMSE (IP, a fraction) that the network expects of its last shape"""
     heat: Tensor
@@ -310,8 +310,8 @@ class MSRRN(nn.Module):
         coarse, middle, grey = view.levels(level_100)
         return Start(shape_BL2, view, [coarse, middle, level_200.float()], grey)
 
-    def refined(self, start: Start, disturbance: Disturbance | None = None) -> Stages:
-        """All stages, from a start."""
+    def refined(self, start: Start, disturbance: Disturbance | None = None, skipped: int = 0) -> Stages:
+        """All stages but for the first `skipped`, from a start."""
         shape_BL2, view, levels, grey = start
         batch = shape_BL2.shape[0]
         state_BH = shape_BL2.new_zeros(batch, self.config.hidden)
@@ -324,7 +324,7 @@ class MSRRN(nn.Module):
                 heat = self.heat(coarser)
         offsets = self.regressor.features.offsets
         stages = self.stages if disturbance is None else disturbance.kept.shape[1]
-        for stage in range(stages):
+        for stage in range(skipped, stages):
             level = levels[min(stage, len(levels) - 1)]
             kept_BF = None
             if disturbance is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from msrrn.calibration import Calibration, Signs
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import MIRROR
-from msrrn.network import MSRRN, Start
+from msrrn.network import MSRRN
 from msrrn.objective import heat_centres, pupil_distance
 from msrrn.sampling import frames_of, halved
 
@@ -23,6 +23,9 @@ UNCALIBRATED: Final = Calibration()
 
 CPU_BATCH: Final = 32
 """Faces that are asked about at once: with more, what one layer leaves to the next does not stay near the core."""
+
+SKIPPED: Final = 1
+"""Stages that the second look does without."""
 
 CONFIDENT: Final = 0.05
 """The expected NRMSE (IP) at which the confidence is 1/2."""
@@ -64,8 +67,10 @@ def area_halve(level: Tensor) -> Tensor:
 class Looks(nn.Module):
     """All that happens to a batch of crops: pyramid, network, a second look in the mirror where it is asked for.
 
-    Where the network's configuration says `mirrored`, all shapes and signs are the mean of both looks. What
-    annotations lean to one side (`MSRRN.lean`) is added last.
+    Where the network's configuration says `mirrored`, the shapes of the stages that both looks have are the mean of
+    both, and so is the expected error. The second look begins with the initial shape, too, but does without the
+    coarsest level, where it changes nothing worth its time. What annotations lean to one side (`MSRRN.lean`) is added
+    last.
     """
 
     mirror: Tensor
@@ -80,35 +85,33 @@ class Looks(nn.Module):
         level_200 = image_200.float()
         level_100 = area_halve(level_200)
         start = self.model.begun(area_halve(level_100), level_100, level_200)
-        shapes, log_error, spread, astray = self._look(start)
-        disagreement = torch.zeros_like(log_error)
+        stages = self.model.refined(start)
+        shapes, log_error = stages.shapes, stages.log_error
+        disagreement = spread = astray = torch.zeros_like(log_error)
         if self.model.config.mirrored:
-            other, *others = self._look(start.mirrored())
-            other = torch.stack([1 - other[..., 0], other[..., 1]], dim=-1)[:, :, self.mirror]
-            apart = torch.linalg.vector_norm(shapes[:, -1] - other[:, -1], dim=-1).mean(dim=1)
-            shapes = (shapes + other) / 2
-            log_error, spread, astray = (
-                (one + two) / 2 for one, two in zip((log_error, spread, astray), others, strict=True)
-            )
-            disagreement = apart / pupil_distance(shapes[:, -1]).clamp_min(1e-6)
+            again = self.model.refined(start.mirrored(), skipped=SKIPPED)
+            others = again.shapes[:, 1:]
+            others = torch.stack([1 - others[..., 0], others[..., 1]], dim=-1)[:, :, self.mirror]
+            disagreement = _apart(stages.final, others[:, -1])
+            both = (shapes[:, 1 + SKIPPED :] + others) / 2
+            shapes = torch.cat([shapes[:, : 1 + SKIPPED], both], dim=1)
+            log_error = (log_error + again.log_error) / 2
+        if self.model.heat is not None:
+            spread, centres = heat_centres(stages)
+            astray = _apart(stages.final, centres)
         mean_shape = self.model.mean_shape
         shape = shapes[:, -1]
         size = torch.linalg.vector_norm((shape - shape.mean(dim=1, keepdim=True)).flatten(1), dim=1)
-        narrowness = size / pupil_distance(shape).clamp_min(1e-6)
+        pupils = pupil_distance(shape).clamp_min(1e-6)
         shapes = shapes + (self.model.lean @ frames_of(mean_shape, shape))[:, None]
         shapes = torch.cat([mean_shape.expand(image_200.shape[0], 1, -1, -1), shapes], dim=1)
-        return shapes, log_error, disagreement, narrowness, spread, astray
+        return shapes, log_error, disagreement / pupils, size / pupils, spread, astray / pupils
 
-    def _look(self, start: Start) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Shapes (B, 4, 68, 2), and (B,) each: logarithm of the expected error, spread and astray."""
-        stages = self.model.refined(start)
-        if self.model.heat is None:
-            nothing = torch.zeros_like(stages.log_error)
-            return stages.shapes, stages.log_error, nothing, nothing
-        spread, centres = heat_centres(stages)
-        apart = torch.linalg.vector_norm(stages.final - centres, dim=-1).mean(dim=1)
-        astray = apart / pupil_distance(stages.final).clamp_min(1e-6)
-        return stages.shapes, stages.log_error, spread, astray
+
+def _apart(shapes: Tensor, others: Tensor) -> Tensor:
+    """(B,): mean distance of the points of two shapes (B, L, 2) each."""
+    distance: Tensor = torch.linalg.vector_norm(shapes - others, dim=-1).mean(dim=1)
+    return distance
 
 
 class Predictor(ABC):

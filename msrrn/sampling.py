@@ -44,12 +44,14 @@ def sample_patches(images: Tensor, shapes: Tensor, offsets: Tensor) -> Tensor:
     Args:
         images: float `(B, H, W)` with H = W, one level of the pyramid.
         shapes: float `(B, L, 2)` in [0, 1] of the crop, x before y; the centre of a patch.
-        offsets: float `(K, 2)`, or for each face `(B, 1, K, 2)`, from the centre, in sides of the image.
+        offsets: float `(K, 2)`, or for each face `(B, K, 2)`, from the centre, in sides of the image.
 
     Returns:
         float `(B, L, K)`. Outside the image its edge pixels repeat; what is not a number is read at the edge.
     """
-    grid = (2 * shapes - 1)[:, :, None] + 2 * offsets
+    # Both coordinates of a pixel far apart in memory: sums over whole rows, which is several times faster.
+    grid = (2 * shapes - 1).mT[..., None] + 2 * offsets.mT[..., None, :]
+    grid = grid.permute(0, 2, 3, 1)
     return functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
 
 

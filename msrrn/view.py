@@ -77,8 +77,8 @@ class View(NamedTuple):
         return _times(steps, self.frame)
 
     def steps(self, offsets: Tensor) -> Tensor:
-        """Offsets (K, 2) in pixels of the finest level → the same (B, 1, K, 2) in sides of the crop."""
-        return _times(offsets[None] / SIDE, self.axes)[:, None]
+        """Offsets (K, 2) in pixels of the finest level → the same (B, K, 2) in sides of the crop."""
+        return _times(offsets[None] / SIDE, self.axes)
 
     def levels(self, level_100: Tensor) -> tuple[Tensor, Tensor, Grey]:
         """Crops (B, 100, 100) → the square at a quarter of `SIDE` and at half of it, of zero mean and nearly unit

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,20 @@ from pipelines.prepare import prepare
 from pipelines.storage import Store
 from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w
 from tests.faulty import FaultyEndpoint, serve_faulty
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side: those of a file one after another, and all that start Ray or servers."""
+
+    def alone(item: pytest.Item) -> bool:
+        fixtures: Sequence[str] = getattr(item, "fixturenames", ())
+        return item.path.parent.name in {"flows", "integration"} or "ray_of_two" in fixtures
+
+    serving = {item.path for item in items if alone(item)}
+    for item in items:
+        group = "serving" if item.path in serving else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

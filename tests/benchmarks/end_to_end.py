@@ -2,7 +2,8 @@
 
 The pictures of `tests.benchmarks.pictures`, each under several names, in one run on the same cores:
 
-- `msrrn.annotate` by one worker and by two, against the same number of processes that decode and detect alone;
+- `msrrn.annotate` by one worker on one core and by two on two, against the same number of processes that decode and
+  detect alone, on the same cores (beside a worker is a process for the pictures: free, it would use a second core);
 - from the shell prompt to the summary of ten pictures.
 """
 
@@ -46,9 +47,12 @@ def main() -> None:
             (folder / "in" / f"{index:05d}.jpg").write_bytes(pictures[index % len(pictures)])
         files = sorted((folder / "in").iterdir())
         print(f"{len(files)} pictures, detector {open_detector(settings.detector).name}")
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[:2])
         start_ray(2)
         rates: dict[int, float] = {}
         for workers in (1, 2):
+            os.sched_setaffinity(0, cores[:workers])
             alone = len(files) / _looking(files, workers, settings)
             summary = annotate(str(folder / "in"), str(folder / f"out{workers}"), model, settings, workers)
             assert summary.throughput is not None
