@@ -13,6 +13,7 @@ from typing import Final
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.network import MSRRN
 from pipelines.engine import in_a_thread
+from pipelines.epochs import Epoch
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation
 from pipelines.manifest import Manifest, read_manifest
@@ -29,7 +30,7 @@ from pipelines.tracking import (
     open_run,
     system_metrics,
 )
-from pipelines.train import HISTORY, Epoch, TrainedModel, run_name, train_model
+from pipelines.train import HISTORY, TrainedModel, run_name, train_model
 
 IN_THE_BOX: Final = "box"
 BOX: Final = Path(__file__).with_name("box")

@@ -18,19 +18,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from msrrn.calibration import Calibration, Signs, fit
 from msrrn.disturbance import draw_disturbance
-from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN, PRESETS, Disturbance
 from msrrn.objective import OBJECTIVES, misjudged, misplaced
 from msrrn.perturbation import draw, perturb
-from msrrn.predictor import STAGES, TorchPredictor, area_halve
-from msrrn.sampling import frames_of
+from msrrn.predictor import area_halve
 from pipelines.errors import UserError
 from pipelines.loader import Batch, Loader, share_of
 from pipelines.settings import TrainSettings
-
-EpochMetrics = dict[str, float]
+from pipelines.validation import EpochMetrics, over_ranks, validate
 
 Seen = tuple[Batch, Disturbance | None]
 """What one update sees."""
@@ -190,7 +186,7 @@ def train(
         with closing(_seen(state, settings, data, epoch, rank, world)) as batches:
             for seen in batches:
                 own, gradient_norm = _step(model, state.optimiser, settings, seen, epoch + state.step / steps, world)
-                total, wishes = _over_ranks([own, float(stopping())], world, device)
+                total, wishes = over_ranks([own, float(stopping())], world, device)
                 loss = total / world
                 # The mean over few updates, at the beginning, must not be one of the first weights.
                 done = epoch * steps + state.step
@@ -214,15 +210,6 @@ def train(
         state.history.append(metrics | validate(state.averaged, val, rank, world))
         state.epoch, state.step, state.loss, state.gradient_norm = epoch + 1, 0, 0.0, 0.0
         on_checkpoint(state)
-
-
-def _over_ranks(values: list[float], world: int, device: torch.device) -> list[float]:
-    """The sum of each value over all ranks."""
-    if world == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(total)
-    return total.tolist()
 
 
 def learning_rate(settings: TrainSettings, epoch: float) -> float:
@@ -293,50 +280,3 @@ def _step(
     norm, _ = (nn.utils.clip_grad_norm_(weights, settings.clip_norm) for weights in (network + context, doubt))
     optimiser.step()
     return loss.item(), norm.item()
-
-
-VAL_KEYS: Final = tuple(f"val_nrmse_ip_{stage}" for stage in STAGES)
-
-
-def validate(model: MSRRN, val: Loader, rank: int = 0, world: int = 1) -> EpochMetrics:
-    """NRMSE (IP) of every stage on the validation faces, in crops; empty without validation faces.
-
-    Ranks share the faces; all of them get the mean over all.
-    """
-    if not len(val):
-        return {}
-    predictor = TorchPredictor(model, device=str(model.mean_shape.device))
-    sums = np.zeros(len(STAGES))
-    for batch in val.in_order(predictor.batch, rank, world):
-        stages = predictor.predict(batch.image_200.numpy()).stages
-        sums += nrmse_ip(stages, batch.landmarks.numpy()[:, None]).sum(axis=0, dtype=np.float64)
-    total = _over_ranks(sums.tolist(), world, model.mean_shape.device)
-    return {key: error / len(val) for key, error in zip(VAL_KEYS, total, strict=True)}
-
-
-LEAN_FACES: Final = 4096
-
-
-def lean(model: MSRRN, data: Loader) -> torch.Tensor:
-    """(68, 2) for `MSRRN.lean`: what annotations lie beside the model's shapes, on the mean of training faces.
-
-    Annotations of faces in the mirror are mirrored annotations. Where annotators tend to one side, as those of 300-W
-    do by half a pixel of the crop, a network that sees both can only learn what is between.
-    """
-    faces = data.originals(LEAN_FACES)
-    shapes = torch.from_numpy(TorchPredictor(model).predict(faces.image_200.numpy()).shapes)
-    frames = frames_of(model.mean_shape, shapes)
-    beside: torch.Tensor = (faces.landmarks - shapes) @ torch.linalg.inv(frames)
-    return beside.mean(dim=0) + model.lean
-
-
-def calibrate(model: MSRRN, val: Loader) -> Calibration:
-    """Fits what the model says about its errors to its errors on the validation faces, in crops."""
-    predictor = TorchPredictor(model)
-    judged = []
-    for batch in val.in_order(predictor.batch) if len(val) else ():
-        judgement = predictor.judge(batch.image_200.numpy())
-        true = nrmse_ip(judgement.stages[:, -1], batch.landmarks.numpy())
-        judged.append(np.stack([*judgement.signs, true]))
-    *signs, true = np.concatenate([np.zeros((len(Signs._fields) + 1, 0)), *judged], axis=1)
-    return fit(Signs(*signs), true)

@@ -13,14 +13,16 @@ from msrrn.artifact import CARD, WEIGHTS, load
 from msrrn.network import MSRRN, PRESETS
 from pipelines import train as station
 from pipelines.checkpoints import RUN, STATE, Checkpoints
+from pipelines.epochs import Epoch
 from pipelines.errors import UsageError, UserError
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest
 from pipelines.models import initial_weights, read_model
 from pipelines.settings import InitialWeights, TrainSettings
 from pipelines.storage import Store
-from pipelines.train import HISTORY, Epoch, TrainedModel, resumable, run_name, train_model
-from pipelines.training import DivergedError, validate
+from pipelines.train import HISTORY, TrainedModel, resumable, run_name, train_model
+from pipelines.training import DivergedError
+from pipelines.validation import validate
 from tests.factories import TINY, times, tree
 
 Dataset = tuple[Store, Manifest]

@@ -14,7 +14,8 @@ from msrrn.predictor import TorchPredictor
 from pipelines.errors import UserError
 from pipelines.loader import Batch, Loader
 from pipelines.settings import TrainSettings
-from pipelines.training import VAL_KEYS, DivergedError, TrainState, _seen, _step, lean, learning_rate, train, validate
+from pipelines.training import DivergedError, TrainState, _seen, _step, learning_rate, train
+from pipelines.validation import VAL_KEYS, lean, validate
 from tests.factories import TINY, Dataset
 from tests.msrrn.test_view import MEAN
 
