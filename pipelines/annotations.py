@@ -54,7 +54,7 @@ IMAGES: Final = pa.schema(
 
 `width` and `height` are those of the upright image, which is as the EXIF `orientation` (1 to 8) says to look.
 `turned` is by how many degrees, clockwise, that was turned on to find its faces: 0, 90, 180 or 270. Whatever it
-is, boxes and landmarks are in pixels of the upright image.
+is, boxes and landmarks are in pixels of the upright image, and landmarks within it.
 """
 
 FACES: Final = pa.schema(

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import Box
+from msrrn.geometry import Box, within
 from msrrn.metrics import auc, failure_rate, nrmse_io, nrmse_ip, share_under
 from msrrn.predictor import STAGES
 from pipelines.decoding import Photo, Undecodable, decode
@@ -192,9 +192,7 @@ def _evaluate_unit(
         prediction = model.predictor.predict(np.stack([crop(photo.rgb, frame) for frame in frames]))
         others = _ask(ert, photo, [detection.box for _, (detection, _) in boxed]) if ert else [None] * len(boxed)
         for index, (face, (detection, found)) in enumerate(boxed):
-            stages = np.asarray(
-                frames[index].shape_to_upright(prediction.stages[index].astype(np.float64)), np.float64
-            )
+            stages = frames[index].shape_to_upright(prediction.stages[index].astype(np.float64))
             results.append(
                 FaceResult(
                     root=face.root,
@@ -205,7 +203,7 @@ def _evaluate_unit(
                     missed=not found,
                     box=detection.box,
                     truth=face.shape,
-                    stages=stages,
+                    stages=np.asarray(within(stages, photo.size), np.float64),
                     confidence=float(prediction.confidence[index]),
                     sharpness=sharpness(crop(photo.rgb, frame_around(expected_box(face.shape), SHARPNESS_MARGIN))),
                     ert=others[index],
@@ -217,7 +215,8 @@ def _evaluate_unit(
 def _ask(ert: Ert, photo: Photo, boxes: Sequence[Box]) -> list[NDArray[np.float64] | None]:
     frames = [frame_around(box, ert.crop_margin) for box in boxes]
     shapes = ert.predict(np.stack([crop(photo.rgb, frame) for frame in frames])).astype(np.float64)
-    return [np.asarray(frame.shape_to_upright(shape)) for frame, shape in zip(frames, shapes, strict=True)]
+    placed = (frame.shape_to_upright(shape) for frame, shape in zip(frames, shapes, strict=True))
+    return [np.asarray(within(shape, photo.size)) for shape in placed]
 
 
 def _row(faces: Sequence[FaceResult]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import LEVELS, CropFrame
+from msrrn.geometry import LEVELS, CropFrame, within
 from msrrn.metrics import failure_rate, nrmse_ip
 from pipelines.engine import run_units
 from pipelines.ert import Ert
@@ -110,12 +110,12 @@ def _errors(shared: tuple[Model, Ert | None], unit: Sequence[FaceResult]) -> NDA
         if photo is None:
             continue
         ours, own = _perturbed(photo.rgb, face, model.card.crop_margin)
-        shapes = _upright(own, model.predictor.predict(ours).shapes)
+        shapes = within(_upright(own, model.predictor.predict(ours).shapes), photo.size)
         row = np.full((1, len(PERTURBATIONS), 2), np.nan)
         row[0, :, 0] = nrmse_ip(shapes, face.truth)
         if ert:
             theirs, frames = _perturbed(photo.rgb, face, ert.crop_margin)
-            row[0, :, 1] = nrmse_ip(_upright(frames, ert.predict(theirs)), face.truth)
+            row[0, :, 1] = nrmse_ip(within(_upright(frames, ert.predict(theirs)), photo.size), face.truth)
         errors = np.concatenate([errors, row])
     return errors
 

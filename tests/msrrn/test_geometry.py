@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from msrrn.geometry import Box, CropFrame, Similarity, fit_similarity, upright_to_stored
+from msrrn.geometry import Box, CropFrame, Similarity, fit_similarity, upright_to_stored, within
 
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 
@@ -245,3 +245,12 @@ def test_upright_points_find_their_stored_pixels_as_pillow_turns_them(orientatio
     mapped = upright_to_stored(np.stack([x, y], axis=-1).astype(np.float64), orientation, (7, 5))
     column, row = np.moveaxis(mapped.astype(int), -1, 0)
     np.testing.assert_array_equal(stored[row, column], upright)
+
+
+@given(st.lists(st.tuples(coordinates, coordinates), min_size=1), st.integers(1, 900), st.integers(1, 900))
+def test_what_lies_beyond_the_picture_comes_to_its_nearest_pixel(
+    points: list[tuple[float, float]], width: int, height: int
+) -> None:
+    moved = within(np.array(points), (width, height))
+    for (x, y), place in zip(points, moved.tolist(), strict=True):
+        assert place == [min(max(x, 0), width - 1), min(max(y, 0), height - 1)]

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from msrrn.predictor import Prediction, TorchPredictor
@@ -456,6 +457,27 @@ def test_bad_pictures_are_quarantined_and_odd_ones_are_not(face: bytes, model: M
         **dict.fromkeys(("empty.jpg", "gone.jpg", "half.jpg", "wide.png")),
     }
     assert {(row["width"], row["height"]) for row in images if row["width"]} == {image.size}
+
+
+def test_landmarks_lie_within_the_picture(
+    face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of 300-W do, though a network says where a cheek would be that the edge cuts off."""
+    asked = TorchPredictor.predict
+
+    def scattered(predictor: TorchPredictor, crops: NDArray[np.uint8]) -> Prediction:
+        found = asked(predictor, crops)
+        return found._replace(stages=(0.5 + 40 * (found.stages - 0.5)).astype(np.float32))
+
+    monkeypatch.setattr(TorchPredictor, "predict", scattered)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "face.jpg").write_bytes(face)
+    annotate(str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, workers=1)
+    landmarks = pq.read_table(tmp_path / "out" / "faces")["landmarks"][0].as_py()
+    height, width = decode(face).rgb.shape[:2]
+    places = np.reshape(landmarks, (68, 2))
+    assert places.min(axis=0).tolist() == [0, 0]
+    assert places.max(axis=0).tolist() == [width - 1, height - 1]
 
 
 def test_hostile_names_stay_inside_the_place(face: bytes, model: Model, tmp_path: Path) -> None:
