@@ -17,7 +17,7 @@ from flows.options import (
     share,
 )
 from pipelines.errors import UsageError
-from pipelines.settings import AnnotateSettings, DetectorChoice, ExportFormat, Precision, ReviewFormat
+from pipelines.settings import AnnotateSettings, DetectorChoice, ExportFormat, PrecisionChoice, ReviewFormat
 
 _SETTINGS = (
     "images_per_unit",
@@ -157,9 +157,9 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=get_args(Precision),
-        help="of the network; bfloat16 is faster on CPUs that have it, and moves landmarks by hundredths of a pixel "
-        f"of the crop (default: {defaults.precision})",
+        choices=get_args(PrecisionChoice),
+        help="of the network; bfloat16 moves landmarks by hundredths of a pixel of the crop; auto is bfloat16 where "
+        f"this CPU computes in it, else float32, and a run records which (default: {defaults.precision})",
     )
 
 

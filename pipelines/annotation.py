@@ -130,7 +130,7 @@ def annotate(
     model = model.in_precision(settings.precision)
     place = Store(out).absolute()
     detector = open_detector(settings.detector)
-    settings = settings.model_copy(update={"detector": detector.name})
+    settings = settings.model_copy(update={"detector": detector.name, "precision": model.precision})
     task = Task(Store(source).absolute().url, detector, settings, model.card.crop_margin)
     job = Job(place, model, task)
     claim = _claim(job, source)

@@ -7,17 +7,25 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card
 from msrrn.network import MSRRN
 from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
 from msrrn.predictor import Predictor, TorchPredictor
 from pipelines.errors import UserError
-from pipelines.settings import VAL_SHARE, InitialWeights, Precision
+from pipelines.settings import VAL_SHARE, InitialWeights, Precision, PrecisionChoice
 
 GPU_BATCH: Final = 512
 """Faces that a GPU is asked about at once: with few, it waits for its next kernel. Not measured."""
 ONNX_SUFFIX: Final = ".onnx"
 ONNX_FILE: Final = "model.onnx"
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU computes in bfloat16; others only imitate it, which is slower."""
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,16 @@ class Model:
         """The share of photos that its dataset held out, where they were not declared."""
         return float(self.card.training.get("dataset_settings", {}).get("val_share", VAL_SHARE))
 
-    def in_precision(self, precision: Precision) -> "Model":
-        """The same model, asked in this precision.
+    def in_precision(self, precision: PrecisionChoice) -> "Model":
+        """The same model, asked in this precision; `auto`: in bfloat16 where this CPU computes in it.
 
         Raises:
             UserError: it is an ONNX file, whose precision is fixed.
         """
-        if precision != self.precision and ONNX_FILE in dict(self.files):
+        is_onnx = ONNX_FILE in dict(self.files)
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16() and not is_onnx else self.precision
+        if precision != self.precision and is_onnx:
             raise UserError(
                 f"{self.label} is an ONNX file in {self.precision}: --precision {precision} needs the artifact"
             )

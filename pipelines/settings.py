@@ -20,6 +20,7 @@ DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
 DetectorChoice = Literal["auto", "hog", "blazeface", "cnn", "yunet"]
 """A detector, or (auto) the best that is installed: blazeface where its runtime and its model file are, else hog."""
 Precision = Literal["float32", "bfloat16"]
+PrecisionChoice = Literal["auto", Precision]
 BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
 """Who gives a training face its box: a detector, or the data."""
 
@@ -151,9 +152,10 @@ class AnnotateSettings(BaseModel):
         False,
         description="where no face is found, look again at the picture turned by 90, 180 and 270 degrees",
     )
-    precision: Precision = Field(
-        "float32",
-        description="of the network's convolutions and matrix products; bfloat16 is faster on CPUs that have it",
+    precision: PrecisionChoice = Field(
+        "auto",
+        description="of the network's convolutions and matrix products; auto is bfloat16 where this CPU computes in "
+        "it, else float32, and a run records which",
     )
     # It decides what is quarantined, and a run may be gone on with under another one to try that again.
     timeout: float = Field(

@@ -459,6 +459,20 @@ def test_bad_pictures_are_quarantined_and_odd_ones_are_not(face: bytes, model: M
     assert {(row["width"], row["height"]) for row in images if row["width"]} == {image.size}
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_in(
+    face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "face.jpg").write_bytes(face)
+    run = str(tmp_path / "in"), str(tmp_path / "out"), model
+    monkeypatch.setattr("pipelines.models.has_bfloat16", lambda: True)
+    assert annotate(*run, SETTINGS, workers=1).settings["precision"] == "bfloat16"
+    monkeypatch.setattr("pipelines.models.has_bfloat16", lambda: False)
+    with pytest.raises(UserError, match="precision"):
+        annotate(*run, SETTINGS, workers=1)
+    annotate(*run, SETTINGS.model_copy(update={"precision": "bfloat16"}), workers=1)
+
+
 def test_landmarks_lie_within_the_picture(
     face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

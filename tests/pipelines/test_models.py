@@ -56,6 +56,18 @@ def test_half_the_precision_finds_nearly_the_same(artifact: Path, tmp_path: Path
         read_model(file).in_precision("bfloat16")
 
 
+def test_precision_is_chosen_by_what_the_cpu_computes_in(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = read_model(artifact)
+    file = tmp_path / "face.onnx"
+    file.write_bytes(export_model(model))
+    for able, chosen in (({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda able=able: able)
+        assert model.in_precision("auto").precision == chosen
+        assert read_model(file).in_precision("auto").precision == "float32"
+
+
 def test_what_is_no_artifact_is_explained(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent: no card\.json, so it is not a model artifact"):
         read_model(tmp_path / "absent")
