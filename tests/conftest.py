@@ -151,7 +151,7 @@ def seaweedfs_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     options = ["-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-s3.config={folder / 's3.json'}"]
     options += ["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     options += [f"-{name}.localSocket={folder / name}.sock" for name in ("filer", "s3")]
-    options += ["-volume.max=20", "-master.volumeSizeLimitMB=64"]
+    options += ["-volume.max=200", "-master.volumeSizeLimitMB=64"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen([program, "server", *options, *ports], stderr=log, stdout=log, cwd=folder)
     url = f"http://127.0.0.1:{free[3]}"
