@@ -175,8 +175,8 @@ class CropFrame:
 def within(points: Points, size: tuple[int, int]) -> Points:
     """Points (..., 2), those beyond a picture of `size` (width, height) moved to its outermost pixels' centres.
 
-    So the annotators of 300-W have it: of 2,012 training faces, many cut by the edge of their picture, none has a
-    landmark more than 0.7 px outside.
+    So the annotators of 300-W have it: of 2,012 training faces none has a landmark more than 0.7 px outside, those
+    that the edge of their picture cuts off included.
     """
     return np.clip(points, 0, np.asarray(size) - 1)
 

@@ -274,7 +274,7 @@ def _refuse_another(place: Store, mine: dict[str, Any]) -> None:
         if theirs.get(field) != value:
             raise UserError(
                 f"{place.url} holds a run with {field} = {theirs.get(field)}, this one has {value}; "
-                "give another --out, or delete that one"
+                "ask for the same, give another --out, or delete that one"
             )
 
 

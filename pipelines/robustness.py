@@ -110,18 +110,19 @@ def _errors(shared: tuple[Model, Ert | None], unit: Sequence[FaceResult]) -> NDA
         if photo is None:
             continue
         ours, own = _perturbed(photo.rgb, face, model.card.crop_margin)
-        shapes = within(_upright(own, model.predictor.predict(ours).shapes), photo.size)
+        shapes = _upright(own, model.predictor.predict(ours).shapes, photo.size)
         row = np.full((1, len(PERTURBATIONS), 2), np.nan)
         row[0, :, 0] = nrmse_ip(shapes, face.truth)
         if ert:
             theirs, frames = _perturbed(photo.rgb, face, ert.crop_margin)
-            row[0, :, 1] = nrmse_ip(within(_upright(frames, ert.predict(theirs)), photo.size), face.truth)
+            row[0, :, 1] = nrmse_ip(_upright(frames, ert.predict(theirs), photo.size), face.truth)
         errors = np.concatenate([errors, row])
     return errors
 
 
-def _upright(frames: Sequence[CropFrame], shapes: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.stack([frame.shape_to_upright(shape) for frame, shape in zip(frames, shapes, strict=True)])
+def _upright(frames: Sequence[CropFrame], shapes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.floating]:
+    placed = [frame.shape_to_upright(shape) for frame, shape in zip(frames, shapes, strict=True)]
+    return within(np.stack(placed), size)
 
 
 def _perturbed(rgb: Crop, face: FaceResult, margin: float) -> tuple[Crop, list[CropFrame]]:
