@@ -27,8 +27,8 @@ from tests.cluster import kill_tree
 from tests.infra.files import INFRA
 from tests.integration.prefect_server import PREFECT, ROOT, Server, post, prefect_server, runs_of, wait_for
 
-WITHIN = timedelta(seconds=45)
-"""Instead of 100 s; runs beat every 30 s."""
+WITHIN = timedelta(seconds=70)
+"""Instead of 100 s; runs beat every 30 s, and one beat may come late."""
 TRAIN = TrainSettings(epochs=12, batch=8, learning_rate=0.003)
 MARK = 1234.5
 DEPLOYED = ("--name", "retrain", "--name", "annotate", "--name", "monitor")
