@@ -143,12 +143,25 @@ class Start(NamedTuple):
     """(B, H, H) each, coarse to fine: two of what `view` shows, and the crop itself; or all three of the crop"""
     grey: Grey | None
     """For what is read in the crop; None where nothing is left to do"""
+    reading_mirrored: bool = False
+    """Whether all but the crop is mirrored: what is read in it is read at mirrored places."""
 
     def mirrored(self) -> "Start":
         """That of the mirror image: nothing of it has to be found or sampled anew."""
         shapes = torch.stack([1 - self.shapes[..., 0], self.shapes[..., 1]], dim=-1)
         mirror = torch.from_numpy(MIRROR).to(shapes.device)
-        return Start(shapes[:, mirror], self.view.mirrored(), [level.flip(2) for level in self.levels], self.grey)
+        levels = [level.flip(2) for level in self.levels[: -1 if self.grey else None]]
+        levels += self.levels[len(levels) :]
+        return Start(shapes[:, mirror], self.view.mirrored(), levels, self.grey, self.grey is not None)
+
+    def in_crop(self, places: Tensor, offsets: Tensor) -> Tensor:
+        """What `sample_patches` gives of the finest level, the crop, made comparable."""
+        assert self.grey is not None
+        steps = self.view.steps(offsets)
+        if self.reading_mirrored:
+            flip = places.new_tensor([-1.0, 1.0])
+            places, steps = places * flip + places.new_tensor([1.0, 0.0]), steps * flip
+        return self.grey(sample_patches(self.levels[-1], places, steps))
 
 
 class InitialShapeNet(nn.Module):
@@ -247,7 +260,7 @@ class MSRRN(nn.Module):
     """How often f is asked. From the third time on it sees the finest level; from the fourth on its residuals are
     halved, quartered, …: they become noise where the shape is as good as f can make it, and so do no harm."""
     reduced: bool = False
-    """Whether convolutions and matrix products run in bfloat16; coordinates never do."""
+    """Whether convolutions and matrix products run in bfloat16; coordinates never do. See `reduce`."""
 
     def __init__(self, config: ModelConfig, mean_shape: Tensor | None = None) -> None:
         super().__init__()
@@ -312,7 +325,7 @@ class MSRRN(nn.Module):
 
     def refined(self, start: Start, disturbance: Disturbance | None = None, skipped: int = 0) -> Stages:
         """All stages but for the first `skipped`, from a start."""
-        shape_BL2, view, levels, grey = start
+        shape_BL2, view, levels = start.shapes, start.view, start.levels
         batch = shape_BL2.shape[0]
         state_BH = shape_BL2.new_zeros(batch, self.config.hidden)
         shapes = [shape_BL2]
@@ -331,8 +344,8 @@ class MSRRN(nn.Module):
                 shape_BL2 = shape_BL2 + disturbance.moves[:, stage]
                 kept_BF = disturbance.kept[:, stage]
             seen = view.inside(shape_BL2.detach())
-            if grey is not None and stage + 1 >= len(levels):
-                patches = grey(sample_patches(level, shape_BL2.detach(), view.steps(offsets)))
+            if start.grey is not None and stage + 1 >= len(levels):
+                patches = start.in_crop(shape_BL2.detach(), offsets)
             else:
                 patches = sample_patches(level, seen, offsets / level.shape[-1])
             with self._precision(level.device):
@@ -344,6 +357,13 @@ class MSRRN(nn.Module):
             shapes.append(shape_BL2)
         log_error = self.doubt(state_BH.detach().float())[:, 0]
         return Stages(torch.stack(shapes, dim=1), log_error, heat.float(), view)
+
+    def reduce(self) -> None:
+        """From now on it runs in bfloat16 on weights that are rounded once, so it is no more to be trained."""
+        self.reduced = True
+        for part in (self.initial, self.regressor, self.context, self.heat):
+            for weight in part.parameters() if part is not None else ():
+                weight.data = weight.data.bfloat16()
 
     def _precision(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.autocast(device.type, torch.bfloat16) if self.reduced else nullcontext()

@@ -137,7 +137,8 @@ def _predictor(model: Model) -> Predictor:
     if ONNX_FILE in files:
         return OnnxPredictor(files[ONNX_FILE], model.card.calibration)
     network, card = _network(model)
-    network.reduced = model.precision == "bfloat16"
+    if model.precision == "bfloat16":
+        network.reduce()
     return TorchPredictor(network, card.calibration)
 
 

@@ -40,7 +40,8 @@ def rates(core: int, model: Path, ert: Ert, dataset: str, together: Barrier) -> 
         for reduced in (False, True):
             network, _ = load(model)
             network.config = network.config.model_copy(update={"mirrored": looks == 2})
-            network.reduced = reduced
+            if reduced:
+                network.reduce()
             name = f"network, {looks} look{'s' * (looks - 1)}, {'bfloat16' if reduced else 'float32'}"
             networks[name] = TorchPredictor(network)
     seconds: dict[str, list[float]] = {}

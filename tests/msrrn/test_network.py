@@ -232,7 +232,7 @@ def test_half_the_precision_moves_shapes_by_less_than_a_pixel(config: ModelConfi
     torch.manual_seed(0)
     model = MSRRN(config, MEAN).eval()
     whole = run(model, smooth_crops(2))
-    model.reduced = True
+    model.reduce()
     halved = run(model, smooth_crops(2))
     assert halved.dtype == torch.float32
     assert 0 < (halved - whole).abs().max() < 1 / 200
