@@ -1,4 +1,4 @@
-"""Fifty kills at random moments, and the tables of a run that was never killed: python -m tests.benchmarks.kills
+"""Up to fifty kills at random moments, and the tables of a run that was never killed: python -m tests.benchmarks.kills
 
 A cluster of two nodes on loopback annotates photographs. Each kill takes the driver (which is started again), a
 process of Ray or of a sandbox, or a whole node (another takes its place). In the end the tables must be byte for
@@ -29,7 +29,7 @@ from tests.factories import tree
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--pictures", type=int, default=4000)
+    parser.add_argument("--pictures", type=int, default=4000, help="a run that ends before the kills do wants more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
