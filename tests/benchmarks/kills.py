@@ -1,4 +1,4 @@
-"""Up to fifty kills at random moments, and the tables of a run that was never killed: python -m tests.benchmarks.kills
+"""Up to fifty kills at random moments, and the tables of a run never killed: python -m tests.benchmarks.kills
 
 A cluster of two nodes on loopback annotates photographs. Each kill takes the driver (which is started again), a
 process of Ray or of a sandbox, or a whole node (another takes its place). In the end the tables must be byte for
