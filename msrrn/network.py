@@ -150,9 +150,12 @@ class Start(NamedTuple):
         """That of the mirror image: nothing of it has to be found or sampled anew."""
         shapes = torch.stack([1 - self.shapes[..., 0], self.shapes[..., 1]], dim=-1)
         mirror = torch.from_numpy(MIRROR).to(shapes.device)
-        levels = [level.flip(2) for level in self.levels[: -1 if self.grey else None]]
-        levels += self.levels[len(levels) :]
-        return Start(shapes[:, mirror], self.view.mirrored(), levels, self.grey, self.grey is not None)
+        view = self.view.mirrored()
+        if self.grey is None:
+            return Start(shapes[:, mirror], view, [level.flip(2) for level in self.levels], None)
+        *seen, crop = self.levels
+        levels = [*(level.flip(2) for level in seen), crop]
+        return Start(shapes[:, mirror], view, levels, self.grey, not self.reading_mirrored)
 
     def in_crop(self, places: Tensor, offsets: Tensor) -> Tensor:
         """What `sample_patches` gives of the finest level, the crop, made comparable."""
