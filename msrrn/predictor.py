@@ -61,7 +61,7 @@ class Judgement(NamedTuple):
 
 def area_halve(level: Tensor) -> Tensor:
     """(B, H, W) → (B, H/2, W/2) float: 2 × 2 area average, rounded half up as OpenCV does."""
-    return halved(level[:, None].float())[:, 0].add_(0.5).floor_()
+    return halved(level.float()).add_(0.5).floor_()
 
 
 class Looks(nn.Module):

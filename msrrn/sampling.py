@@ -21,8 +21,9 @@ def block_offsets(size: int) -> Tensor:
 
 
 def halved(images: Tensor) -> Tensor:
-    """`(B, C, H, W)` → `(B, C, H/2, W/2)`: means of 2 × 2 pixels, which half-way interpolation gives fastest."""
-    return functional.interpolate(images, scale_factor=0.5, mode="bilinear")
+    """`(..., H, W)` → `(..., H/2, W/2)`: means of 2 × 2 pixels, which sums of slices give fastest."""
+    rows = images[..., ::2, :] + images[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]) * 0.25
 
 
 def frames_of(mean_shape: Tensor, shapes: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def sample_patches(images: Tensor, shapes: Tensor, offsets: Tensor) -> Tensor:
         float `(B, L, K)`. Outside the image its edge pixels repeat; what is not a number is read at the edge.
     """
     # Both coordinates of a pixel far apart in memory: sums over whole rows, which is several times faster.
-    grid = (2 * shapes - 1).mT[..., None] + 2 * offsets.mT[..., None, :]
+    grid = (2 * shapes - 1).transpose(-1, -2)[..., None] + 2 * offsets.transpose(-1, -2)[..., None, :]
     grid = grid.permute(0, 2, 3, 1)
     return functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
 
@@ -76,8 +77,8 @@ def sample_map(features: Tensor, places: Tensor) -> Tensor:
         torch.lerp(
             functional.embedding(corner + row, cells),
             functional.embedding(corner + row + 1, cells),
-            right.expand(-1, -1, channels),
+            right,
         )
         for row in (0, side)
     )
-    return torch.lerp(upper, lower, below.expand(-1, -1, channels))
+    return torch.lerp(upper, lower, below)

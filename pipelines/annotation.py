@@ -127,7 +127,7 @@ def annotate(
     Raises:
         UserError: the source cannot be listed, or `out` holds a run of another model or other settings.
     """
-    model = model.in_precision(settings.precision)
+    model = model.in_precision(settings.precision).in_engine(settings.engine)
     place = Store(out).absolute()
     detector = open_detector(settings.detector)
     settings = settings.model_copy(update={"detector": detector.name, "precision": model.precision})

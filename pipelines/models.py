@@ -12,9 +12,10 @@ import torch
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card
 from msrrn.network import MSRRN
 from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
-from msrrn.predictor import Predictor, TorchPredictor
+from msrrn.openvino import OpenVinoPredictor, openvino
+from msrrn.predictor import CPU_BATCH, Predictor, TorchPredictor
 from pipelines.errors import UserError
-from pipelines.settings import VAL_SHARE, InitialWeights, Precision, PrecisionChoice
+from pipelines.settings import VAL_SHARE, Engine, InitialWeights, Precision, PrecisionChoice
 
 GPU_BATCH: Final = 512
 """Faces that a GPU is asked about at once: with few, it waits for its next kernel. Not measured."""
@@ -36,6 +37,8 @@ class Model:
     card: Card
     precision: Precision = "float32"
     """of convolutions and matrix products, when it is asked on a CPU"""
+    graph: bytes = b""
+    """what OpenVINO runs, where it shall"""
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -72,6 +75,23 @@ class Model:
                 f"{self.label} is an ONNX file in {self.precision}: --precision {precision} needs the artifact"
             )
         return replace(self, precision=precision)
+
+    def in_engine(self, engine: Engine) -> "Model":
+        """The same model in the same precision, asked through this engine.
+
+        Raises:
+            UserError: OpenVINO is not installed.
+        """
+        if engine == "native":
+            return replace(self, graph=b"")
+        try:
+            openvino()
+        except ImportError:
+            raise UserError("--engine openvino: it is not installed; pip install 'msrrn[fast]'") from None
+        files = dict(self.files)
+        if ONNX_FILE in files:
+            return replace(self, graph=files[ONNX_FILE])
+        return replace(self, graph=to_onnx(*_reduced(self), CPU_BATCH))
 
     @property
     def predictor(self) -> Predictor:
@@ -134,12 +154,20 @@ def export_model(model: Model) -> bytes:
 @cache
 def _predictor(model: Model) -> Predictor:
     files = dict(model.files)
+    if model.graph:
+        return OpenVinoPredictor(model.graph, model.card.calibration)
     if ONNX_FILE in files:
         return OnnxPredictor(files[ONNX_FILE], model.card.calibration)
+    network, card = _reduced(model)
+    return TorchPredictor(network, card.calibration)
+
+
+def _reduced(model: Model) -> tuple[MSRRN, Card]:
+    """The network in the model's precision."""
     network, card = _network(model)
     if model.precision == "bfloat16":
         network.reduce()
-    return TorchPredictor(network, card.calibration)
+    return network, card
 
 
 def _network(model: Model) -> tuple[MSRRN, Card]:

@@ -55,7 +55,7 @@ def rehearse(
     Raises:
         UserError: the archive cannot be listed, or has no input.
     """
-    model = model.in_precision(settings.precision)
+    model = model.in_precision(settings.precision).in_engine(settings.engine)
     task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
     listing = list_inputs(task.source)
     census = _Census()

@@ -21,6 +21,7 @@ DetectorChoice = Literal["auto", "hog", "blazeface", "cnn", "yunet"]
 """A detector, or (auto) the best that is installed: blazeface where its runtime and its model file are, else hog."""
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", Precision]
+Engine = Literal["native", "openvino"]
 BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
 """Who gives a training face its box: a detector, or the data."""
 
@@ -156,6 +157,10 @@ class AnnotateSettings(BaseModel):
         "auto",
         description="of the network's convolutions and matrix products; auto is bfloat16 where this CPU computes in "
         "it, else float32, and a run records which",
+    )
+    engine: Engine = Field(
+        "native",
+        description="what runs the network; native is torch, or ONNX Runtime where the model is an exported file",
     )
     # It decides what is quarantined, and a run may be gone on with under another one to try that again.
     timeout: float = Field(

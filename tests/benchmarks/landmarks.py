@@ -2,13 +2,15 @@
 
 One process for each core, all at the same work at the same time; from uint8 crops to shapes, batches of 64 faces. By
 turns in one run: ERT of 15 cascades, trained on the dataset or found trained in --ert, and the network (the box's, or
-an artifact's) with one look at each face and with two, in float32 and in bfloat16.
+an artifact's) with one look at each face and with two, in float32 and in bfloat16, by torch and by OpenVINO.
 """
 
 import argparse
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
+from itertools import product
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Final
@@ -16,7 +18,9 @@ from typing import Final
 import numpy as np
 
 from msrrn.artifact import load
-from msrrn.predictor import TorchPredictor
+from msrrn.onnx import to_onnx
+from msrrn.openvino import OpenVinoPredictor
+from msrrn.predictor import CPU_BATCH, Predictor, TorchPredictor
 from pipelines.ert import Ert, trained_ert
 from pipelines.loader import Loader
 from pipelines.manifest import read_manifest
@@ -30,24 +34,27 @@ ROUNDS: Final = 15
 ERT: Final = "ERT, 15 cascades"
 
 
+def networks(model: Path) -> Iterator[tuple[str, Predictor]]:
+    for looks, precision in product((1, 2), ("float32", "bfloat16")):
+        network, card = load(model)
+        network.config = network.config.model_copy(update={"mirrored": looks == 2})
+        if precision == "bfloat16":
+            network.reduce()
+        what = f"{looks} look{'s' * (looks - 1)}, {precision}"
+        yield f"torch, {what}", TorchPredictor(network)
+        yield f"OpenVINO, {what}", OpenVinoPredictor(to_onnx(network, card, CPU_BATCH), card.calibration)
+
+
 def rates(core: int, model: Path, ert: Ert, dataset: str, together: Barrier) -> dict[str, float]:
     """Faces a second of one process: the median of the rounds."""
     os.sched_setaffinity(0, {core})
     faces = Loader(Store(dataset), read_manifest(Store(dataset)), "val").originals(BATCH)
     crops = np.resize(faces.image_200.numpy(), (BATCH, CROP, CROP))
-    networks = {}
-    for looks in (1, 2):
-        for reduced in (False, True):
-            network, _ = load(model)
-            network.config = network.config.model_copy(update={"mirrored": looks == 2})
-            if reduced:
-                network.reduce()
-            name = f"network, {looks} look{'s' * (looks - 1)}, {'bfloat16' if reduced else 'float32'}"
-            networks[name] = TorchPredictor(network)
     seconds: dict[str, list[float]] = {}
     with one_core():
+        contestants = {ERT: ert} | dict(networks(model))
         for _ in range(ROUNDS + 1):
-            for name, contestant in ({ERT: ert} | networks).items():
+            for name, contestant in contestants.items():
                 together.wait()
                 began = time.perf_counter()
                 contestant.predict(crops)

@@ -1,12 +1,14 @@
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
+from msrrn.openvino import OpenVinoPredictor
 from pipelines.errors import UserError
 from pipelines.models import Model, export_model, initial_weights, read_model
 from tests.factories import tiny_model
@@ -66,6 +68,30 @@ def test_precision_is_chosen_by_what_the_cpu_computes_in(
         monkeypatch.setattr("torch.cpu.get_capabilities", lambda able=able: able)
         assert model.in_precision("auto").precision == chosen
         assert read_model(file).in_precision("auto").precision == "float32"
+
+
+def test_openvino_gives_the_same_from_an_artifact_and_from_an_export(artifact: Path, tmp_path: Path) -> None:
+    model = read_model(artifact)
+    file = tmp_path / "face.onnx"
+    file.write_bytes(export_model(model))
+    expected = model.predictor.predict(CROPS).stages
+    for asked in (model, read_model(file)):
+        chosen = asked.in_engine("openvino")
+        assert (chosen.digest, chosen.label) == (asked.digest, asked.label)
+        copy: Model = pickle.loads(pickle.dumps(chosen))  # noqa: S301
+        assert type(copy.predictor) is OpenVinoPredictor
+        np.testing.assert_allclose(copy.predictor.predict(CROPS).stages, expected, atol=5e-6)
+        assert chosen.in_engine("native") == asked
+    half = model.in_precision("bfloat16")
+    halves = half.in_engine("openvino").predictor.predict(CROPS).stages
+    rounded = np.abs(half.predictor.predict(CROPS).stages - expected).max()
+    assert 0 < np.abs(halves - expected).max() < 3 * rounded
+
+
+def test_what_is_missing_for_openvino_is_said(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"--engine openvino: it is not installed; pip install 'msrrn\[fast\]'"):
+        read_model(artifact).in_engine("openvino")
 
 
 def test_what_is_no_artifact_is_explained(artifact: Path, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""The graph of `msrrn.onnx` run by OpenVINO, which fuses its layers for this CPU."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from msrrn.calibration import Calibration
+from msrrn.geometry import LEVELS
+from msrrn.onnx import OUTPUTS
+from msrrn.predictor import CPU_BATCH, Predictor
+
+
+def openvino() -> Any:
+    """The library; an import of its own tells its makers that it was imported, and this one does not.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+class OpenVinoPredictor(Predictor):
+    """Runs an ONNX graph on the CPU, with as many threads as torch would use.
+
+    Always a whole batch, the last one filled up: a graph whose number of faces may change is half as slow again.
+    What is float32 in the graph stays so, and what is bfloat16, too.
+    """
+
+    def __init__(self, graph: bytes, calibration: Calibration, batch: int = CPU_BATCH) -> None:
+        super().__init__(calibration, batch)
+        core = openvino().Core()
+        model = core.read_model(graph)
+        model.reshape([batch, LEVELS[-1], LEVELS[-1]])
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # or every process of a machine would sit on its first core
+        }
+        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+        self._request.infer({"crops": np.resize(crops, (self.batch, *crops.shape[1:]))})
+        return [self._request.get_tensor(name).data[: len(crops)].copy() for name in OUTPUTS[2:]]

@@ -1,0 +1,58 @@
+"""OpenVINO against torch."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from msrrn.network import PRESETS, ModelConfig
+from msrrn.onnx import to_onnx
+from msrrn.openvino import OpenVinoPredictor
+from msrrn.predictor import TorchPredictor
+from tests.msrrn.test_network import smooth_crops
+from tests.msrrn.test_onnx import CALIBRATION, PIXEL, TWICE, asked, card, exported_once
+
+
+@pytest.mark.parametrize("config", [TWICE, PRESETS["paper"], PRESETS["best"]], ids=["twice", "paper", "best"])
+def test_it_gives_what_torch_gives(config: ModelConfig) -> None:
+    crops = smooth_crops(9).numpy()
+    expected = TorchPredictor(asked(config), CALIBRATION).predict(crops)
+    for graph, batch in ((exported_once(config), 4), (to_onnx(asked(config), card(config), 8), 8)):
+        given = OpenVinoPredictor(graph, CALIBRATION, batch).predict(crops)
+        np.testing.assert_allclose(given.stages, expected.stages, atol=1e-3 * PIXEL, rtol=0)
+        np.testing.assert_allclose(given.expected_nrmse, expected.expected_nrmse, rtol=1e-3)
+        assert given.stages.dtype == expected.stages.dtype == np.float32
+
+
+def test_coordinates_stay_in_single_precision_where_the_network_is_reduced() -> None:
+    crops = smooth_crops(9).numpy()
+    whole, reduced = asked(PRESETS["best"]), asked(PRESETS["best"])
+    reduced.reduce()
+    graph = to_onnx(reduced, card(PRESETS["best"]), 9)
+    given = OpenVinoPredictor(graph, CALIBRATION, 9).predict(crops)
+    torch_says, exactly = (TorchPredictor(model, CALIBRATION).predict(crops) for model in (reduced, whole))
+    rounded = np.abs(torch_says.stages - exactly.stages).max()
+    assert 0 < np.abs(given.stages - exactly.stages).max() < 3 * rounded
+    np.testing.assert_allclose(given.expected_nrmse, exactly.expected_nrmse, rtol=0.1)
+
+
+def test_a_face_alone_gets_what_it_gets_among_others() -> None:
+    crops = smooth_crops(5).numpy()
+    predictor = OpenVinoPredictor(exported_once(PRESETS["best"]), CALIBRATION, 4)
+    together = predictor.predict(crops)
+    for index in range(len(crops)):
+        alone = predictor.predict(crops[index : index + 1])
+        np.testing.assert_array_equal(alone.stages, together.stages[index : index + 1])
+    empty: NDArray[np.uint8] = np.zeros((0, 200, 200), np.uint8)
+    assert predictor.predict(empty).stages.shape == (0, 5, 68, 2)
+
+
+def test_nobody_is_told_that_it_is_used() -> None:
+    said = (
+        "import sys; from msrrn.openvino import openvino; openvino(); "
+        "assert sys.modules['openvino_telemetry'] is None; import openvino.tools.ovc as tool; "
+        "assert type(tool.telemetry).__module__ == 'openvino.tools.ovc.telemetry_stub'"
+    )
+    subprocess.run([sys.executable, "-c", said], check=True)
