@@ -165,8 +165,9 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=get_args(Engine),
-        help="what runs the network: native is torch, or ONNX Runtime for an exported file; openvino is faster, but "
-        f"takes some seconds to begin, which pays from ten thousands of faces on (default: {defaults.engine})",
+        help="what runs the network: native is torch, or ONNX Runtime for an exported file; openvino is faster, and "
+        "takes some seconds when it first sees a model; auto is openvino where it is installed (msrrn[fast]), else "
+        f"native, and a run records which (default: {defaults.engine})",
     )
 
 

@@ -2,16 +2,21 @@
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from msrrn.calibration import Calibration
 from msrrn.geometry import LEVELS
 from msrrn.onnx import OUTPUTS
 from msrrn.predictor import CPU_BATCH, Predictor
+
+
+def has_openvino() -> bool:
+    """Whether it is installed."""
+    return find_spec("openvino") is not None
 
 
 def openvino() -> Any:
@@ -27,7 +32,7 @@ def openvino() -> Any:
 
 
 class OpenVinoPredictor(Predictor):
-    """Runs an ONNX graph on the CPU, with as many threads as torch would use.
+    """Runs an ONNX graph on one core.
 
     Always a whole batch, the last one filled up: a graph whose number of faces may change is half as slow again.
     What is float32 in the graph stays so, and what is bfloat16, too.
@@ -40,7 +45,7 @@ class OpenVinoPredictor(Predictor):
         model.reshape([batch, LEVELS[-1], LEVELS[-1]])
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": 1,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # or every process of a machine would sit on its first core
         }

@@ -127,10 +127,13 @@ def annotate(
     Raises:
         UserError: the source cannot be listed, or `out` holds a run of another model or other settings.
     """
-    model = model.in_precision(settings.precision).in_engine(settings.engine)
     place = Store(out).absolute()
+    settings = _as_begun(place, settings)
     detector = open_detector(settings.detector)
-    settings = settings.model_copy(update={"detector": detector.name, "precision": model.precision})
+    progress(0, 0, "preparing the network")
+    model = model.in_precision(settings.precision).in_engine(settings.engine)
+    chosen = {"detector": detector.name, "precision": model.precision, "engine": model.engine}
+    settings = settings.model_copy(update=chosen)
     task = Task(Store(source).absolute().url, detector, settings, model.card.crop_margin)
     job = Job(place, model, task)
     claim = _claim(job, source)
@@ -263,6 +266,13 @@ def _claim(job: Job, source: str) -> dict[str, Any]:
         "schema": SCHEMA_VERSION,
         **job.task.settings.model_dump(),
     }
+
+
+def _as_begun(place: Store, settings: AnnotateSettings) -> AnnotateSettings:
+    """What is left to choose (`auto`) as the run that was begun here chose it."""
+    begun = Annotations(place).run if place.exists(RUN) else {}
+    left = {field for field, value in settings if value == "auto"}
+    return settings.model_copy(update={field: begun[field] for field in left & begun.keys()})
 
 
 def _refuse_another(place: Store, mine: dict[str, Any]) -> None:

@@ -9,11 +9,13 @@ from typing import Final
 
 import torch
 
+import msrrn
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card
 from msrrn.network import MSRRN
 from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
-from msrrn.openvino import OpenVinoPredictor, openvino
+from msrrn.openvino import OpenVinoPredictor, has_openvino
 from msrrn.predictor import CPU_BATCH, Predictor, TorchPredictor
+from pipelines.cache import remembered
 from pipelines.errors import UserError
 from pipelines.settings import VAL_SHARE, Engine, InitialWeights, Precision, PrecisionChoice
 
@@ -77,21 +79,23 @@ class Model:
         return replace(self, precision=precision)
 
     def in_engine(self, engine: Engine) -> "Model":
-        """The same model in the same precision, asked through this engine.
+        """The same model in the same precision, asked through this engine; `auto`: OpenVINO where it is installed.
 
         Raises:
-            UserError: OpenVINO is not installed.
+            UserError: OpenVINO is asked for and not installed.
         """
-        if engine == "native":
+        installed = has_openvino()
+        if engine == "openvino" and not installed:
+            raise UserError("--engine openvino: it is not installed; pip install 'msrrn[fast]'")
+        if engine == "native" or not installed:
             return replace(self, graph=b"")
-        try:
-            openvino()
-        except ImportError:
-            raise UserError("--engine openvino: it is not installed; pip install 'msrrn[fast]'") from None
         files = dict(self.files)
-        if ONNX_FILE in files:
-            return replace(self, graph=files[ONNX_FILE])
-        return replace(self, graph=to_onnx(*_reduced(self), CPU_BATCH))
+        return replace(self, graph=files[ONNX_FILE] if ONNX_FILE in files else _graph(self))
+
+    @property
+    def engine(self) -> Engine:
+        """What runs it on a CPU."""
+        return "openvino" if self.graph else "native"
 
     @property
     def predictor(self) -> Predictor:
@@ -155,11 +159,23 @@ def export_model(model: Model) -> bytes:
 def _predictor(model: Model) -> Predictor:
     files = dict(model.files)
     if model.graph:
+        if not has_openvino():
+            raise UserError("a worker's machine has no OpenVINO: pip install 'msrrn[fast]' there, or --engine native")
         return OpenVinoPredictor(model.graph, model.card.calibration)
     if ONNX_FILE in files:
         return OnnxPredictor(files[ONNX_FILE], model.card.calibration)
     network, card = _reduced(model)
     return TorchPredictor(network, card.calibration)
+
+
+def _graph(model: Model) -> bytes:
+    """What OpenVINO runs, from the cache where this code made it of this model before: it takes some seconds."""
+    made_by = [
+        torch.__version__.encode(),
+        *(path.read_bytes() for path in sorted(Path(msrrn.__file__).parent.glob("*.py"))),
+    ]
+    name = hashlib.sha256(b"".join([model.digest.encode(), model.precision.encode(), *made_by])).hexdigest()
+    return remembered("graphs", f"{name[:32]}.onnx", lambda: to_onnx(*_reduced(model), CPU_BATCH))
 
 
 def _reduced(model: Model) -> tuple[MSRRN, Card]:

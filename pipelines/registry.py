@@ -22,10 +22,10 @@ from mlflow.types import Schema, TensorSpec
 
 import msrrn
 from msrrn.artifact import CARD, ArtifactError, read_card
+from pipelines.cache import cache_directory
 from pipelines.errors import UserError
 from pipelines.tracking import (
     RunRecord,
-    cache_directory,
     client,
     reaching_mlflow,
     shown_uri,

@@ -21,7 +21,7 @@ DetectorChoice = Literal["auto", "hog", "blazeface", "cnn", "yunet"]
 """A detector, or (auto) the best that is installed: blazeface where its runtime and its model file are, else hog."""
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", Precision]
-Engine = Literal["native", "openvino"]
+Engine = Literal["auto", "native", "openvino"]
 BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
 """Who gives a training face its box: a detector, or the data."""
 
@@ -159,8 +159,9 @@ class AnnotateSettings(BaseModel):
         "it, else float32, and a run records which",
     )
     engine: Engine = Field(
-        "native",
-        description="what runs the network; native is torch, or ONNX Runtime where the model is an exported file",
+        "auto",
+        description="what runs the network; native is torch, or ONNX Runtime where the model is an exported file; "
+        "auto is openvino where it is installed, else native, and a run records which",
     )
     # It decides what is quarantined, and a run may be gone on with under another one to try that again.
     timeout: float = Field(

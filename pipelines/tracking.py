@@ -26,6 +26,7 @@ from requests import RequestException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from pipelines.cache import cache_directory
 from pipelines.errors import UserError
 from pipelines.secrecy import has_password, without_secrets
 
@@ -48,11 +49,6 @@ def tracking_uri() -> str:
 def shown_uri() -> str:
     """The store for messages: without user and password."""
     return without_secrets(tracking_uri())
-
-
-def cache_directory() -> Path:
-    """`$XDG_CACHE_HOME/msrrn`, or `~/.cache/msrrn`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msrrn"
 
 
 def _sqlite_file() -> Path | None:

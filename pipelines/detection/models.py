@@ -1,7 +1,6 @@
 """Model files of detectors: fetched once, kept in a cache directory, checked whenever they are read."""
 
 import hashlib
-import os
 import subprocess
 import sys
 import tarfile
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pipelines.cache import cache_directory
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
@@ -66,13 +66,6 @@ MODEL_FILES: Final = {
         package=None,
     ),
 }
-
-
-def cache_directory() -> Path:
-    """`MSRRN_CACHE`, else `msrrn` in the user's cache directory."""
-    if own := os.environ.get("MSRRN_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "msrrn"
 
 
 def has_model_file(detector: str) -> bool:

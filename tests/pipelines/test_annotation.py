@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from msrrn.predictor import Prediction, TorchPredictor
+from msrrn.predictor import Prediction, Predictor
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import annotation as driver
 from pipelines.annotate_unit import RECORDS, STAGED, UnitRecord
@@ -276,13 +276,13 @@ def test_the_number_of_threads_changes_no_bit(
 ) -> None:
     """Sums of several threads are rounded otherwise, and a worker may see any number of cores."""
     seen = []
-    predict = TorchPredictor.predict
+    predict = Predictor.predict
 
-    def watched(self: TorchPredictor, crops: np.ndarray[Any, Any]) -> Prediction:
+    def watched(self: Predictor, crops: np.ndarray[Any, Any]) -> Prediction:
         seen.append(torch.get_num_threads())
         return predict(self, crops)
 
-    monkeypatch.setattr(TorchPredictor, "predict", watched)
+    monkeypatch.setattr(Predictor, "predict", watched)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -459,31 +459,39 @@ def test_bad_pictures_are_quarantined_and_odd_ones_are_not(face: bytes, model: M
     assert {(row["width"], row["height"]) for row in images if row["width"]} == {image.size}
 
 
-def test_a_run_goes_on_in_the_precision_that_it_began_in(
+def test_a_run_goes_on_as_it_began(
     face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also on a machine that would have chosen otherwise."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "face.jpg").write_bytes(face)
     run = str(tmp_path / "in"), str(tmp_path / "out"), model
     monkeypatch.setattr("pipelines.models.has_bfloat16", lambda: True)
-    assert annotate(*run, SETTINGS, workers=1).settings["precision"] == "bfloat16"
+    monkeypatch.setattr("pipelines.models.has_openvino", lambda: False)
+    chosen = {"detector": "hog", "precision": "bfloat16", "engine": "native"}
+    begun = annotate(*run, SETTINGS, workers=1)
+    assert begun.settings.items() >= chosen.items()
     monkeypatch.setattr("pipelines.models.has_bfloat16", lambda: False)
-    with pytest.raises(UserError, match="precision"):
-        annotate(*run, SETTINGS, workers=1)
-    annotate(*run, SETTINGS.model_copy(update={"precision": "bfloat16"}), workers=1)
+    monkeypatch.setattr("pipelines.models.has_openvino", lambda: True)
+    (tmp_path / "in" / "again.jpg").write_bytes(face)
+    then = annotate(*run, SETTINGS, workers=1)
+    assert (then.images, then.settings) == (2, begun.settings)
+    for field, other in (("precision", "float32"), ("engine", "openvino")):
+        with pytest.raises(UserError, match=f"holds a run with {field} = {chosen[field]}, this one has {other}"):
+            annotate(*run, SETTINGS.model_copy(update={field: other}), workers=1)
 
 
 def test_landmarks_lie_within_the_picture(
     face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As those of 300-W do, though a network says where a cheek would be that the edge cuts off."""
-    asked = TorchPredictor.predict
+    asked = Predictor.predict
 
-    def scattered(predictor: TorchPredictor, crops: NDArray[np.uint8]) -> Prediction:
+    def scattered(predictor: Predictor, crops: NDArray[np.uint8]) -> Prediction:
         found = asked(predictor, crops)
         return found._replace(stages=(0.5 + 40 * (found.stages - 0.5)).astype(np.float32))
 
-    monkeypatch.setattr(TorchPredictor, "predict", scattered)
+    monkeypatch.setattr(Predictor, "predict", scattered)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "face.jpg").write_bytes(face)
     annotate(str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, workers=1)

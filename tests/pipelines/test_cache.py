@@ -1,0 +1,37 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines.cache import KEPT, remembered
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MSRRN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_was_made_is_not_made_again(cache: Path) -> None:
+    made: list[int] = []
+
+    def make() -> bytes:
+        made.append(1)
+        return b"graph"
+
+    assert remembered("graphs", "one", make) == remembered("graphs", "one", make) == b"graph"
+    assert len(made) == 1
+    assert remembered("graphs", "two", lambda: b"other") == b"other"
+    assert sorted(path.name for path in (cache / "graphs").iterdir()) == ["one", "two"]
+
+
+def test_only_the_newest_are_kept(cache: Path) -> None:
+    for index in range(KEPT + 3):
+        remembered("graphs", str(index), lambda: b"graph")
+        os.utime(cache / "graphs" / str(index), (index, index))
+    assert sorted(int(path.name) for path in (cache / "graphs").iterdir()) == list(range(3, KEPT + 3))
+
+
+def test_it_does_without_where_nothing_can_be_kept(cache: Path) -> None:
+    cache.write_bytes(b"a file, not a directory")
+    assert remembered("graphs", "one", lambda: b"graph") == b"graph"
