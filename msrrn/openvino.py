@@ -1,9 +1,9 @@
-"""The graph of `msrrn.onnx` run by OpenVINO, which fuses its layers for this CPU."""
+"""Networks run by OpenVINO, which fuses their layers for this CPU."""
 
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,14 @@ from msrrn.calibration import Calibration
 from msrrn.geometry import LEVELS
 from msrrn.onnx import OUTPUTS
 from msrrn.predictor import CPU_BATCH, Predictor
+
+ON_ONE_CORE: Final = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "INFERENCE_NUM_THREADS": 1,
+    "NUM_STREAMS": 1,
+    "ENABLE_CPU_PINNING": False,  # or every process of a machine would sit on its first core
+}
+"""How a graph is compiled. What is float32 in it stays so, and what is bfloat16, too."""
 
 
 def has_openvino() -> bool:
@@ -32,10 +40,9 @@ def openvino() -> Any:
 
 
 class OpenVinoPredictor(Predictor):
-    """Runs an ONNX graph on one core.
+    """Runs the graph of `msrrn.onnx` on one core.
 
     Always a whole batch, the last one filled up: a graph whose number of faces may change is half as slow again.
-    What is float32 in the graph stays so, and what is bfloat16, too.
     """
 
     def __init__(self, graph: bytes, calibration: Calibration, batch: int = CPU_BATCH) -> None:
@@ -43,13 +50,7 @@ class OpenVinoPredictor(Predictor):
         core = openvino().Core()
         model = core.read_model(graph)
         model.reshape([batch, LEVELS[-1], LEVELS[-1]])
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": 1,
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,  # or every process of a machine would sit on its first core
-        }
-        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+        self._request = core.compile_model(model, "CPU", ON_ONE_CORE).create_infer_request()
 
     def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
         self._request.infer({"crops": np.resize(crops, (self.batch, *crops.shape[1:]))})

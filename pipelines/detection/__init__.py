@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+from msrrn.openvino import has_openvino
 from pipelines.detection.boxes import BoxMapping, Detection, Detector, expected_box, match
 from pipelines.detection.hog import HogDetector
 from pipelines.detection.models import has_model_file, read_model_file
@@ -27,13 +28,14 @@ def open_detector(name: str) -> Detector:
         UserError: there is no such detector, or its model file or library is missing; says the remedy.
     """
     if name == "auto":
-        return open_detector("blazeface" if _has_blazeface() else "hog")
+        return open_detector("blazeface" if has_openvino() and has_model_file("blazeface") else "hog")
     if name == "hog":
         return HogDetector()
     if name == "blazeface":
-        from pipelines.detection.blazeface import BlazeFaceDetector, require_runtime
+        from pipelines.detection.blazeface import BlazeFaceDetector
 
-        require_runtime()
+        if not has_openvino():
+            raise UserError("detector blazeface needs OpenVINO: pip install 'msrrn[fast]'")
         return BlazeFaceDetector(read_model_file(name))
     if name == "cnn":
         from pipelines.detection.cnn import CnnDetector
@@ -44,9 +46,3 @@ def open_detector(name: str) -> Detector:
 
         return YuNetDetector(read_model_file(name))
     raise UserError(f"there is no detector {name!r}: choose one of {', '.join(get_args(DetectorName))}")
-
-
-def _has_blazeface() -> bool:
-    from pipelines.detection.blazeface import has_runtime
-
-    return has_runtime() and has_model_file("blazeface")

@@ -1,14 +1,14 @@
-"""BlazeFace, the detector of MediaPipe, through the LiteRT runtime: the fast one.
+"""BlazeFace, the detector of MediaPipe, run by OpenVINO: the fast one.
 
 Source: Bazarevsky et al., "BlazeFace", arXiv 1907.05047; MediaPipe's graph `face_detection_full_range`, and
 its calculators for anchors, decoding and weighted non-maximum suppression.
 """
 
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, ClassVar, Final
 
 import cv2
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
+from msrrn.openvino import ON_ONE_CORE, openvino
 from pipelines.detection.boxes import MATCH_IOU, BoxMapping, Detection, ordered, without_overlaps
-from pipelines.errors import UserError
 
 Boxes = NDArray[np.float64]
 """(N, 4): x0, y0, x1, y1, in shares of the square that the network sees."""
@@ -233,31 +233,19 @@ def _iou(box: NDArray[np.float64], others: Boxes) -> NDArray[np.float64]:
     return np.asarray(area / total)
 
 
-def has_runtime() -> bool:
-    """Whether the LiteRT runtime is installed."""
-    return find_spec("ai_edge_litert") is not None
-
-
-def require_runtime() -> None:
-    """Raises `UserError` where the LiteRT runtime is not installed."""
-    if not has_runtime():
-        raise UserError("detector blazeface needs the LiteRT runtime: pip install 'msrrn[fast]'")
-
-
 @cache
-def _interpreter(model: bytes) -> tuple[Any, int, list[int]]:
-    """With the indices of its input, and of its outputs, the boxes' first."""
-    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped,import-not-found,unused-ignore]
-
-    interpreter = Interpreter(model_content=model, num_threads=1)
-    interpreter.allocate_tensors()
-    outputs = sorted(interpreter.get_output_details(), key=lambda output: -output["shape"][-1])
-    return interpreter, interpreter.get_input_details()[0]["index"], [output["index"] for output in outputs]
+def _request(model: bytes) -> tuple[Any, Any, Any]:
+    """What runs the network, and its outputs, the boxes' first."""
+    core = openvino().Core()
+    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:  # it reads files of this format alone
+        file.write(model)
+        file.flush()
+        compiled = core.compile_model(core.read_model(file.name), "CPU", ON_ONE_CORE)
+    return compiled.create_infer_request(), *sorted(compiled.outputs, key=lambda output: -output.shape[-1])
 
 
 def _run(model: bytes, square: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    interpreter, source, outputs = _interpreter(model)
-    interpreter.set_tensor(source, cv2.LUT(square, _AS_FLOATS)[None])
-    interpreter.invoke()
-    raw, logits = (interpreter.get_tensor(output)[0] for output in outputs)
+    request, *outputs = _request(model)
+    request.infer([cv2.LUT(square, _AS_FLOATS)[None]])
+    raw, logits = (request.get_tensor(output).data[0] for output in outputs)
     return raw, logits[:, 0]

@@ -128,7 +128,7 @@ def test_smaller_faces_are_searched_for_where_they_are_asked_for(
 def test_auto_is_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for runtime in (False, True):
         for file in (False, True):
-            monkeypatch.setattr("pipelines.detection.blazeface.has_runtime", lambda has=runtime: has)
+            monkeypatch.setattr("pipelines.detection.has_openvino", lambda has=runtime: has)
             monkeypatch.setattr("pipelines.detection.has_model_file", lambda name, has=file: has)
             monkeypatch.setattr("pipelines.detection.read_model_file", lambda name: b"model")
             assert open_detector("auto").name == ("blazeface" if runtime and file else "hog")
