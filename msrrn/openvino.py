@@ -1,17 +1,8 @@
-"""Networks run by OpenVINO, which fuses their layers for this CPU."""
+"""OpenVINO, which runs networks on a CPU with their layers fused for it. No network is known here, and no torch."""
 
 import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
-
-from msrrn.calibration import Calibration
-from msrrn.geometry import LEVELS
-from msrrn.onnx import OUTPUTS
-from msrrn.predictor import CPU_BATCH, Predictor
 
 ON_ONE_CORE: Final = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -37,21 +28,3 @@ def openvino() -> Any:
     import openvino
 
     return openvino
-
-
-class OpenVinoPredictor(Predictor):
-    """Runs the graph of `msrrn.onnx` on one core.
-
-    Always a whole batch, the last one filled up: a graph whose number of faces may change is half as slow again.
-    """
-
-    def __init__(self, graph: bytes, calibration: Calibration, batch: int = CPU_BATCH) -> None:
-        super().__init__(calibration, batch)
-        core = openvino().Core()
-        model = core.read_model(graph)
-        model.reshape([batch, LEVELS[-1], LEVELS[-1]])
-        self._request = core.compile_model(model, "CPU", ON_ONE_CORE).create_infer_request()
-
-    def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
-        self._request.infer({"crops": np.resize(crops, (self.batch, *crops.shape[1:]))})
-        return [self._request.get_tensor(name).data[: len(crops)].copy() for name in OUTPUTS[2:]]

@@ -12,9 +12,9 @@ import torch
 import msrrn
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card
 from msrrn.network import MSRRN
-from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
-from msrrn.openvino import OpenVinoPredictor, has_openvino
-from msrrn.predictor import CPU_BATCH, Predictor, TorchPredictor
+from msrrn.onnx import OPENVINO_BATCH, OnnxPredictor, OpenVinoPredictor, read_onnx_card, to_onnx
+from msrrn.openvino import has_openvino
+from msrrn.predictor import Predictor, TorchPredictor
 from pipelines.cache import remembered
 from pipelines.errors import UserError
 from pipelines.settings import VAL_SHARE, Engine, InitialWeights, Precision, PrecisionChoice
@@ -175,7 +175,7 @@ def _graph(model: Model) -> bytes:
         *(path.read_bytes() for path in sorted(Path(msrrn.__file__).parent.glob("*.py"))),
     ]
     name = hashlib.sha256(b"".join([model.digest.encode(), model.precision.encode(), *made_by])).hexdigest()
-    return remembered("graphs", f"{name[:32]}.onnx", lambda: to_onnx(*_reduced(model), CPU_BATCH))
+    return remembered("graphs", f"{name[:32]}.onnx", lambda: to_onnx(*_reduced(model), OPENVINO_BATCH))
 
 
 def _reduced(model: Model) -> tuple[MSRRN, Card]:

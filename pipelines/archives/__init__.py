@@ -99,7 +99,7 @@ def read_inputs(
         else:
             for item in group:
                 folder, key = place_of(store, item.uri) if is_list and not item.problem else (store, item.uri)
-                yield item, unusable(item, limit) or _read_file(folder, key, limit)
+                yield item, unusable(item, limit) or _read_file(folder, key, item.size, limit)
 
 
 def _place(url: str) -> tuple[Store, str]:
@@ -159,13 +159,15 @@ def _read_container(
             yield item, container.read(item, limit)
 
 
-def _read_file(store: Store, key: str, limit: int) -> bytes | Undecodable:
+def _read_file(store: Store, key: str, listed: int, limit: int) -> bytes | Undecodable:
     # A pipe would wait for ever; on S3 a folder reads as an empty file.
     data = b""
     try:
         if store.local_path() is None or store.version(key) is not None:
             with store.open(key) as file:
-                data = file.read(limit + 1)
+                data = file.read(min(listed, limit) + 1)  # memory is asked for before a byte is read
+                if len(data) > listed:
+                    data += file.read(limit + 1 - len(data))
         if not data and store.version(key) is None:
             return Undecodable("unreadable", PROBLEMS["unreadable"])
     except OutageError:

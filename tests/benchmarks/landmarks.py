@@ -18,9 +18,8 @@ from typing import Final
 import numpy as np
 
 from msrrn.artifact import load
-from msrrn.onnx import to_onnx
-from msrrn.openvino import OpenVinoPredictor
-from msrrn.predictor import CPU_BATCH, Predictor, TorchPredictor
+from msrrn.onnx import OPENVINO_BATCH, OpenVinoPredictor, to_onnx
+from msrrn.predictor import Predictor, TorchPredictor
 from pipelines.ert import Ert, trained_ert
 from pipelines.loader import Loader
 from pipelines.manifest import read_manifest
@@ -42,7 +41,7 @@ def networks(model: Path) -> Iterator[tuple[str, Predictor]]:
             network.reduce()
         what = f"{looks} look{'s' * (looks - 1)}, {precision}"
         yield f"torch, {what}", TorchPredictor(network)
-        yield f"OpenVINO, {what}", OpenVinoPredictor(to_onnx(network, card, CPU_BATCH), card.calibration)
+        yield f"OpenVINO, {what}", OpenVinoPredictor(to_onnx(network, card, OPENVINO_BATCH), card.calibration)
 
 
 def rates(core: int, model: Path, ert: Ert, dataset: str, together: Barrier) -> dict[str, float]:

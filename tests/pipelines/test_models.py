@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
-from msrrn.openvino import OpenVinoPredictor
+from msrrn.onnx import OpenVinoPredictor
 from pipelines.errors import UserError
 from pipelines.models import Model, export_model, initial_weights, read_model
 from tests.factories import tiny_model

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -111,3 +113,12 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     os.waitpid(parent, 0)
     # It is busy with the second item until its own watch ends it, or the pipe that nobody reads.
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE or child.wait(10) is None
+
+
+def test_the_process_that_looks_at_pictures_knows_no_network() -> None:
+    """It would start seconds later, and take hundreds of megabytes more."""
+    program = "import sys, pipelines.sightings, pipelines.detection.blazeface; print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )
