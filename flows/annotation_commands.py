@@ -17,7 +17,14 @@ from flows.options import (
     share,
 )
 from pipelines.errors import UsageError
-from pipelines.settings import AnnotateSettings, DetectorChoice, Engine, ExportFormat, PrecisionChoice, ReviewFormat
+from pipelines.settings import (
+    AnnotateSettings,
+    DetectorChoice,
+    EngineChoice,
+    ExportFormat,
+    PrecisionChoice,
+    ReviewFormat,
+)
 
 _SETTINGS = (
     "images_per_unit",
@@ -42,10 +49,11 @@ def add_annotation_commands(commands: Commands) -> None:
 def _annotate(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
-        from pipelines.annotation import Again, annotate
+        from pipelines.annotation import Again, annotate, as_begun
         from pipelines.metrics_export import metered
         from pipelines.rehearsal import rehearse
         from pipelines.retraining import open_model
+        from pipelines.storage import Store
         from pipelines.tables import annotation_text, rehearsal_text
 
         settings = settings_of(AnnotateSettings, given(call, *_SETTINGS))
@@ -58,6 +66,7 @@ def _annotate(commands: Commands) -> None:
         if call.dry_run:
             with progress("listing pictures") as update:
                 model = open_model(call.model)
+                settings = as_begun(Store(call.out), settings)
                 rehearsal = rehearse(call.source, model, settings, call.workers, call.limit, update)
             if call.json:
                 print_json(rehearsal.model_dump())
@@ -164,10 +173,11 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
-        choices=get_args(Engine),
-        help="what runs the network: native is torch, or ONNX Runtime for an exported file; openvino is faster, and "
-        "takes some seconds when it first sees a model; auto is openvino where it is installed (msrrn[fast]), else "
-        f"native, and a run records which (default: {defaults.engine})",
+        choices=get_args(EngineChoice),
+        help="what runs the network, not the detector: native is torch, or ONNX Runtime for an exported file; "
+        "openvino is faster, and takes some seconds when it first sees a model; auto is what the run was begun with, "
+        "else openvino where it is installed (msrrn[fast]), else native; a run records which "
+        f"(default: {defaults.engine})",
     )
 
 

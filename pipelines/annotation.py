@@ -128,7 +128,8 @@ def annotate(
         UserError: the source cannot be listed, or `out` holds a run of another model or other settings.
     """
     place = Store(out).absolute()
-    settings = _as_begun(place, settings)
+    settings = as_begun(place, settings)
+    _refuse_another(place, _claim(source, model, settings))
     detector = open_detector(settings.detector)
     progress(0, 0, "preparing the network")
     model = model.in_precision(settings.precision).in_engine(settings.engine)
@@ -136,8 +137,7 @@ def annotate(
     settings = settings.model_copy(update=chosen)
     task = Task(Store(source).absolute().url, detector, settings, model.card.crop_margin)
     job = Job(place, model, task)
-    claim = _claim(job, source)
-    _refuse_another(place, claim)
+    claim = _claim(source, model, settings)
     listing = list_inputs(task.source)
     with hold(place, LEASE, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
         if not place.create(RUN, json.dumps(claim, indent=1).encode()):
@@ -257,29 +257,40 @@ class _Work:
                 yield Pending(unit, self._left[unit.key], unit.key in self._recorded)
 
 
-def _claim(job: Job, source: str) -> dict[str, Any]:
-    """What this run is."""
-    return {
-        "source": source,
-        "model": job.model.label,
-        "model_sha256": job.model.digest,
-        "schema": SCHEMA_VERSION,
-        **job.task.settings.model_dump(),
-    }
+def _begun_at(place: Store) -> dict[str, Any]:
+    """What the run is that was begun there; nothing where there is none.
+
+    Raises:
+        UserError: something else lies there.
+    """
+    if not place.exists(RUN):
+        return {}
+    return {"engine": "native"} | Annotations(place).run  # older ones had no other
 
 
-def _as_begun(place: Store, settings: AnnotateSettings) -> AnnotateSettings:
-    """What is left to choose (`auto`) as the run that was begun here chose it."""
-    begun = Annotations(place).run if place.exists(RUN) else {}
+def as_begun(place: Store, settings: AnnotateSettings) -> AnnotateSettings:
+    """What is left to choose (`auto`) as the run that was begun there chose it."""
+    begun = _begun_at(place)
     left = {field for field, value in settings if value == "auto"}
     return settings.model_copy(update={field: begun[field] for field in left & begun.keys()})
 
 
+def _claim(source: str, model: Model, settings: AnnotateSettings) -> dict[str, Any]:
+    """What a run is."""
+    return {
+        "source": source,
+        "model": model.label,
+        "model_sha256": model.digest,
+        "schema": SCHEMA_VERSION,
+        **settings.model_dump(),
+    }
+
+
 def _refuse_another(place: Store, mine: dict[str, Any]) -> None:
     """Raises UserError where another run, of other settings or another model, was begun here."""
-    if not place.exists(RUN):
+    theirs = _begun_at(place)
+    if not theirs:
         return
-    theirs = Annotations(place).run
     for field, value in mine.items():
         if theirs.get(field) != value:
             raise UserError(

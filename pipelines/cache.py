@@ -1,5 +1,6 @@
 """What is kept on this machine from one command to the next, and can be had again: a directory of the user's."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,24 +11,37 @@ from pipelines.errors import UserError
 from pipelines.storage import Store
 
 KEPT: Final = 8
-"""Files of a folder that `remembered` leaves, the newest."""
+"""Files of a folder that `remembered` leaves, the last that were made."""
+_DIGEST: Final = hashlib.sha256().digest_size
 
 
 def cache_directory() -> Path:
-    """`MSRRN_CACHE`, else `msrrn` in the user's cache directory."""
-    if own := os.environ.get("MSRRN_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "msrrn"
+    """`MSRRN_CACHE`, else `msrrn` in the user's cache directory.
+
+    Raises:
+        UserError: the user has no home.
+    """
+    try:
+        if own := os.environ.get("MSRRN_CACHE"):
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "msrrn"
+    except RuntimeError:
+        raise UserError("there is no home directory to keep files in: set MSRRN_CACHE to a directory") from None
 
 
 def remembered(folder: str, name: str, make: Callable[[], bytes]) -> bytes:
-    """What `make` gave under this name before, else gives now; where nothing can be kept, it makes it each time."""
-    place = cache_directory() / folder
-    with suppress(OSError):
-        return (place / name).read_bytes()
+    """What `make` gave under this name before, else gives now; where nothing can be kept, it makes it each time.
+
+    A kept file begins with the SHA-256 of the rest: a damaged one is made again.
+    """
+    with suppress(OSError, UserError):
+        kept = (cache_directory() / folder / name).read_bytes()
+        if hashlib.sha256(kept[_DIGEST:]).digest() == kept[:_DIGEST]:
+            return kept[_DIGEST:]
     data = make()
     with suppress(OSError, UserError):
-        Store(str(place)).publish(name, data)
+        place = cache_directory() / folder
+        Store(str(place)).publish(name, hashlib.sha256(data).digest() + data)
         for path in sorted(place.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             path.unlink()
     return data

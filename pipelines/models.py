@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from msrrn.openvino import has_openvino
 from msrrn.predictor import Predictor, TorchPredictor
 from pipelines.cache import remembered
 from pipelines.errors import UserError
-from pipelines.settings import VAL_SHARE, Engine, InitialWeights, Precision, PrecisionChoice
+from pipelines.settings import VAL_SHARE, Engine, EngineChoice, InitialWeights, Precision, PrecisionChoice
 
 GPU_BATCH: Final = 512
 """Faces that a GPU is asked about at once: with few, it waits for its next kernel. Not measured."""
@@ -39,7 +40,7 @@ class Model:
     card: Card
     precision: Precision = "float32"
     """of convolutions and matrix products, when it is asked on a CPU"""
-    graph: bytes = b""
+    graph: bytes | None = None
     """what OpenVINO runs, where it shall"""
 
     def __hash__(self) -> int:
@@ -78,7 +79,7 @@ class Model:
             )
         return replace(self, precision=precision)
 
-    def in_engine(self, engine: Engine) -> "Model":
+    def in_engine(self, engine: EngineChoice) -> "Model":
         """The same model in the same precision, asked through this engine; `auto`: OpenVINO where it is installed.
 
         Raises:
@@ -86,16 +87,19 @@ class Model:
         """
         installed = has_openvino()
         if engine == "openvino" and not installed:
-            raise UserError("--engine openvino: it is not installed; pip install 'msrrn[fast]'")
+            raise UserError(
+                "OpenVINO is not installed, which --engine openvino needs, and a run that was begun with it: "
+                "pip install 'msrrn[fast]'"
+            )
         if engine == "native" or not installed:
-            return replace(self, graph=b"")
+            return replace(self, graph=None)
         files = dict(self.files)
         return replace(self, graph=files[ONNX_FILE] if ONNX_FILE in files else _graph(self))
 
     @property
     def engine(self) -> Engine:
         """What runs it on a CPU."""
-        return "openvino" if self.graph else "native"
+        return "native" if self.graph is None else "openvino"
 
     @property
     def predictor(self) -> Predictor:
@@ -158,9 +162,12 @@ def export_model(model: Model) -> bytes:
 @cache
 def _predictor(model: Model) -> Predictor:
     files = dict(model.files)
-    if model.graph:
+    if model.graph is not None:
         if not has_openvino():
-            raise UserError("a worker's machine has no OpenVINO: pip install 'msrrn[fast]' there, or --engine native")
+            raise UserError(
+                "a worker's machine has no OpenVINO: pip install 'msrrn[fast]' there, or begin anew, into another "
+                "place, with --engine native"
+            )
         return OpenVinoPredictor(model.graph, model.card.calibration)
     if ONNX_FILE in files:
         return OnnxPredictor(files[ONNX_FILE], model.card.calibration)
@@ -170,12 +177,11 @@ def _predictor(model: Model) -> Predictor:
 
 def _graph(model: Model) -> bytes:
     """What OpenVINO runs, from the cache where this code made it of this model before: it takes some seconds."""
-    made_by = [
-        torch.__version__.encode(),
-        *(path.read_bytes() for path in sorted(Path(msrrn.__file__).parent.glob("*.py"))),
-    ]
-    name = hashlib.sha256(b"".join([model.digest.encode(), model.precision.encode(), *made_by])).hexdigest()
-    return remembered("graphs", f"{name[:32]}.onnx", lambda: to_onnx(*_reduced(model), OPENVINO_BATCH))
+    writers = [version(name) for name in ("torch", "onnx", "onnx-ir", "onnxscript")]
+    code = [path.read_bytes() for path in sorted(Path(msrrn.__file__).parent.glob("*.py"))]
+    made_of = " ".join([model.digest, model.precision, *writers]).encode()
+    name = hashlib.sha256(b"".join([made_of, *code])).hexdigest()
+    return remembered("graphs", name[:32], lambda: to_onnx(*_reduced(model), OPENVINO_BATCH))
 
 
 def _reduced(model: Model) -> tuple[MSRRN, Card]:

@@ -55,6 +55,7 @@ def rehearse(
     Raises:
         UserError: the archive cannot be listed, or has no input.
     """
+    progress(0, 0, "preparing the network")
     model = model.in_precision(settings.precision).in_engine(settings.engine)
     task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
     listing = list_inputs(task.source)

@@ -21,7 +21,8 @@ DetectorChoice = Literal["auto", "hog", "blazeface", "cnn", "yunet"]
 """A detector, or (auto) the best that is installed: blazeface where its runtime and its model file are, else hog."""
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", Precision]
-Engine = Literal["auto", "native", "openvino"]
+Engine = Literal["native", "openvino"]
+EngineChoice = Literal["auto", Engine]
 BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
 """Who gives a training face its box: a detector, or the data."""
 
@@ -158,7 +159,7 @@ class AnnotateSettings(BaseModel):
         description="of the network's convolutions and matrix products; auto is bfloat16 where this CPU computes in "
         "it, else float32, and a run records which",
     )
-    engine: Engine = Field(
+    engine: EngineChoice = Field(
         "auto",
         description="what runs the network; native is torch, or ONNX Runtime where the model is an exported file; "
         "auto is openvino where it is installed, else native, and a run records which",

@@ -14,6 +14,7 @@ from pipelines.annotations import IMAGES, forgotten_row
 from pipelines.archives import Input, read_inputs
 from pipelines.decoding import Undecodable
 from pipelines.detection import Detector
+from pipelines.errors import UserError
 from pipelines.looking import SeenFace, look
 from pipelines.memory import keep_memory
 from pipelines.sandbox import BEGUN, Died
@@ -70,6 +71,8 @@ def _sighting(item: Input, data: bytes | Undecodable, task: Task) -> Sighting:
         seen = look(data, task.detector, task.settings, task.crop_margin)
     except Undecodable as error:
         reason, message = error.reason, error.message
+    except UserError:
+        raise  # of the machine, not of the picture
     except MemoryError:
         reason, message = "too_large", "there was not enough memory for it"
     except Exception as error:

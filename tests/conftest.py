@@ -18,6 +18,7 @@ import fsspec
 import pytest
 
 from msrrn.synthetic import SyntheticPhoto, draw_photo
+from pipelines.cache import cache_directory
 from pipelines.engine import start_ray
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest
@@ -40,6 +41,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = "serving" if item.path in serving else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own; model files of detectors that were fetched are in it."""
+    home = tmp_path_factory.mktemp("cache")
+    detectors = cache_directory() / "detectors"
+    (home / "msrrn").mkdir()
+    if detectors.is_dir():
+        (home / "msrrn" / "detectors").symlink_to(detectors.absolute())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MSRRN_CACHE", raising=False)
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        yield
 
 
 @pytest.fixture(scope="session")

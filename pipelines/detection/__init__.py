@@ -32,10 +32,9 @@ def open_detector(name: str) -> Detector:
     if name == "hog":
         return HogDetector()
     if name == "blazeface":
-        from pipelines.detection.blazeface import BlazeFaceDetector
+        from pipelines.detection.blazeface import BlazeFaceDetector, require_openvino
 
-        if not has_openvino():
-            raise UserError("detector blazeface needs OpenVINO: pip install 'msrrn[fast]'")
+        require_openvino()
         return BlazeFaceDetector(read_model_file(name))
     if name == "cnn":
         from pipelines.detection.cnn import CnnDetector

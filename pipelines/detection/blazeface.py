@@ -5,6 +5,7 @@ its calculators for anchors, decoding and weighted non-maximum suppression.
 """
 
 import math
+import platform
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
-from msrrn.openvino import ON_ONE_CORE, openvino
+from msrrn.openvino import ON_ONE_CORE, has_openvino, openvino
 from pipelines.detection.boxes import MATCH_IOU, BoxMapping, Detection, ordered, without_overlaps
+from pipelines.errors import UserError
 
 Boxes = NDArray[np.float64]
 """(N, 4): x0, y0, x1, y1, in shares of the square that the network sees."""
@@ -233,19 +235,33 @@ def _iou(box: NDArray[np.float64], others: Boxes) -> NDArray[np.float64]:
     return np.asarray(area / total)
 
 
+def require_openvino() -> None:
+    """Raises `UserError` where it is not installed."""
+    if not has_openvino():
+        raise UserError("detector blazeface needs OpenVINO on every machine that looks: pip install 'msrrn[fast]'")
+
+
 @cache
 def _request(model: bytes) -> tuple[Any, Any, Any]:
-    """What runs the network, and its outputs, the boxes' first."""
+    """What runs the network, and its outputs, the boxes' first.
+
+    Raises:
+        UserError: it cannot be run here, which is no picture's fault.
+    """
+    require_openvino()
     core = openvino().Core()
-    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:  # it reads files of this format alone
-        file.write(model)
-        file.flush()
-        compiled = core.compile_model(core.read_model(file.name), "CPU", ON_ONE_CORE)
+    try:
+        with tempfile.NamedTemporaryFile(suffix=".tflite") as file:  # it reads files of this format alone
+            file.write(model)
+            file.flush()
+            compiled = core.compile_model(core.read_model(file.name), "CPU", ON_ONE_CORE)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"detector blazeface cannot be started on {platform.node()}: {error}") from error
     return compiled.create_infer_request(), *sorted(compiled.outputs, key=lambda output: -output.shape[-1])
 
 
 def _run(model: bytes, square: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     request, *outputs = _request(model)
     request.infer([cv2.LUT(square, _AS_FLOATS)[None]])
-    raw, logits = (request.get_tensor(output).data[0] for output in outputs)
+    raw, logits = (request.get_tensor(output).data[0].copy() for output in outputs)
     return raw, logits[:, 0]

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import json
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ from pipelines.annotation import Again, Summary, annotate
 from pipelines.annotations import FACES, IMAGES, RUN, STATUSES, SUMMARY, Annotations
 from pipelines.decoding import decode
 from pipelines.detection import Detection, HogDetector, open_detector
+from pipelines.detection.blazeface import BlazeFaceDetector
 from pipelines.errors import UserError
 from pipelines.lease import LEASE
 from pipelines.models import Model
@@ -468,17 +470,36 @@ def test_a_run_goes_on_as_it_began(
     run = str(tmp_path / "in"), str(tmp_path / "out"), model
     monkeypatch.setattr("pipelines.models.has_bfloat16", lambda: True)
     monkeypatch.setattr("pipelines.models.has_openvino", lambda: False)
+    monkeypatch.setattr("pipelines.detection.has_model_file", lambda name: False)
     chosen = {"detector": "hog", "precision": "bfloat16", "engine": "native"}
     begun = annotate(*run, SETTINGS, workers=1)
     assert begun.settings.items() >= chosen.items()
     monkeypatch.setattr("pipelines.models.has_bfloat16", lambda: False)
     monkeypatch.setattr("pipelines.models.has_openvino", lambda: True)
+    monkeypatch.setattr("pipelines.detection.has_model_file", lambda name: True)
     (tmp_path / "in" / "again.jpg").write_bytes(face)
     then = annotate(*run, SETTINGS, workers=1)
     assert (then.images, then.settings) == (2, begun.settings)
-    for field, other in (("precision", "float32"), ("engine", "openvino")):
+    for field, other in (("precision", "float32"), ("engine", "openvino"), ("detector", "blazeface")):
         with pytest.raises(UserError, match=f"holds a run with {field} = {chosen[field]}, this one has {other}"):
             annotate(*run, SETTINGS.model_copy(update={field: other}), workers=1)
+    record = tmp_path / "out" / RUN
+    older = json.loads(record.read_text())
+    del older["engine"]
+    record.write_text(json.dumps(older))
+    assert annotate(*run, SETTINGS, workers=1) == then
+
+
+def test_what_is_missing_on_a_machine_ends_the_run_and_no_picture(
+    face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What looks for faces there cannot be started, though the driver's could."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "face.jpg").write_bytes(face)
+    monkeypatch.setattr("pipelines.annotation.open_detector", lambda name: BlazeFaceDetector(b"no model at all"))
+    with pytest.raises(UserError, match="detector blazeface cannot be started on"):
+        annotate(str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, workers=1)
+    assert not list((tmp_path / "out" / RECORDS).glob("*"))
 
 
 def test_landmarks_lie_within_the_picture(

@@ -256,6 +256,8 @@ def test_no_more_than_the_limit_is_read(tmp_path: Path) -> None:
     assert read(str(tmp_path), max_bytes=100) == [("large.jpg", "too_large"), ("small.jpg", b"x" * 100)]
     grown = Input("large.jpg", "", 0, 5, 5, "")
     assert read(str(tmp_path), [grown], 100) == [("large.jpg", "too_large")]
+    grown = Input("small.jpg", "", 0, 5, 5, "")
+    assert read(str(tmp_path), [grown], 100) == [("small.jpg", b"x" * 100)]
 
 
 def test_memory_is_that_of_one_folder(tmp_path: Path) -> None:

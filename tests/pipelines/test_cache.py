@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cache import KEPT, remembered
+from pipelines.cache import KEPT, cache_directory, remembered
+from pipelines.errors import UserError
 
 
 @pytest.fixture
@@ -34,4 +35,22 @@ def test_only_the_newest_are_kept(cache: Path) -> None:
 
 def test_it_does_without_where_nothing_can_be_kept(cache: Path) -> None:
     cache.write_bytes(b"a file, not a directory")
+    assert remembered("graphs", "one", lambda: b"graph") == b"graph"
+
+
+def test_what_was_damaged_is_made_again(cache: Path) -> None:
+    for damage in (lambda data: b"", lambda data: data[:-1], lambda data: data[:-1] + b"x"):
+        remembered("graphs", "one", lambda: b"graph")
+        path = cache / "graphs" / "one"
+        path.write_bytes(damage(path.read_bytes()))
+        assert remembered("graphs", "one", lambda: b"anew") == b"anew"
+        path.unlink()
+
+
+def test_who_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("MSRRN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(UserError, match="set MSRRN_CACHE to a directory"):
+        cache_directory()
     assert remembered("graphs", "one", lambda: b"graph") == b"graph"
