@@ -175,9 +175,8 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=get_args(EngineChoice),
         help="what runs the network, not the detector: native is torch, or ONNX Runtime for an exported file; "
-        "openvino is faster, and takes some seconds when it first sees a model; auto is what the run was begun with, "
-        "else openvino where it is installed (msrrn[fast]), else native; a run records which "
-        f"(default: {defaults.engine})",
+        "openvino (msrrn[fast]) is faster, but takes some 8 seconds when it first sees a model, which pays from tens "
+        f"of thousands of faces on; auto is what the run was begun with, else native (default: {defaults.engine})",
     )
 
 

@@ -80,19 +80,18 @@ class Model:
         return replace(self, precision=precision)
 
     def in_engine(self, engine: EngineChoice) -> "Model":
-        """The same model in the same precision, asked through this engine; `auto`: OpenVINO where it is installed.
+        """The same model in the same precision, asked through this engine; `auto` is native.
 
         Raises:
             UserError: OpenVINO is asked for and not installed.
         """
-        installed = has_openvino()
-        if engine == "openvino" and not installed:
+        if engine != "openvino":
+            return replace(self, graph=None)
+        if not has_openvino():
             raise UserError(
                 "OpenVINO is not installed, which --engine openvino needs, and a run that was begun with it: "
                 "pip install 'msrrn[fast]'"
             )
-        if engine == "native" or not installed:
-            return replace(self, graph=None)
         files = dict(self.files)
         return replace(self, graph=files[ONNX_FILE] if ONNX_FILE in files else _graph(self))
 

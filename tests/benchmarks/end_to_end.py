@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import cv2
 
@@ -24,7 +25,7 @@ from pipelines.detection import open_detector
 from pipelines.engine import start_ray
 from pipelines.looking import look
 from pipelines.retraining import open_model
-from pipelines.settings import AnnotateSettings
+from pipelines.settings import AnnotateSettings, EngineChoice
 from tests.benchmarks.pictures import mix
 
 
@@ -33,9 +34,10 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=60, help="pictures of every size")
     parser.add_argument("--names", type=int, default=4, help="names of every picture")
     parser.add_argument("--detector", default="auto")
+    parser.add_argument("--engine", choices=get_args(EngineChoice), default="openvino")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
-    settings = AnnotateSettings(detector=arguments.detector)
+    settings = AnnotateSettings(detector=arguments.detector, engine=arguments.engine)
     model = open_model("box")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -53,7 +53,7 @@ Result = tuple[float, list[bool]]
 def _tools() -> tuple[Detector, Model]:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    return open_detector("blazeface"), open_model("box").in_precision("auto").in_engine("auto")
+    return open_detector("blazeface"), open_model("box").in_precision("auto").in_engine("openvino")
 
 
 def ours(files: Sequence[str]) -> Result:

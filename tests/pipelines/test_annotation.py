@@ -469,25 +469,23 @@ def test_a_run_goes_on_as_it_began(
     (tmp_path / "in" / "face.jpg").write_bytes(face)
     run = str(tmp_path / "in"), str(tmp_path / "out"), model
     monkeypatch.setattr("pipelines.models.has_bfloat16", lambda: True)
-    monkeypatch.setattr("pipelines.models.has_openvino", lambda: False)
     monkeypatch.setattr("pipelines.detection.has_model_file", lambda name: False)
-    chosen = {"detector": "hog", "precision": "bfloat16", "engine": "native"}
-    begun = annotate(*run, SETTINGS, workers=1)
+    chosen = {"detector": "hog", "precision": "bfloat16", "engine": "openvino"}
+    begun = annotate(*run, SETTINGS.model_copy(update={"engine": "openvino"}), workers=1)
     assert begun.settings.items() >= chosen.items()
     monkeypatch.setattr("pipelines.models.has_bfloat16", lambda: False)
-    monkeypatch.setattr("pipelines.models.has_openvino", lambda: True)
     monkeypatch.setattr("pipelines.detection.has_model_file", lambda name: True)
     (tmp_path / "in" / "again.jpg").write_bytes(face)
     then = annotate(*run, SETTINGS, workers=1)
     assert (then.images, then.settings) == (2, begun.settings)
-    for field, other in (("precision", "float32"), ("engine", "openvino"), ("detector", "blazeface")):
+    for field, other in (("precision", "float32"), ("engine", "native"), ("detector", "blazeface")):
         with pytest.raises(UserError, match=f"holds a run with {field} = {chosen[field]}, this one has {other}"):
             annotate(*run, SETTINGS.model_copy(update={field: other}), workers=1)
     record = tmp_path / "out" / RUN
     older = json.loads(record.read_text())
-    del older["engine"]
+    del older["engine"]  # as runs were recorded when there was no other than native
     record.write_text(json.dumps(older))
-    assert annotate(*run, SETTINGS, workers=1) == then
+    assert annotate(*run, SETTINGS, workers=1).settings["engine"] == "native"
 
 
 def test_what_is_missing_on_a_machine_ends_the_run_and_no_picture(
