@@ -168,8 +168,8 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=get_args(PrecisionChoice),
-        help="of the network; bfloat16 moves landmarks by hundredths of a pixel of the crop; auto is bfloat16 where "
-        f"this CPU computes in it, else float32, and a run records which (default: {defaults.precision})",
+        help="of the network; bfloat16 moves landmarks by hundredths of a pixel of the crop; auto is what the run "
+        f"was begun in, else bfloat16 where this CPU computes in it, else float32 (default: {defaults.precision})",
     )
     parser.add_argument(
         "--engine",

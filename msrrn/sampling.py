@@ -51,7 +51,7 @@ def sample_patches(images: Tensor, shapes: Tensor, offsets: Tensor) -> Tensor:
         float `(B, L, K)`. Outside the image its edge pixels repeat; what is not a number is read at the edge.
     """
     # Both coordinates of a pixel far apart in memory: sums over whole rows, which is several times faster.
-    grid = (2 * shapes - 1).transpose(-1, -2)[..., None] + 2 * offsets.transpose(-1, -2)[..., None, :]
+    grid = (2 * shapes - 1).mT[..., None] + 2 * offsets.mT[..., None, :]
     grid = grid.permute(0, 2, 3, 1)
     return functional.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
 

@@ -66,7 +66,7 @@ class View(NamedTuple):
         """Points (B, L, 2) of the crop → the same in the square."""
         squared = self.axes.square().sum(dim=(1, 2), keepdim=True) / 2
         # A similarity is turned back by its transpose.
-        return _times(shapes - self.centre, self.axes.transpose(-1, -2) / squared.clamp_min(1e-12)) + 0.5
+        return _times(shapes - self.centre, self.axes.mT / squared.clamp_min(1e-12)) + 0.5
 
     def outside(self, points: Tensor) -> Tensor:
         """Points (B, L, 2) of the square → the same in the crop."""
@@ -90,7 +90,7 @@ class View(NamedTuple):
         steps = (2 * torch.arange(side, device=level_100.device) + 1) / side - 1
         along, down = self.axes[..., None, None].unbind(dim=1)
         # Both coordinates of a pixel far apart in memory: sums over whole rows, which is many times faster.
-        grid = along * steps + (down * steps[:, None] + (2 * self.centre.transpose(-1, -2)[..., None] - 1))
+        grid = along * steps + (down * steps[:, None] + (2 * self.centre.mT[..., None] - 1))
         square = functional.grid_sample(
             level_100[:, None].float(), grid.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
         )[:, 0]

@@ -135,7 +135,7 @@ class AnnotateSettings(BaseModel):
     images_per_unit: int = Field(64, ge=1, le=100_000)
     detector: DetectorChoice = Field(
         "auto",
-        description="who finds faces; auto is blazeface where it is installed, else hog, and a run records which",
+        description="who finds faces; auto is who began the run, else blazeface where it is installed, else hog",
     )
     min_face: float = Field(
         0.07,
@@ -156,8 +156,8 @@ class AnnotateSettings(BaseModel):
     )
     precision: PrecisionChoice = Field(
         "auto",
-        description="of the network's convolutions and matrix products; auto is bfloat16 where this CPU computes in "
-        "it, else float32, and a run records which",
+        description="of the network's convolutions and matrix products; auto is what the run was begun in, else "
+        "bfloat16 where this CPU computes in it, else float32",
     )
     engine: EngineChoice = Field(
         "auto",
