@@ -21,13 +21,10 @@ from msrrn.artifact import ArtifactError, Card
 from msrrn.calibration import FLOOR, LOG_ERRORS, Calibration, Signs
 from msrrn.geometry import LEVELS
 from msrrn.network import MSRRN
-from msrrn.openvino import ON_ONE_CORE, openvino
-from msrrn.predictor import CPU_BATCH, Looks, Predictor
+from msrrn.prediction import CPU_BATCH, OUTPUTS, Predictor
+from msrrn.predictor import Looks
 
-OPENVINO_BATCH: Final = 8
-"""Faces that OpenVINO is asked about at once: no slower a face than 32, and less is filled up."""
 CARD_KEY: Final = "msrrn.card"
-OUTPUTS: Final = ("landmarks", "expected_nrmse", "stages", *Signs._fields)
 
 
 class _Whole(nn.Module):
@@ -120,21 +117,3 @@ class OnnxPredictor(Predictor):
     def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
         columns: list[NDArray[np.float32]] = self.session.run(OUTPUTS[2:], {"crops": np.ascontiguousarray(crops)})
         return columns
-
-
-class OpenVinoPredictor(Predictor):
-    """Runs an ONNX file by OpenVINO on one core.
-
-    Always a whole batch, the last one filled up: a graph whose number of faces may change is half as slow again.
-    """
-
-    def __init__(self, data: bytes, calibration: Calibration, batch: int = OPENVINO_BATCH) -> None:
-        super().__init__(calibration, batch)
-        core = openvino().Core()
-        model = core.read_model(data)
-        model.reshape([batch, LEVELS[-1], LEVELS[-1]])
-        self._request = core.compile_model(model, "CPU", ON_ONE_CORE).create_infer_request()
-
-    def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
-        self._request.infer({"crops": np.resize(crops, (self.batch, *crops.shape[1:]))})
-        return [self._request.get_tensor(name).data[: len(crops)].copy() for name in OUTPUTS[2:]]

@@ -21,10 +21,9 @@ from msrrn.geometry import within
 from msrrn.landmarks import NUM_LANDMARKS, face_roll
 from pipelines.annotations import FACES, IMAGES, Annotations
 from pipelines.archives import Input
+from pipelines.asked import Asked
 from pipelines.looking import SeenFace
-from pipelines.models import Model
 from pipelines.outages import MissingError
-from pipelines.pace import one_core
 from pipelines.plan import Unit, fingerprint
 from pipelines.pyramid import sharpness
 from pipelines.sandbox import Died, Sandbox
@@ -57,7 +56,7 @@ class Job:
     """What every unit of a run shares."""
 
     out: Store
-    model: Model
+    model: Asked
     task: Task
 
 
@@ -141,7 +140,7 @@ def _sandbox_of(task: Task) -> Sandbox[Task, Input, Sighting]:
     return _sandbox[1]
 
 
-def annotated(task: Task, model: Model, inputs: Sequence[Input]) -> Iterator[tuple[Sighting, list[dict[str, Any]]]]:
+def annotated(task: Task, model: Asked, inputs: Sequence[Input]) -> Iterator[tuple[Sighting, list[dict[str, Any]]]]:
     """What is seen in each input, and its rows of `FACES`, in order."""
     waiting: list[Sighting] = []
     results = _sandbox_of(task).run(inputs)
@@ -154,25 +153,19 @@ def annotated(task: Task, model: Model, inputs: Sequence[Input]) -> Iterator[tup
 
 
 def _with_faces(
-    task: Task, model: Model, waiting: Sequence[Sighting]
+    task: Task, model: Asked, waiting: Sequence[Sighting]
 ) -> Iterator[tuple[Sighting, list[dict[str, Any]]]]:
     crops = [face.crop for sighting in waiting for face in sighting.faces]
-    # Several threads add up in another order: the last bits must not depend on how many cores a worker sees.
-    with one_core():
-        prediction = model.predictor.predict(np.stack(crops)) if crops else None
+    prediction = model.on_one_core(np.stack(crops)) if crops else None
     done = 0
     for sighting in waiting:
         rows = []
         for index, face in enumerate(sighting.faces):
             assert prediction is not None
             row = _face_row(sighting, index, face, prediction.shapes[done], prediction.confidence[done])
-            rows.append(row | {"detector": task.detector.name} | _named(model))
+            rows.append(row | {"detector": task.detector.name, "model": model.name, "model_version": model.version})
             done += 1
         yield sighting, rows
-
-
-def _named(model: Model) -> dict[str, str]:
-    return {"model": model.card.name, "model_version": model.card.version}
 
 
 def _face_row(

@@ -136,7 +136,7 @@ def annotate(
     chosen = {"detector": detector.name, "precision": model.precision, "engine": model.engine}
     settings = settings.model_copy(update=chosen)
     task = Task(Store(source).absolute().url, detector, settings, model.card.crop_margin)
-    job = Job(place, model, task)
+    job = Job(place, model.for_workers(), task)
     claim = _claim(source, model, settings)
     listing = list_inputs(task.source)
     with hold(place, LEASE, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
@@ -230,7 +230,7 @@ class _Work:
             **found,
             ignored=ignored,
             gone=self._plan.gone,
-            model=self._job.model.label,
+            model=f"{self._job.model.name} {self._job.model.version}",
             settings=self._job.task.settings.model_dump(),
             throughput=throughput,
         )

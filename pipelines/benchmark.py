@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from msrrn.metrics import failure_rate, nrmse_ip, share_under
-from msrrn.predictor import STAGES
+from msrrn.prediction import STAGES
 from pipelines.errors import UserError
 from pipelines.ert import Ert
 from pipelines.evaluation import Evaluation, Selection, evaluate, photo_of

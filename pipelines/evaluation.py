@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box, within
 from msrrn.metrics import auc, failure_rate, nrmse_io, nrmse_ip, share_under
-from msrrn.predictor import STAGES
+from msrrn.prediction import STAGES
 from pipelines.decoding import Photo, Undecodable, decode
 from pipelines.detection import expected_box
 from pipelines.engine import run_units

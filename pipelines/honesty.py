@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from msrrn.predictor import CONFIDENT
+from msrrn.prediction import CONFIDENT
 from pipelines.evaluation import FaceResult
 
 Errors = NDArray[np.float64]

@@ -13,11 +13,14 @@ import torch
 import msrrn
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card
 from msrrn.network import MSRRN
-from msrrn.onnx import OPENVINO_BATCH, OnnxPredictor, OpenVinoPredictor, read_onnx_card, to_onnx
-from msrrn.openvino import has_openvino
-from msrrn.predictor import Predictor, TorchPredictor
+from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
+from msrrn.openvino import OPENVINO_BATCH, has_openvino
+from msrrn.prediction import Prediction, Predictor
+from msrrn.predictor import TorchPredictor
+from pipelines.asked import Asked, Crops, Graph
 from pipelines.cache import remembered
 from pipelines.errors import UserError
+from pipelines.pace import one_core
 from pipelines.settings import VAL_SHARE, Engine, EngineChoice, InitialWeights, Precision, PrecisionChoice
 
 GPU_BATCH: Final = 512
@@ -55,9 +58,17 @@ class Model:
         return digest.hexdigest()
 
     @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def version(self) -> str:
+        return self.card.version
+
+    @property
     def label(self) -> str:
-        """How annotations and tables quote the model: name and version."""
-        return f"{self.card.name} {self.card.version}"
+        """How annotations and tables quote the model."""
+        return f"{self.name} {self.version}"
 
     @property
     def val_share(self) -> float:
@@ -102,7 +113,19 @@ class Model:
 
     @property
     def predictor(self) -> Predictor:
-        return _predictor(self)
+        asked = self.for_workers()
+        return asked.predictor if isinstance(asked, Graph) else _predictor(self)
+
+    def on_one_core(self, crops: Crops) -> Prediction:
+        """What the model says of crops; see `Asked`."""
+        with one_core():
+            return self.predictor.predict(crops)
+
+    def for_workers(self) -> Asked:
+        """What is sent to those who shall ask it on a CPU."""
+        if self.graph is None:
+            return self
+        return Graph(self.graph, self.card.calibration, self.name, self.version)
 
     def on_device(self, device: str) -> Predictor:
         """The predictor on another device; ONNX files are run on the CPU only."""
@@ -161,13 +184,6 @@ def export_model(model: Model) -> bytes:
 @cache
 def _predictor(model: Model) -> Predictor:
     files = dict(model.files)
-    if model.graph is not None:
-        if not has_openvino():
-            raise UserError(
-                "a worker's machine has no OpenVINO: pip install 'msrrn[fast]' there, or begin anew, into another "
-                "place, with --engine native"
-            )
-        return OpenVinoPredictor(model.graph, model.card.calibration)
     if ONNX_FILE in files:
         return OnnxPredictor(files[ONNX_FILE], model.card.calibration)
     network, card = _reduced(model)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from msrrn.predictor import STAGES
+from msrrn.prediction import STAGES
 from pipelines.annotation import Summary
 from pipelines.annotation_page import PAGE, add_pictures
 from pipelines.annotations import Annotations

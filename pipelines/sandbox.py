@@ -3,7 +3,6 @@
 The process is kept from one batch to the next. It ends with its parent, whatever ends that.
 """
 
-import faulthandler
 import os
 import pickle
 import signal
@@ -174,10 +173,10 @@ def _answer(connection: "Connection[Any, Any]", work: Any, shared: Any, seconds:
     try:
         for event in work(shared, items):
             if isinstance(event, str):
-                # Should the parent be gone, nobody else ends what hangs.
-                faulthandler.dump_traceback_later(2 * seconds, exit=True)
+                # Should the parent be gone, nobody else ends what hangs: the system does, whatever code is running.
+                signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
             else:
-                faulthandler.cancel_dump_traceback_later()
+                signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(event)
         connection.send(_END)
     except (BrokenPipeError, ConnectionResetError):

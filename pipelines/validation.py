@@ -8,7 +8,8 @@ import torch
 from msrrn.calibration import Calibration, Signs, fit
 from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN
-from msrrn.predictor import STAGES, TorchPredictor
+from msrrn.prediction import STAGES
+from msrrn.predictor import TorchPredictor
 from msrrn.sampling import frames_of
 from pipelines.loader import Loader
 

@@ -4,6 +4,7 @@ The pictures of `tests.benchmarks.pictures`, each under several names, in one ru
 
 - `msrrn.annotate` by one worker on one core and by two on two, against the same number of processes that decode and
   detect alone, on the same cores (beside a worker is a process for the pictures: free, it would use a second core);
+  by turns, `--rounds` times, so that what else the machine does slows all of them;
 - from the shell prompt to the summary of ten pictures.
 """
 
@@ -33,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--each", type=int, default=60, help="pictures of every size")
     parser.add_argument("--names", type=int, default=4, help="names of every picture")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--detector", default="auto")
     parser.add_argument("--engine", choices=get_args(EngineChoice), default="openvino")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
@@ -43,8 +45,8 @@ def main() -> None:
         folder = Path(name)
         (folder / "in").mkdir()
         # By turns, so that every unit has pictures of all sizes.
-        turns = zip(*mix(arguments.data, arguments.each).values(), strict=True)
-        pictures = [picture.data for turn in turns for picture in turn]
+        by_turns = zip(*mix(arguments.data, arguments.each).values(), strict=True)
+        pictures = [picture.data for turn in by_turns for picture in turn]
         for index in range(arguments.names * len(pictures)):
             (folder / "in" / f"{index:05d}.jpg").write_bytes(pictures[index % len(pictures)])
         files = sorted((folder / "in").iterdir())
@@ -52,18 +54,19 @@ def main() -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[:2])
         start_ray(2)
-        rates: dict[int, float] = {}
-        for workers in (1, 2):
-            os.sched_setaffinity(0, cores[:workers])
-            alone = len(files) / _looking(files, workers, settings)
-            summary = annotate(str(folder / "in"), str(folder / f"out{workers}"), model, settings, workers)
-            assert summary.throughput is not None
-            rates[workers] = summary.throughput.pictures_per_second
-            ratio = rates[workers] / alone
-            print(
-                f"{workers} workers: {rates[workers]:.1f} pictures/s, {ratio:.2f} of the {alone:.1f} of looking alone"
-            )
-        print(f"two workers over one: {rates[2] / rates[1]:.2f}")
+        alone, whole = dict.fromkeys((1, 2), 0.0), dict.fromkeys((1, 2), 0.0)
+        for turn in range(arguments.rounds):
+            for workers in alone:
+                os.sched_setaffinity(0, cores[:workers])
+                alone[workers] += _looking(files, workers, settings)
+                out = folder / f"out-{workers}-{turn}"
+                summary = annotate(str(folder / "in"), str(out), model, settings, workers)
+                assert summary.throughput is not None
+                whole[workers] += summary.throughput.seconds
+        for workers, seconds in whole.items():
+            rate = arguments.rounds * len(files) / seconds
+            print(f"{workers} workers: {rate:.1f} pictures/s, {alone[workers] / seconds:.3f} of looking alone")
+        print(f"two workers over one: {whole[1] / whole[2]:.3f}, of looking alone: {alone[1] / alone[2]:.3f}")
         (folder / "ten").mkdir()
         for file in files[:10]:
             file.rename(folder / "ten" / file.name)

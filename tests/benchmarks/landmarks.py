@@ -18,8 +18,10 @@ from typing import Final
 import numpy as np
 
 from msrrn.artifact import load
-from msrrn.onnx import OPENVINO_BATCH, OpenVinoPredictor, to_onnx
-from msrrn.predictor import Predictor, TorchPredictor
+from msrrn.onnx import to_onnx
+from msrrn.openvino import OPENVINO_BATCH, OpenVinoPredictor
+from msrrn.prediction import Predictor
+from msrrn.predictor import TorchPredictor
 from pipelines.ert import Ert, trained_ert
 from pipelines.loader import Loader
 from pipelines.manifest import read_manifest

@@ -14,7 +14,8 @@ from msrrn.artifact import ArtifactError, Card
 from msrrn.calibration import Calibration
 from msrrn.geometry import LEVELS
 from msrrn.network import MSRRN, PRESETS, ModelConfig
-from msrrn.onnx import CARD_KEY, OUTPUTS, OnnxPredictor, read_onnx_card, to_onnx
+from msrrn.onnx import CARD_KEY, OnnxPredictor, read_onnx_card, to_onnx
+from msrrn.prediction import OUTPUTS
 from msrrn.predictor import TorchPredictor
 from tests.msrrn.test_network import STRAIGHT, smooth_crops
 from tests.msrrn.test_predictor import network

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from msrrn.network import PRESETS, ModelConfig
-from msrrn.onnx import OpenVinoPredictor, to_onnx
+from msrrn.onnx import to_onnx
+from msrrn.openvino import OpenVinoPredictor
 from msrrn.predictor import TorchPredictor
 from tests.msrrn.test_network import smooth_crops
 from tests.msrrn.test_onnx import CALIBRATION, PIXEL, TWICE, asked, card, exported_once

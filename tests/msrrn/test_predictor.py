@@ -8,7 +8,8 @@ from msrrn.augmentation import mirror_shape
 from msrrn.calibration import Calibration
 from msrrn.landmarks import inter_pupil
 from msrrn.network import MSRRN, PRESETS, ModelConfig
-from msrrn.predictor import SKIPPED, STAGES, TorchPredictor
+from msrrn.prediction import STAGES
+from msrrn.predictor import SKIPPED, TorchPredictor
 from msrrn.sampling import frames_of
 from pipelines.pyramid import pyramid
 from tests.msrrn.test_landmarks import FACE

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box
 from msrrn.metrics import nrmse_ip
-from msrrn.predictor import CONFIDENT
+from msrrn.prediction import CONFIDENT
 from pipelines.comparison import Pair
 from pipelines.evaluation import Evaluation, FaceResult
 from tests.msrrn.test_landmarks import FACE

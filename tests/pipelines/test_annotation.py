@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from msrrn.predictor import Prediction, Predictor
+from msrrn.prediction import Prediction, Predictor
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import annotation as driver
 from pipelines.annotate_unit import RECORDS, STAGED, UnitRecord

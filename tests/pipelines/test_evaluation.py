@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from msrrn.predictor import STAGES
+from msrrn.prediction import STAGES
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import evaluation as station
 from pipelines.decoding import decode

@@ -1,6 +1,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
-from msrrn.onnx import OpenVinoPredictor
+from msrrn.openvino import OpenVinoPredictor
 from pipelines.errors import UserError
 from pipelines.models import Model, export_model, initial_weights, read_model
 from tests.factories import tiny_model
@@ -88,8 +90,24 @@ def test_openvino_gives_the_same_from_an_artifact_and_from_an_export(artifact: P
     assert 0 < np.abs(halves - expected).max() < 3 * rounded
 
 
+def test_a_worker_that_asks_openvino_loads_no_torch(artifact: Path, tmp_path: Path) -> None:
+    """It would start a second later, and take 190 MB more."""
+    model = read_model(artifact)
+    sent = tmp_path / "sent"
+    sent.write_bytes(pickle.dumps((model.in_engine("openvino").for_workers(), CROPS)))
+    program = (
+        "import pickle, sys, pathlib, pipelines.annotate_unit\n"
+        "asked, crops = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "print(asked.on_one_core(crops).shapes.shape, asked.name, asked.version, 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, str(sent)], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{(len(CROPS), 68, 2)} {model.label} False\n"
+    assert model.for_workers() is model
+
+
 def test_what_is_missing_for_openvino_is_said(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.models.has_openvino", lambda: False)
+    for place in ("models", "asked"):
+        monkeypatch.setattr(f"pipelines.{place}.has_openvino", lambda: False)
     assert read_model(artifact).in_engine("auto").engine == "native"
     with pytest.raises(UserError, match=r"a worker's machine has no OpenVINO: .*into another place"):
         _ = replace(read_model(artifact), graph=b"made elsewhere").predictor
