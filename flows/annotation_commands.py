@@ -49,7 +49,8 @@ def add_annotation_commands(commands: Commands) -> None:
 def _annotate(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
-        from pipelines.annotation import Again, annotate, as_begun
+        from pipelines.annotation import Again, annotate
+        from pipelines.claim import as_begun
         from pipelines.metrics_export import metered
         from pipelines.rehearsal import rehearse
         from pipelines.retraining import open_model
@@ -175,8 +176,9 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=get_args(EngineChoice),
         help="what runs the network, not the detector: native is torch, or ONNX Runtime for an exported file; "
-        "openvino (msrrn[fast]) is faster, but takes some 8 seconds when it first sees a model, which pays from tens "
-        f"of thousands of faces on; auto is what the run was begun with, else native (default: {defaults.engine})",
+        "openvino (msrrn[fast]) is faster, but takes some 8 seconds when it first sees a model; auto is what the run "
+        "was begun with, else openvino where it is installed and there are 50,000 pictures, else native (default: "
+        f"{defaults.engine})",
     )
 
 

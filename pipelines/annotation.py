@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
@@ -29,14 +29,14 @@ from pipelines.annotate_unit import (
     read_record,
 )
 from pipelines.annotation_page import PAGE, annotation_page
-from pipelines.annotations import RUN, SCHEMA_VERSION, STATUSES, SUMMARY, Annotations
+from pipelines.annotations import RUN, STATUSES, SUMMARY, Annotations
 from pipelines.archives import list_inputs
+from pipelines.claim import as_begun, claim_of, refuse_another
 from pipelines.detection import open_detector
 from pipelines.engine import run_units
-from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
 from pipelines.lease import LEASE, hold
-from pipelines.models import Model
+from pipelines.models import MANY_PICTURES, Model
 from pipelines.outages import MissingError
 from pipelines.plan import Plan, Unit, fingerprint, make_plan
 from pipelines.settings import AnnotateSettings
@@ -129,22 +129,26 @@ def annotate(
     """
     place = Store(out).absolute()
     settings = as_begun(place, settings)
-    _refuse_another(place, _claim(source, model, settings))
+    refuse_another(place, claim_of(source, model, settings))
     detector = open_detector(settings.detector)
+    archive = Store(source).absolute().url
+    listing = list_inputs(archive)
+    inputs = islice(listing, limit)
+    progress(0, 0, "listing pictures")
+    first = list(islice(inputs, MANY_PICTURES)) if settings.engine == "auto" else []
     progress(0, 0, "preparing the network")
-    model = model.in_precision(settings.precision).in_engine(settings.engine)
+    model = model.in_precision(settings.precision).in_engine(settings.engine, len(first))
     chosen = {"detector": detector.name, "precision": model.precision, "engine": model.engine}
     settings = settings.model_copy(update=chosen)
-    task = Task(Store(source).absolute().url, detector, settings, model.card.crop_margin)
+    task = Task(archive, detector, settings, model.card.crop_margin)
     job = Job(place, model.for_workers(), task)
-    claim = _claim(source, model, settings)
-    listing = list_inputs(task.source)
+    claim = claim_of(source, model, settings)
     with hold(place, LEASE, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
         if not place.create(RUN, json.dumps(claim, indent=1).encode()):
-            _refuse_another(place, claim)
+            refuse_another(place, claim)
         job = replace(job, task=replace(task, forgotten=read_forgotten(place).digests))
         plan = make_plan(
-            islice(listing, limit),
+            chain(first, inputs),
             place,
             settings.images_per_unit,
             limit is None,
@@ -255,48 +259,6 @@ class _Work:
         for unit in self._plan.units():
             if unit.key in self._left:
                 yield Pending(unit, self._left[unit.key], unit.key in self._recorded)
-
-
-def _begun_at(place: Store) -> dict[str, Any]:
-    """What the run is that was begun there; nothing where there is none.
-
-    Raises:
-        UserError: something else lies there.
-    """
-    if not place.exists(RUN):
-        return {}
-    return {"engine": "native"} | Annotations(place).run  # older ones had no other
-
-
-def as_begun(place: Store, settings: AnnotateSettings) -> AnnotateSettings:
-    """What is left to choose (`auto`) as the run that was begun there chose it."""
-    begun = _begun_at(place)
-    left = {field for field, value in settings if value == "auto"}
-    return settings.model_copy(update={field: begun[field] for field in left & begun.keys()})
-
-
-def _claim(source: str, model: Model, settings: AnnotateSettings) -> dict[str, Any]:
-    """What a run is."""
-    return {
-        "source": source,
-        "model": model.label,
-        "model_sha256": model.digest,
-        "schema": SCHEMA_VERSION,
-        **settings.model_dump(),
-    }
-
-
-def _refuse_another(place: Store, mine: dict[str, Any]) -> None:
-    """Raises UserError where another run, of other settings or another model, was begun here."""
-    theirs = _begun_at(place)
-    if not theirs:
-        return
-    for field, value in mine.items():
-        if theirs.get(field) != value:
-            raise UserError(
-                f"{place.url} holds a run with {field} = {theirs.get(field)}, this one has {value}; "
-                "ask for the same, give another --out, or delete that one"
-            )
 
 
 def _throughput_before(place: Store) -> Throughput | None:

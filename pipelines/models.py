@@ -25,6 +25,8 @@ from pipelines.settings import VAL_SHARE, Engine, EngineChoice, InitialWeights, 
 
 GPU_BATCH: Final = 512
 """Faces that a GPU is asked about at once: with few, it waits for its next kernel. Not measured."""
+MANY_PICTURES: Final = 50_000
+"""From so many on, two cores win back the seconds that the graph for OpenVINO takes."""
 ONNX_SUFFIX: Final = ".onnx"
 ONNX_FILE: Final = "model.onnx"
 
@@ -90,13 +92,16 @@ class Model:
             )
         return replace(self, precision=precision)
 
-    def in_engine(self, engine: EngineChoice) -> "Model":
-        """The same model in the same precision, asked through this engine; `auto` is native.
+    def in_engine(self, engine: EngineChoice, pictures: int = 0) -> "Model":
+        """The same model in the same precision, asked through this engine; `auto`: through OpenVINO where it is
+        installed and `pictures` are many.
 
         Raises:
             UserError: OpenVINO is asked for and not installed.
         """
-        if engine != "openvino":
+        if engine == "auto":
+            engine = "openvino" if pictures >= MANY_PICTURES and has_openvino() else "native"
+        if engine == "native":
             return replace(self, graph=None)
         if not has_openvino():
             raise UserError(

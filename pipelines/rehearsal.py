@@ -55,8 +55,6 @@ def rehearse(
     Raises:
         UserError: the archive cannot be listed, or has no input.
     """
-    progress(0, 0, "preparing the network")
-    model = model.in_precision(settings.precision).in_engine(settings.engine)
     task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
     listing = list_inputs(task.source)
     census = _Census()
@@ -64,14 +62,16 @@ def rehearse(
         census.add(item)
         if count % 10_000 == 0:
             progress(count, 0, "listing pictures")
+    progress(0, 0, "preparing the network")
+    asked = model.in_precision(settings.precision).in_engine(settings.engine, census.pictures).for_workers()
     statuses: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     faces = 0
     drawn = sorted(census.drawn, key=lambda item: (item.container, item.offset, item.uri))
     try:
-        list(annotated(task, model, drawn[:1]))  # processes start, models are loaded
+        list(annotated(task, asked, drawn[:1]))  # processes start, models are loaded
         began = time.monotonic()
-        for done, (sighting, rows) in enumerate(annotated(task, model, drawn), start=1):
+        for done, (sighting, rows) in enumerate(annotated(task, asked, drawn), start=1):
             statuses[sighting.row["status"]] += 1
             reasons.update([sighting.row["reason"]] if sighting.row["reason"] else [])
             faces += len(rows)

@@ -162,7 +162,8 @@ class AnnotateSettings(BaseModel):
     engine: EngineChoice = Field(
         "auto",
         description="what runs the network; native is torch, or ONNX Runtime where the model is an exported file; "
-        "auto is what the run was begun with, else native",
+        "auto is what the run was begun with, else openvino where it is installed and there are 50,000 pictures or "
+        "more, else native",
     )
     # It decides what is quarantined, and a run may be gone on with under another one to try that again.
     timeout: float = Field(

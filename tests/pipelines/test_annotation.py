@@ -488,6 +488,21 @@ def test_a_run_goes_on_as_it_began(
     assert annotate(*run, SETTINGS, workers=1).settings["engine"] == "native"
 
 
+def test_openvino_is_chosen_for_many_pictures(
+    face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them are listed, once, and `--limit` counts."""
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(face)
+    for place in ("models", "annotation"):
+        monkeypatch.setattr(f"pipelines.{place}.MANY_PICTURES", 3)
+    auto = AnnotateSettings(detector="hog", precision="float32")
+    for limit, engine in ((2, "native"), (3, "openvino"), (None, "openvino")):
+        summary = annotate(str(tmp_path / "in"), str(tmp_path / f"{limit}"), model, auto, workers=1, limit=limit)
+        assert (summary.images, summary.settings["engine"]) == (limit or 4, engine)
+
+
 def test_what_is_missing_on_a_machine_ends_the_run_and_no_picture(
     face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
