@@ -18,6 +18,7 @@ from flows.options import (
 )
 from pipelines.errors import UsageError
 from pipelines.settings import (
+    MANY_PICTURES,
     AnnotateSettings,
     DetectorChoice,
     EngineChoice,
@@ -177,8 +178,8 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
         choices=get_args(EngineChoice),
         help="what runs the network, not the detector: native is torch, or ONNX Runtime for an exported file; "
         "openvino (msrrn[fast]) is faster, but takes some 8 seconds when it first sees a model; auto is what the run "
-        "was begun with, else openvino where it is installed and there are 50,000 pictures, else native (default: "
-        f"{defaults.engine})",
+        f"was begun with, else openvino where it is installed and there are {MANY_PICTURES:,} pictures or more (with "
+        f"--limit: among those), else native (default: {defaults.engine})",
     )
 
 

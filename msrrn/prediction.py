@@ -62,7 +62,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
-        """One batch (B, 200, 200) with 1 ≤ B ≤ `batch` → what `Looks` gives."""
+        """One batch (B, 200, 200) with 1 ≤ B ≤ `batch` → the columns of `OUTPUTS` behind the first two."""
 
     def predict(self, image_200: NDArray[np.uint8]) -> Prediction:
         """Grey crops (B, 200, 200) uint8 → shapes; B = 0 is fine.

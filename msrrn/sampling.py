@@ -21,8 +21,8 @@ def block_offsets(size: int) -> Tensor:
 
 
 def halved(images: Tensor) -> Tensor:
-    """(B, H, W) → (B, H/2, W/2): means of 2 × 2 pixels. Sums of slices are twice as fast as torch's own pooling, but
-    what runs exported graphs is slow at slices with gaps."""
+    """`(..., H, W)` → `(..., H/2, W/2)`, of even sides: means of 2 × 2 pixels. Sums of slices are twice as fast as
+    torch's own pooling, but what runs exported graphs is slow at slices with gaps."""
     if torch.compiler.is_exporting():
         return functional.avg_pool2d(images, 2)
     rows = images[..., ::2, :] + images[..., 1::2, :]

@@ -11,8 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
@@ -36,18 +36,16 @@ from pipelines.detection import open_detector
 from pipelines.engine import run_units
 from pipelines.forgotten import read_forgotten
 from pipelines.lease import LEASE, hold
-from pipelines.models import MANY_PICTURES, Model
+from pipelines.models import Model
 from pipelines.outages import MissingError
 from pipelines.plan import Plan, Unit, fingerprint, make_plan
+from pipelines.readying import Progress, prepared
 from pipelines.settings import AnnotateSettings
 from pipelines.sightings import Task
 from pipelines.storage import Store
 
 READS_AT_ONCE: Final = 16
 """Records that are read at the same time: on S3 each takes a while."""
-
-Progress = Callable[[int, int, str], None]
-"""`progress(done, total or 0, what)`"""
 
 
 class Throughput(BaseModel):
@@ -128,29 +126,33 @@ def annotate(
         UserError: the source cannot be listed, or `out` holds a run of another model or other settings.
     """
     place = Store(out).absolute()
-    settings = as_begun(place, settings)
-    refuse_another(place, claim_of(source, model, settings))
-    detector = open_detector(settings.detector)
     archive = Store(source).absolute().url
+
+    def begun() -> AnnotateSettings:
+        chosen = as_begun(place, settings)
+        refuse_another(place, claim_of(source, model, chosen))
+        return chosen
+
+    chosen = begun()
+    detector = open_detector(chosen.detector)
     listing = list_inputs(archive)
-    inputs = islice(listing, limit)
-    progress(0, 0, "listing pictures")
-    first = list(islice(inputs, MANY_PICTURES)) if settings.engine == "auto" else []
-    progress(0, 0, "preparing the network")
-    model = model.in_precision(settings.precision).in_engine(settings.engine, len(first))
-    chosen = {"detector": detector.name, "precision": model.precision, "engine": model.engine}
-    settings = settings.model_copy(update=chosen)
-    task = Task(archive, detector, settings, model.card.crop_margin)
-    job = Job(place, model.for_workers(), task)
-    claim = claim_of(source, model, settings)
+    asked, inputs = prepared(model, chosen, islice(listing, limit), progress)
     with hold(place, LEASE, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
+        if begun() != chosen:  # it began while this one made ready, and chose what this one has left to choose
+            chosen = begun()
+            detector = open_detector(chosen.detector)
+            asked, inputs = prepared(model, chosen, inputs, progress)
+        said = {"detector": detector.name, "precision": asked.precision, "engine": asked.engine}
+        chosen = chosen.model_copy(update=said)
+        claim = claim_of(source, asked, chosen)
         if not place.create(RUN, json.dumps(claim, indent=1).encode()):
             refuse_another(place, claim)
-        job = replace(job, task=replace(task, forgotten=read_forgotten(place).digests))
+        task = Task(archive, detector, chosen, model.card.crop_margin, read_forgotten(place).digests)
+        job = Job(place, asked.for_workers(), task)
         plan = make_plan(
-            chain(first, inputs),
+            inputs,
             place,
-            settings.images_per_unit,
+            chosen.images_per_unit,
             limit is None,
             lambda listed: progress(listed, 0, "listing pictures"),
         )
@@ -234,7 +236,7 @@ class _Work:
             **found,
             ignored=ignored,
             gone=self._plan.gone,
-            model=f"{self._job.model.name} {self._job.model.version}",
+            model=self._job.model.label,
             settings=self._job.task.settings.model_dump(),
             throughput=throughput,
         )

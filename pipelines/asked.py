@@ -25,6 +25,11 @@ class Asked(Protocol):
     @property
     def version(self) -> str: ...
 
+    @property
+    def label(self) -> str:
+        """Both."""
+        ...
+
     def on_one_core(self, crops: Crops) -> Prediction:
         """Several threads add up in another order: the last bits must not depend on how many cores a worker sees."""
         ...
@@ -38,6 +43,10 @@ class Graph:
     calibration: Calibration
     name: str
     version: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.version}"
 
     @property
     def predictor(self) -> Predictor:

@@ -1,4 +1,4 @@
-"""A model as workers need it: the artifact's bytes, which travel, and the predictor, made once a process."""
+"""A model: the artifact's bytes, which travel, and the predictor, made once a process."""
 
 import hashlib
 import tempfile
@@ -21,12 +21,10 @@ from pipelines.asked import Asked, Crops, Graph
 from pipelines.cache import remembered
 from pipelines.errors import UserError
 from pipelines.pace import one_core
-from pipelines.settings import VAL_SHARE, Engine, EngineChoice, InitialWeights, Precision, PrecisionChoice
+from pipelines.settings import VAL_SHARE, Engine, InitialWeights, Precision, PrecisionChoice
 
 GPU_BATCH: Final = 512
 """Faces that a GPU is asked about at once: with few, it waits for its next kernel. Not measured."""
-MANY_PICTURES: Final = 50_000
-"""From so many on, two cores win back the seconds that the graph for OpenVINO takes."""
 ONNX_SUFFIX: Final = ".onnx"
 ONNX_FILE: Final = "model.onnx"
 
@@ -92,15 +90,12 @@ class Model:
             )
         return replace(self, precision=precision)
 
-    def in_engine(self, engine: EngineChoice, pictures: int = 0) -> "Model":
-        """The same model in the same precision, asked through this engine; `auto`: through OpenVINO where it is
-        installed and `pictures` are many.
+    def in_engine(self, engine: Engine) -> "Model":
+        """The same model in the same precision, asked through this engine.
 
         Raises:
             UserError: OpenVINO is asked for and not installed.
         """
-        if engine == "auto":
-            engine = "openvino" if pictures >= MANY_PICTURES and has_openvino() else "native"
         if engine == "native":
             return replace(self, graph=None)
         if not has_openvino():

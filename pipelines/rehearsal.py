@@ -3,7 +3,6 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Final
@@ -14,6 +13,7 @@ from pipelines.annotate_unit import annotated, end_sandbox
 from pipelines.archives import Input, list_inputs
 from pipelines.detection import open_detector
 from pipelines.models import Model
+from pipelines.readying import Progress, prepared
 from pipelines.settings import AnnotateSettings
 from pipelines.sightings import Task
 from pipelines.storage import Store
@@ -48,30 +48,29 @@ def rehearse(
     settings: AnnotateSettings,
     workers: int,
     limit: int | None = None,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Progress = lambda done, total, what: None,
 ) -> Rehearsal:
-    """Lists the archive and looks at some of its pictures; writes nothing.
+    """Lists the archive and looks at some of its pictures; writes nothing but what is kept of the model.
 
     Raises:
         UserError: the archive cannot be listed, or has no input.
     """
     task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
     listing = list_inputs(task.source)
+    asked, inputs = prepared(model, settings, islice(listing, limit), progress)
     census = _Census()
-    for count, item in enumerate(islice(listing, limit), start=1):
+    for count, item in enumerate(inputs, start=1):
         census.add(item)
         if count % 10_000 == 0:
             progress(count, 0, "listing pictures")
-    progress(0, 0, "preparing the network")
-    asked = model.in_precision(settings.precision).in_engine(settings.engine, census.pictures).for_workers()
     statuses: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     faces = 0
     drawn = sorted(census.drawn, key=lambda item: (item.container, item.offset, item.uri))
     try:
-        list(annotated(task, asked, drawn[:1]))  # processes start, models are loaded
+        list(annotated(task, asked.for_workers(), drawn[:1]))  # processes start, models are loaded
         began = time.monotonic()
-        for done, (sighting, rows) in enumerate(annotated(task, asked, drawn), start=1):
+        for done, (sighting, rows) in enumerate(annotated(task, asked.for_workers(), drawn), start=1):
             statuses[sighting.row["status"]] += 1
             reasons.update([sighting.row["reason"]] if sighting.row["reason"] else [])
             faces += len(rows)

@@ -156,6 +156,9 @@ def serve() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A parent may have had other plans for the signal of the watch, which a child inherits.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     try:
         work, shared, seconds = connection.recv()
@@ -182,6 +185,7 @@ def _answer(connection: "Connection[Any, Any]", work: Any, shared: Any, seconds:
     except (BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send(_Raised(_portable(error)))
 
 

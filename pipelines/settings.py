@@ -23,6 +23,8 @@ Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", Precision]
 Engine = Literal["native", "openvino"]
 EngineChoice = Literal["auto", Engine]
+MANY_PICTURES: Final = 50_000
+"""From so many on, two cores win back the seconds that the graph for OpenVINO takes."""
 BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
 """Who gives a training face its box: a detector, or the data."""
 
@@ -162,8 +164,8 @@ class AnnotateSettings(BaseModel):
     engine: EngineChoice = Field(
         "auto",
         description="what runs the network; native is torch, or ONNX Runtime where the model is an exported file; "
-        "auto is what the run was begun with, else openvino where it is installed and there are 50,000 pictures or "
-        "more, else native",
+        f"auto is what the run was begun with, else openvino where it is installed and there are {MANY_PICTURES:,} "
+        "pictures or more, else native",
     )
     # It decides what is quarantined, and a run may be gone on with under another one to try that again.
     timeout: float = Field(

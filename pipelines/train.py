@@ -29,9 +29,9 @@ from pipelines.training import TrainState, train
 from pipelines.validation import EpochMetrics, calibrate, lean, validate
 
 HISTORY: Final = "history.json"
-RECIPE: Final = 8
+RECIPE: Final = 9
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
-of samples."""
+of samples, perturbations."""
 FREE: Final = "Apache-2.0: trained on synthetic faces alone"
 RESTRICTED: Final = "that of the annotations it was trained on; those of 300-W allow research only"
 

@@ -140,6 +140,15 @@ def test_draws_follow_from_the_generator_and_stay_in_bounds() -> None:
         assert some.mean() == pytest.approx(share, abs=0.08)
 
 
+def test_what_is_drawn_and_done_stays_what_it_is() -> None:
+    """Other perturbations make other models: raise RECIPE in pipelines.train with them."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 50, 50), dtype=np.uint8)
+    shapes = np.random.default_rng(1).random((8, 68, 2)).astype(np.float32)
+    perturbed, moved = perturb(images, shapes, draw(8, np.random.default_rng(2)))
+    assert [round(value) for value in perturbed.mean(axis=(1, 2))] == [127, 127, 141, 127, 124, 125, 126, 128]
+    np.testing.assert_allclose(moved[:3, 0, 0], [0.6092, 0.9308, 0.3234], atol=1e-4)
+
+
 def test_half_as_strong_draws_are_half_of_the_whole() -> None:
     whole, half = (draw(512, np.random.default_rng(3), strength) for strength in (1.0, 0.5))
     for column in ("angle", "shift", "light"):

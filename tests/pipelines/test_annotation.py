@@ -8,6 +8,9 @@ import signal
 import struct
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from pipelines.decoding import decode
 from pipelines.detection import Detection, HogDetector, open_detector
 from pipelines.detection.blazeface import BlazeFaceDetector
 from pipelines.errors import UserError
-from pipelines.lease import LEASE
+from pipelines.lease import LEASE, Lease
 from pipelines.models import Model
 from pipelines.rehearsal import rehearse
 from pipelines.settings import AnnotateSettings
@@ -495,12 +498,46 @@ def test_openvino_is_chosen_for_many_pictures(
     (tmp_path / "in").mkdir()
     for number in range(4):
         (tmp_path / "in" / f"{number}.jpg").write_bytes(face)
-    for place in ("models", "annotation"):
-        monkeypatch.setattr(f"pipelines.{place}.MANY_PICTURES", 3)
+    monkeypatch.setattr("pipelines.readying.MANY_PICTURES", 3)
     auto = AnnotateSettings(detector="hog", precision="float32")
     for limit, engine in ((2, "native"), (3, "openvino"), (None, "openvino")):
-        summary = annotate(str(tmp_path / "in"), str(tmp_path / f"{limit}"), model, auto, workers=1, limit=limit)
+        run = str(tmp_path / "in"), str(tmp_path / f"{limit}"), model
+        summary = annotate(*run, auto, workers=1, limit=limit)
         assert (summary.images, summary.settings["engine"]) == (limit or 4, engine)
+    assert rehearse(str(tmp_path / "in"), model, auto, workers=1).pictures == 4
+    monkeypatch.setattr("pipelines.readying.has_openvino", lambda: False)
+    summary = annotate(str(tmp_path / "in"), str(tmp_path / "without"), model, auto, workers=1)
+    assert summary.settings["engine"] == "native"
+
+
+def test_what_another_run_chose_meanwhile_is_what_counts(
+    face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "face.jpg").write_bytes(face)
+    run = str(tmp_path / "in"), str(tmp_path / "out"), model
+    hold = driver.hold
+
+    @contextmanager
+    def overtaken(place: Store, *others: Any) -> Iterator[Lease]:
+        monkeypatch.setattr(driver, "hold", hold)
+        annotate(*run, SETTINGS.model_copy(update={"engine": "openvino"}), workers=1)
+        with hold(place, *others) as lease:
+            yield lease
+
+    monkeypatch.setattr(driver, "hold", overtaken)
+    assert annotate(*run, SETTINGS, workers=1).settings["engine"] == "openvino"
+
+
+def test_what_cannot_be_is_said_before_an_archive_is_listed(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.models.has_openvino", lambda: False)
+    asked = SETTINGS.model_copy(update={"engine": "openvino"})
+    for name, job in (("rehearsal", rehearse), ("annotation", partial(annotate, out=str(tmp_path / "out")))):
+        monkeypatch.setattr(f"pipelines.{name}.list_inputs", lambda _: map(pytest.fail, ["it is listed"]))
+        with pytest.raises(UserError, match="OpenVINO is not installed"):
+            job(str(tmp_path), model=model, settings=asked, workers=1)
 
 
 def test_what_is_missing_on_a_machine_ends_the_run_and_no_picture(

@@ -108,7 +108,6 @@ def test_a_worker_that_asks_openvino_loads_no_torch(artifact: Path, tmp_path: Pa
 def test_what_is_missing_for_openvino_is_said(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("models", "asked"):
         monkeypatch.setattr(f"pipelines.{place}.has_openvino", lambda: False)
-    assert read_model(artifact).in_engine("auto").engine == "native"
     with pytest.raises(UserError, match=r"a worker's machine has no OpenVINO: .*into another place"):
         _ = replace(read_model(artifact), graph=b"made elsewhere").predictor
     with pytest.raises(UserError, match=r"OpenVINO is not installed, .*: pip install 'msrrn\[fast\]'"):

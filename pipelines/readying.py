@@ -1,0 +1,40 @@
+"""The model, made ready for the pictures that it shall be asked about."""
+
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from typing import Final
+
+from msrrn.openvino import has_openvino
+from pipelines.archives import Input
+from pipelines.models import Model
+from pipelines.settings import MANY_PICTURES, AnnotateSettings
+
+TOLD: Final = 10_000
+
+Progress = Callable[[int, int, str], None]
+"""`progress(done, total or 0, what)`"""
+
+
+def prepared(
+    model: Model, settings: AnnotateSettings, inputs: Iterator[Input], progress: Progress
+) -> tuple[Model, Iterator[Input]]:
+    """The model in the precision and the engine of the settings, and all inputs.
+
+    Where the engine is left to choose, it is OpenVINO's, if that is installed and the inputs are many: so many are
+    listed to know.
+
+    Raises:
+        UserError: the model or this machine cannot do what the settings ask for, or the archive cannot be listed.
+    """
+    model = model.in_precision(settings.precision)
+    engine = settings.engine
+    if engine == "auto":
+        first: list[Input] = []
+        for item in islice(inputs, MANY_PICTURES):
+            first.append(item)
+            if len(first) % TOLD == 0:
+                progress(len(first), 0, "listing pictures")
+        engine = "openvino" if len(first) >= MANY_PICTURES and has_openvino() else "native"
+        inputs = chain(first, inputs)
+    progress(0, 0, "preparing the network")
+    return model.in_engine(engine), inputs
