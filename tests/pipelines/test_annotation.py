@@ -31,7 +31,7 @@ from pipelines.decoding import decode
 from pipelines.detection import Detection, HogDetector, open_detector
 from pipelines.detection.blazeface import BlazeFaceDetector
 from pipelines.errors import UserError
-from pipelines.lease import LEASE, Lease
+from pipelines.lease import LEASE, Lease, hold
 from pipelines.models import Model
 from pipelines.rehearsal import rehearse
 from pipelines.settings import AnnotateSettings
@@ -516,7 +516,6 @@ def test_what_another_run_chose_meanwhile_is_what_counts(
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "face.jpg").write_bytes(face)
     run = str(tmp_path / "in"), str(tmp_path / "out"), model
-    hold = driver.hold
 
     @contextmanager
     def overtaken(place: Store, *others: Any) -> Iterator[Lease]:
