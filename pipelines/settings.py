@@ -114,7 +114,7 @@ OF_PRESET: Final[dict[str, dict[str, Any]]] = {
     "best": {
         "objective": "nrmse_ip",
         "optimiser": "adamw",
-        "epochs": 30,
+        "epochs": 24,
         "batch": 32,
         "learning_rate": 1.5e-3,
         "weight_decay": 0.5,
