@@ -102,10 +102,13 @@ def test_a_run_that_is_left_half_way_leaves_no_results_for_the_next(sandbox: Mad
     assert [result[0] for result in sandbox.run(["x"]) if isinstance(result, tuple)] == [">x"]
 
 
-def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [signal.SIG_DFL, signal.SIG_IGN])
+def test_the_process_ends_with_its_parent(others: signal.Handlers) -> None:
+    """Also where the parent does not heed the signal of the watch."""
     read, write = os.pipe()
     parent = os.fork()
     if not parent:
+        signal.signal(signal.SIGALRM, others)
         for result in Sandbox(doubled, ">", 0.5).run(["a", "hang"]):
             os.write(write, str(result[1] if isinstance(result, tuple) else 0).encode())
             os.kill(os.getpid(), signal.SIGKILL)
