@@ -6,7 +6,6 @@ that was killed, started again, does the units that have no record.
 """
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +28,9 @@ from pipelines.annotate_unit import (
     read_record,
 )
 from pipelines.annotation_page import PAGE, annotation_page
-from pipelines.annotations import RUN, STATUSES, SUMMARY, Annotations
+from pipelines.annotations import STATUSES, SUMMARY, Annotations
 from pipelines.archives import list_inputs
-from pipelines.claim import as_begun, claim_of, refuse_another
+from pipelines.claim import claim_of, continued, publish_claim
 from pipelines.detection import open_detector
 from pipelines.engine import run_units
 from pipelines.forgotten import read_forgotten
@@ -127,26 +126,19 @@ def annotate(
     """
     place = Store(out).absolute()
     archive = Store(source).absolute().url
-
-    def begun() -> AnnotateSettings:
-        chosen = as_begun(place, settings)
-        refuse_another(place, claim_of(source, model, chosen))
-        return chosen
-
-    chosen = begun()
+    chosen = continued(place, source, model, settings)
     detector = open_detector(chosen.detector)
     listing = list_inputs(archive)
     asked, inputs = prepared(model, chosen, islice(listing, limit), progress)
     with hold(place, LEASE, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
-        if begun() != chosen:  # it began while this one made ready, and chose what this one has left to choose
-            chosen = begun()
+        since = continued(place, source, model, settings)
+        if since != chosen:  # another began while this one made ready, and chose what this one has left to choose
+            chosen = since
             detector = open_detector(chosen.detector)
             asked, inputs = prepared(model, chosen, inputs, progress)
         said = {"detector": detector.name, "precision": asked.precision, "engine": asked.engine}
         chosen = chosen.model_copy(update=said)
-        claim = claim_of(source, asked, chosen)
-        if not place.create(RUN, json.dumps(claim, indent=1).encode()):
-            refuse_another(place, claim)
+        publish_claim(place, claim_of(source, asked, chosen))
         task = Task(archive, detector, chosen, model.card.crop_margin, read_forgotten(place).digests)
         job = Job(place, asked.for_workers(), task)
         plan = make_plan(

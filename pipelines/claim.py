@@ -1,5 +1,6 @@
 """What an annotation run is: archive, model and settings, as `run.json` holds them from its beginning on."""
 
+import json
 from typing import Any
 
 from pipelines.annotations import RUN, SCHEMA_VERSION, Annotations
@@ -22,9 +23,15 @@ def _begun_at(place: Store) -> dict[str, Any]:
 
 def as_begun(place: Store, settings: AnnotateSettings) -> AnnotateSettings:
     """What is left to choose (`auto`) as the run that was begun there chose it."""
+    return _chosen(_begun_at(place), settings)
+
+
+def continued(place: Store, source: str, model: Model, settings: AnnotateSettings) -> AnnotateSettings:
+    """The same; raises UserError where another run was begun there, of other settings or another model."""
     begun = _begun_at(place)
-    left = {field for field, value in settings if value == "auto"}
-    return settings.model_copy(update={field: begun[field] for field in left & begun.keys()})
+    chosen = _chosen(begun, settings)
+    _refuse_another(place, begun, claim_of(source, model, chosen))
+    return chosen
 
 
 def claim_of(source: str, model: Model, settings: AnnotateSettings) -> dict[str, Any]:
@@ -38,14 +45,21 @@ def claim_of(source: str, model: Model, settings: AnnotateSettings) -> dict[str,
     }
 
 
-def refuse_another(place: Store, mine: dict[str, Any]) -> None:
-    """Raises UserError where another run, of other settings or another model, was begun here."""
-    theirs = _begun_at(place)
-    if not theirs:
-        return
-    for field, value in mine.items():
-        if theirs.get(field) != value:
+def publish_claim(place: Store, claim: dict[str, Any]) -> None:
+    """Writes down what the run is, where that is not written yet; raises UserError where another one is."""
+    if not place.create(RUN, json.dumps(claim, indent=1).encode()):
+        _refuse_another(place, _begun_at(place), claim)
+
+
+def _chosen(begun: dict[str, Any], settings: AnnotateSettings) -> AnnotateSettings:
+    left = {field for field, value in settings if value == "auto"}
+    return settings.model_copy(update={field: begun[field] for field in left & begun.keys()})
+
+
+def _refuse_another(place: Store, begun: dict[str, Any], mine: dict[str, Any]) -> None:
+    for field, value in mine.items() if begun else ():
+        if begun.get(field) != value:
             raise UserError(
-                f"{place.url} holds a run with {field} = {theirs.get(field)}, this one has {value}; "
+                f"{place.url} holds a run with {field} = {begun.get(field)}, this one has {value}; "
                 "ask for the same, give another --out, or delete that one"
             )
