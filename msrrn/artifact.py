@@ -9,9 +9,10 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from msrrn.calibration import Calibration
+from msrrn.config import ModelConfig
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import SCHEME
-from msrrn.network import MSRRN, ModelConfig
+from msrrn.network import MSRRN
 
 WEIGHTS: Final = "weights.safetensors"
 CARD: Final = "card.json"

@@ -6,7 +6,7 @@ state and gives a residual: Sᵗ = Sᵗ⁻¹ + f(I⁽ᵗ⁾ ∘ Sᵗ⁻¹), t = 
 
 Source: Wang, Sun, Lu, Feng & Zhou, "Multiscale recurrent regression networks for face alignment",
 Applied Informatics 4:13, 2017. What that text leaves open (channels, widths, the form of the memory)
-is chosen here and lives in `ModelConfig`.
+is chosen here and lives in `msrrn.config`.
 
 Two presets. `paper` has max-pooling and one linear layer over all patches. `best` straightens the face by S⁰
 (`msrrn.view`): patches and residuals live there. Two levels are made anew from the straight face, the pixels of the
@@ -28,12 +28,12 @@ Suffixes: B faces, L landmarks, H cells a side of a map, C channels.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from msrrn.config import ModelConfig
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import MIRROR, NUM_LANDMARKS
 from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, PooledFeatures, Residual
@@ -44,59 +44,6 @@ COORDINATES: Final = 2 * NUM_LANDMARKS
 
 DOUBT: Final = 32
 """Width of the head that estimates the error."""
-
-Channels = Annotated[int, Field(ge=1, le=1024)]
-
-
-class ModelConfig(BaseModel):
-    """Everything that fixes the network's tensors; it travels in the model card.
-
-    A card may come from anywhere: its widths are bounded before memory is asked for.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    preset: str = "paper"
-    pooled: bool = Field(True, description="convolutions with max-pooling behind them, else filters side by side")
-    context: tuple[Channels, Channels, Channels, Channels] | None = Field(
-        None, description="the face is straightened by the initial shape; channels of the context map, fine to coarse"
-    )
-    context_features: Channels = Field(64, description="what a landmark reads of the context map")
-    landmark_features: int = Field(
-        0, ge=0, le=256, description="numbers that each landmark's own weights make of what it sees; 0: all go on"
-    )
-    patch: int = Field(16, ge=8, le=40, multiple_of=4, description="pixels a side of a patch")
-    patch_channels: tuple[Channels, Channels] = (16, 16)
-    initial_channels: tuple[Channels, Channels, Channels] = (16, 32, 48)
-    initial_hidden: int = Field(256, ge=8, le=4096, description="width of the initial CNN's fully connected layer")
-    hidden: int = Field(256, ge=8, le=4096, description="width of the regressor's memory")
-    mirrored: bool = Field(
-        False, description="a face is looked at again, in the mirror; the mean of both shapes counts"
-    )
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        if not self.pooled and self.patch % 8:
-            raise ValueError(f"patch {self.patch} must be a multiple of 8 where nothing is pooled")
-        if self.pooled and self.patch < 12:
-            raise ValueError(f"patch {self.patch} must be at least 12 where filters are pooled")
-        return self
-
-
-PRESETS: Final[dict[str, ModelConfig]] = {
-    "paper": ModelConfig(),
-    "best": ModelConfig(
-        preset="best",
-        pooled=False,
-        context=(16, 32, 64, 128),
-        landmark_features=32,
-        patch=8,
-        patch_channels=(16, 64),
-        initial_channels=(16, 32, 64),
-        hidden=384,
-        mirrored=True,
-    ),
-}
 
 
 class Stages(NamedTuple):

@@ -15,7 +15,8 @@ from typing import Final
 
 from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.calibration import Calibration
-from msrrn.network import MSRRN, PRESETS
+from msrrn.config import PRESETS
+from msrrn.network import MSRRN
 from pipelines.checkpoints import RUNS, Checkpoints, unfinished
 from pipelines.epochs import Progress, epoch_done, interruptible
 from pipelines.errors import UsageError, UserError

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from msrrn.config import PRESETS
 from msrrn.disturbance import draw_disturbance
-from msrrn.network import MSRRN, PRESETS, Disturbance
+from msrrn.network import MSRRN, Disturbance
 from msrrn.objective import OBJECTIVES, misjudged, misplaced
 from msrrn.perturbation import draw, perturb
 from msrrn.predictor import area_halve

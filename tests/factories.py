@@ -18,8 +18,9 @@ from PIL import Image
 
 from msrrn.artifact import Card, save
 from msrrn.augmentation import AugmentationSettings
+from msrrn.config import ModelConfig
 from msrrn.geometry import LEVELS
-from msrrn.network import MSRRN, ModelConfig
+from msrrn.network import MSRRN
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.manifest import MANIFEST, Manifest, UnitEntry
 from pipelines.models import Model, read_model

@@ -23,7 +23,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from msrrn.augmentation import AugmentationSettings
-from msrrn.network import MSRRN, PRESETS
+from msrrn.config import PRESETS
+from msrrn.network import MSRRN
 from msrrn.objective import squared
 from msrrn.predictor import area_halve
 from msrrn.synthetic import draw_photo

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import torch
 
-from msrrn.network import MSRRN, PRESETS
+from msrrn.config import PRESETS
+from msrrn.network import MSRRN
 from msrrn.objective import squared
 from msrrn.predictor import TorchPredictor, area_halve
 from msrrn.synthetic import draw_photo

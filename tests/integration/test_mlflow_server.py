@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from msrrn.artifact import Card, save
-from msrrn.network import MSRRN, PRESETS, ModelConfig
+from msrrn.config import PRESETS, ModelConfig
+from msrrn.network import MSRRN
 from pipelines import registry, tracking
 from pipelines.errors import UserError
 from pipelines.examples import due

@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card, save
-from msrrn.network import MSRRN, PRESETS, ModelConfig
+from msrrn.config import PRESETS, ModelConfig
+from msrrn.network import MSRRN
 from msrrn.predictor import TorchPredictor
 
 SMALL = ModelConfig(

@@ -3,8 +3,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from msrrn.config import PRESETS, ModelConfig
 from msrrn.geometry import LEVELS
-from msrrn.network import MSRRN, PRESETS, ModelConfig, Stages, standardise
+from msrrn.network import MSRRN, Stages, standardise
 from msrrn.objective import misjudged, misplaced, nrmse_ip, squared
 from msrrn.predictor import area_halve
 from tests.msrrn.test_view import MEAN

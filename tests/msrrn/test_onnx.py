@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from msrrn.artifact import ArtifactError, Card
 from msrrn.calibration import Calibration
+from msrrn.config import PRESETS, ModelConfig
 from msrrn.geometry import LEVELS
-from msrrn.network import MSRRN, PRESETS, ModelConfig
+from msrrn.network import MSRRN
 from msrrn.onnx import CARD_KEY, OnnxPredictor, read_onnx_card, to_onnx
 from msrrn.prediction import OUTPUTS
 from msrrn.predictor import TorchPredictor

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from msrrn.network import PRESETS, ModelConfig
+from msrrn.config import PRESETS, ModelConfig
 from msrrn.onnx import to_onnx
 from msrrn.openvino import OpenVinoPredictor
 from msrrn.predictor import TorchPredictor

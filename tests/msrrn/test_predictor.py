@@ -6,8 +6,9 @@ from torch import nn
 
 from msrrn.augmentation import mirror_shape
 from msrrn.calibration import Calibration
+from msrrn.config import PRESETS, ModelConfig
 from msrrn.landmarks import inter_pupil
-from msrrn.network import MSRRN, PRESETS, ModelConfig
+from msrrn.network import MSRRN
 from msrrn.prediction import STAGES
 from msrrn.predictor import SKIPPED, TorchPredictor
 from msrrn.sampling import frames_of

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msrrn.network import PRESETS
+from msrrn.config import PRESETS
 from pipelines.checkpoints import RUN, STATE, Checkpoints, unfinished
 from pipelines.errors import UserError
 from pipelines.settings import TrainSettings

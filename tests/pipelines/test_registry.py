@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from msrrn.artifact import Card, load, save
-from msrrn.network import MSRRN, ModelConfig
+from msrrn.config import ModelConfig
+from msrrn.network import MSRRN
 from msrrn.predictor import TorchPredictor
 from pipelines import registry, tracking
 from pipelines.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msrrn.artifact import CARD, Card
-from msrrn.network import PRESETS
+from msrrn.config import PRESETS
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import report as station
 from pipelines.annotation import annotate

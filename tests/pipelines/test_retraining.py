@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
-from msrrn.network import PRESETS
+from msrrn.config import PRESETS
 from pipelines import retraining, tracking
 from pipelines.errors import UserError
 from pipelines.manifest import Manifest

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from msrrn.artifact import CARD, WEIGHTS, load
-from msrrn.network import MSRRN, PRESETS
+from msrrn.config import PRESETS
+from msrrn.network import MSRRN
 from pipelines import train as station
 from pipelines.checkpoints import RUN, STATE, Checkpoints
 from pipelines.epochs import Epoch

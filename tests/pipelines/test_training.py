@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from msrrn.config import PRESETS
 from msrrn.metrics import nrmse_ip
-from msrrn.network import MSRRN, PRESETS
+from msrrn.network import MSRRN
 from msrrn.predictor import TorchPredictor
 from pipelines.errors import UserError
 from pipelines.loader import Batch, Loader
