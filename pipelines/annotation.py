@@ -38,7 +38,8 @@ from pipelines.lease import LEASE, hold
 from pipelines.models import Model
 from pipelines.outages import MissingError
 from pipelines.plan import Plan, Unit, fingerprint, make_plan
-from pipelines.readying import Progress, prepared
+from pipelines.progress import Progress
+from pipelines.readying import prepared
 from pipelines.settings import AnnotateSettings
 from pipelines.sightings import Task
 from pipelines.storage import Store

@@ -20,6 +20,7 @@ from pipelines.evaluation import Evaluation, Selection, evaluate, photo_of
 from pipelines.honesty import expected_and_true, rank_correlation
 from pipelines.models import Model
 from pipelines.pace import one_core, race
+from pipelines.progress import Counted
 from pipelines.pyramid import crop, frame_around
 from pipelines.robustness import RobustnessRow, robustness
 
@@ -155,7 +156,7 @@ def benchmark(
     selection: Selection,
     workers: int,
     ert: Ert | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Counted = lambda done, total: None,
 ) -> Benchmark:
     """Measures a model, and ERT beside it, on the annotated photos of the sources.
 

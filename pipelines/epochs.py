@@ -21,7 +21,8 @@ class Epoch(NamedTuple):
     """JPEG of validation faces, after some epochs"""
 
 
-Progress = Callable[[Epoch], None]
+Told = Callable[[Epoch], None]
+"""What is called with each epoch that is done."""
 
 
 def epoch_done(state: TrainState, settings: TrainSettings, val: Loader) -> Epoch:

@@ -1,7 +1,7 @@
 """Detector + model on annotated photos: errors per face, per subset and per stage."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -19,6 +19,7 @@ from pipelines.ert import Ert
 from pipelines.manifest import LeftOut
 from pipelines.models import Model
 from pipelines.photos import Finder, PhotoGroup, assign_splits, boxed_faces, clusters, face_finder, read_photos
+from pipelines.progress import Counted
 from pipelines.pyramid import crop, frame_around, sharpness
 from pipelines.screening import screened
 from pipelines.settings import VAL_SHARE, BoxesBy
@@ -114,7 +115,7 @@ def evaluate(
     sources: Sequence[str],
     selection: Selection,
     workers: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Counted = lambda done, total: None,
     val_share: float = VAL_SHARE,
     source_format: str = "auto",
     detector: BoxesBy | None = None,

@@ -6,7 +6,7 @@ killed, made again, does the rest.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 import pyarrow as pa
@@ -22,11 +22,10 @@ from pipelines.manifest import MANIFEST, Manifest, read_manifest
 from pipelines.outages import MissingError
 from pipelines.photos import Seen, clusters
 from pipelines.prepare import NoFaceError, prepare
+from pipelines.progress import Progress
 from pipelines.settings import PrepareSettings
 from pipelines.storage import Store
 from pipelines.unit_records import UnitRecord
-
-Progress = Callable[[int, int, str], None]
 
 
 class Forgot(BaseModel):

@@ -10,9 +10,10 @@ from pipelines.annotate_unit import RECORDS, STAGED, TABLES, UnitRecord, read_re
 from pipelines.annotation import Summary, totals
 from pipelines.annotation_page import PAGE, annotation_page
 from pipelines.annotations import SUMMARY, Annotations, forgotten_row, runs_at
-from pipelines.forget import Forgot, Progress, remember, remembered
+from pipelines.forget import Forgot, remember, remembered
 from pipelines.forgotten import read_forgotten
 from pipelines.lease import LEASE, hold
+from pipelines.progress import Progress
 from pipelines.storage import Store
 
 

@@ -1,7 +1,7 @@
 """Annotated photographs as stations take them: read once, grouped by their bytes, split, each face with its box."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -14,6 +14,7 @@ from pipelines.errors import UserError
 from pipelines.manifest import LeftOut
 from pipelines.outages import OutageError
 from pipelines.prints import near_duplicates, photo_print
+from pipelines.progress import Progress
 from pipelines.sources import AnnotatedPhoto, ChangedPictureError, Rejected, open_annotated
 from pipelines.storage import Store
 
@@ -65,13 +66,13 @@ def face_order(face: AnnotatedPhoto) -> tuple[str, str, str, bytes, tuple[float,
 def read_photos(
     sources: Sequence[str],
     workers: int,
-    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    progress: Progress = lambda done, total, text: None,
     source_format: str = "auto",
 ) -> tuple[list[PhotoGroup], list[LeftOut]]:
     """Scans the sources, reads every photo once, and groups annotations by its SHA-256; sorted by that digest.
 
     The order of the sources and the number of workers change nothing, and what comes out can be read in
-    another working directory. Progress is told as (done, total or 0, what).
+    another working directory.
     """
     pictures: dict[tuple[str, str], list[AnnotatedPhoto]] = {}
     left_out: list[LeftOut] = []

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +26,7 @@ from pipelines.photos import (
     face_finder,
     read_photos,
 )
+from pipelines.progress import Progress
 from pipelines.screening import near_duplicates_found, screened
 from pipelines.settings import PrepareSettings
 from pipelines.shards import SCHEMA_VERSION, TRAINED_SPLITS, Split
@@ -111,7 +112,7 @@ def plan(
     out: str,
     settings: PrepareSettings,
     workers: int = 1,
-    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    progress: Progress = lambda done, total, text: None,
     source_format: str = "auto",
     append_to: str = "",
 ) -> Plan:

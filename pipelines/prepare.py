@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -31,6 +31,7 @@ from pipelines.lease import LEASE, hold
 from pipelines.manifest import MANIFEST, CheckResult, Manifest, UnitEntry, read_manifest
 from pipelines.photos import Finder
 from pipelines.planning import Plan, PlannedPhoto, Unit, plan
+from pipelines.progress import Progress
 from pipelines.samples import photo_rows, sideways_offsets
 from pipelines.screening import checks_of, enforce, warning
 from pipelines.settings import PrepareSettings, Tolerance
@@ -51,7 +52,7 @@ def prepare(
     out: str,
     settings: PrepareSettings,
     workers: int,
-    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    progress: Progress = lambda done, total, text: None,
     source_format: str = "auto",
     append_to: str = "",
     tolerance: Tolerance | None = None,

@@ -1,18 +1,16 @@
 """The model, made ready for the pictures that it shall be asked about."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Final
 
 from msrrn.openvino import has_openvino
 from pipelines.archives import Input
 from pipelines.models import Model
+from pipelines.progress import Progress
 from pipelines.settings import MANY_PICTURES, AnnotateSettings
 
 TOLD: Final = 10_000
-
-Progress = Callable[[int, int, str], None]
-"""`progress(done, total or 0, what)`"""
 
 
 def prepared(

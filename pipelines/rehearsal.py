@@ -13,7 +13,8 @@ from pipelines.annotate_unit import annotated, end_sandbox
 from pipelines.archives import Input, list_inputs
 from pipelines.detection import open_detector
 from pipelines.models import Model
-from pipelines.readying import Progress, prepared
+from pipelines.progress import Progress
+from pipelines.readying import prepared
 from pipelines.settings import AnnotateSettings
 from pipelines.sightings import Task
 from pipelines.storage import Store

@@ -6,7 +6,7 @@ source for `prepare`, in which faces that a person changed are `corrections`: se
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from pathlib import PurePosixPath
@@ -18,6 +18,7 @@ from pipelines.annotations import Annotations
 from pipelines.errors import UserError
 from pipelines.exports import coco, cvat
 from pipelines.exports.pictures import AnnotatedPictures, Face, Picture, numbers, picture_suffix
+from pipelines.progress import Counted
 from pipelines.settings import ReviewFormat
 from pipelines.sources.corrections import REVIEW, Review, ReviewedPicture
 from pipelines.storage import Store
@@ -61,7 +62,7 @@ def review(
     worst: int,
     format: ReviewFormat,  # noqa: A002 - as the command line says it
     out: str,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Counted = lambda done, total: None,
 ) -> Reviewing:
     """Writes the pictures of the `worst` least certain faces, with all of their faces drawn, below `out`.
 

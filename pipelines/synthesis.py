@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from pydantic import BaseModel
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from msrrn.synthetic import draw_photo
 from pipelines.engine import run_units
 from pipelines.errors import UserError
+from pipelines.progress import Counted
 from pipelines.sources.pts import format_pts
 from pipelines.storage import Store
 
@@ -35,7 +36,7 @@ def synthesise(
     photos: int,
     seed: int,
     workers: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Counted = lambda done, total: None,
 ) -> tuple[SyntheticSet, bool]:
     """Draws photos 0 to `photos` - 1 of a seed into `out`; returns the set, and whether it was there already.
 

@@ -18,7 +18,7 @@ from msrrn.calibration import Calibration
 from msrrn.config import PRESETS
 from msrrn.network import MSRRN
 from pipelines.checkpoints import RUNS, Checkpoints, unfinished
-from pipelines.epochs import Progress, epoch_done, interruptible
+from pipelines.epochs import Told, epoch_done, interruptible
 from pipelines.errors import UsageError, UserError
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest, read_manifest
@@ -76,7 +76,7 @@ def train_model(
     out: str,
     settings: TrainSettings,
     workers: int,
-    progress: Progress = lambda epoch: None,
+    progress: Told = lambda epoch: None,
     init: MSRRN | None = None,
 ) -> TrainedModel:
     """Trains on up to `workers` Ray workers (0: in this process), or finds the artifact finished.
@@ -130,7 +130,7 @@ def _start(checkpoints: Checkpoints, settings: TrainSettings, data: Loader, init
 
 
 def _train_here(
-    store: Store, manifest: Manifest, settings: TrainSettings, checkpoints: Checkpoints, progress: Progress
+    store: Store, manifest: Manifest, settings: TrainSettings, checkpoints: Checkpoints, progress: Told
 ) -> TrainState:
     data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
     state = TrainState(settings, data.mean_shape())

@@ -6,7 +6,7 @@ Each shard is read once, by a worker, and held alone: memory is bounded by a sha
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +20,7 @@ from pipelines.engine import run_units
 from pipelines.forgotten import read_forgotten
 from pipelines.manifest import MANIFEST, Manifest, UnitEntry, read_manifest
 from pipelines.outages import MissingError
+from pipelines.progress import Progress
 from pipelines.rows import row_problems
 from pipelines.settings import PrepareSettings
 from pipelines.shards import SCHEMA, TRAINED_SPLITS
@@ -64,9 +65,7 @@ class _Checked:
     missed: int = 0
 
 
-def verify(
-    url: str, workers: int = 1, progress: Callable[[int, int, str], None] = lambda done, total, text: None
-) -> Verification:
+def verify(url: str, workers: int = 1, progress: Progress = lambda done, total, text: None) -> Verification:
     """Looks at everything in the dataset at `url`; what is wrong becomes a `Problem`, sorted by its place.
 
     Raises:

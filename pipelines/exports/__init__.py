@@ -5,7 +5,6 @@ with a face that is taken are in it. Every format names the picture by its `uri`
 run's tables and to the archive, and has landmarks in pixels of the upright picture.
 """
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import Final, Protocol
 
@@ -14,6 +13,7 @@ from pydantic import BaseModel
 from pipelines.annotations import SUMMARY, Annotations
 from pipelines.errors import UserError
 from pipelines.exports.pictures import AnnotatedPictures
+from pipelines.progress import Counted
 from pipelines.settings import ExportFormat
 from pipelines.storage import Store
 
@@ -64,7 +64,7 @@ def export(
     format: ExportFormat,  # noqa: A002 - as the command line says it
     out: str,
     min_confidence: float = 0.0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Counted = lambda done, total: None,
 ) -> Exported:
     """Writes a run in another format below `out`; replaces an older export there.
 

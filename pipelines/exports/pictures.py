@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.annotations import Annotations
 from pipelines.decoding import Undecodable
+from pipelines.progress import Counted
 from pipelines.sources.files import IMAGE_SUFFIXES
 
 _SIGNATURES: Final = {
@@ -66,7 +67,7 @@ class AnnotatedPictures:
         self,
         annotations: Annotations,
         min_confidence: float = 0.0,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Counted = lambda done, total: None,
     ) -> None:
         self.annotations = annotations
         self.taken = self.faces = self.below = 0
