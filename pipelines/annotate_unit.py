@@ -143,12 +143,14 @@ def _sandbox_of(task: Task) -> Sandbox[Task, Input, Sighting]:
 def annotated(task: Task, model: Asked, inputs: Sequence[Input]) -> Iterator[tuple[Sighting, list[dict[str, Any]]]]:
     """What is seen in each input, and its rows of `FACES`, in order."""
     waiting: list[Sighting] = []
+    faces = 0
     results = _sandbox_of(task).run(inputs)
     for item, result in zip(inputs, results, strict=True):
         waiting.append(died(item, result) if isinstance(result, Died) else result)
-        if sum(len(sighting.faces) for sighting in waiting) >= FACES_AT_ONCE:
+        faces += len(waiting[-1].faces)
+        if faces >= FACES_AT_ONCE:
             yield from _with_faces(task, model, waiting)
-            waiting = []
+            waiting, faces = [], 0
     yield from _with_faces(task, model, waiting)
 
 

@@ -102,7 +102,7 @@ class Sandbox(Generic[Shared, Item, Result]):
         seconds: float | None = None
         while True:
             try:
-                if not connection.poll(seconds):
+                if seconds is not None and not connection.poll(seconds):
                     return Died("timeout", f"not done after {self._seconds:g} seconds")
                 event = connection.recv()
             except (EOFError, OSError):
