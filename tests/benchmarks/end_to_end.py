@@ -4,7 +4,8 @@ The pictures of `tests.benchmarks.pictures`, each under several names, in one ru
 
 - `msrrn.annotate` by one worker on one core and by two on two, against the same number of processes that decode and
   detect alone, on the same cores (beside a worker is a process for the pictures: free, it would use a second core);
-  by turns, `--rounds` times, so that what else the machine does slows all of them;
+  by turns, `--rounds` times, so that what else the machine does slows all of them; each round starts workers of its
+  own, and what that takes them counts;
 - from the shell prompt to the summary of ten pictures.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import get_args
 
 import cv2
+import ray
 
 from pipelines.annotation import annotate
 from pipelines.detection import open_detector
@@ -52,17 +54,21 @@ def main() -> None:
         files = sorted((folder / "in").iterdir())
         print(f"{len(files)} pictures, detector {open_detector(settings.detector).name}")
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[:2])
-        start_ray(2)
         alone, whole = dict.fromkeys((1, 2), 0.0), dict.fromkeys((1, 2), 0.0)
         for turn in range(arguments.rounds):
+            ray.shutdown()
+            os.sched_setaffinity(0, cores[:2])
+            start_ray(2)
             for workers in alone:
                 os.sched_setaffinity(0, cores[:workers])
-                alone[workers] += _looking(files, workers, settings)
+                looked = _looking(files, workers, settings)
+                alone[workers] += looked
                 out = folder / f"out-{workers}-{turn}"
                 summary = annotate(str(folder / "in"), str(out), model, settings, workers)
                 assert summary.throughput is not None
-                whole[workers] += summary.throughput.seconds
+                seconds = summary.throughput.seconds
+                whole[workers] += seconds
+                print(f"round {turn + 1}, {workers} workers: {looked / seconds:.3f} of looking alone", flush=True)
         for workers, seconds in whole.items():
             rate = arguments.rounds * len(files) / seconds
             print(f"{workers} workers: {rate:.1f} pictures/s, {alone[workers] / seconds:.3f} of looking alone")
