@@ -51,7 +51,7 @@ def _annotate(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
         from pipelines.annotation import Again, annotate
-        from pipelines.claim import as_begun
+        from pipelines.claim import continued
         from pipelines.metrics_export import metered
         from pipelines.rehearsal import rehearse
         from pipelines.retraining import open_model
@@ -65,10 +65,12 @@ def _annotate(commands: Commands) -> None:
                 again = Again.parse(call.retry)
             except ValueError as error:
                 raise UsageError(f"--retry {error}") from error
+        if call.dry_run and again:
+            raise UsageError("--dry-run looks at the whole archive, not at what --retry would do: leave one out")
         if call.dry_run:
             with progress("listing pictures") as update:
                 model = open_model(call.model)
-                settings = as_begun(Store(call.out), settings)
+                settings = continued(Store(call.out).absolute(), call.source, model, settings)
                 rehearsal = rehearse(call.source, model, settings, call.workers, call.limit, update)
             if call.json:
                 print_json(rehearsal.model_dump())

@@ -70,7 +70,7 @@ def _without_passwords(call: argparse.Namespace) -> None:
             isinstance(each, str) and has_password(each) for each in (value if isinstance(value, list) else [value])
         ):
             raise UsageError(
-                f"--{name.replace('_', '-')}: no user or password in an address; S3 credentials go into "
+                f"{name.replace('_', '-')}: no user or password in an address; S3 credentials go into "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
 

@@ -104,14 +104,14 @@ def read_onnx_card(data: bytes, name: str) -> Card:
 
 
 class OnnxPredictor(Predictor):
-    """Runs an ONNX file by ONNX Runtime on the CPU, with as many threads as torch would use."""
+    """Runs an ONNX file by ONNX Runtime on the CPU, in so many threads."""
 
-    def __init__(self, data: bytes, calibration: Calibration, batch: int = CPU_BATCH) -> None:
+    def __init__(self, data: bytes, calibration: Calibration, threads: int, batch: int = CPU_BATCH) -> None:
         import onnxruntime
 
         super().__init__(calibration, batch)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Final
 
@@ -28,11 +29,12 @@ from pipelines.annotate_unit import (
     read_record,
 )
 from pipelines.annotation_page import PAGE, annotation_page
-from pipelines.annotations import STATUSES, SUMMARY, Annotations
+from pipelines.annotations import REASONS, STATUSES, SUMMARY, Annotations
 from pipelines.archives import list_inputs
 from pipelines.claim import claim_of, continued, publish_claim
 from pipelines.detection import open_detector
 from pipelines.engine import run_units
+from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
 from pipelines.lease import LEASE, hold
 from pipelines.models import Model
@@ -92,6 +94,9 @@ class Again:
             raise ValueError(
                 f"{text!r}: write no_face, quarantined, or quarantined:REASON, as in quarantined:timeout"
             )
+        if reason and reason not in REASONS:
+            close = get_close_matches(reason, REASONS, 1)
+            raise ValueError(f"{text!r}: there is no such reason{f'; is it {close[0]}?' if close else ''}")
         return cls(status, reason or None)
 
     def counts_in(self, record: UnitRecord) -> bool:
@@ -150,16 +155,23 @@ def annotate(
             lambda listed: progress(listed, 0, "listing pictures"),
         )
         work = _Work(job, plan, again)
+        if limit is not None and plan.inputs > limit and work.left:
+            raise UserError(
+                f"{place.url}: the run has {plan.inputs} pictures already, of which {work.left} are to be done, and "
+                f"cannot do the first {limit} alone: leave --limit out, or give another --out"
+            )
 
         def told(done: int) -> None:
             progress(done, plan.inputs, "annotating, pictures")
             lease.note(f"{done} of {plan.inputs} pictures")
 
         throughput = work.run(workers, told)
-        summary = work.summary(listing.ignored, throughput or _throughput_before(place))
-        place.publish(SUMMARY, summary.model_dump_json(indent=1).encode())
-        if throughput or not place.exists(PAGE):
+        before = _summary_before(place)
+        summary = work.summary(listing.ignored, throughput or (before.throughput if before else None))
+        # The page first: where the summary says the same as now, the page is of now, too.
+        if summary != before or not place.exists(PAGE):
             place.publish(PAGE, annotation_page(Annotations(place), summary).encode())
+        place.publish(SUMMARY, summary.model_dump_json(indent=1).encode())
     return summary
 
 
@@ -202,9 +214,14 @@ class _Work:
         for key in job.out.keys(STAGED):  # of a unit that was killed before its record
             job.out.delete(key)
 
+    @property
+    def left(self) -> int:
+        """Pictures that are to be done."""
+        return sum(len(rows) for rows in self._left.values())
+
     def run(self, workers: int, progress: Callable[[int], None]) -> Throughput | None:
         """Does what is left; None where that was nothing."""
-        pictures = sum(len(rows) for rows in self._left.values())
+        pictures = self.left
         done = self._plan.inputs - pictures
         progress(done)
         began = time.monotonic()
@@ -256,9 +273,9 @@ class _Work:
                 yield Pending(unit, self._left[unit.key], unit.key in self._recorded)
 
 
-def _throughput_before(place: Store) -> Throughput | None:
-    """Of the summary that is there: a run that finds everything done has none of its own."""
+def _summary_before(place: Store) -> Summary | None:
+    """The summary that is there."""
     try:
-        return Summary.model_validate_json(place.read_bytes(SUMMARY)).throughput
+        return Summary.model_validate_json(place.read_bytes(SUMMARY))
     except (MissingError, ValidationError):
         return None

@@ -16,17 +16,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
-from pipelines.archives import read_inputs
+from pipelines.archives import PROBLEMS, read_inputs
 from pipelines.decoding import Undecodable
 from pipelines.errors import NothingYetError, UserError
 from pipelines.forgotten import MESSAGE, REASON
-from pipelines.plan import inputs_of, read_plan
+from pipelines.plan import inputs_of, keys_of, read_plan
 from pipelines.storage import Store
 
 SCHEMA_VERSION: Final = "2"
 RUN: Final = "run.json"
 SUMMARY: Final = "summary.json"
 STATUSES: Final = ("annotated", "no_face", "quarantined")
+REASONS: Final = frozenset(
+    {*PROBLEMS, "empty", "not_an_image", "truncated", "corrupt", "too_large", "failed", "crashed", "timeout", REASON}
+)
+"""Why a picture may be quarantined."""
 
 _METADATA: Final = {
     "msrrn.schema": SCHEMA_VERSION,
@@ -128,6 +132,11 @@ class Annotations:
         """Keys of the finished units, in input order."""
         return [key.removeprefix("records/").removesuffix(".json") for key in self.store.keys("records")]
 
+    @property
+    def finished(self) -> bool:
+        """Whether all units of the plan are, and the run has come to its end."""
+        return self._plan is not None and keys_of(self._plan) == self.units() and self.store.exists(SUMMARY)
+
     def images(self, unit: str) -> pa.Table:
         """A unit's rows of `IMAGES`."""
         return self._part("images", unit)
@@ -150,8 +159,12 @@ class Annotations:
 
     @property
     def _source(self) -> str:
-        """Where the pictures are: a relative path is seen from the working directory, or from this place."""
-        source = str(self.run["source"])
+        """Where the pictures are. Were they moved since, a relative path is seen from the working directory, or from
+        this place."""
+        run = self.run
+        if "archive" in run and Store(run["archive"]).exists():
+            return str(run["archive"])
+        source = str(run["source"])
         local = Store(source).local_path()
         below = f"{self.store.url}/{source}"
         return below if local and not local.is_absolute() and not local.exists() and Store(below).exists() else source

@@ -88,10 +88,10 @@ class Benchmark:
         """The columns of Table 1 that the data have → which faces belong to them."""
         subsets = np.array([face.subset for face in self.evaluation.faces])
         of = {name: subsets == name for name in ("lfpw", "helen")}
-        of |= {"common": of["lfpw"] | of["helen"], "challenging": subsets == "ibug"}
-        full = of["common"] | of["challenging"]
-        of["full"] = full if full.any() and of["challenging"].any() else np.zeros_like(full)
-        return {**{name: rows for name, rows in of.items() if rows.any()}, "all": np.ones_like(full)}
+        of["common"] = _together(of["lfpw"], of["helen"])
+        of["challenging"] = subsets == "ibug"
+        of["full"] = _together(of["common"], of["challenging"])
+        return {**{name: rows for name, rows in of.items() if rows.any()}, "all": np.ones(len(subsets), np.bool_)}
 
     def official(self) -> bool:
         """Whether these are as many faces as the official test sets have, where there are any."""
@@ -196,3 +196,8 @@ def speeds(model: Model, ert: Ert | None, crops: NDArray[np.uint8]) -> list[Spee
 
 def _raced(contestants: dict[str, Callable[[], object]], where: str) -> list[Speed]:
     return [Speed(name, where, TIMED_BATCH / float(np.median(taken))) for name, taken in race(contestants).items()]
+
+
+def _together(*parts: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The faces of all parts; none, where one of the parts has none."""
+    return np.asarray(np.any(parts, axis=0) & all(part.any() for part in parts))

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import UserError
@@ -59,6 +60,8 @@ class Checkpoints:
         data = self.place.read_bytes(STATE)
         try:
             state.load_bytes(data)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
         except Exception as error:  # bytes may be wrong in more ways than torch has kinds of errors
             raise UserError(
                 f"{self.place.url}/{STATE} is damaged, or no checkpoint of this run: delete it to begin anew"

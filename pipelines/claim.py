@@ -21,13 +21,12 @@ def _begun_at(place: Store) -> dict[str, Any]:
     return {"engine": "native"} | Annotations(place).run  # older ones had no other
 
 
-def as_begun(place: Store, settings: AnnotateSettings) -> AnnotateSettings:
-    """What is left to choose (`auto`) as the run that was begun there chose it."""
-    return _chosen(_begun_at(place), settings)
-
-
 def continued(place: Store, source: str, model: Model, settings: AnnotateSettings) -> AnnotateSettings:
-    """The same; raises UserError where another run was begun there, of other settings or another model."""
+    """What is left to choose (`auto`) as the run that was begun there chose it.
+
+    Raises:
+        UserError: another run was begun there, of other settings or another model.
+    """
     begun = _begun_at(place)
     chosen = _chosen(begun, settings)
     _refuse_another(place, begun, claim_of(source, model, chosen))
@@ -37,7 +36,8 @@ def continued(place: Store, source: str, model: Model, settings: AnnotateSetting
 def claim_of(source: str, model: Model, settings: AnnotateSettings) -> dict[str, Any]:
     """What a run is."""
     return {
-        "source": source,
+        "source": Store(source).url,
+        "archive": Store(source).absolute().url,
         "model": model.label,
         "model_sha256": model.digest,
         "schema": SCHEMA_VERSION,
@@ -57,9 +57,26 @@ def _chosen(begun: dict[str, Any], settings: AnnotateSettings) -> AnnotateSettin
 
 
 def _refuse_another(place: Store, begun: dict[str, Any], mine: dict[str, Any]) -> None:
-    for field, value in mine.items() if begun else ():
-        if begun.get(field) != value:
-            raise UserError(
-                f"{place.url} holds a run with {field} = {begun.get(field)}, this one has {value}; "
-                "ask for the same, give another --out, or delete that one"
-            )
+    if not begun:
+        return
+    if not _is_same_archive(begun, mine):
+        raise _another(place, "source", begun.get("archive") or begun.get("source"), mine["archive"])
+    for field, value in mine.items():
+        if field not in {"source", "archive"} and begun.get(field) != value:
+            raise _another(place, field, begun.get(field), value)
+
+
+def _another(place: Store, field: str, then: Any, now: Any) -> UserError:
+    return UserError(
+        f"{place.url} holds a run with {field} = {then}, this one has {now}; "
+        "ask for the same, give another --out, or delete that one"
+    )
+
+
+def _is_same_archive(begun: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """The same place, however it is written; or one of the same name, where the place of then is no more: a folder
+    that holds archive and run may be moved, and older runs do not know where their archive was."""
+    if begun.get("archive") == mine["archive"]:
+        return True
+    moved = "archive" not in begun or not Store(begun["archive"]).exists()
+    return moved and begun.get("source") == mine["source"]

@@ -5,7 +5,7 @@ seeded bootstrap (`scipy.stats.bootstrap`) that draws photos, not faces: the fac
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,10 +183,16 @@ def _difference(
 def _correlation_row(pair: Pair, settings: GateSettings) -> Row:
     new, old = (expected_and_true(faces) for faces in pair)
 
-    def loss(*columns: Errors, axis: int) -> Errors:
-        return rank_correlation(columns[0], columns[1]) - rank_correlation(columns[2], columns[3])
+    photos = np.unique(pair.photos, return_inverse=True)[1]
+    of_photo = np.split(np.argsort(photos, kind="stable"), np.cumsum(np.bincount(photos))[:-1])
 
-    low, high = _interval((*new, *old), loss, settings)
+    def loss(drawn: NDArray[np.intp]) -> float:
+        faces = np.concatenate([of_photo[photo] for photo in drawn])
+        return float(
+            rank_correlation(*(each[faces] for each in new)) - rank_correlation(*(each[faces] for each in old))
+        )
+
+    low, high = _interval((np.arange(len(of_photo)),), loss, settings, vectorized=False)
     correlations = [float(rank_correlation(*each)) for each in (new, old)]
     return Row(
         what="rank correlation of expected and true error",
@@ -240,13 +246,16 @@ def _mean_interval(values: Errors, photos: NDArray[np.intp], settings: GateSetti
 
 
 def _interval(
-    columns: Sequence[Errors], statistic: Callable[..., Errors], settings: GateSettings
+    columns: Sequence[NDArray[Any]],
+    statistic: Callable[..., Errors | float],
+    settings: GateSettings,
+    vectorized: bool = True,
 ) -> tuple[float, float]:
     found = bootstrap(
         columns,
         statistic,
-        paired=True,
-        vectorized=True,
+        paired=vectorized,
+        vectorized=vectorized,
         n_resamples=settings.resamples,
         batch=_AT_ONCE,
         confidence_level=settings.confidence,

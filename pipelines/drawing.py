@@ -124,13 +124,6 @@ def to_jpeg(rgb: Picture, quality: int = 85) -> bytes:
     return buffer.getvalue()
 
 
-def to_png(rgb: Picture) -> bytes:
-    """PNG bytes without metadata."""
-    buffer = io.BytesIO()
-    Image.fromarray(_checked(rgb)).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
 def _checked(rgb: Picture) -> Picture:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise ValueError(f"a picture must be uint8 (H, W, 3), not {rgb.dtype} {rgb.shape}")

@@ -98,21 +98,6 @@ def curves_figure(
         return _svg(figure)
 
 
-def histogram_figure(values: Sequence[float], bins: int, xlabel: str) -> Markup:
-    """Counts of `values` in `bins` equal bins; values that are not finite are left out."""
-    with rc_context(_STYLE):
-        figure, axes = _axes(xlabel, "count")
-        numbers = np.asarray(values, dtype=np.float64)
-        numbers = numbers[np.isfinite(numbers)]
-        if numbers.size:
-            axes.hist(numbers, bins=bins, color=_COLOURS[0], rwidth=0.92)
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-            axes.grid(visible=False, axis="x")
-        else:
-            _nothing(axes)
-        return _svg(figure)
-
-
 def binned_figure(
     counts: Mapping[str, Sequence[int]], edges: Sequence[float], xlabel: str, log_x: bool = False, of: str = "faces"
 ) -> Markup:

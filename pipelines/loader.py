@@ -7,7 +7,8 @@ share the batches, nor from how many threads read. While one window is in use, t
 Only the finest level is read: the coarser ones are its area averages, which the device makes by itself.
 """
 
-from collections.abc import Callable, Generator, Iterator
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -153,7 +154,8 @@ class Loader:
     def originals(self, most: int | None = None) -> Batch:
         """The crops and shapes of faces without augmentation, at once: 40 kB a face.
 
-        With `most`, only so many shards are read, in the order of the manifest, as that many faces need.
+        With `most`, only so many shards are read, evenly spread over the manifest, as that many faces need: it lists
+        what comes from one source together.
         """
 
         def read(shard: int) -> Batch:
@@ -162,8 +164,9 @@ class Loader:
             return Batch(torch.from_numpy(images(table, SIDE)[rows]), torch.from_numpy(landmarks(table)[rows]))
 
         faces = [rows for rows, (_, group) in zip(self._rows, self._places, strict=True) if group == 0]
-        shards = None if most is None else int(np.count_nonzero(np.cumsum(faces) - faces < most))
-        columns = zip(self._empty(0), *self._of_every_shard(read, shards), strict=True)
+        share = 1.0 if most is None else min(1.0, most / max(1, sum(faces)))
+        chosen = np.linspace(0, len(self._shards) - 1, math.ceil(share * len(self._shards))).astype(int)
+        columns = zip(self._empty(0), *self._of_every_shard(read, chosen.tolist()), strict=True)
         return Batch(*(torch.cat(column) for column in columns))
 
     def _windows(self, groups: Rows) -> Iterator[Rows]:
@@ -257,9 +260,9 @@ class Loader:
         footer = self._footer(shard)
         return [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
 
-    def _of_every_shard(self, work: Callable[[int], T], most: int | None = None) -> list[T]:
+    def _of_every_shard(self, work: Callable[[int], T], chosen: Sequence[int] | None = None) -> list[T]:
         with ThreadPoolExecutor(READERS, "shard-reader") as readers:
-            return list(readers.map(work, range(len(self._shards))[:most]))
+            return list(readers.map(work, range(len(self._shards)) if chosen is None else chosen))
 
     @contextmanager
     def _explained(self, entry: UnitEntry) -> Iterator[BinaryIO]:

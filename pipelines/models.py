@@ -12,6 +12,7 @@ import torch
 
 import msrrn
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card
+from msrrn.calibration import Calibration
 from msrrn.network import MSRRN
 from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
 from msrrn.openvino import OPENVINO_BATCH, has_openvino
@@ -181,11 +182,20 @@ def export_model(model: Model) -> bytes:
     return files[ONNX_FILE] if ONNX_FILE in files else to_onnx(*_network(model))
 
 
-@cache
 def _predictor(model: Model) -> Predictor:
     files = dict(model.files)
     if ONNX_FILE in files:
-        return OnnxPredictor(files[ONNX_FILE], model.card.calibration)
+        return _session(files[ONNX_FILE], model.card.calibration, torch.get_num_threads())
+    return _looks(model)
+
+
+@cache
+def _session(data: bytes, calibration: Calibration, threads: int) -> Predictor:
+    return OnnxPredictor(data, calibration, threads)
+
+
+@cache
+def _looks(model: Model) -> Predictor:
     network, card = _reduced(model)
     return TorchPredictor(network, card.calibration)
 

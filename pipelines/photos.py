@@ -209,18 +209,20 @@ def face_finder(name: str, groups: Sequence[PhotoGroup]) -> Finder:
 
 
 def boxed_faces(
-    group: PhotoGroup, photo: Photo, find: Finder, left_out: list[LeftOut]
+    group: PhotoGroup, photo: Photo, find: Finder, left_out: list[LeftOut], displaced: bool
 ) -> Iterator[tuple[AnnotatedPhoto, tuple[Detection, bool]]]:
     """The faces of a photo, largest box first, each with its box and whether it was found by `find`.
 
-    Where it was not, the box is predicted from the annotation. Annotations that lie outside the picture, or
-    beside the face that the detector finds, go to `left_out`.
+    Where it was not, the box is predicted from the annotation. Annotations that lie outside the picture go to
+    `left_out`, and, where `displaced` ones are not wanted, those beside the face that the detector finds.
     """
     height, width = photo.rgb.shape[:2]
     detections = [] if isinstance(find, AnnotatedBoxes) else find(photo.rgb)
     boxed = []
     for face in group.faces:
-        problem = check_in_picture(face.shape, width, height) or check_detection(face.shape, detections)
+        problem = check_in_picture(face.shape, width, height)
+        if not (problem or displaced):
+            problem = check_detection(face.shape, detections)
         if problem:
             left_out.append(LeftOut(uri=face.annotation_uri, reason=problem.code, message=problem.message))
             continue

@@ -64,7 +64,7 @@ class Plan:
 
     def keys(self) -> list[str]:
         """Of all units, in input order."""
-        return [_key(number) for number in pc.unique(self.table["unit"]).to_pylist()]
+        return keys_of(self.table)
 
     def units(self) -> Iterator[Unit]:
         """All units, in input order; one is held at a time."""
@@ -77,6 +77,11 @@ class Plan:
 
 def _key(unit: int) -> str:
     return f"{unit:06d}"
+
+
+def keys_of(table: pa.Table) -> list[str]:
+    """Of the units of a plan's rows, in their order."""
+    return [_key(number) for number in pc.unique(table["unit"]).to_pylist()]
 
 
 def inputs_of(table: pa.Table) -> tuple[Input, ...]:

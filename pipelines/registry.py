@@ -158,6 +158,10 @@ def resolve(uri: str) -> ModelVersion:
     match = _MODEL_URI.fullmatch(uri)
     if match is None:
         raise UserError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or a directory")
+    if not store_exists():
+        raise UserError(
+            f"{uri}: there is no MLflow store at {shown_uri()}: call from its folder, or set MLFLOW_TRACKING_URI"
+        )
     mlflow_client = client()
     with reaching_mlflow():
         return _find(mlflow_client, match["name"], match["version"], match["alias"])
@@ -236,6 +240,8 @@ def version_of(name: str, number: int) -> ModelVersion:
 
 def models(name: str | None) -> list[ModelVersion]:
     """The versions of `name`, or of every model by name; newest first."""
+    if not store_exists():
+        return []
     mlflow_client = client()
     with reaching_mlflow():
         chosen = [name] if name else _names(mlflow_client)

@@ -172,7 +172,7 @@ def followed(run: RunRecord) -> Iterator[Callable[[Epoch], None]]:
             while not told.empty():  # of what came in an outage, all at once
                 arrived.append(told.get())
             waiting += [epoch for epoch in arrived if epoch]
-            with suppress(UserError):
+            with suppress(Exception):  # whatever stores and networks raise
                 _log_epochs(run, waiting)
 
     following = in_a_thread(follow)

@@ -47,7 +47,7 @@ def _small(image: Crop, margin: float, rng: np.random.Generator) -> Crop:
 
 
 def _blurred(image: Crop, margin: float, rng: np.random.Generator) -> Crop:
-    return cv2.GaussianBlur(image, (0, 0), 0.02 * SIDE)  # type: ignore[return-value]
+    return cv2.GaussianBlur(image, (0, 0), 0.03 * SIDE / margin)  # type: ignore[return-value]
 
 
 def _dark(image: Crop, margin: float, rng: np.random.Generator) -> Crop:

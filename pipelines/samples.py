@@ -37,7 +37,7 @@ def photo_rows(
         ]
     rows: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []
-    for index, (face, boxed) in enumerate(boxed_faces(group, photo, find, left_out)):
+    for index, (face, boxed) in enumerate(boxed_faces(group, photo, find, left_out, displaced=False)):
         rows += _face_rows(group, face, index, photo, boxed, split, settings)
     return rows, left_out
 

@@ -9,27 +9,34 @@ from typing import Final
 from pipelines.checks import CHECKS, Problem, check_shape, same_face
 from pipelines.errors import UserError
 from pipelines.manifest import CheckResult, LeftOut
-from pipelines.photos import PhotoGroup, Seen
+from pipelines.photos import PhotoGroup, Seen, face_order
 from pipelines.settings import Tolerance
 from pipelines.sources import AnnotatedPhoto
+from pipelines.sources.corrections import CORRECTIONS, PREDICTIONS
 
 EXAMPLES: Final = 20
+TRUSTED: Final = {CORRECTIONS: 0, PREDICTIONS: 2}
+"""By subset, how early a face counts where it is annotated twice; 1 for all others."""
 
 
 def screened(groups: Sequence[PhotoGroup]) -> tuple[list[PhotoGroup], list[LeftOut]]:
-    """The photos with only those faces whose annotation can be one; of two of the same face the first stays."""
+    """The photos with only those faces whose annotation can be one.
+
+    Of two of the same face the one stays that a person corrected, before one that a source has, before one that a
+    model drew; of two of a kind, the first.
+    """
     kept: list[PhotoGroup] = []
     left_out: list[LeftOut] = []
     for group in groups:
         faces: list[AnnotatedPhoto] = []
-        for face in group.faces:
+        for face in sorted(group.faces, key=lambda face: TRUSTED.get(face.subset, 1)):
             problem = check_shape(face.shape) or _twice(face, faces)
             if problem:
                 left_out.append(LeftOut(uri=face.annotation_uri, reason=problem.code, message=problem.message))
             else:
                 faces.append(face)
         if faces:
-            kept.append(replace(group, faces=tuple(faces)))
+            kept.append(replace(group, faces=tuple(sorted(faces, key=face_order))))
     return kept, left_out
 
 

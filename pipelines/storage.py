@@ -66,7 +66,13 @@ class Store:
             if parts.netloc not in {"", "localhost"}:
                 raise UserError(f"cannot open {self.url!r}: a file URL has three slashes, file:///folder")
             return Path(unquote(parts.path) or "/")
-        return Path(self.url).expanduser()
+        try:
+            # Not what `Path` makes of ./~name.
+            return Path(self.url).expanduser() if self.url.startswith("~") else Path(self.url)
+        except RuntimeError:
+            raise UserError(
+                f"{self.url}: there is no such user; write ./{self.url} for a name that begins so"
+            ) from None
 
     def absolute(self) -> "Store":
         """The same place for a process with another working directory."""

@@ -22,7 +22,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from requests import RequestException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -92,10 +91,10 @@ def client() -> MlflowClient:
 
 @contextmanager
 def reaching_mlflow() -> Iterator[None]:
-    """Turns what MLflow raises (unreachable, refused, no such thing) into a `UserError` of one line."""
+    """Turns what MLflow raises (unreachable, refused, no such thing, a full disk) into a `UserError` of one line."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, RequestException) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         if re.search("Max retries exceeded|Connection refused|timed out", str(error)):
             raise UserError(
                 f"No MLflow server answers at {shown_uri()}: start it, or correct MLFLOW_TRACKING_URI"

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from pydantic import BaseModel
 
-from pipelines.annotations import SUMMARY, Annotations
+from pipelines.annotations import Annotations
 from pipelines.errors import UserError
 from pipelines.exports.pictures import AnnotatedPictures
 from pipelines.progress import Counted
@@ -82,7 +82,7 @@ def export(
     return Exported(
         format=format,
         place=f"{store.url}/{key}".rstrip("/"),
-        finished=annotations.store.exists(SUMMARY),
+        finished=annotations.finished,
         pictures=pictures.taken,
         faces=pictures.faces,
         below_confidence=pictures.below,

@@ -5,6 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -60,7 +61,8 @@ class AnnotatedPictures:
     """The pictures of a run that have faces of some confidence; may be gone through several times.
 
     Afterwards `taken`, `faces` and `below` say how many pictures and faces were in it, and how many faces were
-    left out for their confidence; `unreadable` counts by reason what `read` could not give.
+    left out for their confidence; `unreadable` counts by reason the pictures that `read` could not give: they are not
+    in it either.
     """
 
     def __init__(
@@ -75,13 +77,18 @@ class AnnotatedPictures:
         self._min_confidence = min_confidence
         self._progress = progress
 
+    @cached_property
+    def _keys(self) -> list[str]:
+        """Units that are finished by now: a run that goes on must not change what is gone through twice."""
+        return self.annotations.units()
+
     def __iter__(self) -> Iterator[Picture]:
         for _, pictures in self.units():
             yield from pictures
 
     def units(self) -> Iterator[tuple[str, Iterator[Picture]]]:
         """Each finished unit's key and its pictures, in input order; to be taken one after the other."""
-        keys = self.annotations.units()
+        keys = self._keys
         self.taken = self.faces = self.below = 0
         image_id = face_id = 1
         for done, key in enumerate(keys):
@@ -111,6 +118,8 @@ class AnnotatedPictures:
         for uri, left in waiting.items():
             if left:
                 self.unreadable[reasons[uri]] += len(left)
+                self.taken -= len(left)
+                self.faces -= sum(len(picture.faces) for picture in left)
 
     def _pictures(self, images: pa.Table, faces: pa.Table, image_id: int, face_id: int) -> Iterator[Picture]:
         shapes = faces["landmarks"].combine_chunks().flatten().to_numpy().reshape(-1, NUM_LANDMARKS, 2)

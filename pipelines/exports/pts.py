@@ -5,6 +5,7 @@ they are a source for `prepare`: the reader of 300-W knows `a.jpg.0.pts` as a fa
 """
 
 import hashlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -17,6 +18,7 @@ THREADS: Final = 16
 """Each waits for a disk or a server most of the time."""
 MAX_NAME: Final = 200
 """Bytes of a file name; file systems end at 255."""
+_OURS: Final = re.compile(r"\.\d+\.pts$")
 MAX_FOLDERS: Final = 600
 """Bytes of a picture's folders; a path ends at 4096, and making folders goes one call deeper for each."""
 
@@ -29,6 +31,8 @@ def write_pts(pictures: AnnotatedPictures, out: Store) -> str:
         out.publish(key, format_pts(face.landmarks))
 
     with ThreadPoolExecutor(THREADS) as pool:
+        older = (key for key in out.keys(FOLDER) if _OURS.search(key))
+        list(pool.map(out.delete, older))  # a face may be left out now
         for _, found in pictures.units():
             files = {pts_key(picture.uri, face.index): face for picture in found for face in picture.faces}
             list(pool.map(write, files.items()))  # or raise what one of them raised

@@ -11,14 +11,21 @@ have no time and no owner. A picture whose bytes are no longer those that were a
 
 import io
 import json
+import re
 import tarfile
+from typing import Final
 
 from pipelines.exports.pictures import AnnotatedPictures, Face, Picture, numbers, picture_suffix
 from pipelines.storage import Store
 
+_OURS: Final = re.compile(r"part-\d{6,}\.tar")
+
 
 def write_webdataset(pictures: AnnotatedPictures, out: Store) -> str:
     """See `Exporter`."""
+    for key in out.keys(""):
+        if _OURS.fullmatch(key):
+            out.delete(key)  # a unit may have nothing to give now
     for unit, found in pictures.units():
         taken = list(found)
         if not taken:

@@ -15,7 +15,9 @@ from pipelines.outages import OutageError
 from pipelines.sources.held import Changed, HeldArchive, held, is_archive, too_large
 from pipelines.storage import Store
 
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jp2", ".ppm"}
+)
 _READAHEAD: Final = 1 << 16
 
 

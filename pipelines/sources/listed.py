@@ -216,7 +216,8 @@ def _placed(
             uri = (PurePosixPath(folders[0]) / written).as_posix()
         else:
             missing = BadAnnotation(
-                "unsafe_path", f"{image[:200]!r} leaves the folder: write a path below {name}'s own"
+                "unsafe_path",
+                f"{image[:200]!r} leaves the folder, or has what cannot be printed: write a path below {name}'s own",
             )
             uri = image
     face = entry.face if isinstance(entry.face, BadAnnotation) else missing

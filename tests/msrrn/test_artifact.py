@@ -200,3 +200,8 @@ def test_nothing_is_unpickled(artifact: Path, file: str, writer: str) -> None:
         torch.save({"mean_shape": Bomb(trace)}, artifact / file)
     refused(artifact, file)
     assert not trace.exists()
+
+
+def test_a_card_cannot_ask_for_all_memory() -> None:
+    with pytest.raises(ValueError, match="too large together"):
+        ModelConfig(patch=40, patch_channels=(16, 1024), hidden=2048)

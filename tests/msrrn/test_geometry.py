@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from msrrn.geometry import Box, CropFrame, Similarity, fit_similarity, upright_to_stored, within
+from msrrn.geometry import Box, CropFrame, Similarity, fit_similarity, within
+from tests.exif import upright_to_stored
 
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 

@@ -54,7 +54,7 @@ def test_both_back_ends_give_the_same_at_any_batch_size(config: ModelConfig) -> 
     data = exported_once(config)
     expected = TorchPredictor(asked(config), CALIBRATION).predict(crops)
     for batch in (1, 4, 64):
-        given = OnnxPredictor(data, CALIBRATION, batch).predict(crops)
+        given = OnnxPredictor(data, CALIBRATION, 1, batch).predict(crops)
         np.testing.assert_allclose(given.stages, expected.stages, atol=1e-3 * PIXEL, rtol=0)
         np.testing.assert_allclose(given.expected_nrmse, expected.expected_nrmse, rtol=1e-3)
         assert given.stages.dtype == expected.stages.dtype == np.float32
@@ -95,4 +95,4 @@ def test_what_is_no_export_is_explained(exported: bytes) -> None:
 
 def test_no_faces_give_no_shapes(exported: bytes) -> None:
     empty: NDArray[np.uint8] = np.zeros((0, 200, 200), np.uint8)
-    assert OnnxPredictor(exported, CALIBRATION).predict(empty).stages.shape == (0, 5, 68, 2)
+    assert OnnxPredictor(exported, CALIBRATION, 1).predict(empty).stages.shape == (0, 5, 68, 2)

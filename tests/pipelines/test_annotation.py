@@ -26,6 +26,7 @@ from msrrn.synthetic import SyntheticPhoto
 from pipelines import annotation as driver
 from pipelines.annotate_unit import RECORDS, STAGED, UnitRecord
 from pipelines.annotation import Again, Summary, annotate
+from pipelines.annotation_page import PAGE
 from pipelines.annotations import FACES, IMAGES, RUN, STATUSES, SUMMARY, Annotations
 from pipelines.decoding import decode
 from pipelines.detection import Detection, HogDetector, open_detector
@@ -315,6 +316,41 @@ def test_a_limit_takes_the_first_and_the_next_run_the_others(
         np.testing.assert_allclose(face["landmarks"], other["landmarks"], rtol=0, atol=1e-3)
 
 
+def test_a_limit_cannot_cut_what_is_planned_already(album: Path, model: Model, tmp_path: Path) -> None:
+    assert killed_at_write(9, annotate, str(album), str(tmp_path), model, SETTINGS, 1) == -9
+    with pytest.raises(UserError, match=r"has 11 pictures already, of which \d+ are to be done.*leave --limit out"):
+        annotate(str(album), str(tmp_path), model, SETTINGS, 1, limit=2)
+    assert annotate(str(album), str(tmp_path), model, SETTINGS, 1).images == 11
+
+
+def test_a_page_of_before_a_crash_is_made_anew(album: Path, model: Model, tmp_path: Path) -> None:
+    annotate(str(album), str(tmp_path), model, SETTINGS, 1, limit=4)
+    of_four = (tmp_path / PAGE).read_bytes()
+    annotate(str(album), str(tmp_path), model, SETTINGS, 1)
+    of_all = (tmp_path / PAGE).read_bytes()
+    assert of_all != of_four
+    (tmp_path / PAGE).write_bytes(of_four)  # as a kill leaves it between the last unit and the page
+    (tmp_path / SUMMARY).unlink()
+    annotate(str(album), str(tmp_path), model, SETTINGS, 1)
+    assert (tmp_path / PAGE).read_bytes() == of_all
+
+
+def test_an_archive_is_known_by_its_place_however_it_is_written(
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for parent in ("here", "there"):
+        shutil.copytree(album, tmp_path / parent / "album")
+    monkeypatch.chdir(tmp_path / "here")
+    first = annotate("album", "../out", model, SETTINGS, 1)
+    for source in ("./album/", str(tmp_path / "here" / "album")):
+        assert annotate(source, "../out", model, SETTINGS, 1) == first
+    monkeypatch.chdir(tmp_path / "there")
+    with pytest.raises(UserError, match=r"holds a run with source = .*/here/album, this one has .*/there/album"):
+        annotate("album", "../out", model, SETTINGS, 1)
+    shutil.rmtree(tmp_path / "here")  # now it was moved
+    assert annotate("album", "../out", model, SETTINGS, 1).digest == first.digest
+
+
 class Upset:
     """A detector that chokes on pictures of 40 rows, in the way that their columns say."""
 
@@ -421,6 +457,11 @@ def test_what_cannot_be_retried_is_said(text: str) -> None:
         return
     with pytest.raises(ValueError, match="write no_face, quarantined, or quarantined:REASON"):
         Again.parse(text)
+
+
+def test_a_reason_that_is_none_is_not_waited_for() -> None:
+    with pytest.raises(ValueError, match=r"there is no such reason; is it timeout\?"):
+        Again.parse("quarantined:timeot")
 
 
 def test_bad_pictures_are_quarantined_and_odd_ones_are_not(face: bytes, model: Model, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_columns_are_those_that_the_data_have() -> None:
     assert published["LBF (Ren 2014)"]["common"] == 4.95
     assert published["LBF (Ren 2014)"]["full"] is None
     no_ibug = result(face("lfpw", 0.02, 0.9), face("other", 0.2, 0.2)).table1()
-    assert list(no_ibug[0])[3:] == ["lfpw", "common", "all"]
+    assert list(no_ibug[0])[3:] == ["lfpw", "all"]
     assert one.table2()[-1] == {"stage": "stage_3", "NRMSE IP %": 9.5, "under 0.05 %": 50.0, "under 0.10 %": 50.0}
     assert "nan" not in benchmark_page(one)
 

@@ -125,3 +125,15 @@ def test_as_many_faces_as_are_needed_decide() -> None:
     assert sum(decided) >= 15
     assert faces_needed(steady, 1000) == 1000
     assert faces_needed(few.model_copy(update={"change": few.limit}), 20) is None
+
+
+def test_photos_are_drawn_for_the_confidence_too() -> None:
+    true = errors_of(120, 0.05)
+    noise = np.exp(np.random.default_rng(2).normal(0, 0.8, 12))
+    expected = {"expected": (true * np.repeat(noise, 10)).tolist()}
+    what = "rank correlation of expected and true error"
+    alone = floor_rows(pair_of(true, true, **expected)._replace(champion=pair_of(true, true).champion), GATE)
+    photos = {"photo": [number // 10 for number in range(120)]}
+    pair = pair_of(true, true, **expected, **photos)._replace(champion=pair_of(true, true, **photos).champion)
+    widths = [row.high - row.low for rows in (alone, floor_rows(pair, GATE)) for row in rows if row.what == what]
+    assert widths[1] > 1.2 * widths[0]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from msrrn.geometry import upright_to_stored
 from pipelines import decoding
 from pipelines.decoding import Limits, Photo, Undecodable, decode, decode_grey
+from tests.exif import upright_to_stored
 
 WIDTH, HEIGHT = 96, 64
 

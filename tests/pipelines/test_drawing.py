@@ -20,7 +20,6 @@ from pipelines.drawing import (
     face_tile,
     photo_tile,
     to_jpeg,
-    to_png,
 )
 
 DICHROMACY = {
@@ -207,11 +206,10 @@ def test_an_impossible_sheet_is_refused(columns: int, gap: int) -> None:
 
 def test_encodings_are_repeatable_and_readable() -> None:
     picture = face_tile(plain(80, 80), Box(10, 10, 70, 70), [(spread(Box(20, 20, 60, 60)), TRUTH)], 64)
-    assert to_png(picture) == to_png(picture.copy())
     assert to_jpeg(picture) == to_jpeg(picture.copy())
-    back = cv2.imdecode(np.frombuffer(to_png(picture), dtype=np.uint8), cv2.IMREAD_COLOR)
+    back = cv2.imdecode(np.frombuffer(to_jpeg(picture, 100), dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
     assert back is not None
-    assert np.array_equal(back[..., ::-1], picture)
+    assert np.abs(back.astype(int) - picture).mean() < 1
     assert len(to_jpeg(picture, 40)) < len(to_jpeg(picture, 95))
 
 

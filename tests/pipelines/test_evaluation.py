@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from msrrn.geometry import Box
 from msrrn.prediction import STAGES
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import evaluation as station
@@ -102,6 +103,21 @@ def test_a_missed_face_counts_in_every_figure_but_one(
     nobody = Evaluation("m", "d", {}, "all", tuple(face for face in blind.faces if face.missed), ())
     assert nobody.table()["all"]["nrmse_ip_detected"] is None
     json.dumps(nobody.table(), allow_nan=False)
+
+
+def test_which_faces_count_does_not_hang_on_the_detector(
+    model: Model, annotated: Path, everything: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Beside:
+        """Finds every face half its side to the right."""
+
+        def __call__(self, rgb: NDArray[np.uint8]) -> list[Detection]:
+            sizes = {decode((annotated / face.uri).read_bytes()).rgb.shape: face.truth for face in everything.faces}
+            boxes = [expected_box(truth) for shape, truth in sizes.items() if shape == rgb.shape]
+            return [Detection(Box(b.x0 + b.side / 2, b.y0, b.x1 + b.side / 2, b.y1), 1.0) for b in boxes]
+
+    monkeypatch.setattr(station, "face_finder", lambda name, photos: Beside())
+    assert evaluate(model, [str(annotated)], "all", 1).faces_digest == everything.faces_digest
 
 
 def test_selections(model: Model, annotated: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pipelines.annotations import SUMMARY, Annotations
 from pipelines.errors import UserError
 from pipelines.exports import FORMATS, Exported, export
 from pipelines.exports.coco import NAMES
+from pipelines.exports.pictures import AnnotatedPictures
 from pipelines.exports.pts import pts_key
 from pipelines.settings import ExportFormat
 from pipelines.sources import FORMATS as SOURCES
@@ -197,6 +198,9 @@ def test_what_an_export_says_of_itself(tmp_path: Path) -> None:
     )
     assert export(run, "csv", out) == here
     run.store.publish(SUMMARY, b"{}")
+    run.store.delete("records/000001.json")  # of pictures that came in since, and are not done
+    assert not export(run, "csv", out).finished
+    run.store.publish("records/000001.json", b"{}")
     seen: list[tuple[int, int]] = []
     finished = export(run, "csv", out, progress=lambda done, total: seen.append((done, total)))
     assert finished == here.model_copy(update={"finished": True})
@@ -525,6 +529,7 @@ def test_pictures_that_are_gone_or_changed_are_counted(tmp_path: Path) -> None:
     made = export(Run(run.store, files), "webdataset", str(tmp_path / "out"))
     assert made.unreadable == {"changed_picture": 1, "unreadable": 1}
     found = faces_of(open_annotated(str(tmp_path / "out")))
+    assert (made.pictures, made.faces) == (2, len(found))
     assert {row.read().decode() for row in found} == {"b/c d.jpg", "b/ü 顔.png"}
 
 
@@ -545,3 +550,28 @@ def test_boxes_of_less_than_a_pixel_are_boxes_for_dlib(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", {"a.jpg": [a_face()]}, box=[4.0, 4.0, 4.2, 4.2])
     ((row,),) = come_back(run, "imglab", tmp_path / "out").values()
     assert row.box == Box(3.5, 3.5, 4.5, 4.5)
+
+
+@pytest.mark.parametrize("made", ["pts", "webdataset"])
+def test_an_export_replaces_an_older_one(made: ExportFormat, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", SHAPES)
+    out = tmp_path / "out"
+    for name in ("pts/mine.pts", "mine.tar"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"mine")
+    export(run, made, str(out))
+    few = export(run, made, str(out), min_confidence=0.8)
+    export(run, made, str(tmp_path / "anew"), min_confidence=0.8)
+    assert 0 < few.faces < 7
+    assert tree(out) == tree(tmp_path / "anew") | {"pts/mine.pts": b"mine", "mine.tar": b"mine"}
+
+
+def test_a_run_that_goes_on_does_not_change_an_export(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", SHAPES)
+    late = {name: run.store.read_bytes(name) for name in ("records/000000.json",)}
+    run.store.delete("records/000000.json")
+    pictures = AnnotatedPictures(run)
+    first = [(picture.id, picture.uri) for picture in pictures]
+    for name, data in late.items():
+        run.store.publish(name, data)
+    assert [(picture.id, picture.uri) for picture in pictures] == first

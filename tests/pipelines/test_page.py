@@ -10,7 +10,6 @@ from pipelines.figures import (
     binned_figure,
     ced_figure,
     curves_figure,
-    histogram_figure,
     scatter_figure,
     standing_alone,
 )
@@ -56,7 +55,6 @@ def full_page(name: str = "photo.jpg") -> Page:
     page.figure(ced(), f"Figure of {name}")
     page.section("Pictures")
     page.figure(curves_figure({"loss": [(0, 1.0), (1, 0.1)]}, "epoch", "loss", log_y=True), "Loss")
-    page.figure(histogram_figure([1.0, 2.0, 2.5], 3, "px"), "Histogram")
     page.figure(binned_figure({"train": [1, 2], "val": [0, 9]}, [0, 1, 2], "px"), "Binned")
     page.figure(scatter_figure([1.0, 2.0], [2.0, 1.5], "champion", "challenger"), "Scatter")
     page.gallery([], f"Empty gallery {name}")
@@ -178,8 +176,6 @@ def test_empty_figures_say_so() -> None:
     assert "stage 1 (no faces)" in ced_figure({"stage 1": [], "stage 2": [0.1]}, 0.1, "NRMSE")
     assert "no data" in curves_figure({}, "epoch", "loss")
     assert "epoch" in curves_figure({"loss": []}, "epoch", "loss", log_y=True)
-    assert "no data" in histogram_figure([], 10, "NRMSE")
-    assert "no data" in histogram_figure([float("nan")], 10, "NRMSE")
 
 
 def test_the_legend_keeps_the_order_given() -> None:
@@ -228,7 +224,7 @@ def test_a_figure_that_stands_alone_has_its_own_colour() -> None:
 
 
 def test_figures_take_the_colour_of_the_page() -> None:
-    for svg in (ced(), histogram_figure([1.0], 1, "x"), curves_figure({"a": [(0, 1)]}, "x", "y")):
+    for svg in (ced(), curves_figure({"a": [(0, 1)]}, "x", "y")):
         assert svg.startswith("<svg")
         assert "currentColor" in svg
         assert "#010203" not in svg

@@ -232,3 +232,12 @@ def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
     mlflow.pyfunc.save_model(tmp_path / "model", python_model=Pickled(), pip_requirements=[])
     with pytest.raises(mlflow.MlflowException, match="pickle is disallowed"):
         mlflow.pyfunc.load_model(str(tmp_path / "model"))
+
+
+def test_looking_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert registry.models(None) == []
+    with pytest.raises(UserError, match=r"there is no MLflow store at .*mlflow\.db"):
+        registry.resolve("models:/msrrn@champion")
+    assert not list(tmp_path.iterdir())

@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,22 @@ def test_a_training_outlives_what_watches_the_machine(
     settings = TrainSettings(epochs=1, batch=8)
     train_tracked(dataset[0].url, str(tmp_path), settings, 0, part.strip("_"), lambda metrics: None)
     assert run_of(part.strip("_"), run_name(dataset[1], settings)).data.metrics["loss"] > 0
+
+
+def test_a_training_outlives_a_disk_that_takes_no_pictures(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipelines.retraining.log_files", full)
+    settings = TrainSettings(epochs=2, batch=8)
+    train_tracked(dataset[0].url, str(tmp_path), settings, 0, "full", lambda metrics: None)
+    mlflow = tracking.client()
+    experiment = mlflow.get_experiment_by_name("full")
+    (run,) = mlflow.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert len(mlflow.get_metric_history(run.info.run_id, "loss")) == 2
 
 
 def test_a_training_that_fails_is_seen_to_fail(

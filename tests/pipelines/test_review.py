@@ -18,8 +18,10 @@ from msrrn.geometry import Similarity
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotations import Annotations
 from pipelines.errors import UserError
+from pipelines.photos import PhotoGroup, Seen
 from pipelines.prepare import prepare
 from pipelines.review import review
+from pipelines.screening import screened
 from pipelines.settings import PrepareSettings, ReviewFormat
 from pipelines.sources import AnnotatedPhoto, ChangedPictureError, Rejected, open_annotated
 from pipelines.storage import Store
@@ -318,3 +320,14 @@ def test_the_readme_tells_a_person_what_to_do(run: Run, tmp_path: Path) -> None:
         for name in re.findall(r"\b[\w-]+\.(?:xml|json)\b", text):
             assert (tmp_path / made / name).is_file()
         assert f"msrrn prepare --data 300w /faces/{made} --out datasets" in text
+
+
+def test_a_correction_counts_before_an_annotation_and_that_before_a_prediction(tmp_path: Path) -> None:
+    def seen(subset: str, name: str) -> AnnotatedPhoto:
+        return AnnotatedPhoto(str(tmp_path), name, f"{name}.pts", subset, None, a_face())
+
+    alike = [seen("predictions", "a"), seen("lfpw", "b"), seen("corrections", "c"), seen("corrections", "d")]
+    for several, first in ((alike, "c"), (alike[:2], "b"), (alike[:1], "a"), (alike[::2], "c")):
+        kept, left_out = screened([PhotoGroup(Seen("0" * 64, "a", None, ""), tuple(several))])
+        assert [face.uri for group in kept for face in group.faces] == [first]
+        assert [item.reason for item in left_out] == ["face_twice"] * (len(several) - 1)
