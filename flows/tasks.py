@@ -87,7 +87,7 @@ def train_network(
 def evaluate_model(model: Model, sources: Sequence[str], val_share: float, workers: int) -> Evaluation:
     """Detector and model on the photos held out of training."""
     with progress("evaluating, photos") as update:
-        evaluation = evaluate(model, sources, "val", workers, update, val_share)
+        evaluation = evaluate(model, sources, "val", workers, update, val_share, unseen_by=[model])
     create_table_artifact(
         key="evaluation",
         table=[

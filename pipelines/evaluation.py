@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box, within
 from msrrn.metrics import auc, failure_rate, nrmse_io, nrmse_ip, share_under
 from msrrn.prediction import STAGES
+from pipelines.checks import CHECKS
 from pipelines.decoding import Photo, Undecodable, decode
 from pipelines.detection import expected_box
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.ert import Ert
 from pipelines.manifest import LeftOut
-from pipelines.models import Model
+from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.photos import Finder, PhotoGroup, assign_splits, boxed_faces, clusters, face_finder, read_photos
 from pipelines.progress import Counted
 from pipelines.pyramid import crop, frame_around, sharpness
@@ -27,6 +28,7 @@ from pipelines.sources.files import Files
 
 PHOTOS_PER_UNIT: Final = 16
 SHARPNESS_MARGIN: Final = 1.0
+TRAINED_ON: Final = "trained_on"
 
 Selection = Literal["held-out", "val", "all"]
 """Which photos of the sources are evaluated.
@@ -120,11 +122,12 @@ def evaluate(
     source_format: str = "auto",
     detector: BoxesBy | None = None,
     ert: Ert | None = None,
+    unseen_by: Sequence[Model] = (),
 ) -> Evaluation:
     """Evaluates a model on the annotated photos of the sources, with the detector that it was trained with.
 
     `val_share` is that of the dataset, for the selection `val`; `detector` takes boxes from another one;
-    `ert` is asked about the same boxes.
+    `ert` is asked about the same boxes. Photos that one of `unseen_by` was trained on are left out.
 
     Raises:
         UserError: a source is unusable, or not one face could be evaluated.
@@ -134,6 +137,12 @@ def evaluate(
     left_out += bad
     boxes_by = detector or model.card.detector
     chosen, selection = _chosen(groups, selection, val_share)
+    seen = frozenset[str]().union(*(each.photos for each in unseen_by))
+    for group in chosen:
+        if group.sha256[:PHOTO_DIGITS] in seen:
+            message = CHECKS[TRAINED_ON].title
+            left_out += [LeftOut(uri=it.annotation_uri, reason=TRAINED_ON, message=message) for it in group.faces]
+    chosen = [group for group in chosen if group.sha256[:PHOTO_DIGITS] not in seen]
     units = [tuple(chosen[start : start + PHOTOS_PER_UNIT]) for start in range(0, len(chosen), PHOTOS_PER_UNIT)]
     faces: list[FaceResult] = []
     done = 0
@@ -143,9 +152,10 @@ def evaluate(
         done += PHOTOS_PER_UNIT
         progress(min(done, len(chosen)), len(chosen))
     if not faces:
+        known = sum(item.reason == TRAINED_ON for item in left_out)
         raise UserError(
             f"{', '.join(sources)}: no face could be evaluated (selection {selection}, "
-            f"{len(chosen)} photos, {len(left_out)} inputs left out); try --split all"
+            f"{len(chosen)} photos, {len(left_out)} inputs left out, {known} of them trained on); try --split all"
         )
     faces.sort(key=lambda face: (face.uri, face.annotation_uri, face.photo_sha256, face.truth.tobytes()))
     left_out.sort(key=lambda item: (item.uri, item.reason))

@@ -1,6 +1,7 @@
 """The gate: a challenger meets the champion on the same faces, and takes its place or does not.
 
-Both are asked with their own artifact, detector and crop, about photos that neither was trained on. What was decided,
+Both are asked with their own artifact, detector and crop, about photos that neither was trained on: their cards
+know those by their SHA-256 (cards of older models do not; then the split is what says it). What was decided,
 and everything that it rests on, is a run of the MLflow experiment `NAME-promotions`, a line of the ledger there
 (`pipelines.ledger`), and tags of both versions. Undecided, nothing changes but these: the champion stays, the version
 is `challenger`, and the next judgement on more faces may decide it.
@@ -19,7 +20,7 @@ from pipelines.decision_page import decision_files
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, Selection, evaluate
 from pipelines.ledger import open_ledger
-from pipelines.models import ONNX_FILE, Model, read_model
+from pipelines.models import ONNX_FILE, PHOTO_DIGITS, Model, read_model
 from pipelines.promotion import Decision, Verdict, decide, first_model
 from pipelines.registry import ROLLED_BACK, ModelVersion, champion, fetch, resolve, version_of
 from pipelines.retraining import METRIC_NAME, SELECTION_TAG, SOURCES_TAG, open_model, record
@@ -197,7 +198,7 @@ def challenge_of(
     model = open_model(artifact)
     if ONNX_FILE in dict(model.files):
         raise UserError(f"{artifact} is an export: promote the artifact that it was made from")
-    evaluation = evaluate(model, sources, selection, workers, val_share=model.val_share)
+    evaluation = evaluate(model, sources, selection, workers, val_share=model.val_share, unseen_by=[model])
     version = record(artifact, model, evaluation, name, sources)
     return Challenge(version, model, evaluation, sources, selection, workers, settings, again)
 
@@ -222,13 +223,17 @@ def _evaluated_on(artifact: str) -> tuple[list[str], Selection]:
 
 def _meeting(challenge: Challenge, old: ModelVersion) -> tuple[Pair, Evaluation, Model]:
     model = read_model(fetch(f"models:/{old.name}/{old.version}"))
-    # Of two shares the smaller holds out photos that the other holds out, too: neither model was trained on those.
+    # Of two shares the smaller holds out photos that the other nearly always holds out, too.
     share = min(model.val_share, challenge.model.val_share)
+    both = [challenge.model, model]
 
     def evaluated(model: Model) -> Evaluation:
-        return evaluate(model, challenge.sources, challenge.selection, challenge.workers, val_share=share)
+        return evaluate(
+            model, challenge.sources, challenge.selection, challenge.workers, val_share=share, unseen_by=both
+        )
 
-    new = challenge.evaluation if share == challenge.model.val_share else evaluated(challenge.model)
+    known = any(face.photo_sha256[:PHOTO_DIGITS] in model.photos for face in challenge.evaluation.faces)
+    new = evaluated(challenge.model) if known or share != challenge.model.val_share else challenge.evaluation
     evaluation = evaluated(model)
     return paired(new, evaluation), evaluation, model
 

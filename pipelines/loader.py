@@ -151,6 +151,14 @@ class Loader:
         mean: NDArray[np.float64] = shapes.mean(axis=0, dtype=np.float64)
         return mean.astype(np.float32)
 
+    def photos(self) -> list[str]:
+        """SHA-256 of every photo, sorted; reads nothing else."""
+
+        def digests(shard: int) -> set[str]:
+            return set(self._read(shard, 0, ["photo_sha256"])["photo_sha256"].to_pylist())
+
+        return sorted(set().union(*self._of_every_shard(digests)))
+
     def originals(self, most: int | None = None) -> Batch:
         """The crops and shapes of faces without augmentation, at once: 40 kB a face.
 

@@ -36,6 +36,10 @@ def has_bfloat16() -> bool:
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
+PHOTO_DIGITS: Final = 12
+"""Of a photo's SHA-256, by which a model's card knows what it was trained on."""
+
+
 @dataclass(frozen=True)
 class Model:
     """An artifact's two files, or an ONNX file. Picklable and hashable; a few megabytes."""
@@ -75,6 +79,12 @@ class Model:
     def val_share(self) -> float:
         """The share of photos that its dataset held out, where they were not declared."""
         return float(self.card.training.get("dataset_settings", {}).get("val_share", VAL_SHARE))
+
+    @cached_property
+    def photos(self) -> frozenset[str]:
+        """The first `PHOTO_DIGITS` of the SHA-256 of each photo that it was trained on; none where its card is of
+        before these were told. What the weights that it started from had seen is not among them."""
+        return frozenset(str(self.card.training.get("photos", "")).split())
 
     def in_precision(self, precision: PrecisionChoice) -> "Model":
         """The same model, asked in this precision; `auto`: in bfloat16 where this CPU computes in it.

@@ -22,6 +22,7 @@ from pipelines.epochs import Told, epoch_done, interruptible
 from pipelines.errors import UsageError, UserError
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest, read_manifest
+from pipelines.models import PHOTO_DIGITS
 from pipelines.settings import InitialWeights, TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
@@ -111,7 +112,8 @@ def train_model(
         model = state.averaged.cpu()
         model.lean.copy_(lean(model, Loader(store, manifest, "train")))
         val = Loader(store, manifest, "val")
-        card = _card(model, calibrate(model, val), validate(model, val), manifest, settings)
+        photos = Loader(store, manifest, "train").photos()
+        card = _card(model, calibrate(model, val), validate(model, val), manifest, settings, photos)
         _publish(artifact, model, card, state.history)
     checkpoints.finish()
     return _trained(artifact, name, reused)
@@ -149,7 +151,12 @@ def _train_here(
 
 
 def _card(
-    model: MSRRN, calibration: Calibration, metrics: EpochMetrics, manifest: Manifest, settings: TrainSettings
+    model: MSRRN,
+    calibration: Calibration,
+    metrics: EpochMetrics,
+    manifest: Manifest,
+    settings: TrainSettings,
+    photos: Sequence[str],
 ) -> Card:
     weights = b"".join(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
     return Card(
@@ -166,6 +173,7 @@ def _card(
             "dataset_settings": manifest.settings,
             "settings": settings.model_dump(),
             "code_version": version("msrrn"),
+            "photos": " ".join(digest[:PHOTO_DIGITS] for digest in photos),
         },
         licence=_licence(manifest, settings.init),
         metrics={

@@ -107,6 +107,7 @@ _UNUSED: Final = (
     Check("linked_folder", "info", "a link to a folder that is read under another name", "nothing"),
     Check("test_split", "info", "a test photo, which is never trained on", "nothing"),
     Check("forgotten", "info", "a picture that was forgotten", "nothing: see `msrrn forget`"),
+    Check("trained_on", "info", "a photo that a model was trained on, which says nothing of it", "nothing"),
     Check("known_photo", "info", "the dataset has this photo already, with other annotations",
           "prepare all sources together to use the new annotations"),
 )  # fmt: skip

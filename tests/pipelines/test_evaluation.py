@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipelines.decoding import decode
 from pipelines.detection import Detection, expected_box
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, evaluate
-from pipelines.models import Model
+from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.sources.pts import parse_pts
 from tests.factories import picture, write_face
 
@@ -118,6 +119,21 @@ def test_which_faces_count_does_not_hang_on_the_detector(
 
     monkeypatch.setattr(station, "face_finder", lambda name, photos: Beside())
     assert evaluate(model, [str(annotated)], "all", 1).faces_digest == everything.faces_digest
+
+
+def test_photos_that_a_model_was_trained_on_are_left_out(
+    model: Model, annotated: Path, everything: Evaluation
+) -> None:
+    known = sorted({face.photo_sha256 for face in everything.faces})[:3]
+    photos = " ".join(digest[:PHOTO_DIGITS] for digest in known)
+    other = replace(model, card=model.card.model_copy(update={"training": {"photos": photos}}))
+    left = evaluate(model, [str(annotated)], "all", 1, unseen_by=[model, other])
+    assert [face.uri for face in left.faces] == [
+        face.uri for face in everything.faces if face.photo_sha256 not in known
+    ]
+    out = [item for item in left.left_out if item.reason == "trained_on"]
+    assert len(out) == len(everything.faces) - len(left.faces) > 0
+    assert evaluate(other, [str(annotated)], "all", 1).faces_digest == everything.faces_digest
 
 
 def test_selections(model: Model, annotated: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from msrrn.artifact import CARD
 from pipelines import gate as station
 from pipelines import tracking
 from pipelines.decision_page import CHANGED, DECISION, FACES, FIGURES, PAGE, SCATTER
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, Selection, evaluate
 from pipelines.gate import Approval, Challenge, Judgement, carry_out, challenge_of, judge, pass_gate
-from pipelines.models import Model
+from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.promotion import Decision
 from pipelines.registry import champion, models, version_of
 from pipelines.settings import GateSettings
@@ -31,11 +33,11 @@ def _store(mlflow_store: Path) -> Iterator[None]:
     known: dict[tuple[object, ...], Evaluation] = {}
 
     def remembered(
-        model: Model, sources: list[str], selection: Selection, workers: int, val_share: float
+        model: Model, sources: list[str], selection: Selection, workers: int, val_share: float, unseen_by: list[Model]
     ) -> Evaluation:
-        key = (model, selection, val_share)
+        key = (model, selection, val_share, tuple(each.photos for each in unseen_by))
         if key not in known:
-            known[key] = evaluate(model, sources, selection, workers, val_share=val_share)
+            known[key] = evaluate(model, sources, selection, workers, val_share=val_share, unseen_by=unseen_by)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -231,6 +233,25 @@ def test_a_version_knows_where_it_can_be_judged(artifacts: dict[str, str], annot
     assert made.version.tags["msrrn.eval_selection"] == "val"
 
 
+def test_photos_that_one_of_them_was_trained_on_decide_nothing(
+    artifacts: dict[str, str], sources: list[str], tmp_path: Path
+) -> None:
+    given = challenge(artifacts["good"], sources, "known")
+    photos = {face.photo_sha256 for face in given.evaluation.faces}
+    known = sorted(photos)[:3]
+    shutil.copytree(artifacts["bad"], tmp_path / "taught")
+    card = json.loads((tmp_path / "taught" / CARD).read_bytes())
+    card["training"] = {"photos": " ".join(digest[:PHOTO_DIGITS] for digest in known)}
+    (tmp_path / "taught" / CARD).write_text(json.dumps(card))
+    taught = challenge(str(tmp_path / "taught"), sources, "known")
+    assert {face.photo_sha256 for face in taught.evaluation.faces} == photos - set(known)
+    pass_gate(taught)
+    _, judgement = pass_gate(given)
+    assert judgement.evaluation is not None
+    assert {face.photo_sha256 for face in judgement.evaluation.faces} == photos - set(known)
+    assert judgement.decision.rows[0].faces == len(judgement.evaluation.faces)
+
+
 def test_the_smaller_share_holds_out_what_neither_was_trained_on(
     artifacts: dict[str, str], sources: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +260,7 @@ def test_the_smaller_share_holds_out_what_neither_was_trained_on(
     wider = given.model.card.model_copy(update={"training": {"dataset_settings": {"val_share": 0.3}}})
     shares = []
 
-    def seen(model: Model, *arguments: object, val_share: float) -> Evaluation:
+    def seen(model: Model, *arguments: object, val_share: float, unseen_by: list[Model]) -> Evaluation:
         shares.append((model.card == wider, val_share))
         return given.evaluation
 

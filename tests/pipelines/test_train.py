@@ -18,7 +18,7 @@ from pipelines.epochs import Epoch
 from pipelines.errors import UsageError, UserError
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest
-from pipelines.models import initial_weights, read_model
+from pipelines.models import PHOTO_DIGITS, initial_weights, read_model
 from pipelines.settings import InitialWeights, TrainSettings
 from pipelines.storage import Store
 from pipelines.train import HISTORY, TrainedModel, resumable, run_name, train_model
@@ -59,6 +59,14 @@ def test_a_run_makes_an_artifact_that_loads(dataset: Dataset, tmp_path: Path) ->
     assert card == trained.card
     assert card.training["dataset"] == dataset[1].name
     assert card.training["faces"] == 8
+    assert (
+        read_model(local(trained)).photos
+        == {photo[:PHOTO_DIGITS] for photo in Loader(*dataset, "train").photos()}
+        > set()
+    )
+    held_out = {photo[:PHOTO_DIGITS] for photo in Loader(*dataset, "val").photos()}
+    assert held_out
+    assert not held_out & read_model(local(trained)).photos
     assert card.training["settings"] == QUICK.model_dump()
     assert card.crop_margin == dataset[1].settings["crop_margin"]
     # They are those of the weights as they are stored, and of what annotations lean to, which the history knows not.
