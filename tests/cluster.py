@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -101,16 +101,17 @@ def _is_worker(process: psutil.Process) -> bool:
 
 def kill_tree(root: "subprocess.Popen[bytes]") -> None:
     """A process and all that it started, as when their machine loses power."""
-    # Asked to end, it would take half a minute.
-    try:
-        processes = [*psutil.Process(root.pid).children(recursive=True), psutil.Process(root.pid)]
-    except psutil.NoSuchProcess:
-        processes = []
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
+    # Asked to end, it would take half a minute. All are stopped first, parents before their children: none must see
+    # another one die, and tell.
+    processes: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        processes = [psutil.Process(root.pid)]
+        processes[0].suspend()
+        processes += processes[0].children(recursive=True)
+    for end in (psutil.Process.suspend, psutil.Process.kill):
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                end(process)
     root.wait()
 
 
