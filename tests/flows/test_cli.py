@@ -111,6 +111,13 @@ def test_a_wrong_call_exits_with_2(call: list[str], capsys: pytest.CaptureFixtur
 def test_a_setting_out_of_its_bounds_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:
     said = fails(capsys, "prepare", "--data", "d", "--out", "o", "--copies", "-1", code=2)
     assert "--copies -1" in said
+    said = fails(capsys, "train", "--dataset", "d", "--out", "o", "--seed", "-1", code=2)
+    assert "--seed -1" in said
+
+
+def test_a_dry_run_does_not_ignore_what_it_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    said = fails(capsys, "annotate", "photos", "--out", "o", "--dry-run", "--retry", "no_face", code=2)
+    assert "--dry-run looks at the whole archive" in said
 
 
 @pytest.mark.parametrize(
