@@ -21,7 +21,7 @@ class Epoch(NamedTuple):
     """JPEG of validation faces, after some epochs"""
 
 
-Told = Callable[[Epoch], None]
+OnEpoch = Callable[[Epoch], None]
 """What is called with each epoch that is done."""
 
 

@@ -18,7 +18,7 @@ from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.ert import Ert
 from pipelines.manifest import LeftOut
-from pipelines.models import PHOTO_DIGITS, Model
+from pipelines.models import Model
 from pipelines.photos import Finder, PhotoGroup, assign_splits, boxed_faces, clusters, face_finder, read_photos
 from pipelines.progress import Counted
 from pipelines.pyramid import crop, frame_around, sharpness
@@ -137,12 +137,12 @@ def evaluate(
     left_out += bad
     boxes_by = detector or model.card.detector
     chosen, selection = _chosen(groups, selection, val_share)
-    seen = frozenset[str]().union(*(each.photos for each in unseen_by))
+    seen = {group.sha256 for group in chosen if any(each.saw(group.sha256) for each in unseen_by)}
     for group in chosen:
-        if group.sha256[:PHOTO_DIGITS] in seen:
+        if group.sha256 in seen:
             message = CHECKS[TRAINED_ON].title
             left_out += [LeftOut(uri=it.annotation_uri, reason=TRAINED_ON, message=message) for it in group.faces]
-    chosen = [group for group in chosen if group.sha256[:PHOTO_DIGITS] not in seen]
+    chosen = [group for group in chosen if group.sha256 not in seen]
     units = [tuple(chosen[start : start + PHOTOS_PER_UNIT]) for start in range(0, len(chosen), PHOTOS_PER_UNIT)]
     faces: list[FaceResult] = []
     done = 0
@@ -152,10 +152,10 @@ def evaluate(
         done += PHOTOS_PER_UNIT
         progress(min(done, len(chosen)), len(chosen))
     if not faces:
-        known = sum(item.reason == TRAINED_ON for item in left_out)
+        remedy = "give photos that no model here was trained on" if seen else "try --split all"
         raise UserError(
-            f"{', '.join(sources)}: no face could be evaluated (selection {selection}, "
-            f"{len(chosen)} photos, {len(left_out)} inputs left out, {known} of them trained on); try --split all"
+            f"{', '.join(sources)}: no face could be evaluated (selection {selection}, {len(chosen)} photos, "
+            f"{len(seen)} more trained on, {len(left_out)} inputs left out); {remedy}"
         )
     faces.sort(key=lambda face: (face.uri, face.annotation_uri, face.photo_sha256, face.truth.tobytes()))
     left_out.sort(key=lambda item: (item.uri, item.reason))

@@ -91,5 +91,5 @@ def _summarise(place: Store) -> None:
         records[unit] = record.model_copy(update={"inputs": []})
     before = Summary.model_validate_json(place.read_bytes(SUMMARY))
     summary = before.model_copy(update=totals(records))
-    place.publish(SUMMARY, summary.model_dump_json(indent=1).encode())
     place.publish(PAGE, annotation_page(Annotations(place), summary).encode())
+    place.publish(SUMMARY, summary.model_dump_json(indent=1).encode())

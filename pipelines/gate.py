@@ -20,7 +20,7 @@ from pipelines.decision_page import decision_files
 from pipelines.errors import UserError
 from pipelines.evaluation import Evaluation, Selection, evaluate
 from pipelines.ledger import open_ledger
-from pipelines.models import ONNX_FILE, PHOTO_DIGITS, Model, read_model
+from pipelines.models import ONNX_FILE, Model, read_model
 from pipelines.promotion import Decision, Verdict, decide, first_model
 from pipelines.registry import ROLLED_BACK, ModelVersion, champion, fetch, resolve, version_of
 from pipelines.retraining import METRIC_NAME, SELECTION_TAG, SOURCES_TAG, open_model, record
@@ -232,7 +232,7 @@ def _meeting(challenge: Challenge, old: ModelVersion) -> tuple[Pair, Evaluation,
             model, challenge.sources, challenge.selection, challenge.workers, val_share=share, unseen_by=both
         )
 
-    known = any(face.photo_sha256[:PHOTO_DIGITS] in model.photos for face in challenge.evaluation.faces)
+    known = any(model.saw(face.photo_sha256) for face in challenge.evaluation.faces)
     new = evaluated(challenge.model) if known or share != challenge.model.val_share else challenge.evaluation
     evaluation = evaluated(model)
     return paired(new, evaluation), evaluation, model

@@ -86,6 +86,10 @@ class Model:
         before these were told. What the weights that it started from had seen is not among them."""
         return frozenset(str(self.card.training.get("photos", "")).split())
 
+    def saw(self, sha256: str) -> bool:
+        """Whether it was trained on the photo of this digest, as far as `photos` goes."""
+        return sha256[:PHOTO_DIGITS] in self.photos
+
     def in_precision(self, precision: PrecisionChoice) -> "Model":
         """The same model, asked in this precision; `auto`: in bfloat16 where this CPU computes in it.
 

@@ -18,7 +18,7 @@ from msrrn.calibration import Calibration
 from msrrn.config import PRESETS
 from msrrn.network import MSRRN
 from pipelines.checkpoints import RUNS, Checkpoints, unfinished
-from pipelines.epochs import Told, epoch_done, interruptible
+from pipelines.epochs import OnEpoch, epoch_done, interruptible
 from pipelines.errors import UsageError, UserError
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest, read_manifest
@@ -77,7 +77,7 @@ def train_model(
     out: str,
     settings: TrainSettings,
     workers: int,
-    progress: Told = lambda epoch: None,
+    progress: OnEpoch = lambda epoch: None,
     init: MSRRN | None = None,
 ) -> TrainedModel:
     """Trains on up to `workers` Ray workers (0: in this process), or finds the artifact finished.
@@ -110,10 +110,9 @@ def train_model(
         else:
             state = train_on_ray(store, name, settings, workers, checkpoints, progress)
         model = state.averaged.cpu()
-        model.lean.copy_(lean(model, Loader(store, manifest, "train")))
-        val = Loader(store, manifest, "val")
-        photos = Loader(store, manifest, "train").photos()
-        card = _card(model, calibrate(model, val), validate(model, val), manifest, settings, photos)
+        data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
+        model.lean.copy_(lean(model, data))
+        card = _card(model, calibrate(model, val), validate(model, val), manifest, settings, data.photos())
         _publish(artifact, model, card, state.history)
     checkpoints.finish()
     return _trained(artifact, name, reused)
@@ -132,7 +131,7 @@ def _start(checkpoints: Checkpoints, settings: TrainSettings, data: Loader, init
 
 
 def _train_here(
-    store: Store, manifest: Manifest, settings: TrainSettings, checkpoints: Checkpoints, progress: Told
+    store: Store, manifest: Manifest, settings: TrainSettings, checkpoints: Checkpoints, progress: OnEpoch
 ) -> TrainState:
     data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
     state = TrainState(settings, data.mean_shape())

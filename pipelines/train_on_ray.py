@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.checkpoints import Checkpoints
 from pipelines.engine import in_a_thread, start_ray
-from pipelines.epochs import Told, epoch_done, interruptible
+from pipelines.epochs import OnEpoch, epoch_done, interruptible
 from pipelines.errors import UserError
 from pipelines.loader import Loader
 from pipelines.manifest import read_manifest
@@ -26,7 +26,7 @@ POLL_SECONDS: Final = 0.2
 
 
 def train_on_ray(
-    store: Store, name: str, settings: TrainSettings, workers: int, checkpoints: Checkpoints, progress: Told
+    store: Store, name: str, settings: TrainSettings, workers: int, checkpoints: Checkpoints, progress: OnEpoch
 ) -> TrainState:
     """Trains as `pipelines.training.train` does, on up to `workers` workers; its reports come back through a queue.
 
@@ -125,7 +125,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _followed(progress: Told) -> Iterator[tuple[Future[None], Any, Any]]:
+def _followed(progress: OnEpoch) -> Iterator[tuple[Future[None], Any, Any]]:
     """A queue that workers put their epochs into, and one where they find the wish to stop.
 
     `progress` is called for each epoch in a thread of this process; its end comes with the queues.

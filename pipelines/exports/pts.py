@@ -1,7 +1,8 @@
 """A `.pts` file a face, as 300-W has it: 1-based, six decimals.
 
 `pts/URI.K.pts` is face K of the picture URI. Copied over the folder of the pictures (`cp -r OUT/pts/. photos`),
-they are a source for `prepare`: the reader of 300-W knows `a.jpg.0.pts` as a face of `a.jpg`.
+they are a source for `prepare`: the reader of 300-W knows `a.jpg.0.pts` as a face of `a.jpg`. Such files of an older
+export are removed before the first is written, others stay.
 """
 
 import hashlib
