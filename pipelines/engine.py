@@ -67,7 +67,8 @@ def run_units(
     an `OSError`, as disks and networks do for a moment, is run again; any other exception of `work` ends the job.
 
     Raises:
-        UserError: a unit's worker died, or failed with an `OSError`, and again each time it was retried.
+        UserError: a unit's worker died, or failed with an `OSError`, and again each time it was retried; or Ray
+            itself died.
     """
     left = iter(units)
     first = list(islice(left, 2))
@@ -95,6 +96,10 @@ def run_units(
         raise UserError(
             f"a worker died {UNIT_RETRIES + 1} times at the same piece of work, perhaps for want of memory; "
             "what is finished is kept: lower --workers and run again"
+        ) from error
+    except ray.exceptions.LocalRayletDiedError as error:
+        raise UserError(
+            "Ray died on this machine, perhaps for want of memory; what is finished is kept: run again"
         ) from error
     finally:
         for reference_left in running:
