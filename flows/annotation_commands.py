@@ -167,7 +167,8 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
         "--any-rotation",
         action="store_true",
         default=None,
-        help="where no face is found, look at the picture turned by a quarter, a half and three quarters, too",
+        help="where no face is found, or none of which the network is sure, look at the picture turned by a quarter, "
+        "a half and three quarters, too",
     )
     parser.add_argument(
         "--precision",

@@ -1,4 +1,4 @@
-"""A unit of an annotation run: its pictures are looked at in a sandbox, its faces get their landmarks.
+"""A unit of an annotation run: its pictures are annotated and its rows published.
 
 A unit writes one part of each table and last its completion record. Where it has a record already, only the
 inputs that were replaced or are to be tried again are looked at; the rows of the others are kept. Then the new
@@ -8,33 +8,25 @@ parts are staged before the record, and put in their places after it, so that a 
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
-from msrrn.geometry import within
-from msrrn.landmarks import NUM_LANDMARKS, face_roll
+from pipelines.annotate_pictures import annotated
 from pipelines.annotations import FACES, IMAGES, Annotations
-from pipelines.archives import Input
 from pipelines.asked import Asked
-from pipelines.looking import SeenFace
 from pipelines.outages import MissingError
 from pipelines.plan import Unit, fingerprint
-from pipelines.pyramid import sharpness
-from pipelines.sandbox import Died, Sandbox
-from pipelines.sightings import Sighting, Task, died, sightings
+from pipelines.sightings import Task
 from pipelines.storage import Store
 
 RECORDS: Final = "records"
 STAGED: Final = "staged"
 TABLES: Final = {"images": IMAGES, "faces": FACES}
-FACES_AT_ONCE: Final = 256
-"""Crops that wait for the network: 10 MB."""
 
 
 class UnitRecord(BaseModel):
@@ -83,8 +75,8 @@ def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
     unit = pending.unit
     images, faces = _kept(job.out, pending) if len(pending.rows) < len(unit.inputs) else ({}, {})
     asked = [unit.inputs[row] for row in pending.rows]
-    for row, (sighting, rows) in zip(pending.rows, annotated(job.task, job.model, asked), strict=True):
-        images[row], faces[row] = sighting.row, rows
+    for row, rows in zip(pending.rows, annotated(job.task, job.model, asked), strict=True):
+        images[row], faces[row] = rows.image, rows.faces
     order = range(len(unit.inputs))
     tables = {
         "images": [images[row] for row in order],
@@ -118,78 +110,6 @@ def encode_table(schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink, compression="zstd")
     return sink.getvalue()
-
-
-_sandbox: tuple[Task, Sandbox[Task, Input, Sighting]] | None = None
-
-
-def end_sandbox() -> None:
-    """Ends the process in which pictures are looked at; the next unit starts another."""
-    global _sandbox
-    if _sandbox is not None:
-        _sandbox[1].close()
-    _sandbox = None
-
-
-def _sandbox_of(task: Task) -> Sandbox[Task, Input, Sighting]:
-    """This process's sandbox, kept from unit to unit."""
-    global _sandbox
-    if _sandbox is None or _sandbox[0] != task:
-        end_sandbox()
-        _sandbox = task, Sandbox(sightings, task, task.settings.timeout)
-    return _sandbox[1]
-
-
-def annotated(task: Task, model: Asked, inputs: Sequence[Input]) -> Iterator[tuple[Sighting, list[dict[str, Any]]]]:
-    """What is seen in each input, and its rows of `FACES`, in order."""
-    waiting: list[Sighting] = []
-    faces = 0
-    results = _sandbox_of(task).run(inputs)
-    for item, result in zip(inputs, results, strict=True):
-        waiting.append(died(item, result) if isinstance(result, Died) else result)
-        faces += len(waiting[-1].faces)
-        if faces >= FACES_AT_ONCE:
-            yield from _with_faces(task, model, waiting)
-            waiting, faces = [], 0
-    yield from _with_faces(task, model, waiting)
-
-
-def _with_faces(
-    task: Task, model: Asked, waiting: Sequence[Sighting]
-) -> Iterator[tuple[Sighting, list[dict[str, Any]]]]:
-    crops = [face.crop for sighting in waiting for face in sighting.faces]
-    prediction = model.on_one_core(np.stack(crops)) if crops else None
-    done = 0
-    for sighting in waiting:
-        rows = []
-        for index, face in enumerate(sighting.faces):
-            assert prediction is not None
-            row = _face_row(sighting, index, face, prediction.shapes[done], prediction.confidence[done])
-            rows.append(row | {"detector": task.detector.name, "model": model.name, "model_version": model.version})
-            done += 1
-        yield sighting, rows
-
-
-def _face_row(
-    sighting: Sighting,
-    index: int,
-    face: SeenFace,
-    in_crop: np.ndarray[Any, np.dtype[np.float32]],
-    confidence: float,
-) -> dict[str, Any]:
-    shape = face.frame.shape_to_upright(in_crop.astype(np.float64)).reshape(NUM_LANDMARKS, 2)
-    return {
-        "uri": sighting.row["uri"],
-        "sha256": sighting.row["sha256"],
-        "face_index": index,
-        "box": face.detection.box.edges,
-        "detector_score": face.detection.score,
-        "landmarks": within(shape, (sighting.row["width"], sighting.row["height"])).astype(np.float32).ravel(),
-        "confidence": confidence,
-        "face_roll": float(face_roll(shape)),
-        "brightness": float(face.crop.mean()),
-        "sharpness": sharpness(face.crop),
-    }
 
 
 def _kept(out: Store, pending: Pending) -> tuple[dict[int, dict[str, Any]], dict[int, list[dict[str, Any]]]]:

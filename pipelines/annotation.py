@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
+from pipelines.annotate_pictures import end_sandbox
 from pipelines.annotate_unit import (
     RECORDS,
     STAGED,
@@ -25,7 +26,6 @@ from pipelines.annotate_unit import (
     Pending,
     UnitRecord,
     annotate_unit,
-    end_sandbox,
     read_record,
 )
 from pipelines.annotation_page import PAGE, annotation_page

@@ -14,6 +14,9 @@ from pipelines.detection.boxes import ordered
 from pipelines.pyramid import CROP, crop, frame_around
 from pipelines.settings import AnnotateSettings
 
+TURNS: Final = (0, 90, 180, 270)
+"""Degrees, clockwise, by which an upright image may be turned on to find its faces."""
+
 MOST_CROPS: Final = 800
 """Longer side of a reduced picture from which most faces of photographs can be cropped. Smaller pictures are
 halved nevertheless: where crops need more, grey at full size costs less than colours at full size did.
@@ -34,23 +37,34 @@ class SeenFace:
 
 
 @dataclass(frozen=True, eq=False)
+class View:
+    """An image turned on by `turned`, one of `TURNS`, and the faces that it shows so, largest box first, ties by x0,
+    then y0.
+    """
+
+    turned: int
+    faces: tuple[SeenFace, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Look:
     """What was seen in a picture.
 
     `width` and `height` are those of the upright image, which is as the EXIF `orientation` (1 to 8) says to look.
-    `turned` is by how many degrees, clockwise, that was turned on to find the faces: 0, 90, 180 or 270; 0 where
-    there are none. `faces` come largest box first, ties by x0, then y0.
     """
 
     width: int
     height: int
     orientation: int
-    turned: int
-    faces: tuple[SeenFace, ...]
+    views: tuple[View, ...]
 
 
-def look(data: bytes, detector: Detector, settings: AnnotateSettings, crop_margin: float) -> Look:
+def look(
+    data: bytes, detector: Detector, settings: AnnotateSettings, crop_margin: float, turns: Sequence[int] = TURNS[:1]
+) -> Look:
     """Finds the faces of a picture, given as the bytes of its file, and crops them as `pipelines.pyramid.crop` does.
+
+    It is turned by all of `turns`, unless it shows faces as it is, where that is one of them.
 
     Raises:
         Undecodable: the picture cannot be used; it says why.
@@ -63,33 +77,33 @@ def look(data: bytes, detector: Detector, settings: AnnotateSettings, crop_margi
         return max(detector.resolution * longer / smallest(longer), min(longer / 2, MOST_CROPS))
 
     photo = decode(data, enough=enough)
-    turned, detections = _find(photo, detector, smallest(max(photo.size)), settings)
-    frames = [frame_around(item.box, crop_margin, roll=np.deg2rad(turned)) for item in detections]
+    found: dict[int, list[Detection]] = {}
+    for turned in turns:
+        found[turned] = _find(photo, detector, smallest(max(photo.size)), settings, turned)
+        if turned == 0 and found[turned]:
+            break
+    detections = [(turned, item) for turned, items in found.items() for item in items]
+    frames = [frame_around(item.box, crop_margin, roll=np.deg2rad(turned)) for turned, item in detections]
     crops = _crops(data, photo, frames)
-    faces = [SeenFace(*face) for face in zip(detections, frames, crops, strict=True)]
-    return Look(*photo.size, photo.orientation, turned, tuple(faces))
+    views: dict[int, list[SeenFace]] = {}
+    for (turned, item), frame, pixels in zip(detections, frames, crops, strict=True):
+        views.setdefault(turned, []).append(SeenFace(item, frame, pixels))
+    return Look(*photo.size, photo.orientation, tuple(View(turned, tuple(faces)) for turned, faces in views.items()))
 
 
 def _find(
-    photo: Photo, detector: Detector, smallest: float, settings: AnnotateSettings
-) -> tuple[int, list[Detection]]:
-    """The faces as the picture lies; where there are none, those of the quarter turn with the surest one."""
+    photo: Photo, detector: Detector, smallest: float, settings: AnnotateSettings, turned: int
+) -> list[Detection]:
     height, width = photo.rgb.shape[:2]
     to_full = photo.to_reduced(photo.reduction).inverse()
     least = -np.inf if settings.min_score is None else settings.min_score
-    best: tuple[int, list[Detection]] = 0, []
-    for turned in (0, 90, 180, 270) if settings.any_rotation else (0,):
-        lying = np.ascontiguousarray(np.rot90(photo.rgb, -turned // 90))
-        found = [
-            Detection(_mapped(turned_back(item.box, turned, width, height), to_full), item.score)
-            for item in detector(lying, smallest / photo.reduction)
-            if item.score >= least and item.box.side * photo.reduction >= smallest
-        ]
-        if found and (not best[1] or max(item.score for item in found) > max(item.score for item in best[1])):
-            best = turned, found
-        if turned == 0 and found:
-            break
-    return best[0], ordered(best[1])[: settings.max_faces]
+    lying = np.ascontiguousarray(np.rot90(photo.rgb, -turned // 90))
+    found = [
+        Detection(_mapped(turned_back(item.box, turned, width, height), to_full), item.score)
+        for item in detector(lying, smallest / photo.reduction)
+        if item.score >= least and item.box.side * photo.reduction >= smallest
+    ]
+    return ordered(found)[: settings.max_faces]
 
 
 def _crops(data: bytes, photo: Photo, frames: Sequence[CropFrame]) -> list[NDArray[np.uint8]]:

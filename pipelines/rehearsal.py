@@ -9,7 +9,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from pipelines.annotate_unit import annotated, end_sandbox
+from pipelines.annotate_pictures import annotated, end_sandbox
 from pipelines.archives import Input, list_inputs
 from pipelines.detection import open_detector
 from pipelines.models import Model
@@ -71,10 +71,10 @@ def rehearse(
     try:
         list(annotated(task, asked.for_workers(), drawn[:1]))  # processes start, models are loaded
         began = time.monotonic()
-        for done, (sighting, rows) in enumerate(annotated(task, asked.for_workers(), drawn), start=1):
-            statuses[sighting.row["status"]] += 1
-            reasons.update([sighting.row["reason"]] if sighting.row["reason"] else [])
-            faces += len(rows)
+        for done, rows in enumerate(annotated(task, asked.for_workers(), drawn), start=1):
+            statuses[rows.image["status"]] += 1
+            reasons.update([rows.image["reason"]] if rows.image["reason"] else [])
+            faces += len(rows.faces)
             progress(done, len(drawn), "looking at some pictures")
     finally:
         end_sandbox()

@@ -154,7 +154,8 @@ class AnnotateSettings(BaseModel):
     )
     any_rotation: bool = Field(
         False,
-        description="where no face is found, look again at the picture turned by 90, 180 and 270 degrees",
+        description="where no face is found, or none of which the network is sure, look also at the picture turned "
+        "by 90, 180 and 270 degrees, and keep the turn with the surest",
     )
     precision: PrecisionChoice = Field(
         "auto",

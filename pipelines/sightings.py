@@ -15,7 +15,7 @@ from pipelines.archives import Input, read_inputs
 from pipelines.decoding import Undecodable
 from pipelines.detection import Detector
 from pipelines.errors import UserError
-from pipelines.looking import SeenFace, look
+from pipelines.looking import View, look
 from pipelines.memory import keep_memory
 from pipelines.sandbox import BEGUN, Died
 from pipelines.settings import AnnotateSettings
@@ -33,21 +33,30 @@ class Task:
     """SHA-256 of pictures that must not be annotated"""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """An input, and how its picture is to be turned (`pipelines.looking.look`)."""
+
+    input: Input
+    turns: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Sighting:
-    """An input's row of `IMAGES`, and its faces, largest first."""
+    """An input's row of `IMAGES`, but for its faces, which are in the views."""
 
     row: dict[str, Any]
-    faces: tuple[SeenFace, ...] = ()
+    views: tuple[View, ...] = ()
 
 
-def sightings(task: Task, inputs: Sequence[Input]) -> Iterator[Sighting | str]:
+def sightings(task: Task, items: Sequence[Wanted]) -> Iterator[Sighting | str]:
     """The work of a `Sandbox`: `BEGUN` once the bytes of an input are there, then what was seen in it."""
     cv2.setNumThreads(1)
     keep_memory()
-    for item, data in read_inputs(task.source, inputs):
+    read = read_inputs(task.source, [wanted.input for wanted in items])
+    for wanted, (item, data) in zip(items, read, strict=True):
         yield BEGUN
-        yield _sighting(item, data, task)
+        yield _sighting(item, data, task, wanted.turns)
 
 
 def quarantined(item: Input, reason: str, message: str) -> Sighting:
@@ -60,7 +69,7 @@ def died(item: Input, death: Died) -> Sighting:
     return quarantined(item, death.reason, f"the decoder or the detector died of it: {death.message}")
 
 
-def _sighting(item: Input, data: bytes | Undecodable, task: Task) -> Sighting:
+def _sighting(item: Input, data: bytes | Undecodable, task: Task, turns: Sequence[int]) -> Sighting:
     """Whatever goes wrong with an input stays in its row."""
     if isinstance(data, Undecodable):
         return quarantined(item, data.reason, data.message)
@@ -68,7 +77,7 @@ def _sighting(item: Input, data: bytes | Undecodable, task: Task) -> Sighting:
     if known["sha256"] in task.forgotten:
         return Sighting(forgotten_row(item.uri))
     try:
-        seen = look(data, task.detector, task.settings, task.crop_margin)
+        seen = look(data, task.detector, task.settings, task.crop_margin, turns)
     except Undecodable as error:
         reason, message = error.reason, error.message
     except UserError:
@@ -79,9 +88,8 @@ def _sighting(item: Input, data: bytes | Undecodable, task: Task) -> Sighting:
         # A picture that upsets a library is a fact about the picture; the run goes on without it.
         reason, message = "failed", f"{type(error).__name__}: {str(error)[:200]}"
     else:
-        known |= {"width": seen.width, "height": seen.height, "orientation": seen.orientation, "turned": seen.turned}
-        status = "annotated" if seen.faces else "no_face"
-        return Sighting(_blank(item) | known | {"status": status, "faces": len(seen.faces)}, seen.faces)
+        known |= {"width": seen.width, "height": seen.height, "orientation": seen.orientation}
+        return Sighting(_blank(item) | known | {"status": "no_face", "turned": 0}, seen.views)
     return Sighting(_blank(item) | known | {"status": "quarantined", "reason": reason, "message": message})
 
 

@@ -63,10 +63,10 @@ def naive(predictor_file: Path) -> Annotate:
 
 def looking(detector: Detector, settings: AnnotateSettings, keep: list[NDArray[np.uint8]] | None = None) -> Annotate:
     def annotate(data: bytes) -> list[Detection]:
-        seen = look(data, detector, settings, 1.5)
+        faces = [face for view in look(data, detector, settings, 1.5).views for face in view.faces]
         if keep is not None:
-            keep.extend(face.crop for face in seen.faces)
-        return [face.detection for face in seen.faces]
+            keep.extend(face.crop for face in faces)
+        return [face.detection for face in faces]
 
     return annotate
 

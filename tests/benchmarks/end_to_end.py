@@ -98,7 +98,8 @@ def _ready() -> None:
 
 def _look(job: tuple[Path, AnnotateSettings]) -> int:
     path, settings = job
-    return len(look(path.read_bytes(), open_detector(settings.detector), settings, 1.5).faces)
+    seen = look(path.read_bytes(), open_detector(settings.detector), settings, 1.5)
+    return sum(len(view.faces) for view in seen.views)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ def ours(files: Sequence[str]) -> Result:
     detector, model = _tools()
     began = time.process_time()
     seen = [look(Path(file).read_bytes(), detector, AnnotateSettings(), model.card.crop_margin) for file in files]
-    model.predictor.predict(np.stack([face.crop for item in seen for face in item.faces]))
-    return time.process_time() - began, [bool(item.faces) for item in seen]
+    model.predictor.predict(np.stack([face.crop for item in seen for view in item.views for face in view.faces]))
+    return time.process_time() - began, [bool(item.views) for item in seen]
 
 
 class FaceMesh:

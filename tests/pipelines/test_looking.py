@@ -17,7 +17,7 @@ from msrrn.geometry import Box, CropFrame
 from pipelines.decoding import Undecodable, decode
 from pipelines.detection import Detection, HogDetector
 from pipelines.detection.boxes import ordered
-from pipelines.looking import Look, look, turned_back
+from pipelines.looking import TURNS, Look, View, look, turned_back
 from pipelines.pyramid import crop
 from pipelines.settings import AnnotateSettings
 from tests.factories import picture
@@ -54,8 +54,14 @@ def drawn(width: int, height: int, masks: Sequence[tuple[int, int, int, int]]) -
     return np.repeat(grey[..., None], 3, axis=2)
 
 
+def view(seen: Look) -> View:
+    """The only one."""
+    (only,) = seen.views
+    return only
+
+
 def boxes(seen: Look) -> list[tuple[float, float, float, float]]:
-    return [face.detection.box.edges for face in seen.faces]
+    return [face.detection.box.edges for found in seen.views for face in found.faces]
 
 
 def mask_box(x: int, y: int, side: int) -> tuple[float, float, float, float]:
@@ -80,27 +86,28 @@ MASKS = ((30, 40, 60, 250), (150, 20, 80, 200), (140, 130, 30, 220))
 )
 def test_faces_are_kept_by_size_number_and_score(options: dict[str, float], kept: list[int]) -> None:
     seen = look(picture(drawn(300, 200, MASKS)), Masks(), AnnotateSettings.model_validate(options), MARGIN)
-    assert (seen.width, seen.height, seen.orientation, seen.turned) == (300, 200, 1, 0)
+    assert (seen.width, seen.height, seen.orientation) == (300, 200, 1)
+    assert [found.turned for found in seen.views] == [0][: len(kept)]
     assert boxes(seen) == [mask_box(*MASKS[index][:3]) for index in kept]
 
 
 @pytest.mark.parametrize("turned", [0, 90, 180, 270])
 def test_a_picture_that_lies_on_its_side_gives_the_same_faces(turned: int) -> None:
     upright = drawn(300, 200, MASKS)
-    settings = AnnotateSettings(any_rotation=True, min_face=0.05)
-    reference = look(picture(upright), Masks(), settings, MARGIN)
+    settings = AnnotateSettings(min_face=0.05)
+    reference = view(look(picture(upright), Masks(), settings, MARGIN, TURNS))
     lying = np.ascontiguousarray(np.rot90(upright, turned // 90))
-    seen = look(picture(lying), Masks(), settings, MARGIN)
+    seen = look(picture(lying), Masks(), settings, MARGIN, TURNS)
     assert (seen.height, seen.width) == lying.shape[:2]
-    assert seen.turned == turned
-    assert len(seen.faces) == 3
-    for face, expected in zip(seen.faces, reference.faces, strict=True):
+    assert view(seen).turned == turned
+    assert len(view(seen).faces) == 3
+    for face, expected in zip(view(seen).faces, reference.faces, strict=True):
         back = turned_back(expected.detection.box, turned, seen.width, seen.height)
         assert back == face.detection.box
         assert np.abs(face.crop.astype(int) - expected.crop).max() <= 1
         corner = face.frame.shape_to_upright(np.array([0.0, 0.0]))
         assert corner == pytest.approx(_lying(expected.frame.shape_to_upright(np.array([0.0, 0.0])), turned))
-    assert bool(look(picture(lying), Masks(), AnnotateSettings(min_face=0.05), MARGIN).faces) == (turned == 0)
+    assert bool(look(picture(lying), Masks(), settings, MARGIN).views) == (turned == 0)
 
 
 def _lying(point: NDArray[np.floating], turned: int) -> tuple[float, float]:
@@ -109,16 +116,26 @@ def _lying(point: NDArray[np.floating], turned: int) -> tuple[float, float]:
     return {0: (x, y), 90: (y, 299 - x), 180: (299 - x, 199 - y), 270: (199 - y, x)}[turned]
 
 
-def test_the_turn_with_the_surest_face_is_kept() -> None:
-    weaker, surer = drawn(300, 200, [(20, 20, 80, 180)]), drawn(200, 300, [(10, 10, 50, 240)])
+def test_other_turns_are_seen_beside_each_other_unless_there_are_faces_upright() -> None:
+    upright, weaker, surer = (
+        drawn(300, 200, [(20, 20, 80, 220)]),
+        drawn(300, 200, [(20, 20, 80, 180)]),
+        drawn(200, 300, [(10, 10, 50, 240)]),
+    )
     both = np.maximum(np.rot90(weaker, 2), np.rot90(surer, 1))
-    seen = look(picture(both), Masks(), AnnotateSettings(any_rotation=True), MARGIN)
-    assert (seen.turned, [face.detection.score > 200 for face in seen.faces]) == (90, [True])
+    seen = look(picture(both), Masks(), AnnotateSettings(), MARGIN, TURNS)
+    assert [(found.turned, len(found.faces)) for found in seen.views] == [(90, 1), (180, 1)]
+    everything = picture(np.maximum(both, upright))
+    assert view(look(everything, Masks(), AnnotateSettings(), MARGIN, TURNS)).turned == 0
+    assert [found.turned for found in look(everything, Masks(), AnnotateSettings(), MARGIN, TURNS[1:]).views] == [
+        90,
+        180,
+    ]
 
 
-def test_a_picture_without_a_face_is_not_turned() -> None:
-    seen = look(picture(drawn(40, 30, [])), Masks(), AnnotateSettings(any_rotation=True), MARGIN)
-    assert (seen.width, seen.height, seen.turned, seen.faces) == (40, 30, 0, ())
+def test_a_picture_without_a_face_is_seen_in_no_view() -> None:
+    seen = look(picture(drawn(40, 30, [])), Masks(), AnnotateSettings(), MARGIN, TURNS)
+    assert (seen.width, seen.height, seen.views) == (40, 30, ())
 
 
 def textured(width: int, height: int, masks: Sequence[tuple[int, int, int, int]]) -> NDArray[np.uint8]:
@@ -140,9 +157,9 @@ def test_faces_of_a_reduced_picture_are_where_they_are_in_full(orientation: int)
     jpeg = picture(stored, "JPEG", quality=97, subsampling=0, exif=exif)
     full = decode(jpeg).rgb
     seen = look(jpeg, Masks(), AnnotateSettings(), MARGIN)
-    assert (seen.width, seen.height, seen.orientation, seen.turned) == (1203, 901, orientation, 0)
-    assert len(seen.faces) == 3
-    for face, mask in zip(seen.faces, (LARGE[0], LARGE[2], LARGE[1]), strict=True):
+    assert (seen.width, seen.height, seen.orientation) == (1203, 901, orientation)
+    assert len(view(seen).faces) == 3
+    for face, mask in zip(view(seen).faces, (LARGE[0], LARGE[2], LARGE[1]), strict=True):
         assert face.detection.box.edges == pytest.approx(mask_box(*mask[:3]), abs=2)
         assert face.frame.side == pytest.approx(MARGIN * mask[2], abs=4)
         # Two grey values: a crop that had less than its resolution, or was a pixel beside, has five and more.
@@ -192,9 +209,9 @@ def test_a_picture_is_reduced_as_far_as_its_smallest_face_allows(
 def test_faces_of_a_turned_reduced_picture_are_where_they_are_in_full() -> None:
     upright = textured(1203, 901, LARGE)
     jpeg = picture(np.ascontiguousarray(np.rot90(upright)), "JPEG", quality=97, subsampling=0)
-    seen = look(jpeg, Masks(), AnnotateSettings(any_rotation=True), MARGIN)
-    assert (seen.width, seen.height, seen.turned) == (901, 1203, 90)
-    for face, mask in zip(seen.faces, (LARGE[0], LARGE[2], LARGE[1]), strict=True):
+    seen = look(jpeg, Masks(), AnnotateSettings(), MARGIN, TURNS)
+    assert (seen.width, seen.height, view(seen).turned) == (901, 1203, 90)
+    for face, mask in zip(view(seen).faces, (LARGE[0], LARGE[2], LARGE[1]), strict=True):
         expected = turned_back(Box(*mask_box(*mask[:3])), 90, 901, 1203)
         assert face.detection.box.edges == pytest.approx(expected.edges, abs=2)
         assert np.abs(face.crop.astype(int) - crop(decode(jpeg).rgb, face.frame)).mean() < 2
@@ -211,8 +228,8 @@ def test_real_faces_of_a_large_photograph_are_those_of_the_small_one(data_root: 
     settings = AnnotateSettings(min_face=0.08)
     seen = look(picture(large, "JPEG", quality=95), HogDetector(), settings, MARGIN)
     expected = [item.box for item in HogDetector()(small, 0.08 * max(small.shape)) if item.box.side > 75]
-    assert len(seen.faces) == len(expected) == 2
-    for face, box in zip(seen.faces, expected, strict=True):
+    assert len(view(seen).faces) == len(expected) == 2
+    for face, box in zip(view(seen).faces, expected, strict=True):
         assert face.detection.box.iou(box.scaled(4)) > 0.8
         assert np.abs(face.crop.astype(int) - crop(large, face.frame)).mean() < 3
 
