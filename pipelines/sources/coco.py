@@ -32,7 +32,9 @@ from pipelines.storage import Store
 
 SUFFIXES: Final = (".json",)
 MAX_BYTES: Final = 1 << 30
-_START: Final = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*"(info|licenses|images|annotations|categories)"\s*:')
+_START: Final = re.compile(
+    rb'(\xef\xbb\xbf)?\s*\{\s*("info"\s*:\s*\{|"(licenses|images|annotations|categories)"\s*:\s*\[)'
+)
 _OF_IMAGES: Final = {"id", "file_name", "split", "subset"}
 _OF_FACES: Final = {"image_id", "keypoints", "bbox", "iscrowd", "face_kpts", "face_box", "face_valid", "attributes"}
 _KEPT: Final = frozenset({"images", "annotations", "checked"} | _OF_IMAGES | _OF_FACES)

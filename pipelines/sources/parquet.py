@@ -1,8 +1,8 @@
 """Annotations that this project wrote come back: the `faces` table of `annotate`, as it is or corrected.
 
 Landmarks are 0-based pixels of the upright picture. Beside the columns that `annotate` writes, a table may
-have `origin` (a name that becomes the face's subset) and `corrected` (faces that nobody corrected get the
-subset `predictions`); all others are `corrections`.
+have `origin` (a name that becomes the face's subset) and `corrected`: faces for which it is true get the subset
+`corrections`. Others are `predictions` where it is false, and where a `model` says who drew them.
 
 A table's row groups are read one after the other where their uris do not overlap, as `annotate` leaves them;
 what is held at once is the row groups that overlap.
@@ -34,7 +34,7 @@ from pipelines.sources.held import is_archive
 from pipelines.storage import Store
 
 RUN: Final = "run.json"
-_FACE_COLUMNS: Final = ("uri", "landmarks", "face_index", "sha256", "box", "origin", "corrected")
+_FACE_COLUMNS: Final = ("uri", "landmarks", "face_index", "sha256", "box", "model", "origin", "corrected")
 _IMAGE_COLUMNS: Final = ("uri", "status", "reason", "message")
 _FORMAT: Final = {b"msrrn.schema": (b"1", b"2"), b"msrrn.scheme": (SCHEME.encode(),)}
 """What is read; the second schema has more columns than the first."""
@@ -112,7 +112,8 @@ def _without_face(row: dict[str, Any], place: str) -> Row | None:
 
 
 def _subset(row: dict[str, Any]) -> str:
-    return row.get("origin") or (PREDICTIONS if row.get("corrected") is False else CORRECTIONS)
+    drawn = row.get("model") is not None if row.get("corrected") is None else not row["corrected"]
+    return row.get("origin") or (PREDICTIONS if drawn else CORRECTIONS)
 
 
 def _tables(files: Files) -> tuple[list[str], list[str]]:

@@ -36,6 +36,8 @@ from pipelines.lease import LEASE, Lease, hold
 from pipelines.models import Model
 from pipelines.rehearsal import rehearse
 from pipelines.settings import AnnotateSettings
+from pipelines.sources import AnnotatedPhoto, open_annotated
+from pipelines.sources.corrections import PREDICTIONS
 from pipelines.storage import Store
 from tests.factories import (
     killed_after,
@@ -156,6 +158,13 @@ def test_faces_have_their_schema_and_order(done: tuple[Path, Summary], model: Mo
             x0, y0, x1, y1 = row["box"]
             assert x0 < x < x1
             assert y0 < y < y1
+
+
+def test_what_was_annotated_is_a_source_of_predictions(done: tuple[Path, Summary]) -> None:
+    rows = list(open_annotated(str(done[0])).scan())
+    faces = [row for row in rows if isinstance(row, AnnotatedPhoto)]
+    assert len(faces) == done[1].faces
+    assert {face.subset for face in faces} == {PREDICTIONS}
 
 
 def test_a_tar_gives_what_its_folder_gives(

@@ -208,3 +208,15 @@ def test_nothing_but_a_user_error_is_raised(
     except UserError:
         return
     assert rows
+
+
+@pytest.mark.parametrize("text", ['{\n "images": 14,\n "faces": 12}', '{"info": "of a run"}', '{"categories": {}}'])
+def test_other_json_that_counts_images_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(text)
+    assert not Coco.recognises(open_files(str(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ['\ufeff { "images" : [ {"id": 1}', '{"info": {"year": 2026}, "images": []}'])
+def test_coco_is_recognised_by_its_first_table(text: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(text)
+    assert Coco.recognises(open_files(str(tmp_path)))

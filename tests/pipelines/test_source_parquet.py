@@ -83,7 +83,7 @@ def test_what_annotate_wrote_comes_back(tmp_path: Path) -> None:
     faces = [row for row in rows if isinstance(row, AnnotatedPhoto)]
     for row, index in zip(faces, (0, 0, 1, 0), strict=True):
         np.testing.assert_array_equal(row.shape, (SHAPE + np.float32(index)).astype(np.float64))
-        assert (row.box, row.subset, row.declared_split) == (Box(1, 2, 30, 40), "corrections", None)
+        assert (row.box, row.subset, row.declared_split) == (Box(1, 2, 30, 40), "predictions", None)
         assert row.read() == row.uri.encode()
     assert [row.annotation_uri for row in faces] == [
         "faces/part-00001.parquet#0",
@@ -122,19 +122,30 @@ def test_the_pictures_are_where_the_run_found_them(
 
 
 def test_a_corrected_table_says_where_its_faces_come_from(tmp_path: Path) -> None:
-    pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    pictures(tmp_path, *(f"{name}.jpg" for name in "abcd"))
     schema = FACES.append(pa.field("origin", pa.string())).append(pa.field("corrected", pa.bool_()))
     rows: list[dict[str, Any]] = [
         face("a.jpg", origin="round 2", corrected=True),
         face("b.jpg", origin=None, corrected=True),
         face("c.jpg", corrected=False),
+        face("d.jpg"),
     ]
     write(tmp_path / "mine.parquet", rows, schema)
     assert [row.subset for row in scan(tmp_path) if isinstance(row, AnnotatedPhoto)] == [
         "round 2",
         "corrections",
         "predictions",
+        "predictions",
     ]
+
+
+def test_a_table_of_which_nobody_says_who_drew_it_is_a_persons(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.jpg")
+    schema = pa.schema([("uri", pa.string()), ("landmarks", pa.list_(pa.float64()))])
+    write(tmp_path / "mine.parquet", [{"uri": "a.jpg", "landmarks": SHAPE.ravel().tolist()}], schema)
+    (row,) = scan(tmp_path)
+    assert isinstance(row, AnnotatedPhoto)
+    assert row.subset == "corrections"
 
 
 def test_bad_rows_stop_nothing(tmp_path: Path) -> None:
