@@ -102,7 +102,8 @@ def _train(commands: Commands) -> None:
             (dataset, settings), network = resumable(call.out, call.resume), None
         with epoch_progress(settings) as epoch:
             trained = train_tracked(dataset, call.out, settings, call.workers, call.name, epoch, network)
-        result = {"model": trained.artifact.url, "reused": trained.reused, **trained.history[-1]}
+        measured = {key: value for key, value in trained.card.metrics.items() if key != "protocol"}
+        result = {"model": trained.artifact.url, "reused": trained.reused, **trained.history[-1], **measured}
         if call.json:
             print_json(result)
         else:

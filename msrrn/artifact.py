@@ -1,5 +1,6 @@
 """The model artifact: a directory with `weights.safetensors` and `card.json`. Nothing in it is unpickled."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -31,6 +32,7 @@ class Card(BaseModel):
     format: Literal[1] = FORMAT
     name: str = Field("msrrn", description="what annotations quote as the model's name")
     version: str = Field(description="digest of the weights, what annotations quote as its version")
+    weights_sha256: str = Field("", description="of the weights' file; empty in artifacts of before it was told")
     scheme: Literal["ibug-68"] = SCHEME
     levels: tuple[Literal[50], Literal[100], Literal[200]] = LEVELS
     crop_margin: float = Field(
@@ -56,7 +58,8 @@ def save(directory: Path, model: MSRRN, card: Card) -> None:
         for name, tensor in model.state_dict().items()
     }
     safetensors.torch.save_file(tensors, directory / WEIGHTS)
-    (directory / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    told = card.model_copy(update={"weights_sha256": _sha256(directory / WEIGHTS)})
+    (directory / CARD).write_text(told.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def read_card(directory: Path) -> Card:
@@ -83,7 +86,7 @@ def load(directory: Path) -> tuple[MSRRN, Card]:
     """Loads the model in evaluation mode, on the CPU.
 
     Raises:
-        ArtifactError: the card is wrong, or the weights are missing, damaged or of other shapes.
+        ArtifactError: the card is wrong, or the weights are missing, damaged, of another model or of other shapes.
     """
     card = read_card(directory)
     model = MSRRN(card.config)
@@ -94,4 +97,13 @@ def load(directory: Path) -> tuple[MSRRN, Card]:
         # PyTorch's first line says only that it failed, the second which tensor.
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ArtifactError(f"{path}: weights cannot be loaded ({reason}); copy the artifact again") from None
+    if card.weights_sha256 not in ("", _sha256(path)):
+        raise ArtifactError(f"{path}: not the weights of its {CARD}; copy both files of the artifact again")
+    broken = next((name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()), None)
+    if broken:
+        raise ArtifactError(f"{path}: {broken} holds numbers that are not finite; train the model anew")
     return model.eval(), card
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -23,11 +23,12 @@ from pipelines.errors import UsageError, UserError
 from pipelines.loader import Loader
 from pipelines.manifest import Manifest, read_manifest
 from pipelines.models import PHOTO_DIGITS
+from pipelines.outages import MissingError
 from pipelines.settings import InitialWeights, TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
 from pipelines.train_on_ray import train_on_ray
-from pipelines.training import TrainState, train
+from pipelines.training import DivergedError, TrainState, train
 from pipelines.validation import EpochMetrics, calibrate, lean, validate
 
 HISTORY: Final = "history.json"
@@ -86,7 +87,7 @@ def train_model(
     the network that `settings.init` speaks of; a run that has a checkpoint does without it.
 
     Raises:
-        UserError: the dataset is not finished or too small, or training failed.
+        UserError: the dataset is not finished or too small, training failed, or the artifact there is damaged.
         KeyboardInterrupt: after Ctrl-C, at a checkpoint; a second Ctrl-C does not wait for one.
     """
     store = Store(dataset)
@@ -105,10 +106,14 @@ def train_model(
         if settings.init:
             _start(checkpoints, settings, Loader(store, manifest, "train"), init)
         checkpoints.begin(store, settings)
-        if workers == 0:
-            state = _train_here(store, manifest, settings, checkpoints, progress)
-        else:
-            state = train_on_ray(store, name, settings, workers, checkpoints, progress)
+        try:
+            if workers == 0:
+                state = _train_here(store, manifest, settings, checkpoints, progress)
+            else:
+                state = train_on_ray(store, name, settings, workers, checkpoints, progress)
+        except DivergedError:
+            checkpoints.finish()  # it would diverge again: there is nothing to go on with
+            raise
         model = state.averaged.cpu()
         data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
         model.lean.copy_(lean(model, data))
@@ -199,5 +204,14 @@ def _licence(manifest: Manifest, init: InitialWeights | None) -> str:
 
 
 def _trained(artifact: Store, name: str, reused: bool) -> TrainedModel:
-    card = Card.model_validate_json(artifact.read_bytes(CARD))
-    return TrainedModel(artifact, name, card, json.loads(artifact.read_bytes(HISTORY)), reused)
+    try:
+        card = Card.model_validate_json(artifact.read_bytes(CARD))
+        history = json.loads(artifact.read_bytes(HISTORY))
+        if not artifact.exists(WEIGHTS):
+            raise MissingError(f"{artifact.url}/{WEIGHTS} is missing")
+    except (MissingError, ValueError) as error:
+        raise UserError(
+            f"{artifact.url} is a damaged artifact ({str(error).splitlines()[0]}): copy it again, or delete it to "
+            "train it anew"
+        ) from error
+    return TrainedModel(artifact, name, card, history, reused)

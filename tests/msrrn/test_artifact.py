@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -63,8 +64,9 @@ def refused(directory: Path, *words: str) -> None:
 def test_what_is_saved_is_loaded(artifact: Path) -> None:
     original = leaning()
     model, read = load(artifact)
-    assert read == card()
-    assert read_card(artifact) == card()
+    digest = hashlib.sha256((artifact / WEIGHTS).read_bytes()).hexdigest()
+    assert read == card().model_copy(update={"weights_sha256": digest})
+    assert read_card(artifact) == read
     assert not model.training
     crops = np.random.default_rng(0).integers(0, 256, (2, 200, 200), dtype=np.uint8)
     shapes = TorchPredictor(original).predict(crops).stages
@@ -169,6 +171,28 @@ def test_weights_of_other_shapes_name_the_tensor(artifact: Path) -> None:
     wider = SMALL.model_copy(update={"initial_hidden": 24})
     save(artifact, MSRRN(wider), card())
     refused(artifact, WEIGHTS, "initial.head.0.weight")
+
+
+def test_weights_of_another_model_are_refused(artifact: Path, tmp_path: Path) -> None:
+    other = MSRRN(read_card(artifact).config)
+    with torch.no_grad():
+        other.mean_shape += 0.01
+    (tmp_path / "other").mkdir()
+    save(tmp_path / "other", other, read_card(artifact))
+    (tmp_path / "other" / WEIGHTS).replace(artifact / WEIGHTS)
+    with pytest.raises(
+        ArtifactError, match=r"weights\.safetensors: not the weights of its card\.json; copy both files"
+    ):
+        load(artifact)
+
+
+def test_weights_that_are_not_finite_are_refused(artifact: Path) -> None:
+    model, card = load(artifact)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = float("nan")
+    save(artifact, model, card)
+    with pytest.raises(ArtifactError, match=r"holds numbers that are not finite; train the model anew"):
+        load(artifact)
 
 
 def test_a_missing_and_an_unknown_tensor_are_named(artifact: Path) -> None:

@@ -89,6 +89,30 @@ def test_a_second_call_finds_the_model(dataset: Dataset, tmp_path: Path, monkeyp
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("file", "data"), [(WEIGHTS, None), (HISTORY, None), (CARD, b'{"format": 1}'), (CARD, b"{")])
+def test_a_damaged_artifact_is_not_taken_for_a_model(
+    file: str, data: bytes | None, dataset: Dataset, tmp_path: Path
+) -> None:
+    trained = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+    place = local(trained) / file
+    if data is None:
+        place.unlink()
+    else:
+        place.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{trained.name} is a damaged artifact \(.*\): copy it again, or delete it"):
+        train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_training_that_diverged_leaves_nothing_to_go_on_with(dataset: Dataset, tmp_path: Path) -> None:
+    diverging = QUICK.model_copy(update={"learning_rate": 1e6})
+    with pytest.raises(DivergedError):
+        train_model(dataset[0].url, str(tmp_path), diverging, 0)
+    with pytest.raises(UserError, match="no unfinished run"):
+        resumable(str(tmp_path))
+
+
+@pytest.mark.usefixtures("tiny")
 def test_the_same_run_elsewhere_gives_the_same_artifact(dataset: Dataset, tmp_path: Path) -> None:
     copied = shutil.copytree(str(dataset[0].parent.local_path()), tmp_path / "copy") / dataset[1].name
     first = train_model(dataset[0].url, str(tmp_path / "a"), QUICK, 0)
