@@ -28,6 +28,7 @@ TRAIN_3148: Final = "3,148 faces of LFPW, HELEN, AFW"
 COLUMNS: Final = ("lfpw", "helen", "common", "challenging", "full")
 OFFICIAL: Final = {"lfpw": 224, "helen": 330, "common": 554, "challenging": 135, "full": 689}
 ERT: Final = "dlib's ERT"
+SEEN: Final = "faces seen in training"
 TIMED_BATCH: Final = 64
 
 
@@ -107,15 +108,18 @@ class Benchmark:
         if init := trained.get("init"):
             named += f", from weights trained on others ({_sources(init)})"
         rows: list[dict[str, Any]] = [
-            {"method": row.method, "figures": "published", "trained on": TRAIN_3148}
+            {"method": row.method, "figures": "published", "trained on": TRAIN_3148, SEEN: None}
             | dict.fromkeys(columns)
             | {name: getattr(row, name) for name in ("common", "challenging", "full") if name in columns}
             for row in PUBLISHED
         ]
         for name, errors in self.errors.items():
-            own = self.ert.trained_on if self.ert and name == ERT else named
+            own, seen = named, self.evaluation.seen
+            if self.ert and name == ERT:
+                own = self.ert.trained_on
+                seen = sum(face.photo_sha256 in self.ert.photos for face in self.evaluation.faces)
             figures = {column: round(100 * float(errors[members].mean()), 2) for column, members in columns.items()}
-            rows.append({"method": name, "figures": "measured", "trained on": own} | figures)
+            rows.append({"method": name, "figures": "measured", "trained on": own, SEEN: seen} | figures)
         return rows
 
     def table2(self) -> list[dict[str, Any]]:

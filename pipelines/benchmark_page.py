@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipelines.benchmark import OFFICIAL, Benchmark
+from pipelines.evaluation import seen_note
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.page import Page
 from pipelines.report import add_faces
@@ -51,7 +52,8 @@ def benchmark_page(result: Benchmark) -> str:
         "Benchmark",
         f"{result.evaluation.model} on {table['faces']} faces ({result.evaluation.selection}).\n\n"
         f"Boxes: {protocol['boxes']} ({table['missed']} missed, and counted). IP: errors over the distance of the "
-        f"pupils. Trained on {protocol['trained_on']['faces']} faces, dataset {protocol['trained_on']['dataset']}.",
+        f"pupils. Trained on {protocol['trained_on']['faces']} faces, dataset {protocol['trained_on']['dataset']}. "
+        f"{seen_note(result.evaluation)}",
     )
     _methods(page, result)
     page.section("Stages")

@@ -36,6 +36,8 @@ class Ert:
     crop_margin: float
     trained_on: str
     """its dataset and how many faces that has"""
+    photos: frozenset[str]
+    """SHA-256 of those that it was trained on"""
 
     def predict(self, image_200: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Grey crops (B, 200, 200) uint8 → shapes (B, 68, 2) in [0, 1] of the crop."""
@@ -56,7 +58,8 @@ def trained_ert(dataset: str, folder: Path, threads: int, cascades: int = CASCAD
     name = hashlib.sha256(f"{manifest.name} {cascades} {dlib.__version__}".encode()).hexdigest()[:12]
     file = folder / f"ert-{name}.dat"
     margin = float(manifest.settings["crop_margin"])
-    images, shapes = (column.numpy() for column in Loader(store, manifest, "train").originals())
+    data = Loader(store, manifest, "train")
+    images, shapes = (column.numpy() for column in data.originals())
     if not len(images):
         raise UserError(f"{dataset}: no face to train on; prepare it with more photos")
     if not file.exists():
@@ -69,7 +72,8 @@ def trained_ert(dataset: str, folder: Path, threads: int, cascades: int = CASCAD
             Path(temporary).replace(file)
         finally:
             Path(temporary).unlink(missing_ok=True)
-    return Ert(file, margin, f"{manifest.name}, {len(images)} faces and their mirror images")
+    trained_on = f"{manifest.name}, {len(images)} faces and their mirror images"
+    return Ert(file, margin, trained_on, frozenset(data.photos()))
 
 
 def _train(images: NDArray[np.uint8], shapes: NDArray[np.float32], margin: float, threads: int, cascades: int) -> Any:

@@ -81,6 +81,8 @@ class Evaluation:
     selection: str
     faces: tuple[FaceResult, ...]
     left_out: tuple[LeftOut, ...]
+    seen: int | None = None
+    """faces on photos that the model was trained on; None where its card does not name those"""
 
     @property
     def faces_digest(self) -> str:
@@ -107,6 +109,7 @@ class Evaluation:
                     "selection": self.selection,
                     "faces_digest": self.faces_digest,
                     "left_out": len(self.left_out),
+                    "seen_in_training": self.seen,
                 }
             }
         }
@@ -161,7 +164,20 @@ def evaluate(
     left_out.sort(key=lambda item: (item.uri, item.reason))
     trained_on = {key: model.card.training.get(key) for key in ("dataset", "faces", "faces_by_source")}
     trained_on["init"] = model.card.training.get("settings", {}).get("init")
-    return Evaluation(model.label, boxes_by, trained_on, selection, tuple(faces), tuple(left_out))
+    known = sum(model.saw(face.photo_sha256) for face in faces) if model.photos else None
+    return Evaluation(model.label, boxes_by, trained_on, selection, tuple(faces), tuple(left_out), known)
+
+
+def seen_note(evaluation: Evaluation) -> str:
+    """What a reader of the figures must know where some are of photos that the model has learned; else empty."""
+    if evaluation.seen is None:
+        return "Which photos the model was trained on its card does not say: if these are among them, it knew them."
+    if evaluation.seen:
+        return (
+            f"The model was trained on the photos of {evaluation.seen} of these {len(evaluation.faces)} faces: the "
+            "figures do not tell what it does on photos that it never saw."
+        )
+    return ""
 
 
 def photo_of(face: FaceResult) -> Photo | None:

@@ -10,7 +10,7 @@ from pipelines.annotation import Summary
 from pipelines.annotation_page import PAGE, add_pictures
 from pipelines.annotations import Annotations
 from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, to_jpeg
-from pipelines.evaluation import Evaluation, FaceResult, photo_of
+from pipelines.evaluation import Evaluation, FaceResult, photo_of, seen_note
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.manifest import Manifest
 from pipelines.page import Page
@@ -111,7 +111,7 @@ def _evaluation_section(page: Page, evaluation: Evaluation, champion: Evaluation
         "Accuracy",
         f"Boxes: {protocol['boxes']}. Normalisation: {protocol['normalisation']}. "
         f"Trained on: dataset {protocol['trained_on']['dataset']} ({protocol['trained_on']['faces']} faces). "
-        f"Faces: {evaluation.selection}.",
+        f"Faces: {evaluation.selection}. {seen_note(evaluation)}",
     )
     columns = ["", "Faces", "Missed", "IP %", "IO %", "AUC IP 0.10", "Over 0.10 %", "Under 0.05 %"]
     page.table(columns, [_figures(name, row) for name, row in table.items()], "Last stage, by subset")

@@ -11,7 +11,7 @@ from pipelines.annotation import Summary
 from pipelines.annotation_page import PAGE
 from pipelines.datasets import Datasets
 from pipelines.drift import DriftReport
-from pipelines.evaluation import Evaluation
+from pipelines.evaluation import Evaluation, seen_note
 from pipelines.ledger import Line
 from pipelines.registry import ModelVersion
 from pipelines.rehearsal import Rehearsal
@@ -25,6 +25,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
         f"{evaluation.model} on {len(evaluation.faces)} faces ({evaluation.selection}); trained on dataset "
         f"{protocol['trained_on']['dataset']}",
         f"boxes: {protocol['boxes']}",
+        *filter(None, [seen_note(evaluation)]),
         _rendered(("subset", *_COLUMNS), [(name, *_cells(row)) for name, row in table.items()]),
         _rendered(("stage, all faces", *_COLUMNS), [(n, *_cells(r)) for n, r in table["all"]["stages"].items()]),
     ]

@@ -9,7 +9,7 @@ import pytest
 from flows.cli import main
 from msrrn.geometry import Box
 from msrrn.metrics import nrmse_ip
-from pipelines.benchmark import ERT, PUBLISHED, Benchmark, Speed, benchmark
+from pipelines.benchmark import ERT, PUBLISHED, SEEN, Benchmark, Speed, benchmark
 from pipelines.benchmark_page import benchmark_page, write_benchmark
 from pipelines.ert import Ert, trained_ert
 from pipelines.evaluation import Evaluation, FaceResult
@@ -37,6 +37,7 @@ def test_every_table_and_the_page_are_written(annotated: Path, model: Model, ert
     assert set(measured) == {"mean shape", ERT, model.label}
     assert measured[ERT]["all"] < measured["mean shape"]["all"]
     assert "mirror images" in measured[ERT]["trained on"]
+    assert 0 < measured[ERT][SEEN] < faces, "the dataset has what it holds out from these photos"
     assert [row["name"] for row in tables["robustness"]] == [perturbation.name for perturbation in PERTURBATIONS]
     clean = tables["robustness"][0]
     assert 100 * clean["nrmse_ip"] == pytest.approx(measured[model.label]["all"], abs=0.006)
@@ -70,6 +71,7 @@ def test_columns_are_those_that_the_data_have() -> None:
         "method",
         "figures",
         "trained on",
+        SEEN,
         "lfpw",
         "helen",
         "common",
@@ -85,7 +87,7 @@ def test_columns_are_those_that_the_data_have() -> None:
     assert published["LBF (Ren 2014)"]["common"] == 4.95
     assert published["LBF (Ren 2014)"]["full"] is None
     no_ibug = result(face("lfpw", 0.02, 0.9), face("other", 0.2, 0.2)).table1()
-    assert list(no_ibug[0])[3:] == ["lfpw", "all"]
+    assert list(no_ibug[0])[4:] == ["lfpw", "all"]
     assert one.table2()[-1] == {"stage": "stage_3", "NRMSE IP %": 9.5, "under 0.05 %": 50.0, "under 0.10 %": 50.0}
     assert "nan" not in benchmark_page(one)
 

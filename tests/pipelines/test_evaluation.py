@@ -14,9 +14,10 @@ from pipelines import evaluation as station
 from pipelines.decoding import decode
 from pipelines.detection import Detection, expected_box
 from pipelines.errors import UserError
-from pipelines.evaluation import Evaluation, evaluate
+from pipelines.evaluation import Evaluation, evaluate, seen_note
 from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.sources.pts import parse_pts
+from pipelines.tables import evaluation_text
 from tests.factories import picture, write_face
 
 FIGURES = {
@@ -133,7 +134,13 @@ def test_photos_that_a_model_was_trained_on_are_left_out(
     ]
     out = [item for item in left.left_out if item.reason == "trained_on"]
     assert len(out) == len(everything.faces) - len(left.faces) > 0
-    assert evaluate(other, [str(annotated)], "all", 1).faces_digest == everything.faces_digest
+    learned = evaluate(other, [str(annotated)], "all", 1)
+    assert learned.faces_digest == everything.faces_digest
+    assert learned.seen == learned.table()["all"]["protocol"]["seen_in_training"] == len(out)
+    assert f"trained on the photos of {len(out)} of these 12 faces" in evaluation_text(learned).replace("\n", " ")
+    assert left.seen is None, "the card of the toy model names no photo"
+    assert "its card does not say" in evaluation_text(left)
+    assert not seen_note(replace(learned, seen=0))
 
 
 def test_selections(model: Model, annotated: Path, tmp_path: Path) -> None:
