@@ -142,7 +142,7 @@ def _evaluate(commands: Commands) -> None:
         from flows.progress import progress
         from pipelines.evaluation import evaluate
         from pipelines.retraining import open_model
-        from pipelines.storage import Store
+        from pipelines.storage import publish_file
         from pipelines.tables import evaluation_text
 
         model = open_model(call.model)
@@ -155,8 +155,7 @@ def _evaluate(commands: Commands) -> None:
             print_json(table)
             return
         if call.json:
-            file = Path(call.json)
-            Store(str(file.parent)).publish(file.name, (json.dumps(table, indent=2) + "\n").encode())
+            publish_file(call.json, (json.dumps(table, indent=2) + "\n").encode())
         print(evaluation_text(evaluation))
 
     parser = add_command(
@@ -230,11 +229,11 @@ def _export(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from pipelines.models import export_model
         from pipelines.retraining import open_model
-        from pipelines.storage import Store
+        from pipelines.storage import publish_file
 
-        model, file = open_model(call.model), Path(call.out)
+        model = open_model(call.model)
         data = export_model(model)
-        Store(str(file.parent)).publish(file.name, data)
+        publish_file(call.out, data)
         if call.json:
             print_json({"file": call.out, "bytes": len(data), "model": model.label, "licence": model.card.licence})
         else:

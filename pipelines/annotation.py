@@ -166,8 +166,11 @@ def annotate(
             lease.note(f"{done} of {plan.inputs} pictures")
 
         throughput = work.run(workers, told)
-        before = _summary_before(place)
-        summary = work.summary(listing.ignored, throughput or (before.throughput if before else None))
+        before = summary_before(place)
+        ignored, gone = listing.ignored, plan.gone
+        if limit is not None and before:  # a part of the archive does not tell
+            ignored, gone = max(ignored, before.ignored), before.gone
+        summary = work.summary(ignored, gone, throughput or (before.throughput if before else None))
         # The page first: where the summary says the same as now, the page is of now, too.
         if summary != before or not place.exists(PAGE):
             place.publish(PAGE, annotation_page(Annotations(place), summary).encode())
@@ -238,14 +241,14 @@ class _Work:
         rate = round(pictures / seconds, 2)
         return Throughput(pictures=pictures, seconds=round(seconds, 1), pictures_per_second=rate, workers=workers)
 
-    def summary(self, ignored: int, throughput: Throughput | None) -> Summary:
+    def summary(self, ignored: int, gone: int, throughput: Throughput | None) -> Summary:
         """What all units together have."""
         found = totals(self._records)
         assert found["images"] == self._plan.inputs, (found, self._plan.inputs)
         return Summary(
             **found,
             ignored=ignored,
-            gone=self._plan.gone,
+            gone=gone,
             model=self._job.model.label,
             settings=self._job.task.settings.model_dump(),
             throughput=throughput,
@@ -273,8 +276,8 @@ class _Work:
                 yield Pending(unit, self._left[unit.key], unit.key in self._recorded)
 
 
-def _summary_before(place: Store) -> Summary | None:
-    """The summary that is there."""
+def summary_before(place: Store) -> Summary | None:
+    """The summary that is there; None where there is none, or a damaged one."""
     try:
         return Summary.model_validate_json(place.read_bytes(SUMMARY))
     except (MissingError, ValidationError):

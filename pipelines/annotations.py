@@ -4,7 +4,6 @@
 has one part of each table. A run that is not finished can be read: it gives its finished units.
 """
 
-import io
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
 from pipelines.archives import PROBLEMS, read_inputs
 from pipelines.decoding import Undecodable
 from pipelines.errors import NothingYetError, UserError
 from pipelines.forgotten import MESSAGE, REASON
-from pipelines.plan import inputs_of, keys_of, read_plan
+from pipelines.plan import inputs_of, keys_of, read_plan, read_table
 from pipelines.storage import Store
 
 SCHEMA_VERSION: Final = "2"
@@ -170,4 +168,4 @@ class Annotations:
         return below if local and not local.is_absolute() and not local.exists() and Store(below).exists() else source
 
     def _part(self, table: str, unit: str) -> pa.Table:
-        return pq.read_table(io.BytesIO(self.store.read_bytes(f"{table}/part-{unit}.parquet")))
+        return read_table(self.store, f"{table}/part-{unit}.parquet")

@@ -7,6 +7,7 @@ composited: there is no background to choose, and the colours under it are the p
 """
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,6 +134,9 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
                 stored_size = image.size
     except (Undecodable, MemoryError):
         raise
+    except Image.DecompressionBombError as error:  # before its size could be asked
+        said = re.search(r"\d+ pixels", str(error))
+        raise Undecodable("too_large", f"{said[0] if said else 'too many pixels'}, {_allowed(limits)}") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise _explained(error, data) from error
     if reduction == 1:
@@ -167,8 +171,11 @@ def _is_reduced(stored: NDArray[np.uint8], size: tuple[int, int], reduction: int
 def _check_size(size: tuple[int, int], limits: Limits) -> None:
     width, height = size
     if max(size) > limits.max_side or width * height > limits.max_pixels:
-        allowed = f"at most {limits.max_side} a side and {limits.max_pixels} in all"
-        raise Undecodable("too_large", f"{width}×{height} pixels, {allowed}")
+        raise Undecodable("too_large", f"{width}×{height} pixels, {_allowed(limits)}")
+
+
+def _allowed(limits: Limits) -> str:
+    return f"at most {limits.max_side} a side and {limits.max_pixels} in all"
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
@@ -228,8 +235,6 @@ def _turned(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 def _explained(error: Exception, data: bytes) -> Undecodable:
     text = str(error) or type(error).__name__
-    if isinstance(error, Image.DecompressionBombError):
-        return Undecodable("too_large", text)
     if isinstance(error, UnidentifiedImageError) and not data.startswith(_SIGNATURES):
         brand = data[8:12] if data[4:8] == b"ftyp" else b""
         if brand in _HEIC_BRANDS and not _HEIC:

@@ -5,6 +5,7 @@ again; the old one goes, and so does every shard and record that held one of the
 killed, made again, does the rest.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -169,6 +170,8 @@ def _clear(place: Store, holding: Collection[str]) -> None:
         dataset = place.child(name)
         for key in sorted(dataset.keys(), key=lambda key: key == MANIFEST):  # the manifest last: a kill is noticed
             dataset.delete(key)
+        if folder := dataset.local_path():
+            shutil.rmtree(folder, ignore_errors=True)  # it is empty
 
 
 def _hide_rejected(dataset: Store, manifest: Manifest) -> None:

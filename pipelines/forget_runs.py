@@ -7,7 +7,7 @@ the row has the name alone, and its faces have none.
 from collections.abc import Collection
 
 from pipelines.annotate_unit import RECORDS, STAGED, TABLES, UnitRecord, read_record, write_unit
-from pipelines.annotation import Summary, totals
+from pipelines.annotation import summary_before, totals
 from pipelines.annotation_page import PAGE, annotation_page
 from pipelines.annotations import SUMMARY, Annotations, forgotten_row, runs_at
 from pipelines.forget import Forgot, remember, remembered
@@ -81,15 +81,16 @@ def _rewrite(place: Store, unit: str, wanted: Collection[str]) -> None:
 
 def _summarise(place: Store) -> None:
     """Counts and draws again what a finished run said of itself: its page may show the pictures."""
-    if not place.exists(SUMMARY):
+    before = summary_before(place)
+    if before is None:  # the run was not finished, or what it said of itself is damaged: the next one says it anew
         place.delete(PAGE)
+        place.delete(SUMMARY)
         return
     records: dict[str, UnitRecord] = {}
     for unit in Annotations(place).units():
         record = read_record(place, unit)
         assert record is not None, unit
         records[unit] = record.model_copy(update={"inputs": []})
-    before = Summary.model_validate_json(place.read_bytes(SUMMARY))
     summary = before.model_copy(update=totals(records))
     place.publish(PAGE, annotation_page(Annotations(place), summary).encode())
     place.publish(SUMMARY, summary.model_dump_json(indent=1).encode())

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.archives import Input
+from pipelines.errors import UserError
 from pipelines.storage import Store
 
 PLACE: Final = "plan"
@@ -130,9 +131,24 @@ def make_plan(
     return Plan(before, gone)
 
 
+def read_table(out: Store, key: str) -> pa.Table:
+    """A table of a run.
+
+    Raises:
+        UserError: it is damaged, or missing.
+    """
+    try:
+        return pq.read_table(pa.BufferReader(out.read_bytes(key)))
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{out.url}/{key} is damaged ({str(error).splitlines()[0]}): delete it and run the same `msrrn annotate` "
+            "again, which makes anew what is missing"
+        ) from error
+
+
 def read_plan(out: Store) -> pa.Table | None:
     """The plan that is there, sorted by unit and row; None where none was made."""
-    tables = [pq.read_table(io.BytesIO(out.read_bytes(key))) for key in out.keys(PLACE)]
+    tables = [read_table(out, key) for key in out.keys(PLACE)]
     return _overruled(tables) if tables else None
 
 
@@ -141,7 +157,7 @@ def additions(out: Store) -> list[tuple[str, list[str]]]:
     known: set[int] = set()
     found = []
     for key in out.keys(PLACE):
-        units = pq.read_table(io.BytesIO(out.read_bytes(key)), columns=["unit"])["unit"]
+        units = read_table(out, key)["unit"]
         new = sorted(set(pc.unique(units).to_pylist()) - known)
         known.update(new)
         found.append((key, [_key(number) for number in new]))

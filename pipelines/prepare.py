@@ -7,7 +7,6 @@ in the others copies the rows of photos that were done before.
 """
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -179,7 +178,7 @@ class _Earlier:
         if not entry.rows:
             return SCHEMA.empty_table()
         data = self._out.read_bytes(entry.shard)
-        return pq.read_table(io.BytesIO(data)) if hashlib.sha256(data).hexdigest() == entry.sha256 else None
+        return pq.read_table(pa.BufferReader(data)) if hashlib.sha256(data).hexdigest() == entry.sha256 else None
 
 
 def _manifest(work: Plan, settings: PrepareSettings) -> Manifest:

@@ -149,6 +149,14 @@ def fetch(model: str, cache: Path | None = None) -> Path:
         return _download(found, cache or cache_directory() / "models")
 
 
+def require_store(wanted: str) -> None:
+    """Raises `UserError` where there is no store in which something wanted could be; asking would make one."""
+    if not store_exists():
+        raise UserError(
+            f"{wanted}: there is no MLflow store at {shown_uri()}: call from its folder, or set MLFLOW_TRACKING_URI"
+        )
+
+
 def resolve(uri: str) -> ModelVersion:
     """The version that `models:/name@alias` or `models:/name/3` stands for.
 
@@ -158,10 +166,7 @@ def resolve(uri: str) -> ModelVersion:
     match = _MODEL_URI.fullmatch(uri)
     if match is None:
         raise UserError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or a directory")
-    if not store_exists():
-        raise UserError(
-            f"{uri}: there is no MLflow store at {shown_uri()}: call from its folder, or set MLFLOW_TRACKING_URI"
-        )
+    require_store(uri)
     mlflow_client = client()
     with reaching_mlflow():
         return _find(mlflow_client, match["name"], match["version"], match["alias"])

@@ -294,6 +294,11 @@ class Store:
         return True
 
 
+def publish_file(url: str, data: bytes) -> None:
+    """Publishes a file that is given by its own path or URL."""
+    Store(url).parent.publish(url.rpartition("/")[2], data)
+
+
 def short_digest(text: str) -> str:
     """Eight hexadecimal digits that stand for a text in a name."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -32,6 +32,7 @@ from pipelines.registry import (
     ModelVersion,
     aliases_of,
     find_version,
+    require_store,
     versions_of,
 )
 from pipelines.tracking import client, reaching_mlflow, store_exists
@@ -117,6 +118,7 @@ def rollback(
     Raises:
         UserError: there is no champion, or none before it.
     """
+    require_store(f"{name}@{CHAMPION}")
 
     def plan(aliases: dict[str, int]) -> Turn:
         old, new = aliases.get(CHAMPION), aliases.get(PREVIOUS)

@@ -4,7 +4,6 @@ Each shard is read once, by a worker, and held alone: memory is bounded by a sha
 """
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -172,7 +171,7 @@ def _check_shard(shared: tuple[Store, PrepareSettings], unit: UnitEntry) -> _Che
 
 
 def _check_rows(unit: UnitEntry, data: bytes, settings: PrepareSettings) -> _Checked:
-    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     wrong = schema_problem(file.schema_arrow, settings)
     if wrong:
         return _Checked(unit, [Problem(unit.shard, "schema", f"{wrong}; {AGAIN}")], size=len(data))

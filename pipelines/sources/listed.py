@@ -217,15 +217,19 @@ def _placed(
         else:
             missing = BadAnnotation(
                 "unsafe_path",
-                f"{image[:200]!r} leaves the folder, or has what cannot be printed: write a path below {name}'s own",
+                f"{image[:200]!r} leaves the folder, or has control characters: write a path below {name}'s own",
             )
             uri = image
     face = entry.face if isinstance(entry.face, BadAnnotation) else missing
     return uri, annotation, Entry(image, entry.number, face)
 
 
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""And line ends of other kinds, and what is no Unicode; a page or a terminal would show none of it."""
+
+
 def _is_below(path: PurePosixPath) -> bool:
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and str(path).isprintable()
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not _CONTROLS.search(str(path))
 
 
 def _is_short(uri: str) -> bool:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from msrrn.geometry import Box
 from msrrn.landmarks import SCHEME
-from pipelines.archives.names import normal, split_url
+from pipelines.archives.names import LIST_SUFFIXES, has_suffix, normal, split_url
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, usable_shape
@@ -39,6 +39,8 @@ _IMAGE_COLUMNS: Final = ("uri", "status", "reason", "message")
 _FORMAT: Final = {b"msrrn.schema": (b"1", b"2"), b"msrrn.scheme": (SCHEME.encode(),)}
 """What is read; the second schema has more columns than the first."""
 _REMEDY: Final = "give the folder that `msrrn annotate` wrote, or a faces table"
+
+_EXPORT: Final = "`msrrn export --format webdataset` writes all pictures with their faces, and is a source"
 
 Row = AnnotatedPhoto | Rejected
 _Key = tuple[str, int, str, int]
@@ -91,7 +93,12 @@ class _Pictures:
     def face(self, row: dict[str, Any], place: str) -> Row:
         uri = row["uri"]
         if uri not in self._names:
-            return Rejected(uri, "no_image", f"{place}: there is no such picture in its source")
+            return Rejected(
+                uri,
+                "no_image",
+                f"{place}: there is no such picture among the files of its source (those in archives and tables are "
+                f"not looked for: {_EXPORT})",
+            )
         try:
             box = None if row.get("box") is None else Box(*row["box"])
             landmarks = np.array(row["landmarks"], np.float64)
@@ -227,6 +234,8 @@ def _source(files: Files, table: str) -> Files:
     candidates = [source] if local is None or local.is_absolute() else [source, f"{place}/{source}"]
     for candidate in candidates:
         if Store(candidate).exists():
+            if has_suffix(candidate, LIST_SUFFIXES):
+                raise UserError(f"{files.url} was annotated from the list {candidate}: {_EXPORT}")
             return open_files(candidate)
     raise UserError(f"{place}/{RUN}: its source {source} does not exist: write there where the pictures are now")
 

@@ -1,4 +1,4 @@
-"""Which pictures `--any-rotation` puts right: python -m tests.benchmarks.turned [--model M] [--detector D]
+"""Which pictures `--any-rotation` puts right: python -m tests.benchmarks.turned [--model M] [--side 220]
 
 The photos of `val.txt` and of AFW, every other frame of video and the groups, each as it is and turned by a quarter,
 a half and three quarters. Those in which the detector finds no face as they are do not count. Time is that of the
@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="an artifact (default: the model in the box, which has seen the photos)")
     parser.add_argument("--detector", default="blazeface")
+    parser.add_argument("--side", type=int, help="longer side, in pixels, that pictures are reduced to")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
     model = open_model(arguments.model or "box").in_precision("auto")
@@ -59,6 +60,9 @@ def main() -> None:
             Path(name, str(turned)).mkdir()
         for number, path in enumerate(photos(arguments.data)):
             rgb = decode(path.read_bytes()).rgb
+            scale = arguments.side / max(rgb.shape) if arguments.side else 1
+            if scale < 1:
+                rgb = np.asarray(cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
             for turned in TURNS:
                 lying = np.ascontiguousarray(np.rot90(rgb, turned // 90)[..., ::-1])
                 cv2.imwrite(str(Path(name, str(turned), f"{number:04d}.png")), lying)

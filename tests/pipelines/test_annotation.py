@@ -8,7 +8,7 @@ import signal
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -323,6 +323,37 @@ def test_a_limit_takes_the_first_and_the_next_run_the_others(
     for face, other in zip(faces, tables(done[0])[1], strict=True):
         # Faces are asked about in other company, and sums are rounded differently.
         np.testing.assert_allclose(face["landmarks"], other["landmarks"], rtol=0, atol=1e-3)
+
+
+def test_a_limit_leaves_what_is_known_of_the_whole_archive(album: Path, model: Model, tmp_path: Path) -> None:
+    shutil.copytree(album, tmp_path / "in")
+    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
+    annotate(*call)
+    (tmp_path / "in" / "b" / "0.jpg").unlink()
+    whole = annotate(*call)
+    assert (whole.gone, whole.ignored) == (1, 2)
+    before = result(tmp_path / "out")
+    assert annotate(*call, limit=3) == whole
+    assert result(tmp_path / "out") == before
+
+
+def test_a_damaged_table_is_named_and_made_again_where_it_is_deleted(
+    album: Path, model: Model, tmp_path: Path
+) -> None:
+    call = (str(album), str(tmp_path), model, SETTINGS, 1)
+    whole = annotate(*call)
+    good = result(tmp_path)
+    reading: dict[str, Callable[[], object]] = {
+        "images/part-000001.parquet": lambda: tables(tmp_path),
+        "plan/00000.parquet": lambda: annotate(*call),
+    }
+    for key, read in reading.items():
+        (tmp_path / key).write_bytes(good[key][:100])
+        with pytest.raises(UserError, match=rf"{key} is damaged \(.*\): delete it and run the same `msrrn annotate`"):
+            read()
+        (tmp_path / key).unlink()
+        assert annotate(*call).digest == whole.digest
+        assert result(tmp_path) == good
 
 
 def test_a_limit_cannot_cut_what_is_planned_already(album: Path, model: Model, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_every_format_comes_back(made: ExportFormat, tmp_path: Path) -> None:
         assert all(row.uri == uri for uri, rows in found.items() for row in rows)
 
 
-_LETTERS = st.characters(categories=["L", "N", "P", "S"], exclude_characters="/\0").filter(str.isprintable)
+_LETTERS = st.characters(categories=["L", "N", "P", "S", "Zs", "Cf", "M"], exclude_characters="/\0")
 _NAMES = st.lists(
     st.text(_LETTERS | st.just(" "), min_size=1, max_size=12).filter(lambda text: not text.strip().startswith(".")),
     min_size=1,
@@ -119,6 +119,14 @@ def test_any_name_and_any_face_come_back(
     run = run_of(folder / "run", shapes)
     for made, (_, rounding) in COMES_BACK.items():
         assert_same_faces(come_back(run, made, folder / made), shapes, rounding)
+
+
+def test_names_that_few_print_come_back(tmp_path: Path) -> None:
+    names = ["Screenshot at 5.00.00\u202fPM.jpg", "a\xa0b.jpg", "\U0001f469\u200d\U0001f4bb.jpg", "\u202egpj.a.jpg"]
+    shapes = {name: [a_face(number)] for number, name in enumerate(sorted(names))}
+    run = run_of(tmp_path / "run", shapes)
+    for made, (_, rounding) in COMES_BACK.items():
+        assert_same_faces(come_back(run, made, tmp_path / made), shapes, rounding)
 
 
 @pytest.mark.parametrize("made", ["coco", "csv", "imglab", "webdataset"])

@@ -364,6 +364,16 @@ def test_a_run_from_the_beginning_gives_what_forgetting_left(
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
+def test_a_run_whose_summary_is_damaged_loses_it_and_its_page(run: Path, annotated: Path, model: Model) -> None:
+    digest = sha256(annotated / "afw/0_1.jpg")
+    (run / SUMMARY).write_text("{}")
+    forget_in_runs(str(run), [digest], quiet)
+    assert digest not in decoded_rows(run)
+    assert not (run / SUMMARY).exists()
+    assert not (run / "index.html").exists(), "it may show the picture"
+    assert annotate(str(annotated), str(run), model, RUN_SETTINGS, 1).reasons["forgotten"] == 2
+
+
 def test_what_no_record_stands_for_is_removed_from_a_run(run: Path, annotated: Path, model: Model) -> None:
     """Parts of a unit that was killed, staged ones, and what a killed writer left."""
     digest = sha256(annotated / "lfpw/trainset/0.jpg")

@@ -224,3 +224,23 @@ def test_rows_are_sorted_whatever_the_tables_order_and_few_are_held(tmp_path: Pa
         assert found == uris
         if name == "sorted":
             assert peak < 10 * 100 * 136 * 4
+
+
+def test_a_run_over_a_list_says_how_its_pictures_come_along(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.jpg")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/a.jpg\n")
+    run(tmp_path / "out", str(tmp_path / "list.txt"))
+    write(tmp_path / "out/faces/part-00000.parquet", [face(f"{tmp_path}/a.jpg")])
+    with pytest.raises(UserError, match=r"annotated from the list .*list\.txt: `msrrn export --format webdataset`"):
+        scan(tmp_path / "out")
+
+
+def test_a_picture_of_an_archive_inside_the_source_says_how_it_comes_along(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", "a.jpg")
+    write_tar(tmp_path / "in" / "b.tar", {"c.jpg": b"c.jpg"})
+    run(tmp_path / "out", str(tmp_path / "in"))
+    write(tmp_path / "out/faces/part-00000.parquet", [face("a.jpg"), face("b.tar/c.jpg")])
+    found, lost = scan(tmp_path / "out")
+    assert isinstance(found, AnnotatedPhoto)
+    assert isinstance(lost, Rejected)
+    assert "`msrrn export --format webdataset`" in lost.message
