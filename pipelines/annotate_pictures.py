@@ -24,14 +24,14 @@ FACES_AT_ONCE: Final = 256
 """Crops that wait for the network: 10 MB."""
 
 UPRIGHT: Final = 0.45
-"""Confidence of a face that stands upright beyond doubt, for `any_rotation`. Of 592 photographs and frames of video in
-which BlazeFace finds a face, 85 have none of that confidence; at 0.5 it is 198."""
+"""Confidence of a face that stands upright beyond doubt, for `any_rotation`. Of 592 photographs and frames of video
+in which BlazeFace finds a face, 85 have none of that confidence; at 0.5 it is 198."""
 
 SURER: Final = 0.05
 """By how much the confidence in another turn must be larger: most pictures are upright.
 
 Of those 592 none is turned then, of 1,776 that lie 1,765 are put right; at 220 px, blurred, none of 590, and 1,742 of
-1,770. Without it 1 and 1,769, 6 and 1,751. (A script, in float32; `tests.benchmarks.turned` measures what comes of it.)
+1,770. Without it 1 and 1,769, 6 and 1,751. (By a script, in float32; see `tests.benchmarks.turned`.)
 """
 
 
