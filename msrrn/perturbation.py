@@ -1,7 +1,8 @@
 """Perturbations drawn anew whenever a sample is seen, while it is on its way to the trainer.
 
 They stand beside the copies that shards hold (`msrrn.augmentation`): those are the paper's and are the same in
-every epoch. Mirror, a similarity of the crop, uneven light, blur, and a rectangle that hides a part of the face.
+every epoch. A turn of the head, mirror, a similarity of the crop, uneven light, blur, and a rectangle that hides a
+part of the face.
 """
 
 from typing import Final, NamedTuple
@@ -11,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.augmentation import mirror_shape
+from msrrn.turning import turned
 
+TURNED: Final = 0.6
+"""share of samples"""
+TURN: Final = (14.0, 8.0)
+"""sd of the turn in yaw and pitch, degrees, cut at `MOST_TURNED`"""
+MOST_TURNED: Final = 25.0
 ROTATION: Final = 20.0
 """degrees, uniform in ±"""
 LOG_SCALE: Final = 0.08
@@ -34,8 +41,10 @@ Floats = NDArray[np.float64]
 class Draws(NamedTuple):
     """Parameters for B samples."""
 
+    turn: Floats
+    """(B, 2) of the head in yaw and pitch, radians, before all else; 0 leaves it as it is"""
     mirrored: NDArray[np.bool_]
-    """(B,) left becomes right, before all else"""
+    """(B,) left becomes right, before what follows"""
     angle: Floats
     """(B,) radians, from x towards y"""
     scale: Floats
@@ -59,8 +68,8 @@ class Draws(NamedTuple):
 def draw(batch: int, rng: np.random.Generator, strength: float = 1.0) -> Draws:
     """Draws for `batch` samples; what is normal is cut at 2.5 standard deviations.
 
-    `strength`, from 0 to 1, multiplies turns, shifts, changes of scale and of light, and the shares of samples that
-    are blurred or hidden.
+    `strength`, from 0 to 1, multiplies turns, shifts, changes of scale and of light, and the shares of samples whose
+    heads are turned, or that are blurred or hidden.
     """
 
     def normal(*size: int) -> Floats:
@@ -68,7 +77,9 @@ def draw(batch: int, rng: np.random.Generator, strength: float = 1.0) -> Draws:
 
     sides = rng.uniform(*HIDDEN_SIDE, (batch, 2)) * (rng.random((batch, 1)) < strength * HIDDEN)
     centres = rng.random((batch, 2))
+    turn = np.clip(rng.standard_normal((batch, 2)) * TURN, -MOST_TURNED, MOST_TURNED)
     return Draws(
+        turn=strength * np.deg2rad(turn) * (rng.random((batch, 1)) < strength * TURNED),
         mirrored=rng.random(batch) < 0.5,
         angle=strength * np.deg2rad(rng.uniform(-ROTATION, ROTATION, batch)),
         scale=np.exp(strength * LOG_SCALE * normal(batch)),
@@ -92,6 +103,10 @@ def perturb(
     Returns:
         (B, H, H), edge pixels repeated outside, and (B, 68, 2), exact.
     """
+    images, shapes = images.copy(), shapes.copy()
+    for index, (yaw, pitch) in enumerate(draws.turn):
+        if yaw or pitch:
+            images[index], shapes[index] = turned(images[index], shapes[index], yaw, pitch)
     side = images.shape[-1]
     x, y = shapes[..., 0].astype(np.float64), shapes[..., 1].astype(np.float64)
     mirrored = mirror_shape(np.stack([1 - x, y], axis=-1))

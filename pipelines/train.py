@@ -32,7 +32,7 @@ from pipelines.training import DivergedError, TrainState, train
 from pipelines.validation import EpochMetrics, calibrate, lean, validate
 
 HISTORY: Final = "history.json"
-RECIPE: Final = 9
+RECIPE: Final = 10
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples, perturbations."""
 FREE: Final = "Apache-2.0: trained on synthetic faces alone"

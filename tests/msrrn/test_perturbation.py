@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from msrrn.augmentation import mirror_shape
-from msrrn.perturbation import ROTATION, Draws, draw, perturb
+from msrrn.perturbation import MOST_TURNED, ROTATION, Draws, draw, perturb
+from msrrn.turning import turned
+from tests.msrrn.test_landmarks import FACE
 
 SIDE = 200
 
@@ -18,9 +20,10 @@ def draws(
     light: tuple[float, float] = (0.0, 0.0),
     blur: float = 0.0,
     hidden: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
+    turn: tuple[float, float] = (0.0, 0.0),
 ) -> Draws:
     """Those of one sample; without arguments they change nothing."""
-    columns = (mirrored, angle, scale, shift, light, blur, hidden, 7.0)
+    columns = (turn, mirrored, angle, scale, shift, light, blur, hidden, 7.0)
     return Draws(*(np.array([value]) for value in columns))
 
 
@@ -101,12 +104,27 @@ def test_light_blur_and_a_rectangle() -> None:
     assert blurred.std() < 0.4 * noise.std()
 
 
+def test_a_head_is_turned_before_all_else() -> None:
+    shape = (0.5 + 0.2 * FACE[None]).astype(np.float32)
+    image = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE), dtype=np.uint8)
+    before = image.copy(), shape.copy()
+    found = perturb(image, shape, draws(mirrored=True, angle=0.2, turn=(0.3, -0.1)))
+    head, points = turned(image[0], shape[0], 0.3, -0.1)
+    for one, other in zip(found, perturb(head[None], points[None], draws(mirrored=True, angle=0.2)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.abs(points - shape[0]).max() > 0.02
+    for one, other in zip((image, shape), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_draws_follow_from_the_generator_and_stay_in_bounds() -> None:
     first, second = (draw(512, np.random.default_rng(3)) for _ in range(2))
     for one, other, part in zip(first, second, first.rows(slice(8, 16)), strict=True):
         np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(one[8:16], part)
     assert np.abs(first.angle).max() <= np.deg2rad(ROTATION)
+    assert np.abs(first.turn).max() <= np.deg2rad(MOST_TURNED)
+    assert 0.5 < first.turn.any(axis=1).mean() < 0.7
     assert 0.4 < first.mirrored.mean() < 0.6
     assert 0.25 < (first.hidden[:, 2] > first.hidden[:, 0]).mean() < 0.55
 
@@ -116,8 +134,8 @@ def test_what_is_drawn_and_done_stays_what_it_is() -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 50, 50), dtype=np.uint8)
     shapes = np.random.default_rng(1).random((8, 68, 2)).astype(np.float32)
     perturbed, moved = perturb(images, shapes, draw(8, np.random.default_rng(2)))
-    assert [round(value) for value in perturbed.mean(axis=(1, 2))] == [125, 125, 126, 131, 124, 128, 124, 130]
-    np.testing.assert_allclose(moved[:3, 0, 0], [0.6831, 0.6833, 0.3288], atol=1e-4)
+    assert [round(value) for value in perturbed.mean(axis=(1, 2))] == [124, 127, 126, 126, 127, 127, 124, 126]
+    np.testing.assert_allclose(moved[:3, 0, 0], [0.3304, 0.5484, 0.5525], atol=1e-4)
 
 
 def test_half_as_strong_draws_are_half_of_the_whole() -> None:
@@ -126,5 +144,7 @@ def test_half_as_strong_draws_are_half_of_the_whole() -> None:
         np.testing.assert_allclose(2 * getattr(half, column), getattr(whole, column))
     np.testing.assert_allclose(half.scale**2, whole.scale)
     hidden = [draws.hidden[:, 2] > draws.hidden[:, 0] for draws in (whole, half)]
-    for of_whole, of_half in ((whole.blur > 0, half.blur > 0), hidden):
+    heads = [draws.turn.any(axis=1) for draws in (whole, half)]
+    np.testing.assert_allclose(2 * half.turn[heads[1]], whole.turn[heads[1]])
+    for of_whole, of_half in ((whole.blur > 0, half.blur > 0), hidden, heads):
         assert 0.3 < of_half.sum() / of_whole.sum() < 0.7
