@@ -49,6 +49,17 @@ class LeftOut(BaseModel):
     message: str
 
 
+class HeldPhoto(BaseModel):
+    """A photo that is in no unit, so that it, and what shows the same, stays out of what is appended; see `Seen`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    uri: str
+    declared: str | None
+    print: str
+
+
 class CheckResult(BaseModel):
     """What one check found: how often, and the first of them. Its text is in `pipelines.checks.CHECKS`."""
 
@@ -77,6 +88,8 @@ class Manifest(BaseModel):
     units: list[UnitEntry]
     left_out: list[LeftOut]
     """every input that is not in the dataset, sorted by uri and reason"""
+    held: list[HeldPhoto] = []
+    """test photos, and what shows the same as a photo of another split, sorted by digest"""
 
     def shards(self, split: Split | None = None) -> list[UnitEntry]:
         """The units that have a shard, of one split or of all, in order."""

@@ -2,109 +2,36 @@
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
-from pydantic import ValidationError
 
+from pipelines.appending import Base, as_held, read_base, refuse_trained_tests
 from pipelines.detection.annotated import AnnotatedBoxes
 from pipelines.errors import UserError
 from pipelines.forgotten import MESSAGE, REASON, read_forgotten
-from pipelines.manifest import CheckResult, LeftOut, read_manifest
+from pipelines.manifest import LeftOut
 from pipelines.photos import (
     HELD,
     SHADOWED,
     Finder,
     PhotoGroup,
-    Seen,
     assign_splits,
     clusters,
     face_finder,
     read_photos,
 )
+from pipelines.planned import Plan, PlannedPhoto, Unit
 from pipelines.progress import Progress
 from pipelines.screening import near_duplicates_found, screened
 from pipelines.settings import PrepareSettings
-from pipelines.shards import SCHEMA_VERSION, TRAINED_SPLITS, Split
-from pipelines.sources import AnnotatedPhoto
-from pipelines.sources.files import Files
+from pipelines.shards import SCHEMA_VERSION, TRAINED_SPLITS
 from pipelines.storage import Store
-from pipelines.unit_records import forgotten_faces, made_before, read_record
+from pipelines.unit_records import made_before
 
 RECIPE: Final = 4
 """Part of every dataset's name. Raise it with any change of code that changes shards: detection, cropping, draws."""
-
-
-@dataclass(frozen=True, eq=False)
-class PlannedPhoto:
-    """A photo of a unit: its annotations, or the unit that holds its rows already, or both."""
-
-    key: str
-    split: Split
-    seen: Seen
-    faces: int
-    group: PhotoGroup | None
-    made_in: str | None
-
-
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """The work of one shard."""
-
-    key: str
-    split: Split
-    photos: tuple[PlannedPhoto, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What a run of `prepare` will do, and what it leaves out before looking at any face."""
-
-    name: str
-    sources: tuple[str, ...]
-    out: Store
-    records: str
-    """where records of these settings lie, below `out`"""
-    units: tuple[Unit, ...]
-    finished: frozenset[str]
-    """keys of units that were made before, for this dataset or for others"""
-    left_out: tuple[LeftOut, ...]
-    warnings: tuple[CheckResult, ...]
-    find: Finder
-    faces: int
-    """inputs: annotated faces, and what was left out"""
-
-    rejected: Mapping[str, AnnotatedPhoto]
-    """faces by the name of their annotation, where they may be left out"""
-    forgotten: frozenset[str]
-    """SHA-256 of pictures that the place must not hold, nor its pages show"""
-
-    def picture(self, item: LeftOut) -> bytes | None:
-        """The bytes of an input that was left out; None where it is no picture, is gone, or was forgotten."""
-        face = self.rejected.get(item.uri)
-        places = [(face.root, face.uri)] if face else [(source, item.uri) for source in self.sources]
-        for root, uri in places:
-            with suppress(UserError, OSError):
-                data = Files(root).read(uri)
-                return None if hashlib.sha256(data).hexdigest() in self.forgotten else data
-        return None
-
-    @property
-    def dataset(self) -> Store:
-        return self.out.child(self.name)
-
-    @property
-    def pending(self) -> list[Unit]:
-        """What is to be done, the largest first: no worker is left alone with a large one at the end."""
-        return sorted(
-            (unit for unit in self.units if unit.key not in self.finished),
-            key=lambda unit: sum(photo.faces for photo in unit.photos),
-            reverse=True,
-        )
 
 
 def plan(
@@ -134,14 +61,21 @@ def plan(
     store = Store(out).absolute()
     records = f"records/{digest}"
     forgotten = read_forgotten(store).digests
-    photos, base_left_out = _base(store, append_to, records, settings, forgotten) if append_to else ([], [])
+    base = read_base(store, append_to, records, settings, forgotten) if append_to else Base([], [], {})
+    photos, held = base.photos, base.held
     finished, made_in = made_before(store, records)
     known = {photo.seen.sha256: photo for photo in photos}
+    groups = [as_held(group, held, append_to) for group in groups]
     new = [group for group in groups if group.sha256 not in known]
-    alike = clusters([*(group.seen for group in new), *(photo.seen for photo in photos)])
+    fresh = {group.sha256 for group in new}
+    before = [*(photo.seen for photo in photos), *(seen for digest, seen in held.items() if digest not in fresh)]
+    alike = clusters([*(group.seen for group in new), *before])
+    refuse_trained_tests(alike, append_to)
     split_of = assign_splits(alike, settings.val_share)
     for group in groups:
         split = split_of[group.sha256]
+        if split not in TRAINED_SPLITS and group.sha256 not in forgotten:
+            held[group.sha256] = group.seen
         if split == SHADOWED:
             left_out += _all_faces(
                 group, "near_duplicate_in_two_splits", "it shows what a photo of another split shows"
@@ -165,7 +99,7 @@ def plan(
             message = f"{append_to} has this photo with other annotations: prepare all sources together"
             left_out += _all_faces(group, "known_photo", message)
     told = set(left_out)
-    left_out += [item for item in base_left_out if item not in told]
+    left_out += [item for item in base.left_out if item not in told]
     photos.sort(key=lambda photo: (photo.seen.uri, photo.seen.sha256))
     units = tuple(
         Unit(f"{split}-{_digest(digest, *(photo.key for photo in part))}", split, tuple(part))
@@ -187,6 +121,7 @@ def plan(
         warnings,
         find,
         faces,
+        tuple(seen for _, seen in sorted(held.items())),
         rejected,
         forgotten,
     )
@@ -194,41 +129,6 @@ def plan(
 
 def _all_faces(group: PhotoGroup, reason: str, message: str) -> list[LeftOut]:
     return [LeftOut(uri=face.annotation_uri, reason=reason, message=message) for face in group.faces]
-
-
-def _base(
-    out: Store, name: str, records: str, settings: PrepareSettings, forgotten: Collection[str]
-) -> tuple[list[PlannedPhoto], list[LeftOut]]:
-    """The photos of a finished dataset, and the inputs that it left out before it looked at any face, or now does."""
-    manifest = read_manifest(out.child(name))
-    for field, value in settings.model_dump(mode="json").items():
-        if manifest.settings.get(field) != value:
-            raise UserError(
-                f"{out.url}/{name} was made with {field} = {manifest.settings.get(field)}, this run has {value}: "
-                "append with the same settings, or prepare all sources together"
-            )
-    photos: list[PlannedPhoto] = []
-    late: Counter[LeftOut] = Counter()
-    now_left_out: list[LeftOut] = []
-    mend = "run the `msrrn prepare` again that made it, or prepare all sources together"
-    for unit in manifest.units:
-        if not out.exists(f"{records}/{unit.key}.json"):
-            raise UserError(
-                f"{out.url}/{name} was made by another version of msrrn: nothing can be appended to it; "
-                "prepare all sources together"
-            )
-        try:
-            record = read_record(out, records, unit.key)
-        except ValidationError as error:
-            raise UserError(f"{out.url}/{records}/{unit.key}.json is damaged: {mend}") from error
-        for photo in record.photos:
-            late.update(photo.left_out)
-            if photo.sha256 in forgotten:
-                now_left_out += forgotten_faces(out, record.entry, photo)
-                continue
-            faces = sum(photo.faces.values()) + len(photo.left_out)
-            photos.append(PlannedPhoto(photo.key, unit.split, photo.seen(unit.split), faces, None, unit.key))
-    return photos, list((Counter(manifest.left_out) - late).elements()) + now_left_out
 
 
 def cut(photos: Sequence[PlannedPhoto], mean: int) -> Iterator[list[PlannedPhoto]]:

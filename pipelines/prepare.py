@@ -27,9 +27,10 @@ from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
 from pipelines.lease import LEASE, hold
-from pipelines.manifest import MANIFEST, CheckResult, Manifest, UnitEntry, read_manifest
+from pipelines.manifest import MANIFEST, CheckResult, HeldPhoto, Manifest, UnitEntry, read_manifest
 from pipelines.photos import Finder
-from pipelines.planning import Plan, PlannedPhoto, Unit, plan
+from pipelines.planned import Plan, PlannedPhoto, Unit
+from pipelines.planning import plan
 from pipelines.progress import Progress
 from pipelines.samples import photo_rows, sideways_offsets
 from pipelines.screening import checks_of, enforce, warning
@@ -215,6 +216,7 @@ def _manifest(work: Plan, settings: PrepareSettings) -> Manifest:
         checks=checks_of(left_out, [*work.warnings, *_shifted(offsets)]),
         units=units,
         left_out=sorted(left_out, key=lambda item: (item.uri, item.reason)),
+        held=[HeldPhoto.model_validate(seen, from_attributes=True) for seen in work.held],
     )
 
 

@@ -23,7 +23,7 @@ import pipelines.prepare as station
 from msrrn.augmentation import AugmentationSettings
 from msrrn.geometry import Box
 from msrrn.landmarks import MIRROR
-from msrrn.synthetic import SyntheticPhoto
+from msrrn.synthetic import SyntheticPhoto, draw_photo
 from pipelines.decoding import decode
 from pipelines.detection import expected_box
 from pipelines.errors import UserError
@@ -358,7 +358,8 @@ def test_appending_with_other_settings_or_annotations_is_said(
         prepare([str(annotated)], str(out), SETTINGS, 1, append_to="0123")
     moved = photos[0][0].shapes[0] + 1.0
     write_face(tmp_path / "in", "lfpw/trainset/0", (annotated / "lfpw/trainset/0.jpg").read_bytes(), moved)
-    write_face(tmp_path / "in", "lfpw/trainset/new", photos[0][7].jpeg, photos[0][7].shapes[0])
+    new = next(photo for index in range(99) if len((photo := draw_photo(9, index)).shapes) == 1)
+    write_face(tmp_path / "in", "lfpw/trainset/new", new.jpeg, new.shapes[0])
     grown = prepare([str(tmp_path / "in")], str(out), SETTINGS, 1, append_to=dataset[1].name)
     assert grown[1].counts["train"] == dataset[1].counts["train"] + 1
     assert Counter(item.reason for item in grown[1].left_out) == {"test_split": 2, "known_photo": 1}

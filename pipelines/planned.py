@@ -1,0 +1,84 @@
+"""What a run of `prepare` will do, as `pipelines.planning` finds it out."""
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pipelines.errors import UserError
+from pipelines.manifest import CheckResult, LeftOut
+from pipelines.photos import Finder, PhotoGroup, Seen
+from pipelines.shards import Split
+from pipelines.sources import AnnotatedPhoto
+from pipelines.sources.files import Files
+from pipelines.storage import Store
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedPhoto:
+    """A photo of a unit: its annotations, or the unit that holds its rows already, or both."""
+
+    key: str
+    split: Split
+    seen: Seen
+    faces: int
+    group: PhotoGroup | None
+    made_in: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """The work of one shard."""
+
+    key: str
+    split: Split
+    photos: tuple[PlannedPhoto, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a run of `prepare` will do, and what it leaves out before looking at any face."""
+
+    name: str
+    sources: tuple[str, ...]
+    out: Store
+    records: str
+    """where records of these settings lie, below `out`"""
+    units: tuple[Unit, ...]
+    finished: frozenset[str]
+    """keys of units that were made before, for this dataset or for others"""
+    left_out: tuple[LeftOut, ...]
+    warnings: tuple[CheckResult, ...]
+    find: Finder
+    faces: int
+    """inputs: annotated faces, and what was left out"""
+
+    held: tuple[Seen, ...]
+    """photos that are in no unit for what they show, sorted by digest"""
+    rejected: Mapping[str, AnnotatedPhoto]
+    """faces by the name of their annotation, where they may be left out"""
+    forgotten: frozenset[str]
+    """SHA-256 of pictures that the place must not hold, nor its pages show"""
+
+    def picture(self, item: LeftOut) -> bytes | None:
+        """The bytes of an input that was left out; None where it is no picture, is gone, or was forgotten."""
+        face = self.rejected.get(item.uri)
+        places = [(face.root, face.uri)] if face else [(source, item.uri) for source in self.sources]
+        for root, uri in places:
+            with suppress(UserError, OSError):
+                data = Files(root).read(uri)
+                return None if hashlib.sha256(data).hexdigest() in self.forgotten else data
+        return None
+
+    @property
+    def dataset(self) -> Store:
+        return self.out.child(self.name)
+
+    @property
+    def pending(self) -> list[Unit]:
+        """What is to be done, the largest first: no worker is left alone with a large one at the end."""
+        return sorted(
+            (unit for unit in self.units if unit.key not in self.finished),
+            key=lambda unit: sum(photo.faces for photo in unit.photos),
+            reverse=True,
+        )
