@@ -9,7 +9,6 @@ from pipelines.errors import UserError
 from pipelines.manifest import CheckResult, LeftOut
 from pipelines.photos import Finder, PhotoGroup, Seen
 from pipelines.shards import Split
-from pipelines.sources import AnnotatedPhoto
 from pipelines.sources.files import Files
 from pipelines.storage import Store
 
@@ -55,20 +54,22 @@ class Plan:
 
     held: tuple[Seen, ...]
     """photos that are in no unit for what they show, sorted by digest"""
-    rejected: Mapping[str, AnnotatedPhoto]
-    """faces by the name of their annotation, where they may be left out"""
+    places: Mapping[str, tuple[str, str] | None]
+    """root and uri of the photos of annotations, by the names of these; None where several have the same"""
     forgotten: frozenset[str]
     """SHA-256 of pictures that the place must not hold, nor its pages show"""
 
     def picture(self, item: LeftOut) -> bytes | None:
-        """The bytes of an input that was left out; None where it is no picture, is gone, or was forgotten."""
-        face = self.rejected.get(item.uri)
-        places = [(face.root, face.uri)] if face else [(source, item.uri) for source in self.sources]
-        for root, uri in places:
+        """The bytes of an input that was left out; None where it is no picture, is gone, or was forgotten.
+
+        Nor is it known which one it is where several sources have its name.
+        """
+        found = []
+        places = [self.places[item.uri]] if item.uri in self.places else [(it, item.uri) for it in self.sources]
+        for root, uri in filter(None, places):
             with suppress(UserError, OSError):
-                data = Files(root).read(uri)
-                return None if hashlib.sha256(data).hexdigest() in self.forgotten else data
-        return None
+                found.append(Files(root).read(uri))
+        return found[0] if len(found) == 1 and hashlib.sha256(found[0]).hexdigest() not in self.forgotten else None
 
     @property
     def dataset(self) -> Store:

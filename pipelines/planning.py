@@ -52,7 +52,10 @@ def plan(
             append to was made with other settings.
     """
     groups, left_out = read_photos(sources, workers, progress, source_format)
-    rejected = {face.annotation_uri: face for group in groups for face in group.faces}
+    places: dict[str, tuple[str, str] | None] = {}
+    for face in (face for group in groups for face in group.faces):
+        place = face.root, face.uri
+        places[face.annotation_uri] = place if places.get(face.annotation_uri, place) == place else None
     groups, bad = screened(groups)
     left_out += bad
     # Without photos nothing is looked at, and no detector has to be at hand.
@@ -122,7 +125,7 @@ def plan(
         find,
         faces,
         tuple(seen for _, seen in sorted(held.items())),
-        rejected,
+        places,
         forgotten,
     )
 

@@ -728,3 +728,15 @@ def test_through_a_faulty_s3_it_is_the_same(dataset: Dataset, annotated: Path, f
     made, manifest = prepare([str(annotated)], f"{faulty_s3}/out", SETTINGS, 1)
     assert manifest == dataset[1]
     assert {key: made.parent.read_bytes(key) for key in made.parent.sizes()} == tree(out_of(dataset))
+
+
+def test_a_rejected_picture_whose_name_two_sources_have_is_not_shown(photos: Photos, tmp_path: Path) -> None:
+    """It could be another person's."""
+    for name, photo in (("a", photos[0][0]), ("b", photos[0][1])):
+        write_face(tmp_path / name, "x/1", photo.jpeg, photo.shapes[0])
+        (tmp_path / name / "x" / f"alone_{name}.jpg").write_bytes(photo.jpeg)
+    (tmp_path / "b/x/1.pts").write_text("broken")
+    work = plan([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "out"), PLAIN)
+    shown = {item.uri: work.picture(item) for item in work.left_out}
+    assert shown["x/alone_b.jpg"] == photos[0][1].jpeg
+    assert [data for uri, data in shown.items() if uri.startswith("x/1")] == [None]
