@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from typing import get_args
 
+from pydantic import ValidationError
+
 from flows.options import (
     Commands,
     add_command,
@@ -13,13 +15,14 @@ from flows.options import (
     add_json,
     add_prepare_options,
     add_workers,
+    count,
     positive,
     prepare_settings,
     print_json,
     settings_of,
     share,
 )
-from pipelines.errors import UsageError
+from pipelines.errors import UsageError, UserError
 from pipelines.settings import DetectorName, PrepareSettings, Tolerance
 
 
@@ -54,23 +57,39 @@ def _synth(commands: Commands) -> None:
     )
     parser.add_argument("out", metavar="OUT", help="folder or s3:// URL to draw into")
     parser.add_argument("--photos", type=positive, default=500, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other people (default: 0)")
+    parser.add_argument("--seed", type=count, default=0, help="another seed, other people (default: 0)")
     add_workers(parser)
     add_json(parser)
+
+
+def _settings_of_dataset(place: str, name: str) -> PrepareSettings:
+    from pipelines.manifest import MANIFEST, read_manifest
+    from pipelines.storage import Store
+
+    if "/" in name or name in {".", ".."}:
+        raise UsageError(f"--append-to {name}: give the name of a dataset in --out, as `prepare` printed it")
+    dataset = Store(place).child(name)
+    try:
+        return PrepareSettings.model_validate(read_manifest(dataset).settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, ("settings", *first["loc"])))
+        raise UserError(
+            f"{dataset.url}/{MANIFEST}: field `{field}`: {first['msg']}; it was made by another version of msrrn: "
+            "prepare all sources together"
+        ) from error
 
 
 def _prepare(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
         from pipelines.dataset_page import PAGE
-        from pipelines.manifest import read_manifest
         from pipelines.planning import plan
         from pipelines.prepare import prepare
-        from pipelines.storage import Store
 
         base = PrepareSettings()
         if call.append_to:
-            base = PrepareSettings.model_validate(read_manifest(Store(call.out).child(call.append_to)).settings)
+            base = _settings_of_dataset(call.out, call.append_to)
         settings = prepare_settings(call, base)
         tolerance = settings_of(Tolerance, {"on_bad": call.on_bad, "max_bad": call.max_bad})
         with progress("dataset") as update:

@@ -100,4 +100,7 @@ def _box(margin: float) -> Any:
 
 @cache
 def _predictor(file: Path) -> Any:
-    return dlib.shape_predictor(str(file))
+    try:
+        return dlib.shape_predictor(str(file))
+    except RuntimeError as error:
+        raise UserError(f"{file} is damaged, or no predictor of dlib: delete it, and it is trained anew") from error

@@ -94,7 +94,7 @@ def read_photos(
     for seen in run_units(_read_unit, None, units, workers):
         for read in seen:
             if read.reason:
-                left_out += [_left_out(face.annotation_uri, read.reason) for face in read.faces]
+                left_out += [_left_out(face.annotation_uri, read.reason, read.message) for face in read.faces]
             else:
                 groups.setdefault(read.sha256, []).extend(read.faces)
                 prints[read.sha256] = read.print
@@ -128,6 +128,7 @@ class _Read(NamedTuple):
     sha256: str = ""
     print: str = ""
     reason: str = ""
+    message: str = ""
 
 
 def _read_unit(_: None, unit: Sequence[Sequence[AnnotatedPhoto]]) -> list[_Read]:
@@ -140,7 +141,7 @@ def _read(faces: Sequence[AnnotatedPhoto]) -> _Read:
     except OutageError:
         raise
     except ChangedPictureError as error:
-        return _Read(faces, reason=error.reason)
+        return _Read(faces, reason=error.reason, message=str(error))
     except UserError:
         return _Read(faces, reason="unreadable")
     return _Read(faces, hashlib.sha256(data).hexdigest(), photo_print(data))

@@ -82,6 +82,7 @@ _PHOTOS: Final = (
     Check("forbidden", "error", "the file or folder may not be opened", "check its rights, and those above it"),
     Check("failed", "error", "reading the picture failed when it was annotated", "see whether the picture opens"),
     Check("quarantined", "error", "the picture was put aside when it was annotated", "see whether it opens"),
+    Check("changed_picture", "error", "not the picture that was annotated", "annotate it again"),
     Check("unsafe_path", "error", "the picture's path leads out of its folder", "name pictures by paths below it"),
     Check("no_image", "error", "an annotation without its picture", "put the picture beside it, by the same name"),
     Check(

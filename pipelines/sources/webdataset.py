@@ -17,6 +17,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, Final, get_args
 
@@ -35,6 +36,8 @@ from pipelines.sources.pts import parse_pts
 POINTS: Final = ("landmarks", "keypoints", "points")
 FACES: Final = "faces"
 MAX_JSON: Final = 64 << 20
+LOOKED_AT: Final = 8
+"""Samples by which it is recognised: some may be broken."""
 """Bytes of a `.json`, which may hold a crowd."""
 _REMEDY: Final = "a WebDataset holds tars of pictures, each with a .pts or a .json of the same key"
 
@@ -51,16 +54,8 @@ class WebDataset:
         samples = _samples(files)
         if any(PurePosixPath(name).suffix.lower() == ".pts" for names in samples.values() for name in names):
             return False
-        for names in samples.values():
-            pictures, annotations = _parts(names)
-            if pictures and annotations:
-                try:
-                    return any(field in _object(files.read(annotations[0], MAX_JSON)) for field in (*POINTS, FACES))
-                except OutageError:
-                    raise
-                except (BadAnnotation, UserError):
-                    return False
-        return False
+        whole = (parts for names in samples.values() if all(parts := _parts(names)))
+        return any(_has_points(files, annotations[0]) for _, annotations in islice(whole, LOOKED_AT))
 
     def scan(self) -> Iterator[AnnotatedPhoto | Rejected]:
         """See `AnnotatedSource.scan`; every picture, and every `.pts` and `.json` without one, is a row."""
@@ -100,6 +95,15 @@ class WebDataset:
                 raise
             except UserError:  # its text names the source's place, which differs from machine to machine
                 yield Rejected(uri, "unreadable", f"{annotations[0]} cannot be read, or is too large")
+
+
+def _has_points(files: Files, name: str) -> bool:
+    try:
+        return any(field in _object(files.read(name, MAX_JSON)) for field in (*POINTS, FACES))
+    except OutageError:
+        raise
+    except (BadAnnotation, UserError):
+        return False
 
 
 def _samples(files: Files) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -358,3 +359,24 @@ def test_a_detector_without_its_file_says_how_to_get_it(
     assert "msrrn fetch-detector yunet" in fails(capsys, *call)
     (tmp_path / "wrong").write_bytes(b"no model")
     assert "SHA-256" in fails(capsys, "fetch-detector", "yunet", "--from", str(tmp_path / "wrong"))
+
+
+def test_what_cannot_be_appended_to_is_said(
+    dataset: tuple[Store, Manifest], annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = dataset[0].parent.local_path()
+    assert place is not None
+    shutil.copytree(place, tmp_path / "out")
+    call = ("prepare", "--data", str(annotated), "--out", str(tmp_path / "out"), "--append-to")
+    assert "give the name of a dataset in --out" in fails(capsys, *call, "../out/x", code=2)
+    manifest = tmp_path / "out" / dataset[1].name / "manifest.json"
+    content = json.loads(manifest.read_text())
+    changes: dict[str, dict[str, object]] = {
+        "field `settings.sharpness`: Extra inputs": {"settings": content["settings"] | {"sharpness": 3}},
+        "field `counts` lacks train": {"counts": {"faces_in": 1, "val": 0}},
+    }
+    for said, change in changes.items():
+        manifest.write_text(json.dumps(content | change))
+        assert said in fails(capsys, *call, dataset[1].name)
+    manifest.write_text("{")
+    assert "delete the file and run the same `msrrn prepare` again" in fails(capsys, *call, dataset[1].name)

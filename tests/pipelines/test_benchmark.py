@@ -1,5 +1,6 @@
 """The benchmark on drawn faces: tables, page, and what they are made of."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from msrrn.geometry import Box
 from msrrn.metrics import nrmse_ip
 from pipelines.benchmark import ERT, PUBLISHED, SEEN, Benchmark, Speed, benchmark
 from pipelines.benchmark_page import benchmark_page, write_benchmark
+from pipelines.errors import UserError
 from pipelines.ert import Ert, trained_ert
 from pipelines.evaluation import Evaluation, FaceResult
 from pipelines.manifest import Manifest
@@ -118,3 +120,9 @@ def test_the_command_says_what_it_measured(
     assert "mean shape" in said
     assert "stage_3" in said
     assert f"{tmp_path}/index.html" in said
+
+
+def test_a_damaged_predictor_is_named(ert: Ert, tmp_path: Path) -> None:
+    (tmp_path / "ert-x.dat").write_bytes(ert.file.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"ert-x\.dat is damaged, or no predictor of dlib: delete it"):
+        replace(ert, file=tmp_path / "ert-x.dat").predict(np.zeros((1, 200, 200), np.uint8))

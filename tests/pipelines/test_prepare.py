@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -740,3 +741,23 @@ def test_a_rejected_picture_whose_name_two_sources_have_is_not_shown(photos: Pho
     shown = {item.uri: work.picture(item) for item in work.left_out}
     assert shown["x/alone_b.jpg"] == photos[0][1].jpeg
     assert [data for uri, data in shown.items() if uri.startswith("x/1")] == [None]
+
+
+def test_a_picture_that_changed_since_it_was_annotated_says_so(photos: Photos, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    rows = []
+    for index, photo in enumerate(photos[0][:2]):
+        (tmp_path / "in" / f"{index}.jpg").write_bytes(photo.jpeg)
+        rows.append(
+            {
+                "uri": f"{index}.jpg",
+                "landmarks": photo.shapes[0].ravel().tolist(),
+                "sha256": hashlib.sha256(photo.jpeg).hexdigest(),
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / "faces.parquet")
+    (tmp_path / "in" / "1.jpg").write_bytes(photos[0][2].jpeg)
+    _, manifest = prepare([str(tmp_path / "in")], str(tmp_path / "out"), PLAIN, 1)
+    (item,) = manifest.left_out
+    assert item.reason == "changed_picture"
+    assert "is not the picture that was annotated" in item.message

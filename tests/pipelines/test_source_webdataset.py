@@ -149,3 +149,11 @@ def test_whatever_the_points_are(value: object) -> None:
     except BadAnnotation:
         return
     assert points.shape[1:] == (2,)
+
+
+@pytest.mark.parametrize("broken", [b"{", b"{}", b"[]"])
+def test_a_broken_first_sample_hides_nothing(broken: bytes, tmp_path: Path) -> None:
+    write_tar(tmp_path / "in.tar", {"0.jpg": b"a", "0.json": broken, "1.jpg": b"b", "1.json": _json()})
+    source = open_annotated(str(tmp_path / "in.tar"))
+    assert isinstance(source, WebDataset)
+    assert [type(row) for row in source.scan()] == [Rejected, AnnotatedPhoto]
