@@ -19,8 +19,6 @@ from pipelines.shards import SCHEMA_VERSION, Split
 from pipelines.storage import Store
 
 MANIFEST: Final = "manifest.json"
-_COUNTS: Final = {"faces_in", "train", "val"}
-_NO_DATASET: Final = "it is no dataset of msrrn, or a damaged one: give the URL that `msrrn prepare` printed"
 
 
 class UnitEntry(BaseModel):
@@ -118,14 +116,14 @@ def read_manifest(dataset: Store) -> Manifest:
                 f"{name}: field `schema_version` is {version}, this version reads {SCHEMA_VERSION}; "
                 "prepare the dataset again"
             )
-        manifest = Manifest.model_validate(content)
-        if missing := _COUNTS - manifest.counts.keys():
-            raise UserError(f"{name}: field `counts` lacks {min(missing)}; {_NO_DATASET}")
-        return manifest
+        return Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{name}: field `{field}`: {first['msg']}; {_NO_DATASET}") from error
+        raise UserError(
+            f"{name}: field `{field}`: {first['msg']}; it is no dataset of msrrn, or a damaged one: "
+            "give the URL that `msrrn prepare` printed"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{name}: not JSON ({error}); give the URL that `msrrn prepare` printed, or delete the file and run the "

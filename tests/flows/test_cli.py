@@ -371,12 +371,7 @@ def test_what_cannot_be_appended_to_is_said(
     assert "give the name of a dataset in --out" in fails(capsys, *call, "../out/x", code=2)
     manifest = tmp_path / "out" / dataset[1].name / "manifest.json"
     content = json.loads(manifest.read_text())
-    changes: dict[str, dict[str, object]] = {
-        "field `settings.sharpness`: Extra inputs": {"settings": content["settings"] | {"sharpness": 3}},
-        "field `counts` lacks train": {"counts": {"faces_in": 1, "val": 0}},
-    }
-    for said, change in changes.items():
-        manifest.write_text(json.dumps(content | change))
-        assert said in fails(capsys, *call, dataset[1].name)
+    manifest.write_text(json.dumps(content | {"settings": content["settings"] | {"sharpness": 3}}))
+    assert "field `settings.sharpness`: Extra inputs" in fails(capsys, *call, dataset[1].name)
     manifest.write_text("{")
     assert "delete the file and run the same `msrrn prepare` again" in fails(capsys, *call, dataset[1].name)
