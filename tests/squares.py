@@ -13,9 +13,9 @@ from pipelines.detection.boxes import Detection, ordered
 
 @dataclass(frozen=True)
 class Squares:
-    """Finds bright squares, however they lie; `upright_only`, where the upper half is brighter."""
+    """Finds bright squares, and scores them by their brightness; `upright`, those that are brighter above alone."""
 
-    upright_only: bool = False
+    upright: bool = False
     name: ClassVar[str] = "hog"
     resolution: ClassVar[float] = 10.0
 
@@ -24,7 +24,8 @@ class Squares:
         _, _, stats, _ = cv2.connectedComponentsWithStats((grey > 60).astype(np.uint8))
         found = []
         for x, y, width, height, _ in stats[1:].tolist():
-            half = grey[y : y + height // 2, x : x + width].mean(), grey[y + height // 2 : y + height].max()
-            if half[0] > half[1] or not self.upright_only:
-                found.append(Detection(Box(x - 0.5, y - 0.5, x + width - 0.5, y + height - 0.5), 1.0))
+            part = grey[y : y + height, x : x + width].astype(float)
+            if not self.upright or part[: height // 2].mean() > 1.1 * part[height // 2 :].mean():
+                box = Box(x - 0.5, y - 0.5, x + width - 0.5, y + height - 0.5)
+                found.append(Detection(box, float(part.max())))
         return ordered(found)

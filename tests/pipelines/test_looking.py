@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -16,32 +15,17 @@ from PIL import Image
 from msrrn.geometry import Box, CropFrame
 from pipelines.decoding import Undecodable, decode
 from pipelines.detection import Detection, HogDetector
-from pipelines.detection.boxes import ordered
 from pipelines.looking import TURNS, Look, View, look, turned_back
 from pipelines.pyramid import crop
 from pipelines.settings import AnnotateSettings
 from tests.factories import picture
+from tests.squares import Squares
 
 MARGIN = 1.5
 
 
-@dataclass(frozen=True)
-class Masks:
-    """Finds what `drawn` draws, upright, and scores it by its brightness."""
-
-    name: ClassVar[str] = "masks"
-    resolution: ClassVar[float] = 10.0
-
-    def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
-        grey = rgb.max(axis=2)
-        _, _, stats, _ = cv2.connectedComponentsWithStats((grey > 60).astype(np.uint8))
-        found = []
-        for x, y, width, height, _ in stats[1:].tolist():
-            part = grey[y : y + height, x : x + width].astype(float)
-            if part[: height // 2].mean() > 1.1 * part[height // 2 :].mean():
-                box = Box(x - 0.5, y - 0.5, x + width - 0.5, y + height - 0.5)
-                found.append(Detection(box, float(part.max())))
-        return ordered(found)
+FIND = Squares(upright=True)
+"""Finds what `drawn` draws, upright, and scores it by its brightness."""
 
 
 def drawn(width: int, height: int, masks: Sequence[tuple[int, int, int, int]]) -> NDArray[np.uint8]:
@@ -85,7 +69,7 @@ MASKS = ((30, 40, 60, 250), (150, 20, 80, 200), (140, 130, 30, 220))
     ],
 )
 def test_faces_are_kept_by_size_number_and_score(options: dict[str, float], kept: list[int]) -> None:
-    seen = look(picture(drawn(300, 200, MASKS)), Masks(), AnnotateSettings.model_validate(options), MARGIN)
+    seen = look(picture(drawn(300, 200, MASKS)), FIND, AnnotateSettings.model_validate(options), MARGIN)
     assert (seen.width, seen.height, seen.orientation) == (300, 200, 1)
     assert [found.turned for found in seen.views] == [0][: len(kept)]
     assert boxes(seen) == [mask_box(*MASKS[index][:3]) for index in kept]
@@ -95,9 +79,9 @@ def test_faces_are_kept_by_size_number_and_score(options: dict[str, float], kept
 def test_a_picture_that_lies_on_its_side_gives_the_same_faces(turned: int) -> None:
     upright = drawn(300, 200, MASKS)
     settings = AnnotateSettings(min_face=0.05)
-    reference = view(look(picture(upright), Masks(), settings, MARGIN, TURNS))
+    reference = view(look(picture(upright), FIND, settings, MARGIN, TURNS))
     lying = np.ascontiguousarray(np.rot90(upright, turned // 90))
-    seen = look(picture(lying), Masks(), settings, MARGIN, TURNS)
+    seen = look(picture(lying), FIND, settings, MARGIN, TURNS)
     assert (seen.height, seen.width) == lying.shape[:2]
     assert view(seen).turned == turned
     assert len(view(seen).faces) == 3
@@ -107,7 +91,7 @@ def test_a_picture_that_lies_on_its_side_gives_the_same_faces(turned: int) -> No
         assert np.abs(face.crop.astype(int) - expected.crop).max() <= 1
         corner = face.frame.shape_to_upright(np.array([0.0, 0.0]))
         assert corner == pytest.approx(_lying(expected.frame.shape_to_upright(np.array([0.0, 0.0])), turned))
-    assert bool(look(picture(lying), Masks(), settings, MARGIN).views) == (turned == 0)
+    assert bool(look(picture(lying), FIND, settings, MARGIN).views) == (turned == 0)
 
 
 def _lying(point: NDArray[np.floating], turned: int) -> tuple[float, float]:
@@ -123,18 +107,18 @@ def test_other_turns_are_seen_beside_each_other_unless_there_are_faces_upright()
         drawn(200, 300, [(10, 10, 50, 240)]),
     )
     both = np.maximum(np.rot90(weaker, 2), np.rot90(surer, 1))
-    seen = look(picture(both), Masks(), AnnotateSettings(), MARGIN, TURNS)
+    seen = look(picture(both), FIND, AnnotateSettings(), MARGIN, TURNS)
     assert [(found.turned, len(found.faces)) for found in seen.views] == [(90, 1), (180, 1)]
     everything = picture(np.maximum(both, upright))
-    assert view(look(everything, Masks(), AnnotateSettings(), MARGIN, TURNS)).turned == 0
-    assert [found.turned for found in look(everything, Masks(), AnnotateSettings(), MARGIN, TURNS[1:]).views] == [
+    assert view(look(everything, FIND, AnnotateSettings(), MARGIN, TURNS)).turned == 0
+    assert [found.turned for found in look(everything, FIND, AnnotateSettings(), MARGIN, TURNS[1:]).views] == [
         90,
         180,
     ]
 
 
 def test_a_picture_without_a_face_is_seen_in_no_view() -> None:
-    seen = look(picture(drawn(40, 30, [])), Masks(), AnnotateSettings(), MARGIN, TURNS)
+    seen = look(picture(drawn(40, 30, [])), FIND, AnnotateSettings(), MARGIN, TURNS)
     assert (seen.width, seen.height, seen.views) == (40, 30, ())
 
 
@@ -156,7 +140,7 @@ def test_faces_of_a_reduced_picture_are_where_they_are_in_full(orientation: int)
     exif[0x0112] = orientation
     jpeg = picture(stored, "JPEG", quality=97, subsampling=0, exif=exif)
     full = decode(jpeg).rgb
-    seen = look(jpeg, Masks(), AnnotateSettings(), MARGIN)
+    seen = look(jpeg, FIND, AnnotateSettings(), MARGIN)
     assert (seen.width, seen.height, seen.orientation) == (1203, 901, orientation)
     assert len(view(seen).faces) == 3
     for face, mask in zip(view(seen).faces, (LARGE[0], LARGE[2], LARGE[1]), strict=True):
@@ -176,7 +160,7 @@ def _stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Spy(Masks):
+class Spy(Squares):
     """Notes what it is shown, and how small a face may be in it."""
 
     shown: list[tuple[tuple[int, ...], float | None]] = field(default_factory=list)
@@ -209,7 +193,7 @@ def test_a_picture_is_reduced_as_far_as_its_smallest_face_allows(
 def test_faces_of_a_turned_reduced_picture_are_where_they_are_in_full() -> None:
     upright = textured(1203, 901, LARGE)
     jpeg = picture(np.ascontiguousarray(np.rot90(upright)), "JPEG", quality=97, subsampling=0)
-    seen = look(jpeg, Masks(), AnnotateSettings(), MARGIN, TURNS)
+    seen = look(jpeg, FIND, AnnotateSettings(), MARGIN, TURNS)
     assert (seen.width, seen.height, view(seen).turned) == (901, 1203, 90)
     for face, mask in zip(view(seen).faces, (LARGE[0], LARGE[2], LARGE[1]), strict=True):
         expected = turned_back(Box(*mask_box(*mask[:3])), 90, 901, 1203)
@@ -236,7 +220,7 @@ def test_real_faces_of_a_large_photograph_are_those_of_the_small_one(data_root: 
 
 def test_bytes_that_are_no_picture_say_why() -> None:
     with pytest.raises(Undecodable, match="not_an_image"):
-        look(b"Dear aunt," * 9, Masks(), AnnotateSettings(), MARGIN)
+        look(b"Dear aunt," * 9, FIND, AnnotateSettings(), MARGIN)
 
 
 @given(

@@ -77,13 +77,11 @@ def turns(rows: list[Rows]) -> list[int]:
     return [item.image["turned"] for item in rows]
 
 
-@pytest.mark.parametrize("upright_only", [False, True])
-def test_a_lying_face_is_seen_upright_whether_or_not_it_is_found_as_it_lies(
-    tmp_path: Path, upright_only: bool
-) -> None:
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_lying_face_is_seen_upright_whether_or_not_it_is_found_as_it_lies(tmp_path: Path, upright: bool) -> None:
     names = {f"p{turned}": np.rot90(square(), turned // 90) for turned in (0, 90, 180, 270)}
     network = Network(bright_above)
-    rows = rows_of(put(tmp_path, **names), network, Squares(upright_only))
+    rows = rows_of(put(tmp_path, **names), network, Squares(upright))
     assert turns(rows) == [0, 180, 270, 90]  # by name
     assert [item.image["faces"] for item in rows] == [1] * 4
     places = [np.reshape(item.faces[0]["landmarks"], (-1, 2))[0].tolist() for item in rows]
@@ -97,7 +95,7 @@ def test_a_picture_is_looked_at_as_it_is_unless_it_is_asked_for(tmp_path: Path) 
     put(tmp_path, over=np.rot90(square(), 2))
     (row,) = rows_of(tmp_path, Network(bright_above), Squares(), any_rotation=False)
     assert (row.image["turned"], row.image["faces"]) == (0, 1)
-    (row,) = rows_of(tmp_path, Network(bright_above), Squares(upright_only=True), any_rotation=False)
+    (row,) = rows_of(tmp_path, Network(bright_above), Squares(upright=True), any_rotation=False)
     assert (row.image["turned"], row.image["status"]) == (0, "no_face")
 
 
