@@ -57,8 +57,9 @@ def save(directory: Path, model: MSRRN, card: Card) -> None:
         name: (tensor.half() if name in stored else tensor).detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
     }
-    safetensors.torch.save_file(tensors, directory / WEIGHTS)
-    told = card.model_copy(update={"weights_sha256": _sha256(directory / WEIGHTS)})
+    data = safetensors.torch.save(tensors)
+    (directory / WEIGHTS).write_bytes(data)
+    told = card.model_copy(update={"weights_sha256": hashlib.sha256(data).hexdigest()})
     (directory / CARD).write_text(told.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -86,24 +87,22 @@ def load(directory: Path) -> tuple[MSRRN, Card]:
     """Loads the model in evaluation mode, on the CPU.
 
     Raises:
-        ArtifactError: the card is wrong, or the weights are missing, damaged, of another model or of other shapes.
+        ArtifactError: the card is wrong, or the weights are missing, damaged, not finite, of another model or
+            of other shapes.
     """
     card = read_card(directory)
     model = MSRRN(card.config)
     path = directory / WEIGHTS
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
+        data = path.read_bytes()
+        model.load_state_dict(safetensors.torch.load(data))
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         # PyTorch's first line says only that it failed, the second which tensor.
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ArtifactError(f"{path}: weights cannot be loaded ({reason}); copy the artifact again") from None
-    if card.weights_sha256 not in ("", _sha256(path)):
+    if card.weights_sha256 not in ("", hashlib.sha256(data).hexdigest()):
         raise ArtifactError(f"{path}: not the weights of its {CARD}; copy both files of the artifact again")
     broken = next((name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()), None)
     if broken:
         raise ArtifactError(f"{path}: {broken} holds numbers that are not finite; train the model anew")
     return model.eval(), card
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -16,7 +16,11 @@ from pipelines.unit_records import forgotten_faces, read_record
 
 
 def as_held(group: PhotoGroup, held: Mapping[str, Seen], append_to: str) -> PhotoGroup:
-    """The group as what it is to the dataset that is appended to, which may have the same photo from elsewhere."""
+    """The group as what it is to the dataset that is appended to, which may have the same photo from elsewhere.
+
+    Raises:
+        UserError: it is declared another split there.
+    """
     there = held.get(group.sha256)
     if there is None or there.declared in (None, group.seen.declared):
         return group
@@ -29,6 +33,7 @@ def as_held(group: PhotoGroup, held: Mapping[str, Seen], append_to: str) -> Phot
 
 
 def refuse_trained_tests(alike: Sequence[Sequence[Seen]], append_to: str) -> None:
+    """Raises UserError where a new test photo shows what the dataset that is appended to has in a unit."""
     for cluster in alike:
         inside = next((seen for seen in cluster if seen.settled), None)
         test = next((seen for seen in cluster if seen.declared == "test" and not seen.settled), None)
@@ -51,7 +56,11 @@ class Base:
 
 
 def read_base(out: Store, name: str, records: str, settings: PrepareSettings, forgotten: Collection[str]) -> Base:
-    """Reads it; without what was forgotten."""
+    """Reads the dataset of this name below `out`, without what was forgotten.
+
+    Raises:
+        UserError: it is not finished, damaged, or was made with other settings or by another version.
+    """
     manifest = read_manifest(out.child(name))
     for field, value in settings.model_dump(mode="json").items():
         if manifest.settings.get(field) != value:

@@ -5,7 +5,6 @@ again; the old one goes, and so does every shard and record that held one of the
 killed, made again, does the rest.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -172,7 +171,8 @@ def _clear(place: Store, holding: Collection[str]) -> None:
         for key in sorted(dataset.keys(), key=lambda key: key == MANIFEST):  # the manifest last: a kill is noticed
             dataset.delete(key)
         if folder := dataset.local_path():
-            shutil.rmtree(folder, ignore_errors=True)  # it is empty
+            with suppress(OSError):  # what somebody else put there stays
+                folder.rmdir()
 
 
 def _forget_held(dataset: Store, manifest: Manifest, wanted: Collection[str]) -> None:
