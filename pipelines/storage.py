@@ -6,13 +6,14 @@ variables (endpoint, credentials, region, `AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`) 
 (timeouts: `FSSPEC_S3_CONFIG_KWARGS='{"read_timeout": 60}'`). Requests to it that fail are repeated.
 """
 
+import asyncio
 import errno
 import hashlib
 import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -124,14 +125,50 @@ class Store:
                 return cast(bytes, _s3().cat_file(self._address(key)))
             return self._path(key).read_bytes()
 
-    def open(self, key: str, readahead: int = 1 << 20) -> BinaryIO:
+    def reading(self, key: str, most: int) -> Callable[[], bytes]:
+        """Begins to read the first `most` bytes of a regular file; what it returns waits for them.
+
+        On S3 the request is on its way at once. A disk is told what will be read.
+        """
+        if self._remote:
+            with explained(self.url, key):
+                files = _s3()
+                # The coroutines of fsspec's filesystems run on its loop: no thread for each request.
+                begun = asyncio.run_coroutine_threadsafe(
+                    files._cat_file(self._address(key), start=0, end=most), files.loop
+                )
+
+            def receive() -> bytes:
+                try:
+                    return cast(bytes, begun.result())
+                except OSError as error:
+                    if error.errno == errno.EINVAL and files.size(self._address(key)) == 0:
+                        return b""  # of an empty object any range is refused
+                    raise
+
+            return explained(self.url, key)(receive)
+        path = self._path(key)
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError), path.open("rb") as file:  # whatever it is, reading will say so
+                os.posix_fadvise(file.fileno(), 0, most, os.POSIX_FADV_WILLNEED)
+
+        def read() -> bytes:
+            with path.open("rb") as file:
+                return file.read(most)
+
+        return explained(self.url, key)(read)
+
+    def open(self, key: str, readahead: int = 1 << 20, *, through: bool = False) -> BinaryIO:
         """A seekable binary file for reading parts of a large object; close it.
 
-        `readahead` is how many bytes beyond those asked for one request to S3 brings.
+        `readahead` is how many bytes beyond those asked for one request to S3 brings. A file that is read `through`,
+        from its beginning to its end, comes in blocks of so many bytes, the next one meanwhile; no more than two are
+        kept, so ask for no more than one at once.
         """
         with explained(self.url, key):
             if self._remote:
-                file = _s3().open(self._address(key), "rb", block_size=readahead)
+                blocks = {"cache_type": "background", "cache_options": {"maxblocks": 2}} if through else {}
+                file = _s3().open(self._address(key), "rb", block_size=readahead, **blocks)
                 file.cache.fetcher = explained(self.url, key)(file.cache.fetcher)  # later reads fail as this one does
                 return cast(BinaryIO, file)
             return self._path(key).open("rb")

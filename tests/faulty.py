@@ -28,10 +28,29 @@ class FaultyEndpoint:
         """What its own errors say."""
         self.failed = 0
         """How many requests were failed."""
+        self.seconds = 0.0
+        """How long each request is on its way, as to a bucket far away."""
+        self.requests = self.most_at_once = 0
+        """How many came, and how many of them were on their way at one time."""
         self.behind = urlsplit(behind).netloc
         self.closed = threading.Event()
+        self._at_once = 0
         self._draw = random.Random(seed)
         self._lock = threading.Lock()
+
+    @contextmanager
+    def on_its_way(self) -> Iterator[None]:
+        """Around each request."""
+        with self._lock:
+            self.requests += 1
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            self.closed.wait(self.seconds)
+            yield
+        finally:
+            with self._lock:
+                self._at_once -= 1
 
     def next_fault(self) -> Fault | None:
         with self._lock:
@@ -72,6 +91,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         endpoint = cast(_Server, self.server).endpoint
+        with endpoint.on_its_way():
+            self._answer_of(endpoint)
+
+    def _answer_of(self, endpoint: FaultyEndpoint) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = endpoint.next_fault()
         if fault == "hang":

@@ -11,14 +11,15 @@ from contextlib import ExitStack
 from itertools import chain, groupby
 
 from pipelines.archives.containers import SUFFIXES, borrowed, list_container
+from pipelines.archives.files import read_files
 from pipelines.archives.folders import Found, walk
-from pipelines.archives.inputs import PROBLEMS, BrokenArchiveError, Input, unusable
+from pipelines.archives.inputs import PROBLEMS, Input, reason_of, unopened, unusable
 from pipelines.archives.lists import list_entries, place_of
 from pipelines.archives.names import LIST_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, split_url
 from pipelines.archives.tables import NoPicturesError
 from pipelines.decoding import Limits, Undecodable
 from pipelines.errors import UserError
-from pipelines.outages import MissingError, OutageError
+from pipelines.outages import OutageError
 from pipelines.storage import Store
 
 __all__ = ["PROBLEMS", "Input", "Listing", "list_inputs", "read_inputs"]
@@ -76,8 +77,9 @@ def list_inputs(url: str) -> Listing:
 def read_inputs(
     url: str, inputs: Sequence[Input], max_bytes: int | None = None
 ) -> Iterator[tuple[Input, bytes | Undecodable]]:
-    """Each input with its bytes, or with why there are none; one is held at a time.
+    """Each input with its bytes, or with why there are none.
 
+    Of plain files some are read ahead (`pipelines.archives.files`), of anything else one is held at a time.
     A container is opened once for consecutive inputs, and stays open for the next call: a compressed tar is not
     unpacked again from its beginning by a process that reads on.
 
@@ -97,9 +99,11 @@ def read_inputs(
         if container:
             yield from _read_container(store, container, group, limit)
         else:
-            for item in group:
-                folder, key = place_of(store, item.uri) if is_list and not item.problem else (store, item.uri)
-                yield item, unusable(item, limit) or _read_file(folder, key, item.size, limit)
+            places = (
+                (item, *(place_of(store, item.uri) if is_list and not item.problem else (store, item.uri)))
+                for item in group
+            )
+            yield from read_files(places, limit)
 
 
 def _place(url: str) -> tuple[Store, str]:
@@ -140,7 +144,7 @@ def _entered(store: Store, found: Found) -> Iterator[Input | None]:
     except OutageError:
         raise
     except UserError as error:
-        yield _plain(found, _reason(error))
+        yield _plain(found, reason_of(error))
 
 
 def _read_container(
@@ -153,37 +157,7 @@ def _read_container(
             raise
         except UserError as error:
             for item in items:
-                yield item, unusable(item, limit) or _unopened(error)
+                yield item, unusable(item, limit) or unopened(error)
             return
         for item in items:
             yield item, container.read(item, limit)
-
-
-def _read_file(store: Store, key: str, listed: int, limit: int) -> bytes | Undecodable:
-    # A pipe would wait for ever; on S3 a folder reads as an empty file.
-    data = b""
-    try:
-        if store.local_path() is None or store.version(key) is not None:
-            with store.open(key) as file:
-                data = file.read(min(listed, limit) + 1)  # memory is asked for before a byte is read
-                if len(data) > listed:
-                    data += file.read(limit + 1 - len(data))
-        if not data and store.version(key) is None:
-            return Undecodable("unreadable", PROBLEMS["unreadable"])
-    except OutageError:
-        raise
-    except UserError as error:
-        return _unopened(error)
-    return data if len(data) <= limit else Undecodable("too_large", f"the limit is {limit} bytes")
-
-
-def _unopened(error: UserError) -> Undecodable:
-    """Why a file gives nothing, in words that are the same on every machine."""
-    reason = _reason(error)
-    return Undecodable(reason, PROBLEMS[reason])
-
-
-def _reason(error: UserError) -> str:
-    if isinstance(error, MissingError):
-        return "unreadable"
-    return "broken_archive" if isinstance(error, BrokenArchiveError) else "forbidden"

