@@ -144,7 +144,7 @@ class Annotations:
         return self._part("faces", unit)
 
     def pictures(self, uris: Collection[str]) -> Iterator[tuple[str, bytes | Undecodable]]:
-        """The bytes of these pictures, each once, in input order, or why there are none; one is held at a time."""
+        """The bytes of these pictures, each once, in input order, or why there are none; few are held at a time."""
         plan = self._plan
         if plan is None or not uris:
             return

@@ -3,7 +3,7 @@
 A folder (nested; the archives and tables in it are entered like folders), a `.tar`, `.tar.gz` or `.zip`, a table
 (`.parquet`) with a column of pictures, or a list of paths and URIs (`.txt`, `.lst`, `.csv`). Every input is one
 row to come: it gives bytes, or the reason why there are none. Nothing is ever extracted: members are read in
-place. Memory is that of the largest folder's names and of one picture, whatever the number of inputs.
+place. Memory is that of the largest folder's names and of a few pictures, whatever the number of inputs.
 """
 
 from collections.abc import Iterator, Sequence

@@ -27,8 +27,7 @@ def read_files(files: Iterable[tuple[Input, Store, str]], limit: int) -> Iterato
     """
     waiting: deque[tuple[Input, Callable[[], Content]]] = deque()
     for item, store, key in files:
-        problem = unusable(item, limit)
-        waiting.append((item, partial(_same, problem) if problem else _begun(store, key, item.size, limit)))
+        waiting.append((item, _begun(item, store, key, limit)))
         if len(waiting) > AHEAD:
             first, content = waiting.popleft()
             yield first, content()
@@ -36,21 +35,24 @@ def read_files(files: Iterable[tuple[Input, Store, str]], limit: int) -> Iterato
         yield item, content()
 
 
-def _begun(store: Store, key: str, listed: int, limit: int) -> Callable[[], Content]:
-    """Begins to read a file of a size that may be unknown (0) or no longer true; what it returns ends it."""
-    if listed > LARGEST:
-        return partial(_explained, partial(_read, store, key, listed, limit))
-    most = min(listed or LARGEST, limit) + 1
-    begun: Callable[[], bytes] | None = None
+def _begun(item: Input, store: Store, key: str, limit: int) -> Callable[[], Content]:
+    """Begins to read a file, of which the size may be unknown (0) or no longer true; what it returns ends it."""
+    if problem := unusable(item, limit):
+        content: Content = problem
+        return lambda: content
+    later = partial(_explained, partial(_read, store, key, item.size, limit))
+    if item.size > LARGEST:
+        return later
+    most = min(item.size or LARGEST, limit) + 1
     try:
-        # A pipe would wait for ever.
-        if store.local_path() is None or store.version(key) is not None:
-            begun = store.reading(key, most)
-    except (OSError, UserError) as error:
-        return partial(_explained, partial(_raise, error))
+        if store.local_path() is not None and store.version(key) is None:
+            return later  # a pipe would wait for ever
+        begun = store.reading(key, most)
+    except (OSError, UserError):
+        return later  # if it is no better then, it says what is wrong
 
     def ended() -> Content:
-        data = begun() if begun else b""
+        data = begun()
         if len(data) == most:
             return _read(store, key, most, limit)  # all of it at once: it may have been replaced meanwhile
         return data or _without_bytes(store, key)
@@ -66,11 +68,13 @@ def _read(store: Store, key: str, expected: int, limit: int) -> Content:
         data = file.read(min(expected, limit) + 1)
         if len(data) > expected:
             data += file.read(limit + 1 - len(data))
-    return data if len(data) <= limit else Undecodable("too_large", f"the limit is {limit} bytes")
+    if len(data) > limit:
+        return Undecodable("too_large", f"the limit is {limit} bytes")
+    return data or _without_bytes(store, key)
 
 
 def _without_bytes(store: Store, key: str) -> Content:
-    """Of an empty file, or of what is none."""
+    """Of an empty file, or of what is none: on S3 a folder reads as an empty file."""
     return b"" if store.version(key) is not None else Undecodable("unreadable", PROBLEMS["unreadable"])
 
 
@@ -81,11 +85,3 @@ def _explained(read: Callable[[], Content]) -> Content:
         raise
     except UserError as error:
         return unopened(error)
-
-
-def _same(content: Content) -> Content:
-    return content
-
-
-def _raise(error: Exception) -> Content:
-    raise error

@@ -27,8 +27,6 @@ MAX_NUMBER: Final = (1 << 63) - 1
 """What a hostile header says beyond it is cut to it: tables hold no larger number."""
 TAIL: Final = "(end of archive)"
 """Stands for the members of an archive that nothing can be known of."""
-
-
 PIECE: Final = 4 << 20
 """Bytes that one request to S3 brings where a container is read through: a picture or more."""
 
