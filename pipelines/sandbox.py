@@ -21,7 +21,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BEGUN: Final = "begun"
-"""What work yields before it does with an input what may crash or hang: its time runs from here."""
+"""What work yields before it does with an input what may crash or hang: its time runs from here, by a timer of the
+system that ends the process whatever code is running, and whether or not the parent lives.
+"""
 _READY: Final = "ready"
 _END: Final = "end"
 _START_SECONDS: Final = 120.0
@@ -99,17 +101,10 @@ class Sandbox(Generic[Shared, Item, Result]):
                 self.close()
 
     def _next(self, connection: "Connection[Any, Any]") -> Any:
-        seconds: float | None = None
-        while True:
-            try:
-                if seconds is not None and not connection.poll(seconds):
-                    return Died("timeout", f"not done after {self._seconds:g} seconds")
-                event = connection.recv()
-            except (EOFError, OSError):
-                return Died("crashed", self._death())
-            if not (isinstance(event, str) and event == BEGUN):
-                return event
-            seconds = self._seconds
+        try:
+            return connection.recv()
+        except (EOFError, OSError):
+            return self._death()
 
     def _sent(self, items: Sequence[Item]) -> "Connection[Any, Any]":
         if self._connection is not None:
@@ -140,15 +135,18 @@ class Sandbox(Generic[Shared, Item, Result]):
                 return ours
         death = self._death()
         self.close()
-        raise RuntimeError(f"the process that looks at pictures could not be started: {death}")
+        raise RuntimeError(f"the process that looks at pictures could not be started: {death.message}")
 
-    def _death(self) -> str:
+    def _death(self) -> Died:
         assert self._process is not None
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return "it does not answer"
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+            return Died("crashed", "it does not answer")
+        if code == -signal.SIGALRM:
+            return Died("timeout", f"not done after {self._seconds:g} seconds")
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+        return Died("crashed", how)
 
 
 def serve() -> None:
@@ -156,7 +154,7 @@ def serve() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A parent may have had other plans for the signal of the watch, which a child inherits.
+    # A parent may have had other plans for the timer's signal, which a child inherits.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
@@ -175,12 +173,11 @@ def serve() -> None:
 def _answer(connection: "Connection[Any, Any]", work: Any, shared: Any, seconds: float, items: Any) -> None:
     try:
         for event in work(shared, items):
-            if isinstance(event, str):
-                # Should the parent be gone, nobody else ends what hangs: the system does, whatever code is running.
-                signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
+            if event is BEGUN:
+                signal.setitimer(signal.ITIMER_REAL, seconds)
             else:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            connection.send(event)
+                connection.send(event)
         connection.send(_END)
     except (BrokenPipeError, ConnectionResetError):
         raise
