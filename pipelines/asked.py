@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from msrrn.calibration import Calibration
-from msrrn.openvino import OpenVinoPredictor, has_openvino
+from msrrn.openvino import OpenVinoPredictor, compiled_prediction, has_openvino
 from msrrn.prediction import Prediction, Predictor
+from pipelines.cache import compiled_once
 from pipelines.errors import UserError
 from pipelines.memory import keep_memory
 
@@ -69,4 +70,4 @@ def _compiled(graph: Graph) -> Predictor:
             "a worker's machine has no OpenVINO: pip install 'msrrn[fast]' there, or begin anew, into another "
             "place, with --engine native"
         )
-    return OpenVinoPredictor(graph.data, graph.calibration)
+    return OpenVinoPredictor(compiled_once(graph.data, compiled_prediction), graph.calibration)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from msrrn.openvino import compiled_for
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
@@ -45,3 +46,12 @@ def remembered(folder: str, name: str, make: Callable[[], bytes]) -> bytes:
         for path in sorted(place.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             path.unlink()
     return data
+
+
+def compiled_once(data: bytes, compile_: Callable[[bytes], bytes]) -> bytes:
+    """What `compile_` makes of a network's file by `msrrn.openvino.compiled`, for machines like this one.
+
+    Compiling takes a worker longer than all else that it begins with.
+    """
+    name = hashlib.sha256(compiled_for().encode() + data).hexdigest()
+    return remembered("compiled", name[:32], lambda: compile_(data))

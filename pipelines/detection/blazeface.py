@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
-from msrrn.openvino import ON_ONE_CORE, has_openvino, openvino
+from msrrn.openvino import compiled, has_openvino, loaded, openvino
+from pipelines.cache import compiled_once
 from pipelines.detection.boxes import MATCH_IOU, BoxMapping, Detection, ordered, without_overlaps
 from pipelines.errors import UserError
 
@@ -249,15 +250,18 @@ def _request(model: bytes) -> tuple[Any, Any, Any]:
         UserError: it cannot be run here, which is no picture's fault.
     """
     require_openvino()
-    core = openvino().Core()
     try:
-        with tempfile.NamedTemporaryFile(suffix=".tflite") as file:  # it reads files of this format alone
-            file.write(model)
-            file.flush()
-            compiled = core.compile_model(core.read_model(file.name), "CPU", ON_ONE_CORE)
+        network = loaded(compiled_once(model, _compiled))
     except (OSError, RuntimeError) as error:
         raise UserError(f"detector blazeface cannot be started on {platform.node()}: {error}") from error
-    return compiled.create_infer_request(), *sorted(compiled.outputs, key=lambda output: -output.shape[-1])
+    return network.create_infer_request(), *sorted(network.outputs, key=lambda output: -output.shape[-1])
+
+
+def _compiled(model: bytes) -> bytes:
+    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:  # files of this format are read by name alone
+        file.write(model)
+        file.flush()
+        return compiled(openvino().Core().read_model(file.name))
 
 
 def _run(model: bytes, square: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from msrrn.artifact import load
 from msrrn.onnx import to_onnx
-from msrrn.openvino import OPENVINO_BATCH, OpenVinoPredictor
+from msrrn.openvino import OPENVINO_BATCH, OpenVinoPredictor, compiled_prediction
 from msrrn.prediction import Predictor
 from msrrn.predictor import TorchPredictor
 from pipelines.ert import Ert, trained_ert
@@ -43,7 +43,10 @@ def networks(model: Path) -> Iterator[tuple[str, Predictor]]:
             network.reduce()
         what = f"{looks} look{'s' * (looks - 1)}, {precision}"
         yield f"torch, {what}", TorchPredictor(network)
-        yield f"OpenVINO, {what}", OpenVinoPredictor(to_onnx(network, card, OPENVINO_BATCH), card.calibration)
+        yield (
+            f"OpenVINO, {what}",
+            OpenVinoPredictor(compiled_prediction(to_onnx(network, card, OPENVINO_BATCH)), card.calibration),
+        )
 
 
 def rates(core: int, model: Path, ert: Ert, dataset: str, together: Barrier) -> dict[str, float]:

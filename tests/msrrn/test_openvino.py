@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from msrrn.config import PRESETS, ModelConfig
 from msrrn.onnx import to_onnx
-from msrrn.openvino import OpenVinoPredictor
+from msrrn.openvino import OpenVinoPredictor, compiled_for, compiled_prediction, openvino
 from msrrn.predictor import TorchPredictor
 from tests.msrrn.test_network import smooth_crops
 from tests.msrrn.test_onnx import CALIBRATION, PIXEL, TWICE, asked, card, exported_once
@@ -20,7 +20,7 @@ def test_it_gives_what_torch_gives(config: ModelConfig) -> None:
     crops = smooth_crops(9).numpy()
     expected = TorchPredictor(asked(config), CALIBRATION).predict(crops)
     for graph, batch in ((exported_once(config), 4), (to_onnx(asked(config), card(config), 8), 8)):
-        given = OpenVinoPredictor(graph, CALIBRATION, batch).predict(crops)
+        given = OpenVinoPredictor(compiled_prediction(graph, batch), CALIBRATION).predict(crops)
         np.testing.assert_allclose(given.stages, expected.stages, atol=1e-3 * PIXEL, rtol=0)
         np.testing.assert_allclose(given.expected_nrmse, expected.expected_nrmse, rtol=1e-3)
         assert given.stages.dtype == expected.stages.dtype == np.float32
@@ -31,7 +31,7 @@ def test_coordinates_stay_in_single_precision_where_the_network_is_reduced() -> 
     whole, reduced = asked(PRESETS["best"]), asked(PRESETS["best"])
     reduced.reduce()
     graph = to_onnx(reduced, card(PRESETS["best"]), 9)
-    given = OpenVinoPredictor(graph, CALIBRATION, 9).predict(crops)
+    given = OpenVinoPredictor(compiled_prediction(graph, 9), CALIBRATION).predict(crops)
     torch_says, exactly = (TorchPredictor(model, CALIBRATION).predict(crops) for model in (reduced, whole))
     rounded = np.abs(torch_says.stages - exactly.stages).max()
     assert 0 < np.abs(given.stages - exactly.stages).max() < 3 * rounded
@@ -40,13 +40,19 @@ def test_coordinates_stay_in_single_precision_where_the_network_is_reduced() -> 
 
 def test_a_face_alone_gets_what_it_gets_among_others() -> None:
     crops = smooth_crops(5).numpy()
-    predictor = OpenVinoPredictor(exported_once(PRESETS["best"]), CALIBRATION, 4)
+    predictor = OpenVinoPredictor(compiled_prediction(exported_once(PRESETS["best"]), 4), CALIBRATION)
     together = predictor.predict(crops)
     for index in range(len(crops)):
         alone = predictor.predict(crops[index : index + 1])
         np.testing.assert_array_equal(alone.stages, together.stages[index : index + 1])
     empty: NDArray[np.uint8] = np.zeros((0, 200, 200), np.uint8)
     assert predictor.predict(empty).stages.shape == (0, 5, 68, 2)
+
+
+def test_what_is_compiled_is_good_for_one_release_on_one_kind_of_processor() -> None:
+    release, kind = compiled_for().split(" ", 1)
+    assert release == openvino().__version__
+    assert "FP32" in kind
 
 
 def test_nobody_is_told_that_it_is_used() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cache import KEPT, cache_directory, remembered
+from pipelines.cache import KEPT, cache_directory, compiled_once, remembered
 from pipelines.errors import UserError
 
 
@@ -24,6 +24,19 @@ def test_what_was_made_is_not_made_again(cache: Path) -> None:
     assert len(made) == 1
     assert remembered("graphs", "two", lambda: b"other") == b"other"
     assert sorted(path.name for path in (cache / "graphs").iterdir()) == ["one", "two"]
+
+
+def test_what_was_compiled_elsewhere_is_compiled_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[bytes] = []
+
+    def compile_(data: bytes) -> bytes:
+        compiled.append(data)
+        return data.upper()
+
+    for kind, data in (("here", b"one"), ("here", b"one"), ("here", b"two"), ("elsewhere", b"one")):
+        monkeypatch.setattr("pipelines.cache.compiled_for", lambda kind=kind: kind)
+        assert compiled_once(data, compile_) == data.upper()
+    assert compiled == [b"one", b"two", b"one"]
 
 
 def test_only_the_newest_are_kept(cache: Path) -> None:
