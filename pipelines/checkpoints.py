@@ -29,9 +29,16 @@ class Told(BaseModel):
     dataset: str
     settings: TrainSettings
     checkpoint_steps: int = Field(ge=1, description="beside the settings, since it fixes nothing of the model")
+    init_photos: tuple[str, ...] = Field((), description="of the model that it starts from")
+
+    @classmethod
+    def of(cls, dataset: str, settings: TrainSettings) -> "Told":
+        photos = settings.init.photos if settings.init else ()
+        return cls(dataset=dataset, settings=settings, checkpoint_steps=settings.checkpoint_steps, init_photos=photos)
 
     def all_settings(self) -> TrainSettings:
-        return self.settings.model_copy(update={"checkpoint_steps": self.checkpoint_steps})
+        init = self.settings.init and self.settings.init.model_copy(update={"photos": self.init_photos})
+        return self.settings.model_copy(update={"checkpoint_steps": self.checkpoint_steps, "init": init})
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Checkpoints:
 
     def begin(self, dataset: Store, settings: TrainSettings) -> None:
         """Notes what the run is, and where its dataset lies now."""
-        told = Told(dataset=dataset.absolute().url, settings=settings, checkpoint_steps=settings.checkpoint_steps)
+        told = Told.of(dataset.absolute().url, settings)
         self.place.publish(RUN, told.model_dump_json(indent=1).encode())
 
     def write(self, state: TrainState) -> None:

@@ -82,8 +82,8 @@ class Model:
 
     @cached_property
     def photos(self) -> frozenset[str]:
-        """The first `PHOTO_DIGITS` of the SHA-256 of each photo that it was trained on; none where its card is of
-        before these were told. What the weights that it started from had seen is not among them."""
+        """The first `PHOTO_DIGITS` of the SHA-256 of each photo that it, and the weights that it started from, were
+        trained on; none where its card is of before these were told."""
         return frozenset(str(self.card.training.get("photos", "")).split())
 
     def saw(self, sha256: str) -> bool:
@@ -165,6 +165,7 @@ def initial_weights(model: Model) -> tuple[MSRRN, InitialWeights]:
         dataset=str(training.get("dataset", "")),
         faces_by_source=training.get("faces_by_source", {}),
         licence=card.licence,
+        photos=tuple(sorted(model.photos)),
     )
 
 

@@ -72,6 +72,8 @@ class InitialWeights(BaseModel):
     faces_by_source: dict[str, dict[str, int]]
     """source → split → faces"""
     licence: str
+    # The version stands for them in a run's name; a card tells them once, among its own.
+    photos: tuple[str, ...] = Field((), exclude=True, description="as `Model.photos`, sorted")
 
 
 class TrainSettings(BaseModel):

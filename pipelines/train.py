@@ -162,6 +162,7 @@ def _card(
     settings: TrainSettings,
     photos: Sequence[str],
 ) -> Card:
+    before = set(settings.init.photos) if settings.init else set()
     weights = b"".join(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
     return Card(
         version=hashlib.sha256(weights).hexdigest()[:12],
@@ -177,7 +178,7 @@ def _card(
             "dataset_settings": manifest.settings,
             "settings": settings.model_dump(),
             "code_version": version("msrrn"),
-            "photos": " ".join(digest[:PHOTO_DIGITS] for digest in photos),
+            "photos": " ".join(sorted({digest[:PHOTO_DIGITS] for digest in photos} | before)),
         },
         licence=_licence(manifest, settings.init),
         metrics={

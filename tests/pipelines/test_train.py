@@ -182,6 +182,8 @@ def test_a_run_may_start_from_the_weights_of_another_and_its_card_says_so(datase
     first = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
     network, init = initial_weights(read_model(local(first)))
     assert (init.version, init.dataset, init.licence) == (first.card.version, dataset[1].name, first.card.licence)
+    elsewhere = "f" * PHOTO_DIGITS  # a photo that the first had seen, and this dataset has not
+    init = init.model_copy(update={"photos": (*init.photos, elsewhere)})
     settings = TrainSettings(epochs=2, batch=8, learning_rate=1e-9, init=init)
     whole = train_model(dataset[0].url, str(tmp_path / "whole"), settings, 0, init=network)
     broken = str(tmp_path / "broken")
@@ -195,7 +197,10 @@ def test_a_run_may_start_from_the_weights_of_another_and_its_card_says_so(datase
     resumed = train_model(url, broken, told, 0)
     assert (local(whole) / WEIGHTS).read_bytes() == (local(resumed) / WEIGHTS).read_bytes()
     assert whole.name not in (first.name, run_name(dataset[1], settings.model_copy(update={"init": None})))
-    assert TrainSettings.model_validate(whole.card.training["settings"]).init == init
+    said = TrainSettings.model_validate(whole.card.training["settings"]).init
+    assert said == init.model_copy(update={"photos": ()})
+    for trained in (whole, resumed):
+        assert read_model(local(trained)).photos == {*read_model(local(first)).photos, elsewhere}
     for name, weight in load(local(whole))[0].named_parameters():  # with next to no steps, it is still there
         torch.testing.assert_close(weight, network.get_parameter(name), atol=1e-4, rtol=1e-2)
 
