@@ -1,10 +1,11 @@
 """Annotated photographs as stations take them: read once, grouped by their bytes, split, each face with its box."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
+from pipelines.ahead import begun
 from pipelines.checks import CHECKS, check_detection, check_in_picture
 from pipelines.decoding import Photo
 from pipelines.detection import Detection, Detector, expected_box, match, open_detector
@@ -132,12 +133,12 @@ class _Read(NamedTuple):
 
 
 def _read_unit(_: None, unit: Sequence[Sequence[AnnotatedPhoto]]) -> list[_Read]:
-    return [_read(faces) for faces in unit]
+    return [_read(faces, read) for faces, read in zip(unit, begun(faces[0].read for faces in unit), strict=True)]
 
 
-def _read(faces: Sequence[AnnotatedPhoto]) -> _Read:
+def _read(faces: Sequence[AnnotatedPhoto], read: Callable[[], bytes]) -> _Read:
     try:
-        data = faces[0].read()
+        data = read()
     except OutageError:
         raise
     except ChangedPictureError as error:

@@ -9,8 +9,10 @@ in the others copies the rows of photos that were done before.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.ahead import begun
 from pipelines.checks import shifted_source
 from pipelines.dataset_card import CARD, dataset_card
 from pipelines.dataset_faces import FEATURES, survey
@@ -28,7 +31,7 @@ from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
 from pipelines.lease import LEASE, hold
 from pipelines.manifest import MANIFEST, CheckResult, HeldPhoto, Manifest, UnitEntry, read_manifest
-from pipelines.photos import Finder
+from pipelines.photos import Finder, PhotoGroup
 from pipelines.planned import Plan, PlannedPhoto, Unit
 from pipelines.planning import plan
 from pipelines.progress import Progress
@@ -116,10 +119,12 @@ def _make_shard(job: Job, unit: Unit) -> str:
     rows: list[dict[str, Any]] = []
     photos: list[PhotoRecord] = []
     earlier = _Earlier(out, records)
-    for photo in unit.photos:
-        photo_made, record = earlier.photo(photo) or _make_photo(photo, unit.split, settings, find)
-        rows += photo_made
-        photos.append(record)
+    with closing(begun(partial(_read, photo) for photo in unit.photos if photo.made_in is None)) as new:
+        for photo in unit.photos:
+            read = partial(_read, photo) if photo.made_in else next(new)
+            photo_made, record = earlier.photo(photo) or _make_photo(photo, read, unit.split, settings, find)
+            rows += photo_made
+            photos.append(record)
     entry = UnitEntry(key=unit.key, split=unit.split, photos=len(photos))
     if rows:
         data = encode_shard(rows, settings.model_dump_json())
@@ -131,15 +136,23 @@ def _make_shard(job: Job, unit: Unit) -> str:
     return unit.key
 
 
-def _make_photo(
-    photo: PlannedPhoto, split: Split, settings: PrepareSettings, find: Finder
-) -> tuple[list[dict[str, Any]], PhotoRecord]:
+def _read(photo: PlannedPhoto) -> bytes:
+    return _annotated(photo).faces[0].read()
+
+
+def _annotated(photo: PlannedPhoto) -> PhotoGroup:
     if photo.group is None:
         raise UserError(
             f"the shard that held {photo.seen.uri} ({photo.made_in}) is gone or damaged, and the picture is in "
             "none of the sources given: give the source that has it too"
         )
-    rows, left_out = photo_rows(photo.group, split, settings, find)
+    return photo.group
+
+
+def _make_photo(
+    photo: PlannedPhoto, read: Callable[[], bytes], split: Split, settings: PrepareSettings, find: Finder
+) -> tuple[list[dict[str, Any]], PhotoRecord]:
+    rows, left_out = photo_rows(_annotated(photo), read(), split, settings, find)
     originals = [row for row in rows if row["copy"] == 0]
     return rows, PhotoRecord(
         key=photo.key,

@@ -23,10 +23,11 @@ from pipelines.sources import AnnotatedPhoto
 
 
 def photo_rows(
-    group: PhotoGroup, split: Split, settings: PrepareSettings, find: Finder
+    group: PhotoGroup, data: bytes, split: Split, settings: PrepareSettings, find: Finder
 ) -> tuple[list[dict[str, Any]], list[LeftOut]]:
-    """The rows (see `pipelines.shards.SCHEMA`) of all samples of a photo, and its faces that gave none."""
-    data = group.faces[0].read()
+    """The rows (see `pipelines.shards.SCHEMA`) of all samples of a photo, given the bytes of its file, and its faces
+    that gave none.
+    """
     if hashlib.sha256(data).hexdigest() != group.sha256:
         raise UserError(f"{group.faces[0].root}/{group.uri} changed while its dataset was made: run again")
     try:

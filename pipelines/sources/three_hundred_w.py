@@ -6,9 +6,11 @@ A picture with several faces may have `a.jpg.0.pts`, `a.jpg.1.pts`, …, as `msr
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
+from pipelines.ahead import begun
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
@@ -22,6 +24,14 @@ TEST_FOLDERS: Final = frozenset({"testset", "01_indoor", "02_outdoor"})
 """What the packages call the pictures to test on; the latter two are of the challenge itself."""
 VALIDATION_LIST: Final = "val.txt"
 _REMEDY: Final = "a source is a folder or an archive of pictures, each beside a .pts file of the same name"
+
+
+class _Pair(NamedTuple):
+    """A picture and its annotation; the pictures of one `stem` are one photo, as `val.txt` lists it."""
+
+    uri: str
+    annotation_uri: str
+    stem: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,13 @@ class ThreeHundredW:
         if not annotations and not numbered:
             found = f"{len(images)} pictures but no .pts file" if images else "no pictures"
             raise UserError(f"{self.url} has {found}: {_REMEDY}")
-        return self._rows(files, images, annotations, numbered, self._validation(files, images))
+        validation = self._validation(files, images)
+
+        def read(row: _Pair | Rejected) -> AnnotatedPhoto | Rejected:
+            return self._photo(files, row, validation) if isinstance(row, _Pair) else row
+
+        rows = self._rows(files, images, annotations, numbered)
+        return (finished() for finished in begun(partial(read, row) for row in rows))
 
     def _rows(
         self,
@@ -70,8 +86,7 @@ class ThreeHundredW:
         images: dict[str, list[str]],
         annotations: dict[str, str],
         numbered: dict[str, list[str]],
-        validation: frozenset[str] | None,
-    ) -> Iterator[AnnotatedPhoto | Rejected]:
+    ) -> Iterator[_Pair | Rejected]:
         unreadable = {row.uri: row for row in rejected_files(files, IMAGE_SUFFIXES | {".pts"})}
         pairs: list[tuple[str, str]] = [
             (uri, stem) for stem in images.keys() | annotations.keys() for uri in _uris(stem, images, annotations)
@@ -84,17 +99,16 @@ class ThreeHundredW:
             elif uri in numbered:
                 own = [annotations[stem]] if stem in annotations and uri == images[stem][0] else []
                 for annotation in (*own, *sorted(numbered[uri], key=_number)):
-                    yield self._photo(files, uri, annotation, stem, validation)
+                    yield _Pair(uri, annotation, stem)
             elif stem not in annotations:
                 yield Rejected(uri, "no_annotation", "a picture without a .pts file of the same name")
             elif uri != images[stem][0]:
                 yield Rejected(uri, "second_image", f"its annotation was taken for {images[stem][0]}")
             else:
-                yield self._photo(files, uri, annotations[stem], stem, validation)
+                yield _Pair(uri, annotations[stem], stem)
 
-    def _photo(
-        self, files: Files, uri: str, annotation_uri: str, stem: str, validation: frozenset[str] | None
-    ) -> AnnotatedPhoto | Rejected:
+    def _photo(self, files: Files, pair: _Pair, validation: frozenset[str] | None) -> AnnotatedPhoto | Rejected:
+        uri, annotation_uri, stem = pair
         try:
             shape = parse_pts(files.read(annotation_uri))
         except BadAnnotation as error:

@@ -294,9 +294,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     original = photo_rows
 
-    def spy(group: PhotoGroup, split: Split, settings: PrepareSettings, find: Finder) -> Any:
+    def spy(group: PhotoGroup, data: bytes, split: Split, settings: PrepareSettings, find: Finder) -> Any:
         made.append(group.uri)
-        return original(group, split, settings, find)
+        return original(group, data, split, settings, find)
 
     monkeypatch.setattr(station, "photo_rows", spy)
     return made
