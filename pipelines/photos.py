@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -133,7 +134,8 @@ class _Read(NamedTuple):
 
 
 def _read_unit(_: None, unit: Sequence[Sequence[AnnotatedPhoto]]) -> list[_Read]:
-    return [_read(faces, read) for faces, read in zip(unit, begun(faces[0].read for faces in unit), strict=True)]
+    with closing(begun((faces[0].root, faces[0].read) for faces in unit)) as reads:
+        return [_read(faces, read) for faces, read in zip(unit, reads, strict=True)]
 
 
 def _read(faces: Sequence[AnnotatedPhoto], read: Callable[[], bytes]) -> _Read:

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -119,9 +118,10 @@ def _make_shard(job: Job, unit: Unit) -> str:
     rows: list[dict[str, Any]] = []
     photos: list[PhotoRecord] = []
     earlier = _Earlier(out, records)
-    with closing(begun(partial(_read, photo) for photo in unit.photos if photo.made_in is None)) as new:
+    new = (_annotated(photo).faces[0] for photo in unit.photos if photo.made_in is None)
+    with closing(begun((face.root, face.read) for face in new)) as reads:
         for photo in unit.photos:
-            read = partial(_read, photo) if photo.made_in else next(new)
+            read = next(reads) if photo.made_in is None else None
             photo_made, record = earlier.photo(photo) or _make_photo(photo, read, unit.split, settings, find)
             rows += photo_made
             photos.append(record)
@@ -136,10 +136,6 @@ def _make_shard(job: Job, unit: Unit) -> str:
     return unit.key
 
 
-def _read(photo: PlannedPhoto) -> bytes:
-    return _annotated(photo).faces[0].read()
-
-
 def _annotated(photo: PlannedPhoto) -> PhotoGroup:
     if photo.group is None:
         raise UserError(
@@ -150,9 +146,11 @@ def _annotated(photo: PlannedPhoto) -> PhotoGroup:
 
 
 def _make_photo(
-    photo: PlannedPhoto, read: Callable[[], bytes], split: Split, settings: PrepareSettings, find: Finder
+    photo: PlannedPhoto, read: Callable[[], bytes] | None, split: Split, settings: PrepareSettings, find: Finder
 ) -> tuple[list[dict[str, Any]], PhotoRecord]:
-    rows, left_out = photo_rows(_annotated(photo), read(), split, settings, find)
+    group = _annotated(photo)
+    data = read() if read else group.faces[0].read()
+    rows, left_out = photo_rows(group, data, split, settings, find)
     originals = [row for row in rows if row["copy"] == 0]
     return rows, PhotoRecord(
         key=photo.key,

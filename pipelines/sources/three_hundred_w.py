@@ -78,7 +78,7 @@ class ThreeHundredW:
             return self._photo(files, row, validation) if isinstance(row, _Pair) else row
 
         rows = self._rows(files, images, annotations, numbered)
-        return (finished() for finished in begun(partial(read, row) for row in rows))
+        return (finished() for finished in begun((files.url, partial(read, row)) for row in rows))
 
     def _rows(
         self,

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_reads_begin_before_they_are_waited_for_and_no_more_than_a_few() -> None
 
         return run
 
-    results = begun(read(number) for number in range(20))
+    results = begun(("s3://bucket/in", read(number)) for number in range(20))
     assert next(results)() == 0
     assert len(started) <= AHEAD + 1
     assert [result() for result in results] == list(range(1, 20))
@@ -37,7 +38,7 @@ def test_what_one_raises_is_raised_where_it_is_waited_for() -> None:
     def fail() -> int:
         raise OSError("gone")
 
-    first, second, third = begun([lambda: 1, fail, lambda: 3])
+    first, second, third = begun(("s3://bucket/in", read) for read in (lambda: 1, fail, lambda: 3))
     assert (first(), third()) == (1, 3)
     with pytest.raises(OSError, match="gone"):
         second()
@@ -54,10 +55,19 @@ def test_who_leaves_half_way_waits_for_nothing_that_has_not_begun() -> None:
 
         return run
 
-    results = begun(read(number) for number in range(100))
+    results = begun(("s3://bucket/in", read(number)) for number in range(100))
     next(results)()
     results.close()
     assert len(done) <= AHEAD + 1
+
+
+@pytest.mark.parametrize("url", ["photos", "file:///photos", "s3://bucket/photos.tar.gz"])
+def test_what_would_not_gain_is_read_when_it_is_asked_for(url: str) -> None:
+    done: list[int] = []
+    results = begun((url, partial(done.append, number)) for number in range(10))
+    for number, result in enumerate(results):
+        assert done == list(range(number))
+        result()
 
 
 def test_annotated_photos_of_a_bucket_come_together(
