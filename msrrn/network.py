@@ -37,7 +37,7 @@ from msrrn.config import ModelConfig
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import MIRROR, NUM_LANDMARKS
 from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, PooledFeatures, Residual
-from msrrn.sampling import sample_map, sample_patches
+from msrrn.sampling import mirrored_points, sample_map, sample_patches
 from msrrn.view import Grey, View
 
 COORDINATES: Final = 2 * NUM_LANDMARKS
@@ -93,10 +93,9 @@ class Start(NamedTuple):
     reading_mirrored: bool = False
     """Whether all but the crop is mirrored: what is read in it is read at mirrored places."""
 
-    def mirrored(self) -> "Start":
-        """That of the mirror image: nothing of it has to be found or sampled anew."""
-        shapes = torch.stack([1 - self.shapes[..., 0], self.shapes[..., 1]], dim=-1)
-        mirror = torch.from_numpy(MIRROR).to(shapes.device)
+    def mirrored(self, mirror: Tensor) -> "Start":
+        """That of the mirror image: nothing of it has to be found or sampled anew. `mirror` is `MSRRN.mirror`."""
+        shapes = mirrored_points(self.shapes)
         view = self.view.mirrored()
         if self.grey is None:
             return Start(shapes[:, mirror], view, [level.flip(2) for level in self.levels], None)
@@ -109,8 +108,7 @@ class Start(NamedTuple):
         assert self.grey is not None
         steps = self.view.steps(offsets)
         if self.reading_mirrored:
-            flip = places.new_tensor([-1.0, 1.0])
-            places, steps = places * flip + places.new_tensor([1.0, 0.0]), steps * flip
+            places, steps = mirrored_points(places), torch.stack([-steps[..., 0], steps[..., 1]], dim=-1)
         return self.grey(sample_patches(self.levels[-1], places, steps))
 
 
@@ -206,6 +204,8 @@ class MSRRN(nn.Module):
     lean: Tensor
     """(L, 2): what annotations of pictures as they are lie beside its shapes, in the frame of the mean shape. Trained
     on mirrored faces too, a network cannot know it; whoever asks it about a picture as it is adds it."""
+    mirror: Tensor
+    """(L,): the landmark that each becomes in the mirror"""
     stages: int = len(LEVELS)
     """How often f is asked. From the third time on it sees the finest level; from the fourth on its residuals are
     halved, quartered, …: they become noise where the shape is as good as f can make it, and so do no harm."""
@@ -219,6 +219,7 @@ class MSRRN(nn.Module):
             mean_shape = torch.full((NUM_LANDMARKS, 2), 0.5)
         self.register_buffer("mean_shape", mean_shape.to(torch.float32, copy=True))
         self.register_buffer("lean", torch.zeros(NUM_LANDMARKS, 2))
+        self.register_buffer("mirror", torch.from_numpy(MIRROR), persistent=False)
         self.initial = InitialShapeNet(config)
         self.regressor = RecurrentRegressor(config)
         self.doubt = nn.Sequential(nn.Linear(config.hidden, DOUBT), nn.ReLU(), nn.Linear(DOUBT, 1))

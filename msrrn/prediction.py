@@ -1,7 +1,7 @@
 """From crops to landmarks: what a trained network says, and how it is asked, whatever runs it. No torch is needed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -64,6 +64,10 @@ class Predictor(ABC):
     def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
         """One batch (B, 200, 200) with 1 ≤ B ≤ `batch` → the columns of `OUTPUTS` behind the first two."""
 
+    def _runs(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[Sequence[NDArray[np.float32]]]:
+        """What `_run` gives of each batch; a back end may begin one before the one before has ended."""
+        return map(self._run, batches)
+
     def predict(self, image_200: NDArray[np.uint8]) -> Prediction:
         """Grey crops (B, 200, 200) uint8 → shapes; B = 0 is fine.
 
@@ -84,6 +88,6 @@ class Predictor(ABC):
             raise ValueError(f"crops must be uint8 (B, {side}, {side}), not {image_200.dtype} {image_200.shape}")
         none = np.zeros(0, np.float32)
         nothing = [np.zeros((0, len(STAGES), 68, 2), np.float32), *[none] * len(Signs._fields)]
-        parts = [self._run(image_200[start : start + self.batch]) for start in range(0, len(image_200), self.batch)]
+        parts = self._runs(image_200[start : start + self.batch] for start in range(0, len(image_200), self.batch))
         stages, *signs = (np.concatenate(columns) for columns in zip(nothing, *parts, strict=True))
         return Judgement(stages, Signs(*signs))

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from msrrn.calibration import Calibration
-from msrrn.landmarks import MIRROR
 from msrrn.network import MSRRN
 from msrrn.objective import heat_centres, pupil_distance
 from msrrn.prediction import CPU_BATCH, UNCALIBRATED, Predictor
-from msrrn.sampling import frames_of, halved
+from msrrn.sampling import frames_of, halved, mirrored_points
 
 SKIPPED: Final = 1
 """Stages that the second look does without."""
@@ -33,12 +32,9 @@ class Looks(nn.Module):
     last.
     """
 
-    mirror: Tensor
-
     def __init__(self, model: MSRRN) -> None:
         super().__init__()
         self.model = model.eval()
-        self.register_buffer("mirror", torch.from_numpy(MIRROR), persistent=False)
 
     def forward(self, image_200: Tensor) -> tuple[Tensor, ...]:
         """Crops (B, 200, 200) uint8 → shapes (B, 5, 68, 2), and the fields of `Signs`."""
@@ -49,9 +45,9 @@ class Looks(nn.Module):
         shapes, log_error = stages.shapes, stages.log_error
         disagreement = spread = astray = torch.zeros_like(log_error)
         if self.model.config.mirrored:
-            again = self.model.refined(start.mirrored(), skipped=SKIPPED)
-            others = again.shapes[:, 1:]
-            others = torch.stack([1 - others[..., 0], others[..., 1]], dim=-1)[:, :, self.mirror]
+            mirror = self.model.mirror
+            again = self.model.refined(start.mirrored(mirror), skipped=SKIPPED)
+            others = mirrored_points(again.shapes[:, 1:])[:, :, mirror]
             disagreement = _apart(stages.final, others[:, -1])
             both = (shapes[:, 1 + SKIPPED :] + others) / 2
             shapes = torch.cat([shapes[:, : 1 + SKIPPED], both], dim=1)

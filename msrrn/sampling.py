@@ -20,6 +20,11 @@ def block_offsets(size: int) -> Tensor:
     return blocks.permute(0, 3, 1, 4, 2, 5, 6).reshape(-1, 2)
 
 
+def mirrored_points(points: Tensor) -> Tensor:
+    """Points (..., 2) in [0, 1] of a picture → where they lie in its mirror image."""
+    return torch.stack([1 - points[..., 0], points[..., 1]], dim=-1)
+
+
 def halved(images: Tensor) -> Tensor:
     """`(..., H, W)` → `(..., H/2, W/2)`, of even sides: means of 2 × 2 pixels. Sums of slices are twice as fast as
     torch's own pooling, but what runs exported graphs is slow at slices with gaps."""

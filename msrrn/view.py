@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from msrrn.sampling import frames_of, halved
+from msrrn.sampling import frames_of, halved, mirrored_points
 
 SIDE: Final = 192
 """Pixels a side of the finest level; the others are its halves. It is never made whole."""
@@ -58,9 +58,7 @@ class View(NamedTuple):
 
     def mirrored(self) -> Self:
         """The square in the mirror image of the crop that shows the mirror image of what this one shows."""
-        flip = self.axes.new_tensor([[1.0, -1.0], [-1.0, 1.0]])
-        centre = torch.stack([1 - self.centre[..., 0], self.centre[..., 1]], dim=-1)
-        return type(self)(self.axes * flip, centre, self.frame * flip)
+        return type(self)(_turned_back(self.axes), mirrored_points(self.centre), _turned_back(self.frame))
 
     def inside(self, shapes: Tensor) -> Tensor:
         """Points (B, L, 2) of the crop → the same in the square."""
@@ -99,6 +97,12 @@ class View(NamedTuple):
         factor = (square.square().mean(dim=(1, 2), keepdim=True) + 1.0).rsqrt()
         square = square * factor
         return halved(square), square, Grey(mean, factor)
+
+
+def _turned_back(frame: Tensor) -> Tensor:
+    """(B, 2, 2) of a similarity → that of its mirror image."""
+    (a, b), (c, d) = (row.unbind(dim=1) for row in frame.unbind(dim=1))
+    return torch.stack([a, -b, -c, d], dim=1).view(-1, 2, 2)
 
 
 def _times(points: Tensor, frame: Tensor) -> Tensor:

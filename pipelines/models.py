@@ -13,6 +13,7 @@ import torch
 import msrrn
 from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card
 from msrrn.calibration import Calibration
+from msrrn.cuda import CudaPredictor
 from msrrn.network import MSRRN
 from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
 from msrrn.openvino import OPENVINO_BATCH, has_openvino
@@ -24,8 +25,6 @@ from pipelines.errors import UserError
 from pipelines.pace import one_core
 from pipelines.settings import VAL_SHARE, Engine, InitialWeights, Precision, PrecisionChoice
 
-GPU_BATCH: Final = 512
-"""Faces that a GPU is asked about at once: with few, it waits for its next kernel. Not measured."""
 ONNX_SUFFIX: Final = ".onnx"
 ONNX_FILE: Final = "model.onnx"
 
@@ -142,12 +141,14 @@ class Model:
             return self
         return Graph(self.graph, self.card.calibration, self.name, self.version)
 
-    def on_device(self, device: str) -> Predictor:
-        """The predictor on another device; ONNX files are run on the CPU only."""
-        if ONNX_FILE in dict(self.files):
-            return self.predictor
-        network, card = _network(self)
-        return TorchPredictor(network, card.calibration, GPU_BATCH, device)
+    @property
+    def on_gpu(self) -> Predictor | None:
+        """The predictor on this machine's GPU, in bfloat16; None where there is no GPU. ONNX files are run on the CPU
+        only."""
+        if ONNX_FILE in dict(self.files) or not torch.cuda.is_available():
+            return None
+        network, card = _reduced(replace(self, precision="bfloat16"))
+        return CudaPredictor(network, card.calibration)
 
 
 def initial_weights(model: Model) -> tuple[MSRRN, InitialWeights]:

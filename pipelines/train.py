@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.calibration import Calibration
 from msrrn.config import PRESETS
@@ -81,7 +83,7 @@ def train_model(
     progress: OnEpoch = lambda epoch: None,
     init: MSRRN | None = None,
 ) -> TrainedModel:
-    """Trains on up to `workers` Ray workers (0: in this process), or finds the artifact finished.
+    """Trains on up to `workers` Ray workers (0: in this process), on GPUs if there are, or finds the artifact done.
 
     Every worker has an equal share of each batch, and on GPUs one of its own: so many work as that allows. `init` is
     the network that `settings.init` speaks of; a run that has a checkpoint does without it.
@@ -138,8 +140,9 @@ def _start(checkpoints: Checkpoints, settings: TrainSettings, data: Loader, init
 def _train_here(
     store: Store, manifest: Manifest, settings: TrainSettings, checkpoints: Checkpoints, progress: OnEpoch
 ) -> TrainState:
-    data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
-    state = TrainState(settings, data.mean_shape())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data, val = Loader(store, manifest, "train", pinned=device == "cuda"), Loader(store, manifest, "val")
+    state = TrainState(settings, data.mean_shape(), device)
     checkpoints.restore(state)
 
     def report(now: TrainState) -> None:

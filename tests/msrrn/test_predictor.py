@@ -145,7 +145,7 @@ def test_the_second_look_is_at_the_mirror_image_from_the_first_ones_start(config
     coarse, middle, fine = (torch.from_numpy(np.stack(level)) for level in zip(*map(levels_of, crops), strict=True))
     start = model.begun(coarse, middle, fine)
     with torch.inference_mode():
-        mirror = model.refined(start.mirrored(), skipped=SKIPPED)
+        mirror = model.refined(start.mirrored(model.mirror), skipped=SKIPPED)
     second = np.stack([mirror_shape(shapes) for shapes in mirror.shapes.numpy() * (-1, 1) + (1, 0)])
     first, both = once.judge(crops), twice.judge(crops)
     np.testing.assert_allclose(second[:, 0], first.stages[:, 1], atol=1e-5)
