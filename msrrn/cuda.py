@@ -1,7 +1,7 @@
 """A trained network, asked on a GPU: kernels recorded once for batches of one size, two batches on their way at once.
 
-What launches some 300 kernels a batch, one after the other, is slower than the GPU that runs them: they are replayed
-as one graph (Gray, "Getting Started with CUDA Graphs", 2019). While one lane computes, the other copies.
+What launches kernels one after the other is slower than a GPU that runs small ones: they are replayed as one graph
+(Gray, "Getting Started with CUDA Graphs", 2019). While one lane computes, the other copies.
 """
 
 from collections import deque
@@ -44,6 +44,7 @@ class _Lane:
         self._faces = 0
 
     def begin(self, crops: NDArray[np.uint8]) -> None:
+        self._stream.synchronize()  # who asked before may have gone away without an answer
         self._faces = len(crops)
         self._crops.numpy()[: self._faces] = crops
         with torch.cuda.stream(self._stream):
