@@ -70,4 +70,4 @@ def _compiled(graph: Graph) -> Predictor:
             "a worker's machine has no OpenVINO: pip install 'msrrn[fast]' there, or begin anew, into another "
             "place, with --engine native"
         )
-    return OpenVinoPredictor(compiled_once(graph.data, compiled_prediction), graph.calibration)
+    return compiled_once(graph.data, compiled_prediction, lambda data: OpenVinoPredictor(data, graph.calibration))

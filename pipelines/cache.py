@@ -5,11 +5,13 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from msrrn.openvino import compiled_for
 from pipelines.errors import UserError
 from pipelines.storage import Store
+
+T = TypeVar("T")
 
 KEPT: Final = 8
 """Files of a folder that `remembered` leaves, the last that were made."""
@@ -30,28 +32,29 @@ def cache_directory() -> Path:
         raise UserError("there is no home directory to keep files in: set MSRRN_CACHE to a directory") from None
 
 
-def remembered(folder: str, name: str, make: Callable[[], bytes]) -> bytes:
-    """What `make` gave under this name before, else gives now; where nothing can be kept, it makes it each time.
+def remembered(folder: str, name: str, make: Callable[[], bytes], take_up: Callable[[bytes], T]) -> T:
+    """Takes up what `make` gave under this name before, else gives now; where nothing can be kept, made each time.
 
-    A kept file begins with the SHA-256 of the rest: a damaged one is made again.
+    A kept file begins with the SHA-256 of the rest: a damaged one is made again, and so is one that `take_up` refuses
+    with a `RuntimeError`.
     """
-    with suppress(OSError, UserError):
+    with suppress(OSError, UserError, RuntimeError):
         kept = (cache_directory() / folder / name).read_bytes()
         if hashlib.sha256(kept[_DIGEST:]).digest() == kept[:_DIGEST]:
-            return kept[_DIGEST:]
+            return take_up(kept[_DIGEST:])
     data = make()
     with suppress(OSError, UserError):
         place = cache_directory() / folder
         Store(str(place)).publish(name, hashlib.sha256(data).digest() + data)
         for path in sorted(place.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             path.unlink()
-    return data
+    return take_up(data)
 
 
-def compiled_once(data: bytes, compile_: Callable[[bytes], bytes]) -> bytes:
-    """What `compile_` makes of a network's file by `msrrn.openvino.compiled`, for machines like this one.
+def compiled_once(data: bytes, compile_: Callable[[bytes], bytes], take_up: Callable[[bytes], T]) -> T:
+    """Takes up what `compile_` makes of a network's file by `msrrn.openvino.compiled`, for machines like this one.
 
     Compiling takes a worker longer than all else that it begins with.
     """
     name = hashlib.sha256(compiled_for().encode() + data).hexdigest()
-    return remembered("compiled", name[:32], lambda: compile_(data))
+    return remembered("compiled", name[:32], lambda: compile_(data), take_up)

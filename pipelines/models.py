@@ -222,7 +222,7 @@ def _graph(model: Model) -> bytes:
     code = [path.read_bytes() for path in sorted(Path(msrrn.__file__).parent.glob("*.py"))]
     made_of = " ".join([model.digest, model.precision, *writers]).encode()
     name = hashlib.sha256(b"".join([made_of, *code])).hexdigest()
-    return remembered("graphs", name[:32], lambda: to_onnx(*_reduced(model), OPENVINO_BATCH))
+    return remembered("graphs", name[:32], lambda: to_onnx(*_reduced(model), OPENVINO_BATCH), bytes)
 
 
 def _reduced(model: Model) -> tuple[MSRRN, Card]:

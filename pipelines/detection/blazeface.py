@@ -251,7 +251,7 @@ def _request(model: bytes) -> tuple[Any, Any, Any]:
     """
     require_openvino()
     try:
-        network = loaded(compiled_once(model, _compiled))
+        network = compiled_once(model, _compiled, loaded)
     except (OSError, RuntimeError) as error:
         raise UserError(f"detector blazeface cannot be started on {platform.node()}: {error}") from error
     return network.create_infer_request(), *sorted(network.outputs, key=lambda output: -output.shape[-1])
