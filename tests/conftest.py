@@ -24,6 +24,9 @@ from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w
 from tests.faulty import FaultyEndpoint, serve_faulty
 from tests.seaweedfs import serve_seaweedfs, weed
 
+EXPORTING = dict.fromkeys(("test_onnx.py", "test_openvino.py"), "exporting")
+"""Files whose tests take up what one of them has exported: each network takes half a minute."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     serving = {item.path for item in items if alone(item)}
     for item in items:
-        group = "serving" if item.path in serving else item.path.name
+        group = "serving" if item.path in serving else EXPORTING.get(item.path.name, item.path.name)
         item.add_marker(pytest.mark.xdist_group(group))
 
 
