@@ -29,12 +29,13 @@ WARM_UPS: Final = 3
 class _Lane:
     """One batch on its way: pinned memory on either side, what lies on the GPU, and the recorded kernels."""
 
-    def __init__(self, looks: Looks, batch: int, device: str) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    def __init__(self, looks: Looks, batch: int) -> None:
+        self._looks = looks  # the recorded kernels read its weights where they lie
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._crops = torch.zeros((batch, LEVELS[-1], LEVELS[-1]), dtype=torch.uint8, pin_memory=True)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
-            self._seen = self._crops.to(device)
+            self._seen = self._crops.to("cuda")
             for _ in range(WARM_UPS):
                 looks(self._seen)
         self._stream.synchronize()
@@ -62,17 +63,11 @@ class _Lane:
 class CudaPredictor(Predictor):
     """Runs the network on a GPU, in the precision that it is in, without gradients."""
 
-    def __init__(
-        self,
-        model: MSRRN,
-        calibration: Calibration = UNCALIBRATED,
-        batch: int = GPU_BATCH,
-        device: str = "cuda",
-    ) -> None:
+    def __init__(self, model: MSRRN, calibration: Calibration = UNCALIBRATED, batch: int = GPU_BATCH) -> None:
         super().__init__(calibration, batch)
         with torch.no_grad():
-            looks = Looks(model).to(device)
-            self._lanes = [_Lane(looks, batch, device) for _ in range(LANES)]
+            looks = Looks(model).to("cuda")
+            self._lanes = [_Lane(looks, batch) for _ in range(LANES)]
 
     def _runs(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[Sequence[NDArray[np.float32]]]:
         begun: deque[_Lane] = deque()

@@ -193,7 +193,7 @@ def speeds(model: Model, ert: Ert | None, crops: NDArray[np.uint8]) -> list[Spee
         contestants[ERT] = lambda: ert.predict(batch)
     with one_core():
         found = _raced(contestants, "one CPU core", len(batch))
-    if on_gpu := model.on_gpu:
+    if on_gpu := model.on_gpu():
         many = np.resize(crops, (TIMED_ON_GPU, *crops.shape[1:]))
         found += _raced({"model": lambda: on_gpu.predict(many)}, torch.cuda.get_device_name(), len(many))
     return found

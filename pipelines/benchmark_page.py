@@ -63,7 +63,9 @@ def benchmark_page(result: Benchmark) -> str:
                 "Cumulative error distribution.")  # fmt: skip
     _robustness(page, result)
     _confidence(page, result)
-    page.section("Speed", "From grey crops of 200 px to shapes, 64 faces at a time, by turns in one process.")
+    page.section(
+        "Speed", "From grey crops of 200 px to shapes, 64 faces at a time (on a GPU 16,384), by turns in one process."
+    )
     _table(page, [{"what": s.what, "on": s.where, "faces/s": f"{s.faces_per_second:.0f}",
                    "ms a face": f"{1000 / s.faces_per_second:.3f}"} for s in result.speeds])  # fmt: skip
     add_faces(page, result.evaluation)

@@ -141,10 +141,8 @@ class Model:
             return self
         return Graph(self.graph, self.card.calibration, self.name, self.version)
 
-    @property
     def on_gpu(self) -> Predictor | None:
-        """The predictor on this machine's GPU, in bfloat16; None where there is no GPU. ONNX files are run on the CPU
-        only."""
+        """A new predictor on this machine's GPU, in bfloat16; None where there is no GPU, and for ONNX files."""
         if ONNX_FILE in dict(self.files) or not torch.cuda.is_available():
             return None
         network, card = _reduced(replace(self, precision="bfloat16"))
