@@ -24,21 +24,26 @@ from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w
 from tests.faulty import FaultyEndpoint, serve_faulty
 from tests.seaweedfs import serve_seaweedfs, weed
 
-EXPORTING = dict.fromkeys(("test_onnx.py", "test_openvino.py"), "exporting")
-"""Files whose tests take up what one of them has exported: each network takes half a minute."""
+TOGETHER = {
+    # Each network takes half a minute to export.
+    "test_onnx.py": "exporting",
+    "test_openvino.py": "exporting",
+    # On one machine there is one Ray at a time.
+    "test_annotation_cluster.py": "ray",
+    "test_dead_workers.py": "ray",
+    "test_ray_cluster.py": "ray",
+    "test_retrain.py": "ray",
+}
+"""Files of which the tests follow one another wherever tests run side by side."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side: those of a file one after another, and all that start Ray or servers."""
-
-    def alone(item: pytest.Item) -> bool:
-        fixtures: Sequence[str] = getattr(item, "fixturenames", ())
-        return item.path.parent.name in {"flows", "integration"} or "ray_of_two" in fixtures
-
-    serving = {item.path for item in items if alone(item)}
+    """Where tests run side by side: those of a file one after another, and all that start Ray, or other servers."""
     for item in items:
-        group = "serving" if item.path in serving else EXPORTING.get(item.path.name, item.path.name)
+        fixtures: Sequence[str] = getattr(item, "fixturenames", ())
+        alone = "servers" if item.path.parent.name in {"flows", "integration"} else item.path.name
+        group = "ray" if "ray_of_two" in fixtures else TOGETHER.get(item.path.name, alone)
         item.add_marker(pytest.mark.xdist_group(group))
 
 
