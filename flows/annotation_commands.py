@@ -71,7 +71,7 @@ def _annotate(commands: Commands) -> None:
             with progress("listing pictures") as update:
                 model = open_model(call.model)
                 settings = continued(Store(call.out).absolute(), call.source, model, settings)
-                rehearsal = rehearse(call.source, model, settings, call.workers, call.limit, update)
+                rehearsal = rehearse(call.source, model, settings, call.workers, call.limit, update, call.out)
             if call.json:
                 print_json(rehearsal.model_dump())
             else:

@@ -6,6 +6,7 @@ that was killed, started again, does the units that have no record.
 """
 
 import hashlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,8 @@ from pipelines.storage import Store
 
 READS_AT_ONCE: Final = 16
 """Records that are read at the same time: on S3 each takes a while."""
+_OF_A_UNIT: Final = re.compile(rf"(?:{RECORDS}/|(?:{'|'.join(TABLES)})/part-)(\d{{6,}})\.(?:json|parquet)")
+"""The key of a record or of a part, and the unit's own."""
 
 
 class Throughput(BaseModel):
@@ -134,7 +137,7 @@ def annotate(
     archive = Store(source).absolute().url
     chosen = continued(place, source, model, settings)
     detector = open_detector(chosen.detector)
-    listing = list_inputs(archive)
+    listing = list_inputs(archive, place)
     asked, inputs = prepared(model, chosen, islice(listing, limit), progress)
     with hold(place, LEASE, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
         since = continued(place, source, model, settings)
@@ -160,6 +163,7 @@ def annotate(
                 f"{place.url}: the run has {plan.inputs} pictures already, of which {work.left} are to be done, and "
                 f"cannot do the first {limit} alone: leave --limit out, or give another --out"
             )
+        work.begin()
 
         def told(done: int) -> None:
             progress(done, plan.inputs, "annotating, pictures")
@@ -167,7 +171,7 @@ def annotate(
 
         throughput = work.run(workers, told)
         before = summary_before(place)
-        ignored, gone = listing.ignored, plan.gone
+        ignored, gone = listing.ignored, int(plan.gone.sum())
         if limit is not None and before:  # a part of the archive does not tell
             ignored, gone = max(ignored, before.ignored), before.gone
         summary = work.summary(ignored, gone, throughput or (before.throughput if before else None))
@@ -205,22 +209,33 @@ class _Work:
         self._records: dict[str, UnitRecord] = {}
         self._left: dict[str, tuple[int, ...]] = {}
         self._recorded: set[str] = set()
-        written = {*job.out.keys("images"), *job.out.keys("faces")}
+        there = [key for folder in (RECORDS, *TABLES) for key in job.out.keys(folder)]
+        planned = set(plan.keys())
+        self._strays = [key for key in there if (own := _OF_A_UNIT.fullmatch(key)) and own[1] not in planned]
+        written = set(there)
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            known = {key.removeprefix(f"{RECORDS}/").removesuffix(".json") for key in job.out.keys(RECORDS)}
-            read = pool.map(lambda key: read_record(job.out, key) if key in known else None, plan.keys())
+            read = pool.map(
+                lambda key: read_record(job.out, key) if f"{RECORDS}/{key}.json" in written else None, plan.keys()
+            )
             for unit, record in zip(plan.units(), read, strict=True):
                 if record is not None:
                     self._recorded.add(unit.key)
                 whole = {f"{table}/part-{unit.key}.parquet" for table in TABLES} <= written
                 self._judge(unit, record if whole else None, again)
-        for key in job.out.keys(STAGED):  # of a unit that was killed before its record
-            job.out.delete(key)
 
     @property
     def left(self) -> int:
         """Pictures that are to be done."""
         return sum(len(rows) for rows in self._left.values())
+
+    def begin(self) -> None:
+        """Writes the plan down, and takes away what belongs to no unit of it."""
+        out = self._job.out
+        self._plan.publish(out)
+        for key in out.keys(STAGED):  # of a unit that was killed before its record
+            out.delete(key)
+        for key in self._strays:  # of a plan that was deleted: their inputs are in other units now
+            out.delete(key)
 
     def run(self, workers: int, progress: Callable[[int], None]) -> Throughput | None:
         """Does what is left; None where that was nothing."""
@@ -262,7 +277,7 @@ class _Work:
         prints = map(fingerprint, unit.inputs)
         rows = {row for row, (now, then) in enumerate(zip(prints, record.inputs, strict=True)) if now != then}
         if again is not None and again.counts_in(record):
-            rows |= again.rows(Annotations(self._job.out), unit.key)
+            rows |= again.rows(Annotations(self._job.out), unit.key) - unit.gone
         if rows:
             self._left[unit.key] = tuple(sorted(rows))
         self._keep(unit.key, record)

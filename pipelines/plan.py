@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipelines.archives import Input
 from pipelines.errors import UserError
@@ -24,6 +25,7 @@ from pipelines.storage import Store
 
 PLACE: Final = "plan"
 _LISTED_AT_ONCE: Final = 10_000
+_AND_AGAIN: Final = "and run the same `msrrn annotate` again, which makes anew what is missing"
 
 _LISTED: Final = pa.schema(
     [
@@ -49,6 +51,8 @@ class Unit:
 
     key: str
     inputs: tuple[Input, ...]
+    gone: frozenset[int] = frozenset()
+    """rows of inputs that the archive no longer has"""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,10 @@ class Plan:
     """`table` has the columns of `Input` behind `unit` and `row`, sorted by these."""
 
     table: pa.Table
-    gone: int
-    """inputs of earlier runs that the archive no longer has; their rows stay"""
+    gone: NDArray[np.bool_]
+    """of each row, whether the archive no longer has that input of an earlier run; what is known of it stays"""
+    addition: pa.Table | None = None
+    """what is new or was replaced since the last plan"""
 
     @property
     def inputs(self) -> int:
@@ -73,11 +79,23 @@ class Plan:
         edges = np.flatnonzero(np.diff(numbers)) + 1
         for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(numbers)], strict=True):
             if stop > start:
-                yield Unit(_key(numbers[start]), inputs_of(self.table.slice(start, stop - start)))
+                gone = frozenset(np.flatnonzero(self.gone[start:stop]).tolist())
+                yield Unit(_key(numbers[start]), inputs_of(self.table.slice(start, stop - start)), gone)
+
+    def publish(self, out: Store) -> None:
+        """Writes what is new behind the tables that are there."""
+        if self.addition is not None:
+            sink = io.BytesIO()
+            pq.write_table(self.addition, sink, compression="zstd")
+            out.publish(_table_key(len(out.keys(PLACE))), sink.getvalue())
 
 
 def _key(unit: int) -> str:
     return f"{unit:06d}"
+
+
+def _table_key(number: int) -> str:
+    return f"{PLACE}/{number:05d}.parquet"
 
 
 def keys_of(table: pa.Table) -> list[str]:
@@ -103,7 +121,7 @@ def make_plan(
     whole: bool = True,
     progress: Callable[[int], None] = lambda listed: None,
 ) -> Plan:
-    """Takes a listing of the archive, and writes into `out` what is new since the last plan; all where none was.
+    """A listing of the archive beside the plan of `out`: what is new since, all where none was. Nothing is written.
 
     `whole` says whether the listing is of all that the archive has.
     """
@@ -112,10 +130,10 @@ def make_plan(
     if before is None:
         order = np.arange(listed.num_rows)
         first = _with_places(listed, order // per_unit, order % per_unit)
-        _publish(out, first)
-        return Plan(first, 0)
+        return Plan(first, np.zeros(len(order), bool), first)
+    gone = np.full(before.num_rows, whole)
     if listed.equals(before.select(_LISTED.names)):  # a join would take ten times the memory to find that out
-        return Plan(before, 0)
+        return Plan(before, np.zeros_like(gone))
     known = _numbered(before)
     joined = (
         _numbered(listed)
@@ -123,15 +141,15 @@ def make_plan(
         .sort_by("order")
     )
     new = _new(joined, int(pc.max(before["unit"]).as_py()) + 1, per_unit)
+    gone[pc.drop_null(joined["order_known"]).to_numpy()] = False
     addition = pa.concat_tables([_changed(joined), new])
-    gone = before.num_rows - (joined.num_rows - new.num_rows) if whole else 0
-    if addition.num_rows:
-        _publish(out, addition)
-        before = _overruled([before, addition])
-    return Plan(before, gone)
+    if not addition.num_rows:
+        return Plan(before, gone)
+    # Units of what is new come behind all others, so the rows of before keep their order.
+    return Plan(_overruled([before, addition]), np.append(gone, np.zeros(new.num_rows, bool)), addition)
 
 
-def read_table(out: Store, key: str) -> pa.Table:
+def read_table(out: Store, key: str, to_delete: str = "it") -> pa.Table:
     """A table of a run.
 
     Raises:
@@ -140,15 +158,21 @@ def read_table(out: Store, key: str) -> pa.Table:
     try:
         return pq.read_table(pa.BufferReader(out.read_bytes(key)))
     except pa.ArrowException as error:
-        raise UserError(
-            f"{out.url}/{key} is damaged ({str(error).splitlines()[0]}): delete it and run the same `msrrn annotate` "
-            "again, which makes anew what is missing"
-        ) from error
+        reason = f"{out.url}/{key} is damaged ({str(error).splitlines()[0]})"
+        raise UserError(f"{reason}: delete {to_delete} {_AND_AGAIN}") from error
 
 
 def read_plan(out: Store) -> pa.Table | None:
-    """The plan that is there, sorted by unit and row; None where none was made."""
-    tables = [read_table(out, key) for key in out.keys(PLACE)]
+    """The plan that is there, sorted by unit and row; None where none was made.
+
+    Raises:
+        UserError: one of its tables is damaged, or missing: what the others say is not all.
+    """
+    keys = out.keys(PLACE)
+    for number, key in enumerate(keys):
+        if key != (expected := _table_key(number)):
+            raise UserError(f"{out.url}/{expected} is missing: delete the whole of {out.url}/{PLACE} {_AND_AGAIN}")
+    tables = [read_table(out, key, f"the whole of {out.url}/{PLACE}") for key in keys]
     return _overruled(tables) if tables else None
 
 
@@ -218,9 +242,3 @@ def _overruled(tables: list[pa.Table]) -> pa.Table:
         kept = last.group_by(["unit", "row"]).aggregate([("order", "max")])["order_max"]
         whole = whole.take(kept)
     return whole.sort_by([("unit", "ascending"), ("row", "ascending")])
-
-
-def _publish(out: Store, table: pa.Table) -> None:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    out.publish(f"{PLACE}/{len(out.keys(PLACE)):05d}.parquet", sink.getvalue())

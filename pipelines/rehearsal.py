@@ -50,14 +50,17 @@ def rehearse(
     workers: int,
     limit: int | None = None,
     progress: Progress = lambda done, total, what: None,
+    out: str | None = None,
 ) -> Rehearsal:
     """Lists the archive and looks at some of its pictures; writes nothing but what is kept of the model.
+
+    `out` is where the run would write: what lies there is no part of the archive.
 
     Raises:
         UserError: the archive cannot be listed, or has no input.
     """
     task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
-    listing = list_inputs(task.source)
+    listing = list_inputs(task.source, Store(out).absolute() if out else None)
     asked, inputs = prepared(model, settings, islice(listing, limit), progress)
     census = _Census()
     for count, item in enumerate(inputs, start=1):

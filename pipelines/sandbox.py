@@ -135,7 +135,7 @@ class Sandbox(Generic[Shared, Item, Result]):
                 return ours
         death = self._death()
         self.close()
-        raise RuntimeError(f"the process that looks at pictures could not be started: {death.message}")
+        raise ChildProcessError(f"the process that looks at pictures could not be started: {death.message}")
 
     def _death(self) -> Died:
         assert self._process is not None

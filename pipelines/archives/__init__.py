@@ -52,15 +52,17 @@ class Listing:
         return first is not None
 
 
-def list_inputs(url: str) -> Listing:
+def list_inputs(url: str, apart: Store | None = None) -> Listing:
     """Every input of a source. The same source gives the same inputs in the same order.
+
+    What lies in `apart`, a folder below the source, is no part of it: a run may write into its own archive.
 
     Raises:
         UserError: nothing is there, it is of no known kind or broken at its beginning, or it has no input.
     """
     store, name = _place(url)
     if not name:
-        listing = Listing(_folder(store))
+        listing = Listing(_folder(store, apart))
     elif has_suffix(name, SUFFIXES):
         listing = Listing(list_container(store, name))
     elif has_suffix(name, LIST_SUFFIXES):
@@ -119,8 +121,8 @@ def _place(url: str) -> tuple[Store, str]:
     return store, ""
 
 
-def _folder(store: Store) -> Iterator[Input | None]:
-    for found in walk(store):
+def _folder(store: Store, apart: Store | None) -> Iterator[Input | None]:
+    for found in walk(store, apart):
         if found.problem or found.ignored:
             yield None if found.ignored else _plain(found)
         elif has_suffix(found.key, SUFFIXES):

@@ -23,25 +23,31 @@ class Found:
     ignored: bool = False
 
 
-def walk(store: Store) -> Iterator[Found]:
-    """The files below a folder, sorted by key, as S3 sorts.
+def walk(store: Store, apart: Store | None = None) -> Iterator[Found]:
+    """The files below a folder, sorted by key, as S3 sorts; those below `apart`, another folder, are not among them.
 
     Links to files are followed, links to folders entered, each real folder once.
     """
     local = store.local_path()
-    return _remote(store) if local is None else _local(local)
+    without = None if apart is None else apart.local_path()
+    return _remote(store, apart) if local is None else _local(local, without)
 
 
-def _remote(store: Store) -> Iterator[Found]:
+def _remote(store: Store, apart: Store | None) -> Iterator[Found]:
+    root = f"{store.url.rstrip('/')}/"
+    below = f"{apart.url.rstrip('/')}/".removeprefix(root) if apart is not None else ""
     for key, size, version in store.objects():
+        if below and key.startswith(below):
+            continue
         if is_ignored(key):
             yield Found(printable(key), ignored=True)
         else:
             yield Found(printable(key), size, version, "" if is_safe(key) else "unsafe_member")
 
 
-def _local(root: Path) -> Iterator[Found]:
+def _local(root: Path, apart: Path | None) -> Iterator[Found]:
     links = _Links(root)
+    without = None if apart is None else apart.resolve()
     try:
         folders = [("", _names(root))]
     except PermissionError as error:
@@ -55,6 +61,8 @@ def _local(root: Path) -> Iterator[Found]:
         path = root / key
         if not key.endswith("/"):
             yield _file(path, key)
+        elif without is not None and path.name == without.name and path.resolve() == without:
+            continue
         elif path.is_symlink() and not links.enter(path):
             yield Found(printable(key[:-1]), problem="linked_folder")
         else:

@@ -19,8 +19,10 @@ from pipelines.storage import Store
 
 MAX_LINE: Final = 1 << 16
 _HEADINGS: Final = frozenset(
-    {"uri", "url", "path", "file", "file_name", "filename", "image", "picture", "key", "name"}
-)
+    {"uri", "url", "path", "file", "filename", "filepath", "image", "imagefile", "imagename", "imagepath", "imageurl",
+     "img", "imgpath", "picture", "photo", "key", "name"}
+)  # fmt: skip
+"""Without case, blanks, `_` and `-`."""
 _URI: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -29,7 +31,7 @@ def list_entries(store: Store, name: str) -> Iterator[Input]:
     is_csv = has_suffix(name, (".csv",))
     for number, line in enumerate(_lines(store, name)):
         entry = _first_cell(line) if is_csv else line
-        if entry and not (is_csv and number == 0 and entry.lower() in _HEADINGS):
+        if entry and not (is_csv and number == 0 and re.sub(r"[ _-]", "", entry.lower()) in _HEADINGS):
             uri = printable(_without_secrets(entry))
             problem = _problem(store, uri, entry)
             size, version = (0, "") if problem else _state(*place_of(store, entry))

@@ -24,6 +24,8 @@ _CERTAIN: Final = frozenset(_NAMES[:8])
 _KEYS: Final = ("uri", "path", "file_name", "filename", "key", "__key__", "url", "id")
 """Columns that name a row, the first of them that is there."""
 _STARTS: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8", b"\0\0\0\x0cjP")
+_DIGITS: Final = 10
+"""Of the number that names a row without a name: as many in every table, or names would change as it grows."""
 _ROWS_READ: Final = 8
 _ROWS_LISTED: Final = 4096
 _ROWS_TRIED: Final = 64
@@ -74,11 +76,10 @@ class Table:
 
     def members(self) -> Iterator[Input]:
         """Rows in order, with their names for uris and no container."""
-        width = len(str(max(0, self._table.metadata.num_rows - 1)))
         for row, name in enumerate(self._names()):
             text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
             uri = "" if name is None else printable(text).lstrip("/")
-            uri = uri if uri and is_safe(uri) else f"{row:0{width}}"
+            uri = uri if uri and is_safe(uri) else f"{row:0{_DIGITS}}"
             yield Input(uri, "", row, 0, 0, self._version)
 
     def read(self, item: Input, limit: int) -> bytes | Undecodable:

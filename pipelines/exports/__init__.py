@@ -15,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.exports.pictures import AnnotatedPictures
 from pipelines.progress import Counted
 from pipelines.settings import ExportFormat
+from pipelines.sources.corrections import REVIEW
 from pipelines.storage import Store
 
 
@@ -71,13 +72,15 @@ def export(
     Faces with a lower confidence than `min_confidence` are left out.
 
     Raises:
-        UserError: there is no run, or none of its units is finished yet.
+        UserError: there is no run, none of its units is finished yet, or a review lies in `out`.
     """
     _ = annotations.run  # or there is none
     if not annotations.units():
         raise UserError(f"{annotations.store.url}: no unit is finished yet; run the `msrrn annotate` again")
     pictures = AnnotatedPictures(annotations, min_confidence, progress)
     store = Store(out)
+    if store.exists(REVIEW):
+        raise UserError(f"{store.url} is a review, in which a person corrects annotations: give another --out")
     key = exporter(format)(pictures, store)
     return Exported(
         format=format,

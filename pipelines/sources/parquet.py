@@ -52,8 +52,9 @@ _ToRow = Callable[[dict[str, Any], str], Row | None]
 class AnnotationParquet:
     """What `annotate` wrote (`run.json`, `images/` and `faces/`), or one faces table beside such a `run.json`.
 
-    The pictures are where `source` of `run.json` says: a relative path is seen from the working directory, or
-    from the folder of `run.json`. Without a `run.json` they lie beside the table.
+    The pictures are where `archive` of `run.json` says; were they moved since, where its `source` does: a relative
+    path is seen from the working directory, or from the folder of `run.json`. Without a `run.json` they lie beside
+    the table.
     """
 
     url: str
@@ -225,13 +226,15 @@ def _source(files: Files, table: str) -> Files:
         return Files(files.url)
     place, data = record
     try:
-        source = json.loads(data)["source"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        source = None
+        run = json.loads(data)
+        source, archive = run["source"], run.get("archive")
+    except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
+        source = archive = None
     if not isinstance(source, str) or not source:
         raise UserError(f"{place}/{RUN} names no source: {_REMEDY}")
     local = Store(source).local_path()
-    candidates = [source] if local is None or local.is_absolute() else [source, f"{place}/{source}"]
+    candidates = [archive] if isinstance(archive, str) and archive else []
+    candidates += [source] if local is None or local.is_absolute() else [source, f"{place}/{source}"]
     for candidate in candidates:
         if Store(candidate).exists():
             if has_suffix(candidate, LIST_SUFFIXES):

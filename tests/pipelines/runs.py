@@ -87,7 +87,7 @@ def write_run(
     store = Store(str(folder))
     store.publish(RUN, json.dumps({"source": "archive", "model_sha256": "m", "detector": "hog", **run}).encode())
     inputs = (Input(row["uri"], row["uri"], 0, row["bytes"], row["bytes"], "", "") for row in images)
-    make_plan(inputs, store, per_unit)
+    make_plan(inputs, store, per_unit).publish(store)
     done = 0
     for number, start in enumerate(range(0, len(images), per_unit)):
         part = images[start : start + per_unit]

@@ -325,6 +325,44 @@ def test_a_limit_takes_the_first_and_the_next_run_the_others(
         np.testing.assert_allclose(face["landmarks"], other["landmarks"], rtol=0, atol=1e-3)
 
 
+def test_a_call_that_is_refused_changes_nothing(album: Path, model: Model, tmp_path: Path) -> None:
+    folder = shutil.copytree(album, tmp_path / "in")
+    annotate(str(folder), str(tmp_path / "out"), model, SETTINGS, 1, limit=4)
+    before = result(tmp_path / "out"), tree(tmp_path / "out")
+    shutil.copy(folder / "b" / "0.jpg", folder / "0.jpg")  # the first of all
+    with pytest.raises(UserError, match="the run has 5 pictures already, of which 1 are to be done, and cannot do"):
+        annotate(str(folder), str(tmp_path / "out"), model, SETTINGS, 1, limit=4)
+    assert (result(tmp_path / "out"), tree(tmp_path / "out")) == before
+
+
+def test_what_is_known_of_pictures_that_are_gone_stays_though_others_are_done_again(
+    album: Path, model: Model, tmp_path: Path
+) -> None:
+    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
+    shutil.copytree(album, tmp_path / "in")
+    annotate(*call)
+    bad = [name for name, (status, _) in statuses(tmp_path / "out").items() if status == "quarantined"]
+    assert len(bad) > 1
+    before = tables(tmp_path / "out")
+    (tmp_path / "in" / bad[0]).unlink()
+    again = annotate(*call, again=Again("quarantined"))
+    assert again.throughput is not None
+    assert again.throughput.pictures == len(bad) - 1
+    assert tables(tmp_path / "out") == before
+
+
+def test_a_run_may_write_into_its_own_archive(
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(album, tmp_path / "in")
+    call = (str(folder), str(folder / "b" / "out"), model, SETTINGS, 1)
+    first = annotate(*call)
+    assert first.digest == done[1].digest
+    (folder / "b" / "out" / "of-a-person.jpg").write_bytes(b"x")
+    assert annotate(*call) == first
+    assert rehearse(str(folder), model, SETTINGS, 1, out=str(folder / "b" / "out")).pictures == first.images
+
+
 def test_a_limit_leaves_what_is_known_of_the_whole_archive(album: Path, model: Model, tmp_path: Path) -> None:
     shutil.copytree(album, tmp_path / "in")
     call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
@@ -335,6 +373,32 @@ def test_a_limit_leaves_what_is_known_of_the_whole_archive(album: Path, model: M
     before = result(tmp_path / "out")
     assert annotate(*call, limit=3) == whole
     assert result(tmp_path / "out") == before
+
+
+def test_a_damaged_plan_is_made_again_where_it_is_deleted_and_no_picture_is_twice(
+    album: Path, model: Model, tmp_path: Path
+) -> None:
+    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
+    shutil.copytree(album, tmp_path / "in", ignore=shutil.ignore_patterns("0.jpg"))
+    annotate(*call)
+    shutil.copytree(album, tmp_path / "in", dirs_exist_ok=True)
+    whole = annotate(*call)
+    plan = tmp_path / "out" / "plan"
+    oldest, newest = sorted(plan.iterdir())
+    (oldest.parent / newest.name).write_bytes(newest.read_bytes()[:50])
+    with pytest.raises(UserError, match=rf"plan/00001.parquet is damaged \(.*\): delete the whole of {plan} and run"):
+        annotate(*call)
+    oldest.unlink()
+    with pytest.raises(UserError, match=rf"plan/00000.parquet is missing: delete the whole of {plan} and run"):
+        annotate(*call)
+    shutil.rmtree(plan)
+    again = annotate(*call)
+    assert (again.images, again.annotated) == (whole.images, whole.annotated)
+    rows, faces = tables(tmp_path / "out")
+    assert len(rows) == len({row["uri"] for row in rows}) == whole.images
+    assert len(faces) == whole.faces
+    assert Annotations(Store(str(tmp_path / "out"))).finished
+    assert annotate(*call) == again
 
 
 def test_a_damaged_table_is_named_and_made_again_where_it_is_deleted(

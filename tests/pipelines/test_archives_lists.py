@@ -37,6 +37,13 @@ def test_a_table_names_pictures_in_its_first_column(tmp_path: Path) -> None:
     assert read(str(tmp_path / "x.csv")) == found
 
 
+@pytest.mark.parametrize("heading", ["path", "image_path", "File Name", "IMG"])
+def test_the_heading_of_a_table_is_no_picture(heading: str, tmp_path: Path) -> None:
+    publish(str(tmp_path), {"a.jpg": b"a"})
+    (tmp_path / "x.csv").write_text(f"{heading},label\na.jpg,1\n")
+    assert read(str(tmp_path / "x.csv")) == [("a.jpg", b"a")]
+
+
 def test_a_local_list_leads_anywhere(tmp_path: Path, s3: str) -> None:
     publish(s3, {"deep/a #1.jpg": b"remote"})
     publish(str(tmp_path / "else where"), {"b.jpg": b"local"})

@@ -75,14 +75,14 @@ def test_names_of_rows(tmp_path: Path) -> None:
     def uris(columns: dict[str, Any], **types: pa.DataType) -> list[str]:
         return [item.uri for item in list_inputs(_write(tmp_path, columns, **types))]
 
-    data = PICTURES[:3]
-    assert uris({"data": data}) == ["0", "1", "2"]
-    assert uris({"bytes": PICTURES})[-3:] == ["09", "10", "11"]
-    assert uris({"image": data, "id": [7, None, 9]}) == ["7", "1", "9"]
-    assert uris({"image": data, "id": [7, 8, 9], "URL": ["https://x/a", "", None]}) == ["https://x/a", "1", "2"]
-    assert uris({"image": data, "path": ["/data/a.jpg", "../b.jpg", "ä.jpg"]}) == ["data/a.jpg", "1", "ä.jpg"]
+    data, ones = PICTURES[:3], [f"{row:010}" for row in range(3)]
+    assert uris({"data": data}) == ones  # with as many digits in a table of any length, which may grow
+    assert uris({"bytes": PICTURES})[-3:] == ["0000000009", "0000000010", "0000000011"]
+    assert uris({"image": data, "id": [7, None, 9]}) == ["7", ones[1], "9"]
+    assert uris({"image": data, "id": [7, 8, 9], "URL": ["https://x/a", "", None]}) == ["https://x/a", *ones[1:]]
+    assert uris({"image": data, "path": ["/data/a.jpg", "../b.jpg", "ä.jpg"]}) == ["data/a.jpg", ones[1], "ä.jpg"]
     struct = [{"bytes": picture, "path": path} for picture, path in zip(data, ["a.jpg", None, "c.jpg"], strict=True)]
-    assert uris({"image": struct}, image=HF) == ["a.jpg", "1", "c.jpg"]
+    assert uris({"image": struct}, image=HF) == ["a.jpg", ones[1], "c.jpg"]
     assert uris({"image": struct, "file_name": ["x", "y", "z"]}, image=HF) == ["x", "y", "z"]
 
 
@@ -109,10 +109,11 @@ def test_the_column_is_found(tmp_path: Path) -> None:
 
 def test_rows_without_a_picture(tmp_path: Path) -> None:
     url = _write(tmp_path, {"image": [PICTURES[0], None, b"", b"x" * 101]})
-    assert read(url, max_bytes=100) == [("0", PICTURES[0]), ("1", "empty"), ("2", b""), ("3", "too_large")]
+    found = [PICTURES[0], "empty", b"", "too_large"]
+    assert read(url, max_bytes=100) == [(f"{row:010}", data) for row, data in enumerate(found)]
     struct = [{"bytes": PICTURES[0], "path": None}, {"bytes": None, "path": "a.jpg"}, None]
     url = _write(tmp_path, {"image": struct}, image=HF)
-    assert read(url) == [("0", PICTURES[0]), ("a.jpg", "empty"), ("2", "empty")]
+    assert read(url) == [("0000000000", PICTURES[0]), ("a.jpg", "empty"), ("0000000002", "empty")]
 
 
 def test_a_table_that_is_none(tmp_path: Path) -> None:

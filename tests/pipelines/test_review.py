@@ -18,11 +18,12 @@ from msrrn.geometry import Similarity
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotations import Annotations
 from pipelines.errors import UserError
+from pipelines.exports import export
 from pipelines.photos import PhotoGroup, Seen
 from pipelines.prepare import prepare
 from pipelines.review import review
 from pipelines.screening import screened
-from pipelines.settings import PrepareSettings, ReviewFormat
+from pipelines.settings import ExportFormat, PrepareSettings, ReviewFormat
 from pipelines.sources import AnnotatedPhoto, ChangedPictureError, Rejected, open_annotated
 from pipelines.storage import Store
 from tests.factories import tree
@@ -254,6 +255,15 @@ def test_work_in_a_review_is_never_overwritten(run: Run, tmp_path: Path) -> None
     with pytest.raises(UserError, match="holds a review, perhaps with work in it: give another --out"):
         review(run, 2, "coco", str(tmp_path / "out"))
     assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("made", ["cvat", "coco"])
+def test_nor_is_it_by_an_export(made: ExportFormat, run: Run, tmp_path: Path) -> None:
+    review(run, 3, "cvat", str(tmp_path / "review"))
+    before = tree(tmp_path / "review")
+    with pytest.raises(UserError, match="is a review, in which a person corrects annotations: give another --out"):
+        export(run, made, str(tmp_path / "review"))
+    assert tree(tmp_path / "review") == before
 
 
 def test_a_review_that_was_interrupted_is_made_again(

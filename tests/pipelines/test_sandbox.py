@@ -85,6 +85,18 @@ def test_one_that_died_while_it_had_nothing_to_do_is_replaced(sandbox: Made) -> 
     assert second[1] != first[1]
 
 
+def test_one_that_cannot_be_started_is_trouble_that_may_pass(
+    sandbox: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "python").chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", str(tmp_path / "python"))
+        with pytest.raises(OSError, match="could not be started: killed by SIGKILL"):
+            list(sandbox.run(["a"]))
+    assert [result[0] for result in sandbox.run(["a"]) if isinstance(result, tuple)] == [">a"]
+
+
 def test_trouble_with_reading_is_raised_and_the_process_stays(sandbox: Made) -> None:
     with pytest.raises(OutageError, match="does not answer"):
         list(sandbox.run(["a", "outage", "b"]))

@@ -226,6 +226,22 @@ def test_rows_are_sorted_whatever_the_tables_order_and_few_are_held(tmp_path: Pa
             assert peak < 10 * 100 * 136 * 4
 
 
+def test_the_pictures_are_those_that_were_annotated_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "a" / "photos", "a.jpg")
+    (tmp_path / "b" / "photos").mkdir(parents=True)
+    (tmp_path / "b" / "photos" / "a.jpg").write_bytes(b"another of this name")
+    write(tmp_path / "a/out/faces/part-00000.parquet", [face("a.jpg")])
+    claim = {"source": "photos", "archive": str(tmp_path / "a" / "photos"), "model": "m"}
+    (tmp_path / "a/out/run.json").write_text(json.dumps(claim))
+    for stands in ("b", "."):
+        monkeypatch.chdir(tmp_path / stands)
+        (photo,) = scan(tmp_path / "a/out")
+        assert isinstance(photo, AnnotatedPhoto)
+        assert photo.read() == b"a.jpg"
+
+
 def test_a_run_over_a_list_says_how_its_pictures_come_along(tmp_path: Path) -> None:
     pictures(tmp_path, "a.jpg")
     (tmp_path / "list.txt").write_text(f"{tmp_path}/a.jpg\n")
