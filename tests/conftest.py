@@ -7,7 +7,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import fsspec
 import pytest
@@ -24,7 +24,7 @@ from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w
 from tests.faulty import FaultyEndpoint, serve_faulty
 from tests.seaweedfs import serve_seaweedfs, weed
 
-TOGETHER = {
+TOGETHER: Final = {
     # Each network takes half a minute to export.
     "test_onnx.py": "exporting",
     "test_openvino.py": "exporting",
@@ -35,16 +35,22 @@ TOGETHER = {
     "test_retrain.py": "ray",
 }
 """Files of which the tests follow one another wherever tests run side by side."""
+_LONGEST_FIRST: Final = {"ray": 0, "servers": 1, "exporting": 2}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side: those of a file one after another, and all that start Ray, or other servers."""
-    for item in items:
-        fixtures: Sequence[str] = getattr(item, "fixturenames", ())
-        alone = "servers" if item.path.parent.name in {"flows", "integration"} else item.path.name
-        group = "ray" if "ray_of_two" in fixtures else TOGETHER.get(item.path.name, alone)
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: _LONGEST_FIRST.get(groups[item], len(_LONGEST_FIRST)))
+
+
+def _group(item: pytest.Item) -> str:
+    fixtures: Sequence[str] = getattr(item, "fixturenames", ())
+    alone = "servers" if item.path.parent.name in {"flows", "integration"} else item.path.name
+    return "ray" if "ray_of_two" in fixtures else TOGETHER.get(item.path.name, alone)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from pipelines.sources.pts import format_pts
 from pipelines.storage import Store
 
 Dataset = tuple[Store, Manifest]
+Result = TypeVar("Result")
 
 PLANTED = "planted-Ve7ry5ecret"
 """A password that must be found nowhere."""
@@ -159,6 +161,28 @@ def killed_after(seconds: float, work: Callable[..., object], *arguments: object
 def killed_at_write(write: int, work: Callable[..., object], *arguments: object) -> int:
     """The same, in the moment before it syncs its `write`-th file or directory to the disk."""
     return _stopped(_counting, (write, work, *arguments), None)
+
+
+def traced(work: Callable[[], Result]) -> tuple[Result, int]:
+    """What `work` gives, and the bytes that Python's own objects took at most meanwhile.
+
+    It works in a child: `tracemalloc.stop` may crash where other threads allocate (CPython's issue 128679, mended in
+    3.12.9), and servers of the tests are such threads.
+    """
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+
+    def run() -> None:
+        tracemalloc.start()
+        result = work()
+        theirs.send((result, tracemalloc.get_traced_memory()[1]))
+
+    process = context.Process(target=run)
+    process.start()
+    theirs.close()
+    found: tuple[Result, int] = ours.recv()  # EOFError, where it has told why on stderr
+    process.join()
+    return found
 
 
 def _stopped(work: Callable[..., object], arguments: Sequence[Any], seconds: float | None) -> int:

@@ -1,9 +1,9 @@
 import os
 import re
 import signal
-import tracemalloc
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from pipelines.checks import CHECKS
 from pipelines.dataset_faces import MEASURES as OF_DATASETS
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
-from tests.factories import picture
+from tests.factories import picture, traced
 from tests.pipelines.runs import Rows, Run, Totals, face, looked_at, quarantined, write_run
 from tests.pipelines.test_page import HOSTILE, Document
 
@@ -167,9 +167,6 @@ def test_memory_is_bounded_by_a_unit(tmp_path: Path) -> None:
     for run_of, units in (("warms up", 4), ("small", 4), ("large", 24)):
         images = [looked_at(f"{number}.jpg", 300, 200, 1) for number in range(64 * units)]
         run, _ = write_run(tmp_path / run_of, images, [face(image, 0, shape) for image in images])
-        tracemalloc.start()
-        found = survey(run)
-        peaks[run_of] = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert all(len(chosen) <= SHOWN[kind] for kind, chosen in found.chosen.items())
+        found, peaks[run_of] = traced(partial(survey, run))
+        assert all(len(some) <= SHOWN[kind] for kind, some in found.chosen.items())
     assert peaks["large"] < 1.5 * peaks["small"]

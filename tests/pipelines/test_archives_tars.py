@@ -3,7 +3,7 @@ import io
 import os
 import random
 import tarfile
-import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from pipelines.archives import gzips as gzips_module
 from pipelines.archives import list_inputs, read_inputs
 from pipelines.archives.gzips import GzipStream
 from pipelines.errors import UserError
+from tests.factories import traced
 from tests.pipelines.containers import Outcome, growth, member, publish, read, tar
 
 FILES = {"b/2 _01.jpg": b"two", "a/1.JPG": b"one" * 1000, "c.heic": b"", "notes.txt": b"no", "a/1.pts": b"no"}
@@ -221,10 +222,8 @@ def test_a_header_is_not_believed(tmp_path: Path, kind: str) -> None:
         "b": chain,
     }
     for name, header in headers.items():
-        tracemalloc.start()
-        found = _read(tmp_path, good + header + bytes(2048), kind)
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
-        tracemalloc.stop()
+        found, peak = traced(partial(_read, tmp_path, good + header + bytes(2048), kind))
+        assert peak < 8 << 20
         assert found[0] == ("a.jpg", b"a")
         assert len(found) == 2, name
         assert found[1][1] in {"truncated", "corrupt"}

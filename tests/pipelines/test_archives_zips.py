@@ -2,9 +2,9 @@ import os
 import random
 import stat
 import struct
-import tracemalloc
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipelines.archives import list_inputs, read_inputs
 from pipelines.archives import zips as zips_module
 from pipelines.errors import UserError
+from tests.factories import traced
 from tests.pipelines.containers import growth, publish, read, zipped
 
 FILES = {"b/2 _01.jpg": b"two", "a/1.JPG": b"one" * 1000, "c.heic": b"", "notes.txt": b"no", "写真/顔.jpg": b"face"}
@@ -166,10 +167,8 @@ def test_no_number_is_believed(tmp_path: Path) -> None:
     for data in (bomb, _saying(bomb, size=100), _saying(bomb, size=100, packed=0xFFFFFFFE)):
         path.write_bytes(data)
         items = list(list_inputs(str(path)))
-        tracemalloc.start()
-        found = read(str(path), items, 1 << 20)
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
-        tracemalloc.stop()
+        found, peak = traced(partial(read, str(path), items, 1 << 20))
+        assert peak < 8 << 20
         assert found[0][1] in {"too_large", "corrupt"}
         assert found[1] == ("good.jpg", b"good")
     path.write_bytes(_saying(bomb, size=100))

@@ -3,8 +3,8 @@ import io
 import json
 import re
 import tarfile
-import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -28,7 +28,7 @@ from pipelines.settings import ExportFormat
 from pipelines.sources import FORMATS as SOURCES
 from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
 from pipelines.storage import Store
-from tests.factories import picture, tree
+from tests.factories import picture, traced, tree
 from tests.pipelines.listings import a_face, faces_of
 from tests.pipelines.runs import Run, face, looked_at, quarantined, run_of, write_run
 
@@ -249,10 +249,7 @@ def test_memory_is_bounded_by_a_unit(made: ExportFormat, tmp_path: Path) -> None
         run = run_of(tmp_path / f"run{units}", shapes, per_unit=40)
         if units == 2:
             export(run, made, str(tmp_path / "warm"))
-        tracemalloc.start()
-        export(run, made, str(tmp_path / f"out{units}"))
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(traced(partial(export, run, made, str(tmp_path / f"out{units}")))[1])
     assert peaks[1] < 2 * peaks[0], peaks  # of six times the faces
 
 

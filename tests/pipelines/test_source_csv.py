@@ -1,6 +1,5 @@
 import csv
 import io
-import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
 from pipelines.sources.csv_points import CsvPoints, read_csv
 from pipelines.sources.files import open_files
+from tests.factories import traced
 from tests.pipelines.listings import Face, a_face, faces_of, reasons_of, rejected, rows_of, table, write
 
 FACES = [("a.jpg", a_face(1)), ("b.jpg", a_face(2)), ("b.jpg", a_face(3))]
@@ -285,10 +285,7 @@ def test_memory_is_bounded_by_a_row(tmp_path: Path) -> None:
     data = table(FACES).splitlines(keepends=True)
     (tmp_path / "list.csv").write_bytes(data[0] + 1000 * data[1])
     files = open_files(str(tmp_path / "list.csv"))
-    tracemalloc.start()
-    count = sum(1 for _ in read_csv(files, "list.csv"))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    count, peak = traced(lambda: sum(1 for _ in read_csv(files, "list.csv")))
     assert count == 1000
     assert peak < 1 << 19  # the shapes alone would take more
 

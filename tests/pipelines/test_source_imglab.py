@@ -1,4 +1,3 @@
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.files import open_files
 from pipelines.sources.imglab import Imglab, read_imglab
+from tests.factories import traced
 from tests.pipelines.listings import a_face, faces_of, imglab, reasons_of, rejected, rows_of, write
 
 ONE = imglab([("a.jpg", a_face())])
@@ -135,10 +135,7 @@ def test_memory_is_bounded_by_a_box(tmp_path: Path) -> None:
     body = ONE.partition(b"<images>")[2].partition(b"</images>")[0]
     (tmp_path / "list.xml").write_bytes(b"<dataset><images>" + 600 * body + b"</images></dataset>")
     files = open_files(str(tmp_path / "list.xml"))
-    tracemalloc.start()
-    count = sum(1 for _ in read_imglab(files, "list.xml"))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    count, peak = traced(lambda: sum(1 for _ in read_imglab(files, "list.xml")))
     assert count == 600
     assert peak < 1 << 19  # the shapes alone would take more
 
