@@ -50,10 +50,10 @@ def add_annotation_commands(commands: Commands) -> None:
 def _annotate(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
-        from pipelines.annotation import Again, annotate
-        from pipelines.claim import continued
+        from pipelines.annotation.claim import continued
+        from pipelines.annotation.rehearsal import rehearse
+        from pipelines.annotation.run import Again, annotate
         from pipelines.metrics_export import metered
-        from pipelines.rehearsal import rehearse
         from pipelines.retraining import open_model
         from pipelines.storage import Store
         from pipelines.tables import annotation_text, rehearsal_text
@@ -189,8 +189,8 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
 def _export(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
-        from pipelines.annotations import Annotations
-        from pipelines.exports import export
+        from pipelines.annotation.exports import export
+        from pipelines.annotation.tables import Annotations
         from pipelines.storage import Store
 
         with progress("exporting, units") as update:
@@ -234,8 +234,8 @@ def _export(commands: Commands) -> None:
 def _review(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
-        from pipelines.annotations import Annotations
-        from pipelines.review import README, review
+        from pipelines.annotation.review import README, review
+        from pipelines.annotation.tables import Annotations
         from pipelines.storage import Store
 
         with progress("looking for doubtful faces, units") as update:

@@ -55,7 +55,7 @@ def add_commands(commands: Commands) -> None:
 def _demo(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.demo import demo
-        from pipelines.tracking import shown_uri
+        from pipelines.registry.tracking import shown_uri
 
         program = "msrrn" if shutil.which("msrrn") else sys.argv[0]
         made = demo(call.out, call.workers)
@@ -92,7 +92,7 @@ def _train(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import epoch_progress
         from pipelines.retraining import started_from, train_tracked
-        from pipelines.train import resumable
+        from pipelines.training.train import resumable
 
         if call.resume is None:
             dataset, (settings, network) = call.dataset, started_from(call.init, train_settings(call))
@@ -140,7 +140,7 @@ def _train(commands: Commands) -> None:
 def _evaluate(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
-        from pipelines.evaluation import evaluate
+        from pipelines.evaluation.evaluate import evaluate
         from pipelines.retraining import open_model
         from pipelines.storage import publish_file
         from pipelines.tables import evaluation_text
@@ -182,9 +182,9 @@ def _evaluate(commands: Commands) -> None:
 def _benchmark(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
-        from pipelines.benchmark import benchmark
-        from pipelines.benchmark_page import PAGE, write_benchmark
-        from pipelines.ert import trained_ert
+        from pipelines.evaluation.benchmark import benchmark
+        from pipelines.evaluation.benchmark_page import PAGE, write_benchmark
+        from pipelines.evaluation.ert import trained_ert
         from pipelines.retraining import open_model
         from pipelines.storage import Store
         from pipelines.tables import rows_text
@@ -263,7 +263,7 @@ def onnx_file(text: str) -> str:
 def _retrain(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.retrain import retrain
-        from pipelines.tracking import shown_uri
+        from pipelines.registry.tracking import shown_uri
 
         result = retrain(
             call.data,

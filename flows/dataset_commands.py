@@ -63,7 +63,7 @@ def _synth(commands: Commands) -> None:
 
 
 def _settings_of_dataset(place: str, name: str) -> PrepareSettings:
-    from pipelines.manifest import MANIFEST, read_manifest
+    from pipelines.dataset.manifest import MANIFEST, read_manifest
     from pipelines.storage import Store
 
     if "/" in name or name in {".", ".."}:
@@ -83,9 +83,9 @@ def _settings_of_dataset(place: str, name: str) -> PrepareSettings:
 def _prepare(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
-        from pipelines.dataset_page import PAGE
-        from pipelines.planning import plan
-        from pipelines.prepare import prepare
+        from pipelines.dataset.page import PAGE
+        from pipelines.dataset.planning import plan
+        from pipelines.dataset.prepare import prepare
 
         base = PrepareSettings()
         if call.append_to:
@@ -164,7 +164,7 @@ def _datasets(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from dataclasses import asdict
 
-        from pipelines.datasets import datasets
+        from pipelines.dataset.inventory import datasets
         from pipelines.tables import datasets_text
 
         found = datasets(call.url)
@@ -189,7 +189,7 @@ def _verify(commands: Commands) -> None:
         from dataclasses import asdict
 
         from flows.progress import progress
-        from pipelines.verify import verify
+        from pipelines.dataset.verify import verify
 
         with progress("verifying") as update:
             found = verify(call.url, call.workers, update)
@@ -218,8 +218,8 @@ def _verify(commands: Commands) -> None:
 def _forget(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
-        from pipelines.forget import forget_in_datasets
-        from pipelines.forget_runs import forget_in_runs
+        from pipelines.annotation.forget import forget_in_runs
+        from pipelines.dataset.forget import forget_in_datasets
 
         if not call.datasets and not call.annotations:
             raise UsageError("say where: give --datasets, --annotations, or both")

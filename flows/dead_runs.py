@@ -27,7 +27,7 @@ from prefect.settings import get_current_settings
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Running
 
 from flows.gate import has_server
-from pipelines.reconcile import MINUTES, Finding
+from pipelines.promotion.reconcile import MINUTES, Finding
 
 STARTS: Final = 3
 """What dies so often is not begun again."""

@@ -17,15 +17,15 @@ from prefect.settings import get_current_settings
 
 from flows.progress import say
 from flows.tasks import STATION
-from pipelines import gate
-from pipelines.decision_page import CHANGED, LEGEND, SCATTER
 from pipelines.errors import UsageError
-from pipelines.evaluation import Selection
-from pipelines.gate import Approval, Ask, Challenge, Judgement
-from pipelines.promotion import Decision, shown
-from pipelines.registry import ModelVersion
+from pipelines.evaluation.evaluate import Selection
+from pipelines.promotion import gate
+from pipelines.promotion.decision import Decision, shown
+from pipelines.promotion.gate import Approval, Ask, Challenge, Judgement
+from pipelines.promotion.page import CHANGED, LEGEND, SCATTER
+from pipelines.registry.succession import whoami
+from pipelines.registry.versions import ModelVersion
 from pipelines.settings import GateSettings
-from pipelines.succession import whoami
 
 REGISTERED: Final = "msrrn.model.registered"
 """The event that says that there is a new version to be judged."""
@@ -82,7 +82,7 @@ def carry_out(judgement: Judgement, approval: Approval | None) -> Decision:
 
 
 def pass_gate(challenge: Challenge, ask: Ask | None) -> tuple[Decision, Judgement]:
-    """`pipelines.gate.pass_gate` in tasks; called by a flow, which is what can be paused."""
+    """`pipelines.promotion.gate.pass_gate` in tasks; called by a flow, which is what can be paused."""
     return gate.pass_gate(challenge, ask, judge, carry_out)
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flows.parameters import Place
 from flows.tasks import compare_runs
-from pipelines.drift import DriftReport
+from pipelines.monitoring.drift import DriftReport
 from pipelines.settings import DriftSettings
 
 DRIFT_DETECTED: Final = "msrrn.drift.detected"

@@ -15,8 +15,8 @@ def add_monitor_commands(commands: Commands) -> None:
 
 def _monitor(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> int:
-        from pipelines.drift import compare
-        from pipelines.drift_page import write_drift
+        from pipelines.monitoring.drift import compare
+        from pipelines.monitoring.page import write_drift
         from pipelines.storage import Store
         from pipelines.tables import drift_text
 

@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field
 
 from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
 from flows.parameters import ModelName, Place, Sources, Workers
-from pipelines.evaluation import Selection
-from pipelines.gate import Challenge, Judgement
-from pipelines.promotion import Decision, Verdict
+from pipelines.evaluation.evaluate import Selection
+from pipelines.promotion.decision import Decision, Verdict
+from pipelines.promotion.gate import Challenge, Judgement
 from pipelines.settings import NAME, GateSettings
 
 

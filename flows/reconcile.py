@@ -10,9 +10,9 @@ from flows.dead_runs import free_dead_runs
 from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
 from flows.parameters import ModelName, Place, Workers
 from flows.progress import say
-from pipelines.reconcile import MINUTES, Finding
-from pipelines.reconcile import reconcile as mend
-from pipelines.registry import ModelVersion
+from pipelines.promotion.reconcile import MINUTES, Finding
+from pipelines.promotion.reconcile import reconcile as mend
+from pipelines.registry.versions import ModelVersion
 from pipelines.settings import GateSettings
 
 

@@ -30,7 +30,7 @@ def _promote(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.gate import ask_here, asking, has_server
         from flows.promote import PromoteResult, promote
-        from pipelines.gate import challenge_of, pass_gate
+        from pipelines.promotion.gate import challenge_of, pass_gate
 
         settings = gate_settings(call)
         if asking(call.approve) and has_server():
@@ -77,7 +77,7 @@ def _promote(commands: Commands) -> None:
 def _rollback(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import say
-        from pipelines.succession import rollback, whoami
+        from pipelines.registry.succession import rollback, whoami
 
         new, old = rollback(call.name, call.reason, call.who or whoami(), say)
         if call.json:
@@ -102,8 +102,8 @@ def _models(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from dataclasses import asdict
 
-        from pipelines.registry import models, names
-        from pipelines.succession import log
+        from pipelines.registry.succession import log
+        from pipelines.registry.versions import models, names
         from pipelines.tables import log_text, models_text
 
         if call.log:
@@ -135,8 +135,8 @@ def _models(commands: Commands) -> None:
 def _reconcile(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import say
-        from pipelines.gate import judged_where_registered
-        from pipelines.reconcile import reconcile
+        from pipelines.promotion.gate import judged_where_registered
+        from pipelines.promotion.reconcile import reconcile
 
         settings = gate_settings(call)
         found = reconcile(

@@ -14,11 +14,11 @@ from flows.tasks import (
     train_network,
     write_page,
 )
-from pipelines import registry
-from pipelines.annotation import Summary
+from pipelines.annotation.run import Summary
 from pipelines.archives import list_inputs
-from pipelines.gate import Challenge, settled
-from pipelines.promotion import Decision, Verdict
+from pipelines.promotion.decision import Decision, Verdict
+from pipelines.promotion.gate import Challenge, settled
+from pipelines.registry import versions as registry
 from pipelines.report import Retraining
 from pipelines.settings import NAME, AnnotateSettings, GateSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store, short_digest

@@ -17,21 +17,21 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 
 from flows.progress import epoch_progress, progress, say
-from pipelines.annotation import Summary, annotate
-from pipelines.drift import DriftReport, compare
-from pipelines.drift_page import write_drift
+from pipelines.annotation.run import Summary, annotate
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare import prepare
 from pipelines.errors import NothingYetError, UserError
-from pipelines.evaluation import Evaluation, evaluate
-from pipelines.manifest import Manifest
+from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.metrics_export import metered
 from pipelines.models import Model
-from pipelines.prepare import prepare
-from pipelines.registry import ModelVersion
+from pipelines.monitoring.drift import DriftReport, compare
+from pipelines.monitoring.page import write_drift
+from pipelines.registry.versions import ModelVersion
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
 from pipelines.retraining import open_model, record, require_validation, started_from, train_tracked
 from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
-from pipelines.train import TrainedModel
+from pipelines.training.train import TrainedModel
 
 REPORT: Final = "report.html"
 

@@ -1,4 +1,9 @@
-"""The data plane: each stage is a plain function over datasets that runs without Prefect."""
+"""The data plane: each stage is a plain function over datasets that runs without Prefect.
+
+`sources` and `archives` read annotated and bare photographs, `detection` finds faces, `checks` doubts annotations.
+`dataset` → `training` → `evaluation` → `registry` and `promotion` make a champion, `annotation` uses it, `monitoring`
+compares what it sees. Modules beside them are what several need; `retraining` and `report` join stations.
+"""
 
 import os
 

@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from pipelines.annotations import STATUSES, SUMMARY
+from pipelines.annotation.tables import STATUSES, SUMMARY
 from pipelines.errors import UserError
 from pipelines.storage import Store
 

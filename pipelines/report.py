@@ -6,17 +6,17 @@ from itertools import islice
 from typing import Final
 
 from msrrn.prediction import STAGES
-from pipelines.annotation import Summary
-from pipelines.annotation_page import PAGE, add_pictures
-from pipelines.annotations import Annotations
+from pipelines.annotation.page import PAGE, add_pictures
+from pipelines.annotation.run import Summary
+from pipelines.annotation.tables import Annotations
+from pipelines.dataset.manifest import Manifest
 from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, to_jpeg
-from pipelines.evaluation import Evaluation, FaceResult, photo_of, seen_note
+from pipelines.evaluation.evaluate import Evaluation, FaceResult, photo_of, seen_note
 from pipelines.figures import ced_figure, curves_figure
-from pipelines.manifest import Manifest
 from pipelines.page import Page
-from pipelines.promotion import Decision
+from pipelines.promotion.decision import Decision
 from pipelines.storage import Store
-from pipelines.train import TrainedModel
+from pipelines.training.train import TrainedModel
 
 TILES: Final = 12
 REJECTED: Final = 20

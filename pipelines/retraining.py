@@ -12,16 +12,12 @@ from typing import Final
 
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.network import MSRRN
+from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.engine import in_a_thread
-from pipelines.epochs import Epoch
 from pipelines.errors import UserError
-from pipelines.evaluation import Evaluation
-from pipelines.manifest import Manifest, read_manifest
+from pipelines.evaluation.evaluate import Evaluation
 from pipelines.models import ONNX_SUFFIX, Model, initial_weights, read_model
-from pipelines.registry import ModelVersion, champion, fetch, register
-from pipelines.settings import INIT, NAME, TrainSettings
-from pipelines.storage import Store
-from pipelines.tracking import (
+from pipelines.registry.tracking import (
     RunRecord,
     finish_run,
     log_files,
@@ -30,7 +26,11 @@ from pipelines.tracking import (
     open_run,
     system_metrics,
 )
-from pipelines.train import HISTORY, TrainedModel, run_name, train_model
+from pipelines.registry.versions import ModelVersion, champion, fetch, register
+from pipelines.settings import INIT, NAME, TrainSettings
+from pipelines.storage import Store
+from pipelines.training.epochs import Epoch
+from pipelines.training.train import HISTORY, TrainedModel, run_name, train_model
 
 IN_THE_BOX: Final = "box"
 BOX: Final = Path(__file__).with_name("box")

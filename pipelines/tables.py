@@ -7,14 +7,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.annotation import Summary
-from pipelines.annotation_page import PAGE
-from pipelines.datasets import Datasets
-from pipelines.drift import DriftReport
-from pipelines.evaluation import Evaluation, seen_note
-from pipelines.ledger import Line
-from pipelines.registry import ModelVersion
-from pipelines.rehearsal import Rehearsal
+from pipelines.annotation.page import PAGE
+from pipelines.annotation.rehearsal import Rehearsal
+from pipelines.annotation.run import Summary
+from pipelines.dataset.inventory import Datasets
+from pipelines.evaluation.evaluate import Evaluation, seen_note
+from pipelines.monitoring.drift import DriftReport
+from pipelines.registry.ledger import Line
+from pipelines.registry.versions import ModelVersion
 
 
 def evaluation_text(evaluation: Evaluation) -> str:

@@ -14,11 +14,11 @@ import pytest
 
 from msrrn.synthetic import SyntheticPhoto, draw_photo
 from pipelines.cache import cache_directory
+from pipelines.dataset.loader import Loader
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare import prepare
 from pipelines.engine import start_ray
-from pipelines.loader import Loader
-from pipelines.manifest import Manifest
 from pipelines.models import Model
-from pipelines.prepare import prepare
 from pipelines.storage import Store
 from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w
 from tests.faulty import FaultyEndpoint, serve_faulty
@@ -128,7 +128,7 @@ def faulty_s3(s3: str, faulty: FaultyEndpoint) -> str:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database in which nothing is yet: creating its tables takes seconds."""
-    from pipelines import tracking
+    from pipelines.registry import tracking
 
     folder = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:

@@ -23,10 +23,10 @@ from msrrn.config import ModelConfig
 from msrrn.geometry import LEVELS
 from msrrn.network import MSRRN
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.manifest import MANIFEST, Manifest, UnitEntry
+from pipelines.dataset.manifest import MANIFEST, Manifest, UnitEntry
+from pipelines.dataset.shards import Split, encode_shard
 from pipelines.models import Model, read_model
 from pipelines.settings import PrepareSettings
-from pipelines.shards import Split, encode_shard
 from pipelines.sources.pts import format_pts
 from pipelines.storage import Store
 
@@ -187,7 +187,7 @@ def traced(work: Callable[[], Result]) -> tuple[Result, int]:
 
 def _stopped(work: Callable[..., object], arguments: Sequence[Any], seconds: float | None) -> int:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.annotation", "pipelines.prepare"])
+    context.set_forkserver_preload(["pipelines.annotation.run", "pipelines.dataset.prepare"])
     process = context.Process(target=work, args=arguments)
     process.start()
     process.join(seconds)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipelines.evaluation import evaluate
+from pipelines.evaluation.evaluate import evaluate
 from pipelines.models import read_model
-from pipelines.registry import ModelVersion
+from pipelines.registry.versions import ModelVersion
 from pipelines.retraining import record
 
 

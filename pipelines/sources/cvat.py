@@ -8,7 +8,7 @@ CVAT counts from the corner of the first pixel, so pixel centres lie at 0.5, 1.5
 elements of a skeleton have numbers for labels, 0 to 67 or 1 to 68, and are in the order of these; one that is
 `outside` was not labelled. Other shapes and tags are left alone. Pictures lie beside the XML or where `near` says.
 
-Source: https://docs.cvat.ai/docs/other/xml_format; see `pipelines.exports.cvat`.
+Source: https://docs.cvat.ai/docs/other/xml_format; see `pipelines.annotation.exports.cvat`.
 """
 
 import re

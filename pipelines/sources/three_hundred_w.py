@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
-from pipelines.ahead import begun
+from pipelines.archives.ahead import begun
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from msrrn.augmentation import AugmentationSettings
 from msrrn.geometry import Box
 from msrrn.synthetic import draw_photo
+from pipelines.annotation.looking import look
+from pipelines.dataset.prepare import prepare
 from pipelines.detection import Detection, Detector, match, open_detector
 from pipelines.errors import UserError
-from pipelines.ert import trained_ert
-from pipelines.looking import look
-from pipelines.prepare import prepare
+from pipelines.evaluation.ert import trained_ert
 from pipelines.retraining import open_model
 from pipelines.settings import AnnotateSettings, PrepareSettings
 from tests.benchmarks.pictures import Picture, mix

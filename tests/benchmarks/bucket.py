@@ -16,7 +16,7 @@ from pathlib import Path
 
 import fsspec
 
-from pipelines.annotation import annotate
+from pipelines.annotation.run import annotate
 from pipelines.retraining import open_model
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store

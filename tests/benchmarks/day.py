@@ -34,10 +34,10 @@ from PIL import Image, ImageFilter
 from flows.monitor import DRIFT_DETECTED
 from msrrn.augmentation import AugmentationSettings
 from msrrn.synthetic import draw_photo
-from pipelines.registry import champion
+from pipelines.registry.tracking import client
+from pipelines.registry.versions import champion
 from pipelines.settings import NAME, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.synthesis import synthesise
-from pipelines.tracking import client
 from tests.benchmarks.timeline import Timeline, all_runs, left_to_do
 from tests.cluster import kill_tree
 from tests.integration.prefect_server import PREFECT, ROOT, Server, post, prefect, prefect_server, wait_for

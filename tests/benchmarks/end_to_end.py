@@ -23,10 +23,10 @@ from typing import get_args
 import cv2
 import ray
 
-from pipelines.annotation import annotate
+from pipelines.annotation.looking import look
+from pipelines.annotation.run import annotate
 from pipelines.detection import open_detector
 from pipelines.engine import start_ray
-from pipelines.looking import look
 from pipelines.retraining import open_model
 from pipelines.settings import AnnotateSettings, EngineChoice
 from tests.benchmarks.pictures import mix

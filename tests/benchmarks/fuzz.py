@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipelines.annotation import annotate
-from pipelines.annotations import Annotations
+from pipelines.annotation.run import annotate
+from pipelines.annotation.tables import Annotations
 from pipelines.retraining import open_model
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store

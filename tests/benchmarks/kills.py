@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.annotation import annotate
-from pipelines.annotations import SUMMARY, Annotations
+from pipelines.annotation.run import annotate
+from pipelines.annotation.tables import SUMMARY, Annotations
 from pipelines.retraining import open_model
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
@@ -92,7 +92,7 @@ def _sandboxes() -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline"])
-        if any("pipelines.sandbox" in part for part in process.info["cmdline"] or [])
+        if any("pipelines.annotation.sandbox" in part for part in process.info["cmdline"] or [])
     ]
 
 

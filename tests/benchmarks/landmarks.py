@@ -22,9 +22,9 @@ from msrrn.onnx import to_onnx
 from msrrn.openvino import OPENVINO_BATCH, OpenVinoPredictor, compiled_prediction
 from msrrn.prediction import Predictor
 from msrrn.predictor import TorchPredictor
-from pipelines.ert import Ert, trained_ert
-from pipelines.loader import Loader
-from pipelines.manifest import read_manifest
+from pipelines.dataset.loader import Loader
+from pipelines.dataset.manifest import read_manifest
+from pipelines.evaluation.ert import Ert, trained_ert
 from pipelines.pace import one_core
 from pipelines.pyramid import CROP
 from pipelines.retraining import BOX

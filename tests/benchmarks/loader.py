@@ -28,9 +28,9 @@ from msrrn.network import MSRRN
 from msrrn.objective import squared
 from msrrn.predictor import area_halve
 from msrrn.synthetic import draw_photo
-from pipelines.loader import Batch, Loader
-from pipelines.manifest import Manifest
-from pipelines.prepare import prepare
+from pipelines.dataset.loader import Batch, Loader
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare import prepare
 from pipelines.settings import PrepareSettings
 from pipelines.storage import Store
 from tests.factories import write_face, write_tar

@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 import torch
 
+from pipelines.annotation.looking import look
 from pipelines.detection import Detector, open_detector
 from pipelines.engine import default_workers
-from pipelines.looking import look
 from pipelines.models import Model
 from pipelines.retraining import open_model
 from pipelines.settings import AnnotateSettings

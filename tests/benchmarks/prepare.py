@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from msrrn.augmentation import AugmentationSettings
+from pipelines.dataset.prepare import prepare
 from pipelines.decoding import decode
 from pipelines.detection import HogDetector
 from pipelines.engine import run_units, start_ray
-from pipelines.prepare import prepare
 from pipelines.settings import PrepareSettings
 from pipelines.sources import AnnotatedPhoto, open_annotated
 

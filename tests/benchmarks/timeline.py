@@ -6,9 +6,9 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pipelines.ledger import Line
-from pipelines.registry import champion, models
-from pipelines.succession import AWAITING, DECISION_TAG, log
+from pipelines.registry.ledger import Line
+from pipelines.registry.succession import AWAITING, DECISION_TAG, log
+from pipelines.registry.versions import champion, models
 from tests.integration.prefect_server import get, post
 
 _FLOWS: Final = ("retrain", "promote", "reconcile", "annotate", "monitor")

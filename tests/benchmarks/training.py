@@ -18,9 +18,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from msrrn.disturbance import draw_disturbance
-from pipelines.loader import Batch
+from pipelines.dataset.loader import Batch
 from pipelines.settings import TrainSettings
-from pipelines.training import Seen, TrainState, _step
+from pipelines.training.loop import Seen, TrainState, _step
 
 Preset = Literal["paper", "best"]
 Precision = Literal["float32", "bfloat16"]

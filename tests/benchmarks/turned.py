@@ -16,15 +16,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines.annotate_pictures import Rows, annotated, end_sandbox
+from pipelines.annotation.looking import TURNS
+from pipelines.annotation.pictures import Rows, annotated, end_sandbox
+from pipelines.annotation.sightings import Task
 from pipelines.archives import list_inputs
 from pipelines.decoding import decode
 from pipelines.detection import open_detector
-from pipelines.looking import TURNS
 from pipelines.models import Model
 from pipelines.retraining import open_model
 from pipelines.settings import AnnotateSettings
-from pipelines.sightings import Task
 
 
 def photos(data: Path) -> Iterator[Path]:

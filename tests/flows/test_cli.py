@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main, parser
-from pipelines import tracking
-from pipelines.manifest import Manifest
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare import prepare
 from pipelines.models import Model
-from pipelines.prepare import prepare
+from pipelines.registry import tracking
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
-from pipelines.train import run_name, train_model
+from pipelines.training.train import run_name, train_model
 from tests.factories import SETTINGS, start_msrrn, tree
 
 COMMANDS = (

@@ -11,16 +11,16 @@ import pytest
 
 from flows.cli import main
 from flows.gate import ask_here, asking
-from pipelines import gate as station
 from pipelines.errors import UsageError
-from pipelines.gate import Judgement
 from pipelines.models import Model
-from pipelines.promotion import Decision
-from pipelines.reconcile import reconcile
-from pipelines.registry import ModelVersion, champion
-from pipelines.succession import log
+from pipelines.promotion import gate as station
+from pipelines.promotion.decision import Decision
+from pipelines.promotion.gate import Judgement
+from pipelines.promotion.reconcile import reconcile
+from pipelines.registry.succession import log
+from pipelines.registry.versions import ModelVersion, champion
 from tests.factories import tiny_model
-from tests.pipelines.test_succession import crashed, make_versions
+from tests.pipelines.registry.test_succession import crashed, make_versions
 
 LENIENT = ("--gate-least-faces", "2", "--gate-bias", "1000", "--gate-rank-loss", "2", "--gate-slower", "1000")
 
@@ -138,7 +138,7 @@ def test_approval_on_the_terminal_from_end_to_end(
 
 
 def test_reconcile_says_what_it_did(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.reconcile.reconcile", partial(reconcile, patience=0.2))
+    monkeypatch.setattr("pipelines.promotion.reconcile.reconcile", partial(reconcile, patience=0.2))
     make_versions("half", 2)
     crashed("half", 1, crash=0)
     assert main(["reconcile", "--name", "half", "--workers", "1"]) == 0

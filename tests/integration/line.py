@@ -18,10 +18,10 @@ import psutil
 import pytest
 import torch
 
-from pipelines.checkpoints import STATE
 from pipelines.outages import MissingError
 from pipelines.settings import PrepareSettings, TrainSettings
 from pipelines.storage import Store
+from pipelines.training.checkpoints import STATE
 from tests.cluster import Cluster, cluster
 from tests.factories import PLANTED
 from tests.faulty import FaultyEndpoint, serve_faulty

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.annotation import Summary, annotate
-from pipelines.annotations import SUMMARY
+from pipelines.annotation.run import Summary, annotate
+from pipelines.annotation.tables import SUMMARY
 from pipelines.models import Model
 from pipelines.settings import AnnotateSettings
 from tests.cluster import cluster, kill_one

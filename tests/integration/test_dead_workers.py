@@ -19,10 +19,10 @@ from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
 from flows.dead_runs import free_dead_runs
 from msrrn.augmentation import AugmentationSettings
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.annotations import SUMMARY
+from pipelines.annotation.tables import SUMMARY
 from pipelines.settings import PrepareSettings, TrainSettings
 from pipelines.synthesis import synthesise
-from pipelines.training import TrainState
+from pipelines.training.loop import TrainState
 from tests.cluster import kill_tree
 from tests.infra.files import INFRA
 from tests.integration.prefect_server import PREFECT, ROOT, Server, post, prefect_server, runs_of, wait_for

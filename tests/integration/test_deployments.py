@@ -23,9 +23,9 @@ from flows import gate
 from flows.gate import announce
 from flows.promote import promote
 from pipelines.models import Model
-from pipelines.registry import champion
+from pipelines.registry.succession import log
+from pipelines.registry.versions import champion
 from pipelines.settings import GateSettings
-from pipelines.succession import log
 from tests.factories import tiny_model
 from tests.integration.prefect_server import PREFECT, ROOT, post, prefect_server, runs_of, wait_for
 from tests.registered import register_model

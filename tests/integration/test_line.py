@@ -19,16 +19,16 @@ from torch import Tensor
 
 from msrrn.artifact import WEIGHTS
 from msrrn.augmentation import AugmentationSettings
-from pipelines import tracking
-from pipelines.manifest import Manifest, read_manifest
-from pipelines.prepare import prepare
-from pipelines.registry import champion, models
+from pipelines.dataset.manifest import Manifest, read_manifest
+from pipelines.dataset.prepare import prepare
+from pipelines.registry import tracking
+from pipelines.registry.succession import log
+from pipelines.registry.versions import champion, models
 from pipelines.retraining import started_from
 from pipelines.settings import PrepareSettings, TrainSettings
 from pipelines.storage import Store
-from pipelines.succession import log
 from pipelines.synthesis import synthesise
-from pipelines.train import HISTORY, TrainedModel, train_model
+from pipelines.training.train import HISTORY, TrainedModel, train_model
 from tests.factories import PLANTED, tree
 from tests.integration.line import USER, Line, line
 from tests.integration.prefect_server import runs_of, wait_for

@@ -14,16 +14,17 @@ import torch
 from msrrn.artifact import Card, save
 from msrrn.config import PRESETS, ModelConfig
 from msrrn.network import MSRRN
-from pipelines import registry, tracking
+from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UserError
-from pipelines.examples import due
-from pipelines.manifest import Manifest
+from pipelines.registry import tracking
+from pipelines.registry import versions as registry
+from pipelines.registry.succession import finish_turn, log, settle
 from pipelines.retraining import train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
-from pipelines.succession import finish_turn, log, settle
+from pipelines.training.examples import due
 from tests.faulty import FaultyEndpoint, serve_faulty
-from tests.pipelines.test_succession import crashed, make_versions, start
+from tests.pipelines.registry.test_succession import crashed, make_versions, start
 
 TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(2, 2, 2), hidden=8)
 
@@ -184,7 +185,7 @@ def test_where_mlflow_does_not_come_back_the_model_is_kept_and_the_next_call_log
 
 
 OPEN_RUN = """
-from pipelines import tracking
+from pipelines.registry import tracking
 print(tracking.open_run("training", "key", {"epochs": 2}, {}).run_id)
 """
 

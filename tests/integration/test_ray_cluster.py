@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.manifest import Manifest
+from pipelines.dataset.manifest import Manifest
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
-from pipelines.train import HISTORY, train_model
+from pipelines.training.train import HISTORY, train_model
 from tests.cluster import cluster
 from tests.factories import start_msrrn
 

@@ -12,7 +12,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.retrain import RetrainResult, retrain
 from msrrn.augmentation import AugmentationSettings
-from pipelines.registry import champion, models
+from pipelines.registry.versions import champion, models
 from pipelines.settings import GateSettings, PrepareSettings, TrainSettings
 from pipelines.synthesis import synthesise, synthetic_archive
 

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.dataset.loader import Loader
+from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare import prepare
+from pipelines.dataset.verify import verify
 from pipelines.errors import UserError
 from pipelines.lease import hold
-from pipelines.loader import Loader
-from pipelines.manifest import Manifest
-from pipelines.prepare import prepare
 from pipelines.storage import Store
-from pipelines.verify import verify
 from tests.factories import SETTINGS
 from tests.pipelines.containers import packed, publish, read
 

@@ -130,7 +130,7 @@ def test_draws_follow_from_the_generator_and_stay_in_bounds() -> None:
 
 
 def test_what_is_drawn_and_done_stays_what_it_is() -> None:
-    """Other perturbations make other models: raise RECIPE in pipelines.train with them."""
+    """Other perturbations make other models: raise RECIPE in pipelines.training.train with them."""
     images = np.random.default_rng(0).integers(0, 256, (8, 50, 50), dtype=np.uint8)
     shapes = np.random.default_rng(1).random((8, 68, 2)).astype(np.float32)
     perturbed, moved = perturb(images, shapes, draw(8, np.random.default_rng(2)))

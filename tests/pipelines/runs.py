@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.annotations import FACES, IMAGES, RUN, STATUSES, Annotations
+from pipelines.annotation.plan import make_plan
+from pipelines.annotation.tables import FACES, IMAGES, RUN, STATUSES, Annotations
 from pipelines.archives import Input
 from pipelines.decoding import Undecodable
-from pipelines.plan import make_plan
 from pipelines.storage import Store
 
 Rows = list[dict[str, Any]]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from msrrn.artifact import WEIGHTS
-from pipelines.evaluation import evaluate
+from pipelines.evaluation.evaluate import evaluate
 from pipelines.models import export_model
 from pipelines.retraining import BOX, PACKAGED, open_model, started_from
 from pipelines.settings import TrainSettings
-from pipelines.training import TrainState
+from pipelines.training.loop import TrainState
 
 
 def test_without_a_champion_it_is_the_model_in_the_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

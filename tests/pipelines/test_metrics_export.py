@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.annotation import annotate
+from pipelines.annotation.run import annotate
 from pipelines.metrics_export import FILE, METRICS, export_champion, export_metrics, metered
 from pipelines.models import Model
 from pipelines.settings import AnnotateSettings

@@ -96,7 +96,7 @@ def test_a_worker_that_asks_openvino_loads_no_torch(artifact: Path, tmp_path: Pa
     sent = tmp_path / "sent"
     sent.write_bytes(pickle.dumps((model.in_engine("openvino").for_workers(), CROPS)))
     program = (
-        "import pickle, sys, pathlib, pipelines.annotate_unit\n"
+        "import pickle, sys, pathlib, pipelines.annotation.unit\n"
         "asked, crops = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
         "print(asked.on_one_core(crops).shapes.shape, asked.name, asked.version, 'torch' in sys.modules)"
     )

@@ -9,15 +9,15 @@ from msrrn.artifact import CARD, Card
 from msrrn.config import PRESETS
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import report as station
-from pipelines.annotation import annotate
-from pipelines.evaluation import evaluate
-from pipelines.manifest import LeftOut, Manifest
+from pipelines.annotation.run import annotate
+from pipelines.dataset.manifest import LeftOut, Manifest
+from pipelines.evaluation.evaluate import evaluate
 from pipelines.models import Model, read_model
-from pipelines.promotion import Decision
+from pipelines.promotion.decision import Decision
 from pipelines.report import Retraining, retraining_page
 from pipelines.settings import AnnotateSettings, TrainSettings
 from pipelines.storage import Store
-from pipelines.train import TrainedModel, train_model
+from pipelines.training.train import TrainedModel, train_model
 from tests.factories import TINY, picture, write_face, write_tar
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"

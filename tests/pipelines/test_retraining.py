@@ -7,14 +7,15 @@ import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.config import PRESETS
-from pipelines import retraining, tracking
+from pipelines import retraining
+from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UserError
-from pipelines.manifest import Manifest
 from pipelines.models import Model
+from pipelines.registry import tracking
 from pipelines.retraining import open_model, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
-from pipelines.train import run_name
+from pipelines.training.train import run_name
 from tests.factories import TINY
 
 Dataset = tuple[Store, Manifest]
@@ -67,7 +68,7 @@ def test_a_training_outlives_what_watches_the_machine(
         raise OSError("no /proc here")
 
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
-    monkeypatch.setattr(f"pipelines.tracking.SystemMetricsMonitor.{part}", fails)
+    monkeypatch.setattr(f"pipelines.registry.tracking.SystemMetricsMonitor.{part}", fails)
     settings = TrainSettings(epochs=1, batch=8)
     train_tracked(dataset[0].url, str(tmp_path), settings, 0, part.strip("_"), lambda metrics: None)
     assert run_of(part.strip("_"), run_name(dataset[1], settings)).data.metrics["loss"] > 0

@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines import tracking
+from pipelines.registry import tracking
 from pipelines.secrecy import has_password, without_secrets
 
 SECRET = "Ve7ry5ecret"

@@ -1,0 +1,1 @@
+"""Bare photographs → landmarks on every face: planned, written unit by unit, exported, reviewed."""

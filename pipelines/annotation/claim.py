@@ -1,0 +1,82 @@
+"""What an annotation run is: archive, model and settings, as `run.json` holds them from its beginning on."""
+
+import json
+from typing import Any
+
+from pipelines.annotation.tables import RUN, SCHEMA_VERSION, Annotations
+from pipelines.errors import UserError
+from pipelines.models import Model
+from pipelines.settings import AnnotateSettings
+from pipelines.storage import Store
+
+
+def _begun_at(place: Store) -> dict[str, Any]:
+    """What the run is that was begun there; nothing where there is none.
+
+    Raises:
+        UserError: something else lies there.
+    """
+    if not place.exists(RUN):
+        return {}
+    return {"engine": "native"} | Annotations(place).run  # older ones had no other
+
+
+def continued(place: Store, source: str, model: Model, settings: AnnotateSettings) -> AnnotateSettings:
+    """What is left to choose (`auto`) as the run that was begun there chose it.
+
+    Raises:
+        UserError: another run was begun there, of other settings or another model.
+    """
+    begun = _begun_at(place)
+    chosen = _chosen(begun, settings)
+    _refuse_another(place, begun, claim_of(source, model, chosen))
+    return chosen
+
+
+def claim_of(source: str, model: Model, settings: AnnotateSettings) -> dict[str, Any]:
+    """What a run is."""
+    return {
+        "source": Store(source).url,
+        "archive": Store(source).absolute().url,
+        "model": model.label,
+        "model_sha256": model.digest,
+        "schema": SCHEMA_VERSION,
+        **settings.model_dump(),
+    }
+
+
+def publish_claim(place: Store, claim: dict[str, Any]) -> None:
+    """Writes down what the run is, where that is not written yet; raises UserError where another one is."""
+    if not place.create(RUN, json.dumps(claim, indent=1).encode()):
+        _refuse_another(place, _begun_at(place), claim)
+
+
+def _chosen(begun: dict[str, Any], settings: AnnotateSettings) -> AnnotateSettings:
+    left = {field for field, value in settings if value == "auto"}
+    return settings.model_copy(update={field: begun[field] for field in left & begun.keys()})
+
+
+def _refuse_another(place: Store, begun: dict[str, Any], mine: dict[str, Any]) -> None:
+    if not begun:
+        return
+    if not _is_same_archive(begun, mine):
+        raise _another(place, "source", begun.get("archive") or begun.get("source"), mine["archive"])
+    for field, value in mine.items():
+        if field not in {"source", "archive"} and begun.get(field) != value:
+            raise _another(place, field, begun.get(field), value)
+
+
+def _another(place: Store, field: str, then: Any, now: Any) -> UserError:
+    return UserError(
+        f"{place.url} holds a run with {field} = {then}, this one has {now}; "
+        "ask for the same, give another --out, or delete that one"
+    )
+
+
+def _is_same_archive(begun: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """The same place, however it is written; or one of the same name, where the place of then is no more: a folder
+    that holds archive and run may be moved, and older runs do not know where their archive was."""
+    if begun.get("archive") == mine["archive"]:
+        return True
+    moved = "archive" not in begun or not Store(begun["archive"]).exists()
+    return moved and begun.get("source") == mine["source"]

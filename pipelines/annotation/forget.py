@@ -1,0 +1,96 @@
+"""Removes pictures from annotation runs, by the digests of their bytes, and keeps them out.
+
+Every input keeps its row, so that the run still accounts for all of its archive; of a picture that was forgotten
+the row has the name alone, and its faces have none.
+"""
+
+from collections.abc import Collection
+
+from pipelines.annotation.page import PAGE, annotation_page
+from pipelines.annotation.run import summary_before, totals
+from pipelines.annotation.tables import SUMMARY, Annotations, forgotten_row, runs_at
+from pipelines.annotation.unit import RECORDS, STAGED, TABLES, UnitRecord, read_record, write_unit
+from pipelines.dataset.forget import Forgot, remember, remembered
+from pipelines.forgotten import read_forgotten
+from pipelines.lease import LEASE, hold
+from pipelines.progress import Progress
+from pipelines.storage import Store
+
+
+def forget_in_runs(url: str, digests: Collection[str], progress: Progress) -> list[Forgot]:
+    """Removes pictures from the run at a place, or from those below it; going on with one leaves them out.
+
+    Raises:
+        UserError: there is no run.
+    """
+    return [_forget(run.absolute(), digests, progress) for run in runs_at(url)]
+
+
+def _forget(place: Store, digests: Collection[str], progress: Progress) -> Forgot:
+    with hold(place, LEASE, lambda note: progress(0, 0, f"a run is at work there ({note}): waiting")):
+        wanted = read_forgotten(place).digests | set(digests)
+        annotations = Annotations(place)
+        _drop_unfinished(place)
+        holding: list[str] = []
+        found: dict[str, tuple[int, int]] = {}
+        units = annotations.units()
+        for number, unit in enumerate(units, start=1):
+            rows = [digest for digest in annotations.images(unit)["sha256"].to_pylist() if digest in wanted]
+            for digest in set(rows):
+                files, before = found.get(digest, (0, 0))
+                found[digest] = files + 1, before + rows.count(digest)
+            if rows:
+                holding.append(unit)
+            progress(number, len(units), "looking through units")
+        remember(place, digests, found)
+        for unit in holding:
+            _rewrite(place, unit, wanted)
+        _summarise(place)
+        place.sweep()
+    return Forgot(place=place.url, pictures=remembered(place, digests))
+
+
+def _drop_unfinished(place: Store) -> None:
+    """Deletes records without their parts, and parts without a record: the run makes them again.
+
+    What was staged is put in its place.
+    """
+    records = {key.removeprefix(f"{RECORDS}/").removesuffix(".json"): key for key in place.keys(RECORDS)}
+    recorded = {unit for unit in records if read_record(place, unit) is not None}
+    written = {key for table in TABLES for key in place.keys(table)}
+    parts = {unit: {f"{table}/part-{unit}.parquet" for table in TABLES} for unit in recorded}
+    finished = {unit for unit in recorded if parts[unit] <= written}
+    stray = written.difference(*(parts[unit] for unit in finished))
+    for key in (*(records[unit] for unit in records.keys() - finished), *stray, *place.keys(STAGED)):
+        place.delete(key)
+
+
+def _rewrite(place: Store, unit: str, wanted: Collection[str]) -> None:
+    record = read_record(place, unit)
+    assert record is not None, unit
+    annotations = Annotations(place)
+    tables = {
+        "images": [
+            forgotten_row(row["uri"]) if row["sha256"] in wanted else row
+            for row in annotations.images(unit).to_pylist()
+        ],
+        "faces": [row for row in annotations.faces(unit).to_pylist() if row["sha256"] not in wanted],
+    }
+    write_unit(place, unit, record.inputs, tables, again=True)
+
+
+def _summarise(place: Store) -> None:
+    """Counts and draws again what a finished run said of itself: its page may show the pictures."""
+    before = summary_before(place)
+    if before is None:  # the run was not finished, or what it said of itself is damaged: the next one says it anew
+        place.delete(PAGE)
+        place.delete(SUMMARY)
+        return
+    records: dict[str, UnitRecord] = {}
+    for unit in Annotations(place).units():
+        record = read_record(place, unit)
+        assert record is not None, unit
+        records[unit] = record.model_copy(update={"inputs": []})
+    summary = before.model_copy(update=totals(records))
+    place.publish(PAGE, annotation_page(Annotations(place), summary).encode())
+    place.publish(SUMMARY, summary.model_dump_json(indent=1).encode())

@@ -1,0 +1,139 @@
+"""The page of an annotation run: what became of its pictures, what its faces are like, and pictures of both."""
+
+from itertools import zip_longest
+from typing import Any, Final, Protocol
+
+from pipelines.annotation.faces import MEASURES, Survey, survey
+from pipelines.annotation.tables import STATUSES, Annotations
+from pipelines.annotation.tiles import Tiles, drawn_tiles
+from pipelines.checks import CHECKS
+from pipelines.drawing import contact_sheet, to_jpeg
+from pipelines.figures import binned_figure
+from pipelines.page import Page
+
+PAGE: Final = "index.html"
+
+COLUMNS: Final = 6
+FAILURES_SHOWN: Final = 40
+
+
+class Totals(Protocol):
+    """What the page takes from the summary of a run."""
+
+    @property
+    def images(self) -> int: ...
+    @property
+    def faces(self) -> int: ...
+    @property
+    def ignored(self) -> int: ...
+    @property
+    def reasons(self) -> dict[str, int]: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+    @property
+    def digest(self) -> str: ...
+
+
+def annotation_page(annotations: Annotations, summary: Totals) -> str:
+    """The page as one self-contained HTML text; the same tables and pictures give the same text.
+
+    Reads the few pictures that it shows again; those that changed or are gone are left out, with a word.
+    """
+    statuses = {status: int(getattr(summary, status)) for status in STATUSES}
+    page = Page(
+        f"Annotations {summary.digest[:16]}",
+        f"{summary.images} pictures = {statuses['annotated']} annotated + {statuses['no_face']} without a face + "
+        f"{statuses['quarantined']} quarantined. {summary.faces} faces, by {summary.model}.",
+    )
+    found = survey(annotations)
+    _totals(page, summary, statuses)
+    _failures(page, summary, found)
+    add_pictures(page, annotations, found)
+    page.section("Distributions", "Of every face; of the pictures that were looked at, where it says so.")
+    for name, measure in MEASURES.items():
+        counts = {measure.of: found.counts[name].tolist()}
+        figure = binned_figure(counts, measure.edges.tolist(), measure.label, measure.log, measure.of)
+        page.figure(figure, f"{measure.label}.")
+    return page.html()
+
+
+def add_pictures(page: Page, annotations: Annotations, found: Survey | None = None) -> None:
+    """Adds faces and whole pictures with the landmarks that were found."""
+    found = found or survey(annotations)
+    tiles = drawn_tiles(annotations, found.chosen)
+    _faces(page, found, tiles)
+    _pictures(page, found, tiles)
+
+
+def _totals(page: Page, summary: Totals, statuses: dict[str, int]) -> None:
+    page.section("What was done")
+    share = {status: f"{count} ({count / max(1, summary.images):.1%})" for status, count in statuses.items()}
+    page.facts(
+        [
+            ("Pictures", str(summary.images)),
+            ("Annotated", share["annotated"]),
+            ("Without a face", share["no_face"]),
+            ("Quarantined", share["quarantined"]),
+            ("Faces", str(summary.faces)),
+            ("Other files", f"{summary.ignored}, no pictures: not looked at"),
+            ("Model", summary.model),
+            ("Digest", summary.digest),
+        ]
+    )
+    page.table(["Setting", "Value"], [[name, str(value)] for name, value in sorted(summary.settings.items())])
+
+
+def _failures(page: Page, summary: Totals, found: Survey) -> None:
+    if not summary.reasons:
+        page.section("Quarantined", "Every picture could be looked at.")
+        return
+    page.section("Quarantined")
+    rows = []
+    for reason, count in sorted(summary.reasons.items(), key=lambda item: (-item[1], item[0])):
+        first = found.failures.get(reason, [])
+        check = CHECKS.get(reason)
+        title, remedy = (f"{check.title} ({reason})", check.remedy) if check else (reason, "")
+        rows.append([title, count, ", ".join(failure.uri for failure in first[:3]), remedy])
+    page.table(["Reason", "Pictures", "For example", "What to do"], rows)
+    # One of each reason in turn, so that a common one does not hide the others.
+    turns = zip_longest(*(found.failures[reason] for reason in sorted(found.failures)))
+    failures = [failure for turn in turns for failure in turn if failure]
+    shown = [[failure.uri, failure.reason, failure.message] for failure in failures[:FAILURES_SHOWN]]
+    total = sum(summary.reasons.values())
+    page.table(["Picture", "Reason", "Message"], shown, f"{len(shown)} of {total}; the table `images` has all.")
+
+
+def _faces(page: Page, found: Survey, tiles: Tiles) -> None:
+    page.section("Faces", f"As they are in the pictures, with the landmarks that were found.{_unread(found, tiles)}")
+    if random := [tiles[key] for key in sorted(tiles) if key[0] == "random"]:
+        words = f"{len(random)} faces, drawn by the digest of their picture's name."
+        page.picture(to_jpeg(contact_sheet(random, COLUMNS)), words, "Some faces with their landmarks")
+    doubtful = [
+        (to_jpeg(tiles["doubtful", place]), f"{shown.faces[0].confidence:.2f}: {shown.uri}")
+        for place, shown in enumerate(found.chosen["doubtful"])
+        if ("doubtful", place) in tiles
+    ]
+    if doubtful:
+        page.gallery(doubtful, "The least certain, with their confidence.")
+
+
+def _pictures(page: Page, found: Survey, tiles: Tiles) -> None:
+    page.section("Whole pictures")
+    if several := [key for key in sorted(tiles) if key[0] == "several"]:
+        sheet = contact_sheet([tiles[key] for key in several], COLUMNS // 2)
+        names = ", ".join(found.chosen["several"][place].uri for _, place in several)
+        page.picture(to_jpeg(sheet), f"With several faces: {names}.", "Pictures with several faces")
+    none = [
+        (to_jpeg(tiles["none", place]), shown.uri)
+        for place, shown in enumerate(found.chosen["none"])
+        if ("none", place) in tiles
+    ]
+    if none:
+        page.gallery(none, "In which no face was found.")
+
+
+def _unread(found: Survey, tiles: Tiles) -> str:
+    missing = sum(map(len, found.chosen.values())) - len(tiles)
+    return f" {missing} could not be shown: their pictures are gone, or changed." if missing else ""

@@ -1,0 +1,122 @@
+"""What an annotation run would do, and how long it would take: a listing, and a look at some of the pictures."""
+
+import random
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Final
+
+from pydantic import BaseModel
+
+from pipelines.annotation.pictures import annotated, end_sandbox
+from pipelines.annotation.readying import prepared
+from pipelines.annotation.sightings import Task
+from pipelines.archives import Input, list_inputs
+from pipelines.detection import open_detector
+from pipelines.models import Model
+from pipelines.progress import Progress
+from pipelines.settings import AnnotateSettings
+from pipelines.storage import Store
+
+LOOKED_AT: Final = 48
+"""Pictures: enough to tell the time within a fifth where they are alike."""
+_OTHER: Final = "other"
+
+
+class Rehearsal(BaseModel):
+    """What is there, and what a look at a few pictures, drawn at random, makes expect."""
+
+    pictures: int
+    bytes: int
+    ignored: int
+    suffixes: dict[str, int]
+    unusable: dict[str, int]
+    """by reason, as the listing already tells"""
+    looked_at: int
+    statuses: dict[str, int]
+    reasons: dict[str, int]
+    faces: int
+    seconds_per_picture: float
+    """of one worker"""
+    hours: float
+    """expected for all, with the workers asked for"""
+
+
+def rehearse(
+    source: str,
+    model: Model,
+    settings: AnnotateSettings,
+    workers: int,
+    limit: int | None = None,
+    progress: Progress = lambda done, total, what: None,
+    out: str | None = None,
+) -> Rehearsal:
+    """Lists the archive and looks at some of its pictures; writes nothing but what is kept of the model.
+
+    `out` is where the run would write: what lies there is no part of the archive.
+
+    Raises:
+        UserError: the archive cannot be listed, or has no input.
+    """
+    task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
+    listing = list_inputs(task.source, Store(out).absolute() if out else None)
+    asked, inputs = prepared(model, settings, islice(listing, limit), progress)
+    census = _Census()
+    for count, item in enumerate(inputs, start=1):
+        census.add(item)
+        if count % 10_000 == 0:
+            progress(count, 0, "listing pictures")
+    statuses: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    faces = 0
+    drawn = sorted(census.drawn, key=lambda item: (item.container, item.offset, item.uri))
+    try:
+        list(annotated(task, asked.for_workers(), drawn[:1]))  # processes start, models are loaded
+        began = time.monotonic()
+        for done, rows in enumerate(annotated(task, asked.for_workers(), drawn), start=1):
+            statuses[rows.image["status"]] += 1
+            reasons.update([rows.image["reason"]] if rows.image["reason"] else [])
+            faces += len(rows.faces)
+            progress(done, len(drawn), "looking at some pictures")
+    finally:
+        end_sandbox()
+    each = (time.monotonic() - began) / len(drawn)
+    return Rehearsal(
+        pictures=census.pictures,
+        bytes=census.bytes,
+        ignored=listing.ignored,
+        suffixes=dict(census.suffixes.most_common(12)),
+        unusable=dict(census.unusable.most_common()),
+        looked_at=len(drawn),
+        statuses=dict(statuses.most_common()),
+        reasons=dict(reasons.most_common()),
+        faces=faces,
+        seconds_per_picture=round(each, 4),
+        hours=round(each * census.pictures / workers / 3600, 3),
+    )
+
+
+class _Census:
+    """Counts of inputs, and a few of them drawn evenly, whatever their number (Vitter's algorithm R)."""
+
+    def __init__(self) -> None:
+        self.pictures = 0
+        self.bytes = 0
+        self.suffixes: Counter[str] = Counter()
+        self.unusable: Counter[str] = Counter()
+        self.drawn: list[Input] = []
+        self._random = random.Random(0)
+
+    def add(self, item: Input) -> None:
+        self.pictures += 1
+        self.bytes += item.size
+        suffix = PurePosixPath(item.uri).suffix.lower()
+        self.suffixes[suffix if 1 < len(suffix) <= 6 else _OTHER] += 1
+        if item.problem:
+            self.unusable[item.problem] += 1
+        place = self._random.randrange(self.pictures)
+        if len(self.drawn) < LOOKED_AT:
+            self.drawn.append(item)
+        elif place < LOOKED_AT:
+            self.drawn[place] = item

@@ -1,0 +1,77 @@
+"""The pictures that the page of an annotation run shows, decoded and drawn by a process of its own: one may have been
+replaced, since the run, by another that kills its decoder."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from typing import Final
+
+import cv2
+
+from pipelines.annotation.faces import Shown
+from pipelines.annotation.sandbox import BEGUN, Died, Sandbox
+from pipelines.annotation.tables import Annotations
+from pipelines.decoding import Photo, Undecodable, decode
+from pipelines.drawing import PREDICTION, Picture, face_tile, photo_tile
+from pipelines.errors import UserError
+
+SECONDS: Final = 60.0
+"""for one picture; it took less when it was annotated"""
+
+Tiles = dict[tuple[str, int], Picture]
+"""Kind and place in it → what is shown."""
+Wanted = tuple[str, int, Shown]
+"""Kind, place in it, and what to show there."""
+
+
+def drawn_tiles(annotations: Annotations, chosen_by_kind: Mapping[str, Sequence[Shown]]) -> Tiles:
+    """Each picture is read once, whatever is shown of it."""
+    wanted: dict[str, list[Wanted]] = {}
+    for kind, chosen in chosen_by_kind.items():
+        for place, shown in enumerate(chosen):
+            wanted.setdefault(shown.uri, []).append((kind, place, shown))
+    made: Tiles = {}
+    if wanted:
+        sandbox: Sandbox[None, tuple[bytes, list[Wanted]], Tiles] = Sandbox(_drawings, None, SECONDS)
+        with suppress(UserError, OSError), closing(sandbox):  # the whole archive may be gone by now
+            for uri, data in annotations.pictures(wanted):
+                if not isinstance(data, Undecodable):
+                    (tiles,) = sandbox.run([(data, wanted[uri])])
+                    made |= {} if isinstance(tiles, Died) else tiles
+    return made
+
+
+def _drawings(_: None, items: Sequence[tuple[bytes, list[Wanted]]]) -> Iterator[Tiles | str]:
+    """The work of a `Sandbox`."""
+    cv2.setNumThreads(1)
+    for data, wanted in items:
+        yield BEGUN
+        yield _drawn(data, wanted)
+
+
+def _drawn(data: bytes, wanted: list[Wanted]) -> Tiles:
+    digest = hashlib.sha256(data).hexdigest()
+    own = [each for each in wanted if each[2].sha256 == digest]  # members of a tar may share a name
+    if not own:
+        return {}
+    with suppress(Undecodable, MemoryError):
+        photo = decode(data)
+        return {(kind, place): _DRAWN[kind](photo, shown) for kind, place, shown in own}
+    return {}
+
+
+def _face(photo: Photo, shown: Shown) -> Picture:
+    (face,) = shown.faces
+    return face_tile(photo.rgb, face.box, [(face.shape, PREDICTION)])
+
+
+def _whole(photo: Photo, shown: Shown, size: int = 400) -> Picture:
+    return photo_tile(photo.rgb, [(face.box, face.shape) for face in shown.faces], size)
+
+
+_DRAWN: Final[dict[str, Callable[[Photo, Shown], Picture]]] = {
+    "random": _face,
+    "doubtful": _face,
+    "several": _whole,
+    "none": lambda photo, shown: _whole(photo, shown, 200),
+}

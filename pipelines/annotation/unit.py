@@ -1,0 +1,152 @@
+"""A unit of an annotation run: its pictures are annotated and its rows published.
+
+A unit writes one part of each table and last its completion record. Where it has a record already, only the
+inputs that were replaced or are to be tried again are looked at; the rows of the others are kept. Then the new
+parts are staged before the record, and put in their places after it, so that a kill leaves either state whole.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+
+from pipelines.annotation.pictures import annotated
+from pipelines.annotation.plan import Unit, fingerprint
+from pipelines.annotation.sightings import Task
+from pipelines.annotation.tables import FACES, IMAGES, Annotations
+from pipelines.asked import Asked
+from pipelines.outages import MissingError
+from pipelines.storage import Store
+
+RECORDS: Final = "records"
+STAGED: Final = "staged"
+TABLES: Final = {"images": IMAGES, "faces": FACES}
+
+
+class UnitRecord(BaseModel):
+    """The completion record of a unit."""
+
+    inputs: list[str]
+    """fingerprints of what its rows are made from, in order"""
+    parts: dict[str, str]
+    """SHA-256 of each table's part"""
+    statuses: dict[str, int]
+    reasons: dict[str, int]
+    faces: int
+    staged: bool = False
+    """whether the parts may still lie in `staged/`"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every unit of a run shares."""
+
+    out: Store
+    model: Asked
+    task: Task
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A unit with the rows of it that are to be done; `again` where it has a record that stands until they are."""
+
+    unit: Unit
+    rows: tuple[int, ...]
+    again: bool = False
+
+
+def read_record(out: Store, unit: str) -> UnitRecord | None:
+    """The record of a unit, its parts in their places; None where there is none, or a damaged one."""
+    try:
+        record = UnitRecord.model_validate_json(out.read_bytes(f"{RECORDS}/{unit}.json"))
+    except (MissingError, ValidationError):
+        return None  # a damaged record stands for nothing: the unit is done again
+    return _settled(out, unit, record) if record.staged else record
+
+
+def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
+    """Does the rows that are pending, writes the unit's parts and its record; returns its key and the record."""
+    unit = pending.unit
+    images, faces = _kept(job.out, pending) if len(pending.rows) < len(unit.inputs) else ({}, {})
+    asked = [unit.inputs[row] for row in pending.rows]
+    for row, rows in zip(pending.rows, annotated(job.task, job.model, asked), strict=True):
+        images[row], faces[row] = rows.image, rows.faces
+    order = range(len(unit.inputs))
+    tables = {
+        "images": [images[row] for row in order],
+        "faces": [face for row in order for face in faces.get(row, [])],
+    }
+    return unit.key, write_unit(job.out, unit.key, [fingerprint(item) for item in unit.inputs], tables, pending.again)
+
+
+def write_unit(
+    out: Store, unit: str, inputs: list[str], tables: Mapping[str, list[dict[str, Any]]], again: bool
+) -> UnitRecord:
+    """Publishes rows of both tables and the record; `again`: over those of a finished unit, which stays whole."""
+    data = {name: encode_table(schema, tables[name]) for name, schema in TABLES.items()}
+    record = UnitRecord(
+        inputs=inputs,
+        parts={name: hashlib.sha256(part).hexdigest() for name, part in data.items()},
+        statuses=dict(sorted(Counter(row["status"] for row in tables["images"]).items())),
+        reasons=dict(sorted(Counter(row["reason"] for row in tables["images"] if row["reason"]).items())),
+        faces=len(tables["faces"]),
+        staged=again,
+    )
+    for name, part in data.items():
+        out.publish(_staged(name, unit) if again else _part(name, unit), part)
+    _publish(out, unit, record)
+    return _settled(out, unit, record) if again else record
+
+
+def encode_table(schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> bytes:
+    """Rows as the bytes of a Parquet file: the same rows, the same bytes."""
+    columns = [pa.array([row[field.name] for row in rows], field.type) for field in schema]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _kept(out: Store, pending: Pending) -> tuple[dict[int, dict[str, Any]], dict[int, list[dict[str, Any]]]]:
+    """The rows of a finished unit that stay, by their place in it."""
+    done = Annotations(out)
+    images = dict(enumerate(done.images(pending.unit.key).to_pylist()))
+    rest = iter(done.faces(pending.unit.key).to_pylist())
+    faces = {row: [next(rest) for _ in range(image["faces"])] for row, image in images.items()}
+    for row in pending.rows:
+        images.pop(row, None)
+        faces.pop(row, None)
+    return images, faces
+
+
+def _settled(out: Store, unit: str, record: UnitRecord) -> UnitRecord:
+    """Puts staged parts in their places; whatever of it was done already is done again."""
+    for name, digest in record.parts.items():
+        try:
+            data = out.read_bytes(_staged(name, unit))
+        except MissingError:
+            continue  # it is in its place
+        if hashlib.sha256(data).hexdigest() == digest:
+            out.publish(_part(name, unit), data)
+    record = record.model_copy(update={"staged": False})
+    _publish(out, unit, record)
+    for name in record.parts:
+        out.delete(_staged(name, unit))
+    return record
+
+
+def _publish(out: Store, unit: str, record: UnitRecord) -> None:
+    out.publish(f"{RECORDS}/{unit}.json", record.model_dump_json().encode())
+
+
+def _part(table: str, unit: str) -> str:
+    return f"{table}/part-{unit}.parquet"
+
+
+def _staged(table: str, unit: str) -> str:
+    return f"{STAGED}/{table}-{unit}.parquet"

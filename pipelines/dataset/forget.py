@@ -1,0 +1,188 @@
+"""Removes pictures from datasets, by the digests of their bytes, and keeps them out.
+
+What is left of a dataset is put together anew, under the name that it then has, without looking at any photo
+again; the old one goes, and so does every shard and record that held one of the pictures. A call that was
+killed, made again, does the rest.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+
+from pipelines.dataset.faces import survey
+from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipelines.dataset.page import NOT_REJECTED, PAGE, dataset_page
+from pipelines.dataset.photos import Seen, clusters
+from pipelines.dataset.prepare import NoFaceError, prepare
+from pipelines.dataset.unit_records import UnitRecord
+from pipelines.errors import UserError
+from pipelines.forgotten import ForgottenPicture, read_forgotten, write_forgotten
+from pipelines.outages import MissingError
+from pipelines.progress import Progress
+from pipelines.settings import PrepareSettings
+from pipelines.storage import Store
+
+
+class Forgot(BaseModel):
+    """What is known of one place after a call.
+
+    `pictures`: those of the call, with what was removed of each, now or earlier. `datasets`: those that held one →
+    what they are now; None where nothing was left to train on. `alike`: SHA-256 of other photos there that show
+    nearly the same.
+    """
+
+    place: str
+    pictures: list[ForgottenPicture]
+    datasets: dict[str, str | None] = {}
+    alike: list[str] = []
+
+
+def forget_in_datasets(url: str, digests: Collection[str], workers: int, progress: Progress) -> Forgot:
+    """Removes pictures from every dataset at a place; `prepare` leaves them out from now on.
+
+    Raises:
+        UserError: there is no such place, or a dataset in it cannot be read; or, after all others were seen to, one
+            cannot be put together anew.
+    """
+    place = Store(url).absolute()
+    if not place.exists():
+        raise UserError(f"{url} does not exist: give the place that `msrrn prepare` was told with --out")
+    manifests = _manifests(place)
+    wanted = read_forgotten(place).digests | set(digests)
+    holding, alike = _holding(place, wanted)
+    remember(place, digests, _found(place, holding, wanted))
+    stuck: dict[str, UserError] = {}
+    made: dict[str, str | None] = {}
+    for name, manifest in manifests.items():
+        if holding.isdisjoint(unit.key for unit in manifest.units):
+            _forget_held(place.child(name), manifest, wanted)
+            _hide_rejected(place.child(name), manifest)
+            continue
+        try:
+            made[name] = _made_anew(place, name, manifest, workers, progress)
+        except UserError as error:
+            stuck[name] = error
+    _clear(place, holding)
+    place.sweep()
+    if stuck:
+        listed = "\n".join(f"{url}/{name} still holds a picture: {error}" for name, error in stuck.items())
+        raise UserError(f"{listed}\ndelete what still holds one, and forget again")
+    return Forgot(place=url, pictures=remembered(place, digests), datasets=made, alike=alike)
+
+
+def remember(place: Store, digests: Collection[str], found: Mapping[str, tuple[int, int]]) -> None:
+    """Adds pictures to the list of a place, before anything is removed; `found`: SHA-256 → files and rows there."""
+    forgotten = read_forgotten(place)
+    for digest in sorted(set(digests) - forgotten.digests):
+        files, rows = found.get(digest, (0, 0))
+        forgotten.pictures.append(ForgottenPicture(sha256=digest, files=files, rows=rows))
+    write_forgotten(place, forgotten)
+
+
+def remembered(place: Store, digests: Collection[str]) -> list[ForgottenPicture]:
+    """What the list of a place says of these pictures."""
+    return [picture for picture in read_forgotten(place).pictures if picture.sha256 in digests]
+
+
+def _manifests(place: Store) -> dict[str, Manifest]:
+    names = [name for name in place.folders() if place.child(name).exists(MANIFEST)]
+    try:
+        return {name: read_manifest(place.child(name)) for name in names}
+    except UserError as error:
+        raise UserError(
+            f"{error}\nnothing was changed: delete that dataset, or move it away, and forget again"
+        ) from error
+
+
+def _holding(place: Store, wanted: Collection[str]) -> tuple[set[str], list[str]]:
+    """Units that hold one of the pictures, and SHA-256 of photos that show nearly the same."""
+    unknown = set(place.keys("shards"))
+    holding: set[str] = set()
+    seen: dict[str, Seen] = {}
+    for key in place.keys("records"):
+        try:
+            record = UnitRecord.model_validate_json(place.read_bytes(key))
+        except ValidationError:
+            continue  # a damaged record stands for nothing: the shard is looked at
+        unknown.discard(record.entry.shard)
+        seen |= {photo.sha256: photo.seen(record.entry.split) for photo in record.photos}
+        if any(photo.sha256 in wanted for photo in record.photos):
+            holding.add(record.entry.key)
+    holding |= {_unit(shard) for shard in unknown if not _rows(place, shard).keys().isdisjoint(wanted)}
+    alike = [{photo.sha256 for photo in cluster} for cluster in clusters(list(seen.values()))]
+    return holding, sorted(set().union(*(some for some in alike if some & set(wanted))) - set(wanted))
+
+
+def _unit(key: str) -> str:
+    """The unit of a shard or a record."""
+    return key.rpartition("/")[2].rpartition(".")[0]
+
+
+def _rows(place: Store, shard: str) -> Counter[str]:
+    """SHA-256 of the photos in a shard → its rows of each; nothing where there is no such shard."""
+    try:
+        with place.open(shard) as file:
+            counts = pc.value_counts(pq.read_table(file, columns=["photo_sha256"])["photo_sha256"])
+    except MissingError:
+        return Counter()
+    except pa.ArrowException as error:
+        raise UserError(f"{place.url}/{shard} cannot be read ({error}): delete it, and forget again") from error
+    return Counter(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
+
+
+def _found(place: Store, holding: Collection[str], wanted: Collection[str]) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for unit in holding:
+        for digest, rows in _rows(place, f"shards/{unit}.parquet").items():
+            if digest in wanted:
+                files, before = found.get(digest, (0, 0))
+                found[digest] = files + 1, before + rows
+    return found
+
+
+def _made_anew(place: Store, name: str, manifest: Manifest, workers: int, progress: Progress) -> str | None:
+    """Makes a dataset of what is left, and writes down its name; None where nothing is."""
+    settings = PrepareSettings.model_validate(manifest.settings)
+    new: str | None = None
+    with suppress(NoFaceError):
+        new = prepare([], place.url, settings, workers, progress, append_to=name)[1].name
+    forgotten = read_forgotten(place)
+    forgotten.renamed[name] = new
+    write_forgotten(place, forgotten)
+    return new
+
+
+def _clear(place: Store, holding: Collection[str]) -> None:
+    """Deletes datasets that were made anew, and units that held a picture or that only those datasets had."""
+    renamed = read_forgotten(place).renamed
+    now = _manifests(place)
+    kept = {unit.key for name, manifest in now.items() if name not in renamed for unit in manifest.units}
+    old = {unit.key for name, manifest in now.items() if name in renamed for unit in manifest.units}
+    for key in (*place.keys("shards"), *place.keys("records")):
+        if _unit(key) in (old | set(holding)) - kept:
+            place.delete(key)
+    for name in now.keys() & renamed.keys():
+        dataset = place.child(name)
+        for key in sorted(dataset.keys(), key=lambda key: key == MANIFEST):  # the manifest last: a kill is noticed
+            dataset.delete(key)
+        if folder := dataset.local_path():
+            with suppress(OSError):  # what somebody else put there stays
+                folder.rmdir()
+
+
+def _forget_held(dataset: Store, manifest: Manifest, wanted: Collection[str]) -> None:
+    """Photos that it holds out of its units are known by their digests and prints."""
+    held = [photo for photo in manifest.held if photo.sha256 not in wanted]
+    if len(held) < len(manifest.held):
+        dataset.publish(MANIFEST, manifest.model_copy(update={"held": held}).model_dump_json(indent=1).encode())
+
+
+def _hide_rejected(dataset: Store, manifest: Manifest) -> None:
+    """Draws a page anew without its gallery of rejected pictures: whose they are is not known any more."""
+    if any(item.reason not in NOT_REJECTED for item in manifest.left_out):
+        dataset.publish(PAGE, dataset_page(dataset, manifest, survey(dataset.parent, manifest)).encode())

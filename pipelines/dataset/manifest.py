@@ -1,0 +1,131 @@
+"""What a dataset says of itself: the manifest, and the completion records of its units.
+
+OUT/NAME/manifest.json          the dataset: written last, so a dataset without it is not finished
+OUT/NAME/README.md, index.html  its card and its page
+OUT/NAME/features.json          what its faces are like, in numbers: see `pipelines.dataset.faces`
+OUT/forgotten.json              pictures that no dataset here may hold: see `pipelines.forgotten`
+OUT/shards/UNIT.parquet         samples; a unit is named by the digest of its photos and settings, so
+OUT/records/RECIPE/UNIT.json    datasets share those that are the same
+"""
+
+import json
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from msrrn.landmarks import SCHEME
+from pipelines.dataset.shards import SCHEMA_VERSION, Split
+from pipelines.errors import UserError
+from pipelines.storage import Store
+
+MANIFEST: Final = "manifest.json"
+
+
+class UnitEntry(BaseModel):
+    """A unit of photos, in the manifest. One without a usable face has no shard: `rows` is 0."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    split: Split
+    photos: int
+    rows: int = 0
+    bytes: int = 0
+    sha256: str = ""
+
+    @property
+    def shard(self) -> str:
+        """The key of its shard, below the directory that holds the dataset."""
+        return f"shards/{self.key}.parquet"
+
+
+class LeftOut(BaseModel):
+    """An input that is not in the dataset, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    reason: str
+    message: str
+
+
+class HeldPhoto(BaseModel):
+    """A photo that is in no unit, so that it, and what shows the same, stays out of what is appended; see `Seen`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    uri: str
+    declared: str | None
+    print: str
+
+
+class CheckResult(BaseModel):
+    """What one check found: how often, and the first of them. Its text is in `pipelines.checks.CHECKS`."""
+
+    code: str
+    severity: Literal["error", "warning", "info"]
+    count: int
+    examples: list[LeftOut]
+
+
+class Manifest(BaseModel):
+    """`manifest.json`."""
+
+    name: str
+    schema_version: str = SCHEMA_VERSION
+    scheme: str = SCHEME
+    code_version: str
+    settings: dict[str, Any]
+    counts: dict[str, int]
+    """faces_in = train + val + left_out; photos; rows"""
+    faces_by_source: dict[str, dict[str, int]]
+    """source → split → faces"""
+    missed: int
+    """faces that the detector missed and that got a box predicted from their annotation"""
+    checks: list[CheckResult]
+    """only those that found something, sorted by code"""
+    units: list[UnitEntry]
+    left_out: list[LeftOut]
+    """every input that is not in the dataset, sorted by uri and reason"""
+    held: list[HeldPhoto] = []
+    """test photos, and what shows the same as a photo of another split, sorted by digest"""
+
+    def shards(self, split: Split | None = None) -> list[UnitEntry]:
+        """The units that have a shard, of one split or of all, in order."""
+        return [unit for unit in self.units if unit.rows and split in (None, unit.split)]
+
+
+def read_manifest(dataset: Store) -> Manifest:
+    """The dataset's manifest.
+
+    Raises:
+        UserError: there is none (not a dataset, or not finished), or it has another schema.
+    """
+    if not dataset.exists(MANIFEST):
+        raise UserError(
+            f"{dataset.url}: no {MANIFEST}, so it is no finished dataset; "
+            "give the URL that `msrrn prepare` printed, or run it again to finish"
+        )
+    name = f"{dataset.url}/{MANIFEST}"
+    try:
+        content = json.loads(dataset.read_bytes(MANIFEST))
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version not in (None, SCHEMA_VERSION):
+            raise UserError(
+                f"{name}: field `schema_version` is {version}, this version reads {SCHEMA_VERSION}; "
+                "prepare the dataset again"
+            )
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{name}: field `{field}`: {first['msg']}; it is no dataset of msrrn, or a damaged one: "
+            "give the URL that `msrrn prepare` printed"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{name}: not JSON ({error}); give the URL that `msrrn prepare` printed, or delete the file and run the "
+            "same `msrrn prepare` again"
+        ) from error

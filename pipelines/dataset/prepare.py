@@ -1,0 +1,236 @@
+"""Annotated photographs → a dataset of shards: detect, crop, pyramid, augment, write.
+
+Photos are cut into units; a unit makes one shard and, last, one completion record; the manifest comes after
+all of them. A run that was killed, started again, does the units that have no record and ends with the same
+bytes. A unit is named by what is in it, so a dataset that grew shares the shards that stayed the same, and
+in the others copies the rows of photos that were done before.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.archives.ahead import begun
+from pipelines.checks import shifted_source
+from pipelines.dataset.card import CARD, dataset_card
+from pipelines.dataset.faces import FEATURES, survey
+from pipelines.dataset.manifest import MANIFEST, CheckResult, HeldPhoto, Manifest, UnitEntry, read_manifest
+from pipelines.dataset.page import PAGE, dataset_page
+from pipelines.dataset.photos import Finder, PhotoGroup
+from pipelines.dataset.planned import Plan, PlannedPhoto, Unit
+from pipelines.dataset.planning import plan
+from pipelines.dataset.samples import photo_rows, sideways_offsets
+from pipelines.dataset.screening import checks_of, enforce, warning
+from pipelines.dataset.shards import SCHEMA, TRAINED_SPLITS, Split, encode_shard
+from pipelines.dataset.unit_records import PhotoRecord, UnitRecord, made_before, read_record
+from pipelines.engine import run_units
+from pipelines.errors import UserError
+from pipelines.forgotten import read_forgotten
+from pipelines.lease import LEASE, hold
+from pipelines.progress import Progress
+from pipelines.settings import PrepareSettings, Tolerance
+from pipelines.storage import Store
+
+
+class NoFaceError(UserError):
+    """Nothing is left to train on."""
+
+
+Job = tuple[Store, str, PrepareSettings, Finder]
+
+
+def prepare(
+    sources: Sequence[str],
+    out: str,
+    settings: PrepareSettings,
+    workers: int,
+    progress: Progress = lambda done, total, text: None,
+    source_format: str = "auto",
+    append_to: str = "",
+    tolerance: Tolerance | None = None,
+) -> tuple[Store, Manifest]:
+    """Makes the dataset below `out`, or finds it finished; returns its place and its manifest.
+
+    `progress(done, total, what)` is called as work goes on. Where another run is making the same dataset,
+    this one waits for it, and takes over when it is dead.
+
+    Raises:
+        NoFaceError: not one face is left to train on.
+        UserError: a source is unusable.
+    """
+    tolerance = tolerance or Tolerance()
+    work = plan(sources, out, settings, workers, progress, source_format, append_to)
+    enforce(tolerance, work.left_out, work.faces)
+    if work.pending or not work.dataset.exists(MANIFEST):
+        total = len(work.units)
+
+        def wait(note: str) -> None:
+            progress(0, total, f"waiting for another run: {note}")
+
+        with hold(work.dataset, LEASE, wait) as lease:
+            # Another run may have made some of it, or all, since this one looked.
+            work = replace(work, finished=made_before(work.out, work.records)[0])
+            if work.pending or not work.dataset.exists(MANIFEST):
+                done = total - len(work.pending)
+                progress(done, total, "making shards")
+                job: Job = (work.out, work.records, settings, work.find)
+                for _ in run_units(_make_shard, job, work.pending, workers):
+                    done += 1
+                    lease.note(f"{done} of {total} shards")
+                    progress(done, total, "making shards")
+                _finish(work, settings, tolerance)
+    else:
+        progress(len(work.units), len(work.units), "shards made before, reused")
+    return work.dataset, read_manifest(work.dataset)
+
+
+def _finish(work: Plan, settings: PrepareSettings, tolerance: Tolerance) -> None:
+    held = {photo.seen.sha256 for unit in work.units for photo in unit.photos}
+    if held & read_forgotten(work.out).digests:
+        raise UserError(
+            "a picture was forgotten while its dataset was made: run the same `msrrn forget` again, then this"
+        )
+    manifest = _manifest(work, settings)
+    enforce(tolerance, manifest.left_out, manifest.counts["faces_in"])
+    if not manifest.counts["train"]:
+        reasons = Counter(item.reason for item in manifest.left_out)
+        listed = ", ".join(f"{reason} × {count}" for reason, count in reasons.most_common(4))
+        raise NoFaceError(f"{', '.join(work.sources)}: no face is left to train on ({listed or 'no inputs'})")
+    found = survey(work.out, manifest)
+    work.dataset.publish(CARD, dataset_card(manifest).encode())
+    work.dataset.publish(FEATURES, found.features().model_dump_json().encode())
+    work.dataset.publish(PAGE, dataset_page(work.dataset, manifest, found, work.picture).encode())
+    work.dataset.publish(MANIFEST, manifest.model_dump_json(indent=1).encode())
+
+
+def _make_shard(job: Job, unit: Unit) -> str:
+    out, records, settings, find = job
+    rows: list[dict[str, Any]] = []
+    photos: list[PhotoRecord] = []
+    earlier = _Earlier(out, records)
+    new = (_annotated(photo).faces[0] for photo in unit.photos if photo.made_in is None)
+    with closing(begun((face.root, face.read) for face in new)) as reads:
+        for photo in unit.photos:
+            read = next(reads) if photo.made_in is None else None
+            photo_made, record = earlier.photo(photo) or _make_photo(photo, read, unit.split, settings, find)
+            rows += photo_made
+            photos.append(record)
+    entry = UnitEntry(key=unit.key, split=unit.split, photos=len(photos))
+    if rows:
+        data = encode_shard(rows, settings.model_dump_json())
+        digest = hashlib.sha256(data).hexdigest()
+        entry = entry.model_copy(update={"rows": len(rows), "bytes": len(data), "sha256": digest})
+        out.publish(entry.shard, data)
+    record_bytes = UnitRecord(entry=entry, photos=photos).model_dump_json().encode()
+    out.publish(f"{records}/{unit.key}.json", record_bytes)
+    return unit.key
+
+
+def _annotated(photo: PlannedPhoto) -> PhotoGroup:
+    if photo.group is None:
+        raise UserError(
+            f"the shard that held {photo.seen.uri} ({photo.made_in}) is gone or damaged, and the picture is in "
+            "none of the sources given: give the source that has it too"
+        )
+    return photo.group
+
+
+def _make_photo(
+    photo: PlannedPhoto, read: Callable[[], bytes] | None, split: Split, settings: PrepareSettings, find: Finder
+) -> tuple[list[dict[str, Any]], PhotoRecord]:
+    group = _annotated(photo)
+    data = read() if read else group.faces[0].read()
+    rows, left_out = photo_rows(group, data, split, settings, find)
+    originals = [row for row in rows if row["copy"] == 0]
+    return rows, PhotoRecord(
+        key=photo.key,
+        uri=photo.seen.uri,
+        sha256=photo.seen.sha256,
+        declared=photo.seen.declared,
+        print=photo.seen.print,
+        faces=dict(sorted(Counter(row["source"] for row in originals).items())),
+        missed=sum(not row["detected"] for row in originals),
+        left_out=left_out,
+        offsets=sideways_offsets(rows),
+    )
+
+
+class _Earlier:
+    """Rows that other units of the same settings hold."""
+
+    def __init__(self, out: Store, records: str) -> None:
+        self._out = out
+        self._records = records
+        self._unit: UnitRecord | None = None
+        self._table: pa.Table | None = None
+
+    def photo(self, photo: PlannedPhoto) -> tuple[list[dict[str, Any]], PhotoRecord] | None:
+        """The photo's rows and its record; None where it was never made, or its shard is damaged."""
+        if photo.made_in is None:
+            return None
+        if self._unit is None or self._unit.entry.key != photo.made_in:
+            self._unit = read_record(self._out, self._records, photo.made_in)
+            self._table = self._read(self._unit.entry)
+        if self._table is None:
+            return None
+        rows = self._table.filter(pc.equal(self._table["photo_sha256"], photo.seen.sha256)).to_pylist()
+        return rows, next(record for record in self._unit.photos if record.key == photo.key)
+
+    def _read(self, entry: UnitEntry) -> pa.Table | None:
+        if not entry.rows:
+            return SCHEMA.empty_table()
+        data = self._out.read_bytes(entry.shard)
+        return pq.read_table(pa.BufferReader(data)) if hashlib.sha256(data).hexdigest() == entry.sha256 else None
+
+
+def _manifest(work: Plan, settings: PrepareSettings) -> Manifest:
+    faces: dict[str, Counter[str]] = {}
+    left_out = list(work.left_out)
+    units: list[UnitEntry] = []
+    missed = 0
+    offsets: dict[str, list[tuple[float, float]]] = {}
+    for unit in work.units:
+        record = read_record(work.out, work.records, unit.key)
+        units.append(record.entry)
+        for photo in record.photos:
+            for source, count in photo.faces.items():
+                faces.setdefault(source, Counter())[unit.split] += count
+            missed += photo.missed
+            left_out += photo.left_out
+            for source, some in photo.offsets.items():
+                offsets.setdefault(source, []).extend(some)
+    total = {split: sum(count[split] for count in faces.values()) for split in TRAINED_SPLITS}
+    return Manifest(
+        name=work.name,
+        code_version=version("msrrn"),
+        settings=json.loads(settings.model_dump_json()),
+        counts={
+            "faces_in": sum(total.values()) + len(left_out),
+            "train": total["train"],
+            "val": total["val"],
+            "left_out": len(left_out),
+            "photos": sum(unit.photos for unit in units),
+            "rows": sum(unit.rows for unit in units),
+        },
+        faces_by_source={source: dict(sorted(faces[source].items())) for source in sorted(faces)},
+        missed=missed,
+        checks=checks_of(left_out, [*work.warnings, *_shifted(offsets)]),
+        units=units,
+        left_out=sorted(left_out, key=lambda item: (item.uri, item.reason)),
+        held=[HeldPhoto.model_validate(seen, from_attributes=True) for seen in work.held],
+    )
+
+
+def _shifted(offsets: dict[str, list[tuple[float, float]]]) -> list[CheckResult]:
+    found = ((source, shifted_source(np.array(some))) for source, some in sorted(offsets.items()))
+    return [warning(problem.code, source, problem.message) for source, problem in found if problem]

@@ -1,0 +1,1 @@
+"""Whether recent annotation runs see what the model was trained on."""

@@ -1,0 +1,120 @@
+"""Whether a challenger may replace the champion: promoted, kept, or undecided.
+
+A challenger takes over where it is surely better, and where no floor is broken: failures, time, confidence, and every
+slice of the faces, each judged by its own interval. It is kept out where it is surely worse, or breaks a floor.
+Between the two nothing is decided: the champion stays, and the reason says how many faces would decide it. Floors ask
+for evidence of harm, not for proof of harmlessness, which small slices could never give.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.evaluation.evaluate import Evaluation
+from pipelines.promotion.comparison import Pair, Row, error_row, faces_needed, floor_rows
+from pipelines.settings import GateSettings
+
+Verdict = Literal["promoted", "kept", "undecided"]
+
+
+class Decision(BaseModel):
+    """What was decided, and every figure that it rests on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    verdict: Verdict
+    reason: str
+    """One sentence with the figures."""
+    rows: tuple[Row, ...] = ()
+    """The first one decides, the others are floors; none where nothing was compared."""
+    faces_needed: int | None = None
+    """about how many faces would decide what is undecided; None: no number would, or it is decided"""
+
+    @property
+    def promote(self) -> bool:
+        return self.verdict == "promoted"
+
+
+def first_model(challenger: Evaluation) -> Decision:
+    """Where there is no champion, any model with finite shapes is promoted."""
+    mean = float(np.mean([face.nrmse_ip[-1] for face in challenger.faces]))
+    if not np.isfinite(mean):
+        return Decision(verdict="kept", reason=f"The challenger's NRMSE is not a number ({mean}).")
+    return Decision(
+        verdict="promoted", reason=f"This is the first model: NRMSE {mean:.3%} (IP), and there is no champion."
+    )
+
+
+def decide(pair: Pair, settings: GateSettings, pace: Row | None = None) -> Decision:
+    """Compares two models on the same faces; `pace` is the row of their times, where they were measured."""
+    new, old = pair.errors
+    for who, errors in (("challenger", new), ("champion", old)):
+        if not np.isfinite(errors).all():
+            bad = int((~np.isfinite(errors)).sum())
+            reason = f"The {who}'s NRMSE is not a number on {bad} of {len(errors)} faces: nothing can be compared."
+            return Decision(verdict="kept", reason=reason)
+    if len(new) < settings.least_faces or len(np.unique(pair.photos)) < 2:
+        reason = f"{_few(len(new))} decide nothing, at least {settings.least_faces} do: {_means(new, old)}."
+        return Decision(verdict="undecided", reason=reason, faces_needed=settings.least_faces)
+    error = error_row(pair, settings)
+    floors = [*([pace] if pace else []), *floor_rows(pair, settings)]
+    broken = [row for row in floors if not row.holds]
+    rows = (error, *floors)
+    if not error.holds:
+        return Decision(verdict="kept", reason=f"The challenger is worse: {_figures(error)}.", rows=rows)
+    if broken:
+        reason = f"The challenger breaks {_count(broken)}: {'; '.join(map(_floor, broken))}. {_figures(error)}."
+        return Decision(verdict="kept", reason=reason, rows=rows)
+    if error.high < error.limit:
+        return Decision(verdict="promoted", reason=f"The challenger is better: {_figures(error)}.", rows=rows)
+    needed = faces_needed(error, settings.least_faces)
+    remedy = f"about {needed:,} faces would decide it" if needed else "no number of faces would decide it"
+    reason = f"Too close to call: {_figures(error)}; {remedy}."
+    return Decision(verdict="undecided", reason=reason, rows=rows, faces_needed=needed)
+
+
+def shown(row: Row) -> dict[str, str]:
+    """A row as words: percent, factors, or plain numbers."""
+    signed = {"%": "{:+.3%}", "×": "{:.2f}×", "": "{:+.3f}"}[row.unit].format
+    plain = {"%": "{:.3%}", "×": "{:.3g}", "": "{:.3f}"}[row.unit].format
+    return {
+        "figure": row.what,
+        "faces": str(row.faces),
+        "challenger": plain(row.challenger),
+        "champion": plain(row.champion),
+        "change": signed(row.change),
+        "interval": f"{signed(row.low)} to {signed(row.high)}",
+        "limit": signed(row.limit),
+        "holds": "yes" if row.holds else "no",
+    }
+
+
+def _means(new: np.ndarray, old: np.ndarray) -> str:
+    return f"NRMSE {new.mean():.3%} against the champion's {old.mean():.3%} (IP)"
+
+
+def _few(count: int) -> str:
+    return f"{count} evaluation face{'s' * (count != 1)}"
+
+
+def _count(broken: Sequence[Row]) -> str:
+    return "a floor" if len(broken) == 1 else f"{len(broken)} floors"
+
+
+def _figures(row: Row) -> str:
+    words = shown(row)
+    needed = f", asked for {words['limit']}" if row.limit else ""
+    return (
+        f"NRMSE {words['challenger']} against the champion's {words['champion']} (IP) on {row.faces} faces, "
+        f"a change of {words['interval']}{needed}"
+    )
+
+
+def _floor(row: Row) -> str:
+    words = shown(row)
+    return (
+        f"{row.what} {words['challenger']} against {words['champion']}, {words['interval']} where {words['limit']} "
+        "is allowed"
+    )

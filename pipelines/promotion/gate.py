@@ -1,0 +1,267 @@
+"""The gate: a challenger meets the champion on the same faces, and takes its place or does not.
+
+Both are asked with their own artifact, detector and crop, about photos that neither was trained on: their cards
+know those by their SHA-256 (cards of older models do not; then the split is what says it). What was decided,
+and everything that it rests on, is a run of the MLflow experiment `NAME-promotions`, a line of the ledger there
+(`pipelines.registry.ledger`), and tags of both versions. Undecided, nothing changes but these: the champion
+stays, the version is `challenger`, and the next judgement on more faces may decide it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.errors import UserError
+from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
+from pipelines.models import ONNX_FILE, Model, read_model
+from pipelines.promotion.comparison import Pair, pace_row, paired
+from pipelines.promotion.decision import Decision, Verdict, decide, first_model
+from pipelines.promotion.page import decision_files
+from pipelines.registry.ledger import open_ledger
+from pipelines.registry.succession import (
+    DECISION_TAG,
+    JUDGED_TAG,
+    OvertakenError,
+    await_approval,
+    settle,
+    whoami,
+)
+from pipelines.registry.tracking import client, finish_run, log_files, log_metrics, open_run, reaching_mlflow
+from pipelines.registry.versions import ROLLED_BACK, ModelVersion, champion, fetch, resolve, version_of
+from pipelines.retraining import METRIC_NAME, SELECTION_TAG, SOURCES_TAG, open_model, record
+from pipelines.settings import GateSettings
+
+ATTEMPTS: Final = 3
+"""How often a challenger is judged anew because another one became champion meanwhile."""
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A registered version, how well it does, and where that was measured."""
+
+    version: ModelVersion
+    model: Model
+    evaluation: Evaluation
+    sources: Sequence[str]
+    selection: Selection
+    workers: int
+    settings: GateSettings
+    again: bool = False
+    """judge what was judged on the same faces, against the same champion, before"""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A decision that is not carried out yet."""
+
+    version: ModelVersion
+    champion: ModelVersion | None
+    decision: Decision
+    evaluation: Evaluation | None
+    """of the champion, where there was need of one"""
+    files: dict[str, bytes]
+    """what the run of the decision holds"""
+    run: str
+    """the MLflow run of the decision; empty where nothing is to be carried out"""
+    judged: str
+
+
+class Approval(BaseModel):
+    """What a person says to a promotion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    approve: bool = Field(False, description="promote this version")
+    note: str = Field("", max_length=1000, description="why; kept with the decision")
+    who: str = Field("", max_length=100, description="your name; kept with the decision")
+
+
+Ask = Callable[[Judgement], Approval]
+
+
+def judge(challenge: Challenge) -> Judgement:
+    """Compares a challenger with the champion of now, and records that; nothing moves.
+
+    Raises:
+        UserError: the champion or the faces cannot be used, or changed meanwhile.
+    """
+    version = version_of(challenge.version.name, challenge.version.version)  # its tags may be others by now
+    old = champion(version.name)
+    judged = _digest(challenge, old)
+    if (known := settled(challenge, version, old)) is not None:
+        return Judgement(version, old, known, None, {}, "", judged)
+    pair, evaluation = None, None
+    if old is None:
+        decision = first_model(challenge.evaluation)
+    else:
+        pair, evaluation, model = _meeting(challenge, old)
+        decision = decide(pair, challenge.settings, pace_row(challenge.model, model, pair, challenge.settings))
+    against = f"champion {old.version}" if old else "no champion"
+    files = decision_files(f"{version.name}: version {version.version} against {against}", decision, pair)
+    run = _log(challenge, old, decision, files, judged)
+    return Judgement(version, old, decision, evaluation, files, run, judged)
+
+
+def settled(challenge: Challenge, version: ModelVersion, old: ModelVersion | None) -> Decision | None:
+    """What needs no judgement: `version` as it is now, and the champion `old`."""
+    what = f"Version {version.version} of {version.name}"
+    tags = version.tags
+    if old is not None and old.version == version.version:
+        return Decision(verdict="kept", reason=f"{what} is the champion already.")
+    if tags.get(DECISION_TAG, "").startswith(ROLLED_BACK):
+        why = tags.get("msrrn.reason", "")
+        return Decision(verdict="kept", reason=f"{what} was rolled back ({why}): it does not return by itself.")
+    if tags.get(JUDGED_TAG) == _digest(challenge, old) and not challenge.again:
+        verdict: Verdict = "undecided" if tags.get(DECISION_TAG) == "undecided" else "kept"
+        reason = f"{what} was judged on the same faces before: {tags.get('msrrn.reason', '')}"
+        return Decision(verdict=verdict, reason=reason)
+    return None
+
+
+def carry_out(judgement: Judgement, approval: Approval | None = None) -> Decision:
+    """Moves the aliases as was decided, and as a person approved; returns what it came to.
+
+    Raises:
+        OvertakenError: the champion is another one meanwhile.
+        UserError: MLflow cannot be reached.
+    """
+    decision, version, old = judgement.decision, judgement.version, judgement.champion
+    if not judgement.run:
+        return decision
+    who = whoami()
+    if decision.promote and approval is not None:
+        who = approval.who or who
+        said = "Approved" if approval.approve else "Not approved"
+        reason = f"{decision.reason} {said} by {who}{approval.note and f': {approval.note}'}."
+        verdict: Verdict = "promoted" if approval.approve else "kept"
+        decision = decision.model_copy(update={"verdict": verdict, "reason": reason})
+    settle(
+        version.name,
+        decision.verdict,
+        version.version,
+        old.version if old else None,
+        decision.reason,
+        who,
+        judgement.run,
+        judgement.judged,
+    )
+    return decision
+
+
+def pass_gate(
+    challenge: Challenge,
+    ask: Ask | None = None,
+    judge: Callable[[Challenge], Judgement] = judge,
+    carry_out: Callable[[Judgement, Approval | None], Decision] = carry_out,
+) -> tuple[Decision, Judgement]:
+    """Judges, asks a person where `ask` is given and it would be promoted, and carries out.
+
+    Where another one became champion meanwhile, it begins again.
+    """
+    for _ in range(ATTEMPTS):
+        judgement = judge(challenge)
+        approval = None
+        if ask and judgement.run and judgement.decision.promote:
+            await_approval(challenge.version.name, challenge.version.version, judgement.decision.reason)
+            approval = ask(judgement)
+        try:
+            return carry_out(judgement, approval), judgement
+        except OvertakenError as error:
+            overtaken = error
+    raise overtaken
+
+
+def challenge_of(
+    artifact: str,
+    sources: Sequence[str] | None,
+    selection: Selection,
+    name: str,
+    workers: int,
+    settings: GateSettings,
+    again: bool = False,
+) -> Challenge:
+    """Evaluates a model (an artifact or a URI) and registers it as a version of `name`, if it is not one.
+
+    Without `sources`, a registered version is evaluated where it was when it was registered.
+
+    Raises:
+        UserError: the model, the sources or the registry cannot be used.
+    """
+    if artifact.startswith("models:") and not artifact.startswith((f"models:/{name}/", f"models:/{name}@")):
+        raise UserError(f"{artifact} is not a version of {name!r}: give --name, or the artifact's directory")
+    if sources is None:
+        sources, selection = _evaluated_on(artifact)
+    model = open_model(artifact)
+    if ONNX_FILE in dict(model.files):
+        raise UserError(f"{artifact} is an export: promote the artifact that it was made from")
+    evaluation = evaluate(model, sources, selection, workers, val_share=model.val_share, unseen_by=[model])
+    version = record(artifact, model, evaluation, name, sources)
+    return Challenge(version, model, evaluation, sources, selection, workers, settings, again)
+
+
+def judged_where_registered(version: ModelVersion, workers: int, settings: GateSettings) -> str:
+    """Puts a registered version through the gate, on the photos that it was evaluated on; says what was decided.
+
+    Raises:
+        UserError: the photos or the registry cannot be used.
+    """
+    uri = f"models:/{version.name}/{version.version}"
+    decision, _ = pass_gate(challenge_of(uri, None, "val", version.name, workers, settings))
+    return f"{decision.verdict}. {decision.reason}"
+
+
+def _evaluated_on(artifact: str) -> tuple[list[str], Selection]:
+    tags = resolve(artifact).tags if artifact.startswith("models:") else {}
+    if SOURCES_TAG not in tags:
+        raise UserError(f"{artifact} does not say which photos it was evaluated on: name them (data, or --data)")
+    return json.loads(tags[SOURCES_TAG]), cast(Selection, tags[SELECTION_TAG])
+
+
+def _meeting(challenge: Challenge, old: ModelVersion) -> tuple[Pair, Evaluation, Model]:
+    model = read_model(fetch(f"models:/{old.name}/{old.version}"))
+    # Of two shares the smaller holds out photos that the other nearly always holds out, too.
+    share = min(model.val_share, challenge.model.val_share)
+    both = [challenge.model, model]
+
+    def evaluated(model: Model) -> Evaluation:
+        return evaluate(
+            model, challenge.sources, challenge.selection, challenge.workers, val_share=share, unseen_by=both
+        )
+
+    known = any(model.saw(face.photo_sha256) for face in challenge.evaluation.faces)
+    new = evaluated(challenge.model) if known or share != challenge.model.val_share else challenge.evaluation
+    evaluation = evaluated(model)
+    return paired(new, evaluation), evaluation, model
+
+
+def _digest(challenge: Challenge, old: ModelVersion | None) -> str:
+    parts = (old.version if old else 0, challenge.evaluation.faces_digest, challenge.settings.model_dump_json())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _log(
+    challenge: Challenge, old: ModelVersion | None, decision: Decision, files: dict[str, bytes], judged: str
+) -> str:
+    """The run of the decision, its id."""
+    version = challenge.version
+    mlflow = client()
+    with reaching_mlflow():
+        experiment = open_ledger(mlflow, version.name).experiment
+    tags = {
+        "msrrn.verdict": decision.verdict,
+        "msrrn.reason": decision.reason,
+        "msrrn.challenger": str(version.version),
+        "msrrn.champion": str(old.version) if old else "none",
+        "msrrn.eval_faces": challenge.evaluation.faces_digest,
+        "msrrn.eval_sources": json.dumps(list(challenge.sources)),
+    }
+    key = f"v{version.version}-v{old.version if old else 0}-{judged}"
+    run = open_run(experiment, key, challenge.settings.model_dump(), tags)
+    log_metrics(run, {METRIC_NAME.sub("_", row.what): row.change for row in decision.rows})
+    log_files(run, files)
+    finish_run(run, "FINISHED")
+    return run.run_id

@@ -1,0 +1,124 @@
+"""What a decision leaves for people: its table, every face with both errors, and pictures, as files."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from markupsafe import Markup
+
+from msrrn.landmarks import face_roll
+from pipelines.annotation.exports.csv_points import harmless
+from pipelines.detection import expected_box
+from pipelines.drawing import BOX, PREDICTION, Colour, Picture, contact_sheet, face_tile, to_jpeg
+from pipelines.evaluation.evaluate import photo_of
+from pipelines.evaluation.honesty import expected_and_true
+from pipelines.figures import scatter_figure, standing_alone
+from pipelines.page import Page
+from pipelines.promotion.comparison import Pair
+from pipelines.promotion.decision import Decision, shown
+
+DECISION: Final = "decision.json"
+FIGURES: Final = "figures.csv"
+FACES: Final = "faces.csv"
+SCATTER: Final = "errors.svg"
+CHANGED: Final = "changed.jpg"
+PAGE: Final = "decision.html"
+
+CHAMPION: Final[Colour] = BOX
+LEGEND: Final = "light blue: champion, red: challenger"
+_SHOWN: Final = 6
+"""Faces that became better most, and as many that became worse."""
+
+
+@dataclass(frozen=True)
+class _Changed:
+    tile: Picture
+    words: str
+
+
+def decision_files(title: str, decision: Decision, pair: Pair | None) -> dict[str, bytes]:
+    """Name → content; a decision without a comparison has no faces to show. Reads the photos that it draws."""
+    files = {DECISION: decision.model_dump_json(indent=1).encode()}
+    if decision.rows:
+        rows = [shown(row) for row in decision.rows]
+        files[FIGURES] = _csv(list(rows[0]), [list(row.values()) for row in rows])
+    if pair is None:
+        return files
+    changed = _changed(pair)
+    files |= {
+        FACES: _faces(pair),
+        SCATTER: standing_alone(_scatter(pair)),
+        PAGE: _page(title, decision, pair, changed),
+    }
+    if changed:
+        files[CHANGED] = to_jpeg(contact_sheet([each.tile for each in changed], _SHOWN // 2))
+    return files
+
+
+def _page(title: str, decision: Decision, pair: Pair, changed: Sequence[_Changed]) -> bytes:
+    page = Page(title, f"{decision.verdict.capitalize()}. {decision.reason}")
+    if decision.rows:
+        page.section(
+            "Figures",
+            "The first row decides; the others are floors, which break where the whole interval lies past the limit.",
+        )
+        rows = [shown(row) for row in decision.rows]
+        page.table([name.capitalize() for name in rows[0]], [list(row.values()) for row in rows])
+    page.section("Faces")
+    page.figure(_scatter(pair), "Every face: NRMSE (IP) of both models in %. Above the line the challenger is worse.")
+    if changed:
+        gallery = [(to_jpeg(each.tile), each.words) for each in changed]
+        page.gallery(gallery, f"The faces that changed most ({LEGEND}).")
+    return page.html().encode()
+
+
+def _scatter(pair: Pair) -> Markup:
+    new, old = pair.errors
+    return scatter_figure((100 * old).tolist(), (100 * new).tolist(), "champion, %", "challenger, %")
+
+
+def _changed(pair: Pair) -> list[_Changed]:
+    """Those that became better most, then those that became worse most."""
+    new, old = pair.errors
+    order = np.argsort(new - old, kind="stable")
+    better = [index for index in order[:_SHOWN] if new[index] < old[index]]
+    worse = [index for index in order[::-1][:_SHOWN] if new[index] > old[index]]
+    made = []
+    for index in (*better, *worse):
+        face, before = pair.challenger[index], pair.champion[index]
+        if (photo := photo_of(face)) is not None:
+            shapes = [(before.stages[-1], CHAMPION), (face.stages[-1], PREDICTION)]
+            tile = face_tile(photo.rgb, expected_box(face.truth), shapes)
+            made.append(_Changed(tile, f"{face.annotation_uri}: {old[index]:.1%} → {new[index]:.1%}"))
+    return made
+
+
+def _faces(pair: Pair) -> bytes:
+    new, old = pair.errors
+    expected = [expected_and_true(faces)[0] for faces in pair]
+    columns = [
+        "photo_sha256",
+        "annotation_uri",
+        "subset",
+        "side_px",
+        "roll_degrees",
+        "sharpness",
+        "challenger_nrmse_ip",
+    ]
+    columns += ["champion_nrmse_ip", "challenger_expected", "champion_expected"]
+    rows = []
+    for index, face in enumerate(pair.challenger):
+        measures = [expected_box(face.truth).side, float(face_roll(face.truth)), face.sharpness]
+        numbers = [*measures, new[index], old[index], expected[0][index], expected[1][index]]
+        names = [face.photo_sha256, harmless(face.annotation_uri), harmless(face.subset)]
+        rows.append([*names, *(f"{number:.6g}" for number in numbers)])
+    return _csv(columns, rows)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([columns, *rows])
+    return text.getvalue().encode("utf-8", "surrogateescape")

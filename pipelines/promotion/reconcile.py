@@ -1,0 +1,108 @@
+"""The safety net: finishes what something missed or left half done, and says what it did. Run again, it does nothing.
+
+- A promotion or rollback whose process died between two aliases is completed, or undone
+  (`pipelines.registry.succession`).
+- A version that was registered and never judged, because the event was lost or its flow died, is judged.
+- What a dead process holds, leases of datasets and open runs of decisions, is freed.
+
+What only a person can do (approve, name the photos of a version) is said every time.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.errors import UserError
+from pipelines.lease import free_stale
+from pipelines.registry.ledger import experiment_of
+from pipelines.registry.succession import AWAITING, DECISION_TAG, PATIENCE_SECONDS, finish_turn
+from pipelines.registry.tracking import client, reaching_mlflow
+from pipelines.registry.versions import CHAMPION, ModelVersion, models, names
+from pipelines.retraining import SOURCES_TAG
+from pipelines.storage import Store
+
+MINUTES: Final = 15.0
+"""What is younger may still be at work."""
+
+
+class Finding(BaseModel):
+    """Something that was not as it should be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    where: str
+    what: str
+    done: str
+
+
+Judge = Callable[[ModelVersion], str]
+"""Judges a version, and says what was decided."""
+
+
+def reconcile(
+    judge: Judge,
+    name: str | None = None,
+    places: Sequence[str] = (),
+    minutes: float = MINUTES,
+    patience: float = PATIENCE_SECONDS,
+    on_wait: Callable[[str], None] = lambda text: None,
+) -> list[Finding]:
+    """Mends one registered model, or all, and the leases below `places`; returns what it found.
+
+    Versions and runs younger than `minutes` are left alone; a turn or lease that does not change for `patience`
+    seconds belongs to nobody.
+
+    Raises:
+        UserError: MLflow or a place cannot be reached.
+    """
+    found: list[Finding] = []
+    for each in [name] if name else names():
+        if line := finish_turn(each, patience, on_wait):
+            what = f"{line.turn.what}, version {line.turn.version}, by {line.turn.who} was cut off"
+            found.append(Finding(where=each, what=what, done=line.end or ""))
+        found += _dead_runs(each, minutes)
+        for version in reversed(models(each)):
+            found += _unjudged(version, judge, minutes)
+    for place in places:
+        for key in free_stale(Store(place), patience):
+            found.append(Finding(where=f"{place}/{key}", what="a lease whose holder is dead", done="freed"))
+    return found
+
+
+def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Finding]:
+    where = f"models:/{version.name}/{version.version}"
+    if version.tags.get(DECISION_TAG) == AWAITING:
+        what = f"awaits approval since {version.tags.get('msrrn.when', '?')}"
+        remedy = f"nothing: resume the paused flow run, or call msrrn promote --approve --model {where}"
+        return [Finding(where=where, what=what, done=remedy)]
+    if DECISION_TAG in version.tags or CHAMPION in version.aliases or _age(version.created_ms) < minutes:
+        return []
+    what = "registered, but never judged"
+    if SOURCES_TAG not in version.tags:
+        remedy = f"nothing: it does not say where it was evaluated; call msrrn promote --model {where} --data ..."
+        return [Finding(where=where, what=what, done=remedy)]
+    try:
+        return [Finding(where=where, what=what, done=judge(version))]
+    except UserError as error:
+        return [Finding(where=where, what=what, done=f"nothing: {error}")]
+
+
+def _dead_runs(name: str, minutes: float) -> list[Finding]:
+    mlflow = client()
+    with reaching_mlflow():
+        experiment = mlflow.get_experiment_by_name(experiment_of(name))
+        if experiment is None or experiment.lifecycle_stage != "active":
+            return []
+        runs = mlflow.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
+        dead = [run for run in runs if _age(run.info.start_time) >= minutes]
+        for run in dead:
+            mlflow.set_terminated(run.info.run_id, status="KILLED")
+    what = "the run of a decision that was never finished"
+    return [Finding(where=f"{name}, MLflow run {run.info.run_id}", what=what, done="ended") for run in dead]
+
+
+def _age(milliseconds: int) -> float:
+    """Minutes."""
+    return (time.time() - milliseconds / 1000) / 60

@@ -1,0 +1,245 @@
+"""MLflow tracking: one training is one run, found again by its key.
+
+The store is `MLFLOW_TRACKING_URI`, or MLflow's own default, `mlflow.db` (SQLite) in the current directory
+with the artifacts in `mlartifacts` beside it. Everything goes through `MlflowClient` with run ids; there is
+no active run. Only one process of a training (rank 0) writes.
+"""
+
+import hashlib
+import os
+import re
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from pipelines.cache import cache_directory
+from pipelines.errors import UserError
+from pipelines.secrecy import has_password, without_secrets
+
+KEY_TAG: Final = "msrrn.key"
+_KEY: Final = re.compile(r"[0-9A-Za-z._:-]{1,200}")
+_BATCH: Final = {"metrics": 1000, "params": 100, "tags": 100}  # what one log_batch request may hold
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    run_id: str
+    experiment: str
+
+
+def tracking_uri() -> str:
+    """The MLflow store: `MLFLOW_TRACKING_URI`, or SQLite in `mlflow.db` of the current directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def shown_uri() -> str:
+    """The store for messages: without user and password."""
+    return without_secrets(tracking_uri())
+
+
+def _sqlite_file() -> Path | None:
+    """The database file where the store is SQLite (absolute), None for a server or another database."""
+    uri = tracking_uri()
+    if not uri.startswith("sqlite:"):
+        return None
+    try:
+        database = make_url(uri).database
+    except ArgumentError:
+        raise UserError(f"MLFLOW_TRACKING_URI={shown_uri()} is no database address") from None
+    return Path(database or "mlflow.db").absolute()
+
+
+def store_exists() -> bool:
+    """False for a SQLite store that nothing was written to yet: to look for something, none must be created."""
+    database = _sqlite_file()
+    return database is None or database.exists()
+
+
+def client() -> MlflowClient:
+    """A client of `tracking_uri()`; a new SQLite store is created on first use, which takes seconds."""
+    if tracking_uri().startswith("http") and has_password(tracking_uri()):
+        # MLflow would write it into warnings and errors of its own.
+        raise UserError(
+            "user and password go into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, not into "
+            "MLFLOW_TRACKING_URI"
+        )
+    if database := _sqlite_file():
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            # MLflow would try to open what is no database for 100 seconds.
+            with closing(sqlite3.connect(database, timeout=60)) as connection:
+                connection.execute("PRAGMA schema_version")
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"MLflow store {database}: {error}; correct MLFLOW_TRACKING_URI") from error
+    # Two processes that create the tables of one new database at once both fail.
+    with reaching_mlflow(), store_lock() if database else nullcontext():
+        return MlflowClient(tracking_uri=tracking_uri())
+
+
+@contextmanager
+def reaching_mlflow() -> Iterator[None]:
+    """Turns what MLflow raises (unreachable, refused, no such thing, a full disk) into a `UserError` of one line."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        if re.search("Max retries exceeded|Connection refused|timed out", str(error)):
+            raise UserError(
+                f"No MLflow server answers at {shown_uri()}: start it, or correct MLFLOW_TRACKING_URI"
+            ) from None
+        line = without_secrets(str(error).split("\n")[0])
+        raise UserError(f"MLflow at {shown_uri()}: {line[:400]}") from None
+
+
+@contextmanager
+def store_lock() -> Iterator[None]:
+    """One process at a time creates what must be there once.
+
+    Beside a SQLite store it holds off everyone who uses the store; for a server, the processes of this user
+    on this machine. Nothing worse than a run or a version too many comes of it where it does not reach;
+    aliases do not rely on it (see `pipelines.registry.succession`).
+    `client()` takes it for a moment, so it must not be called inside.
+    """
+    if database := _sqlite_file():
+        path = database.with_name(f"{database.name}.lock")
+    else:
+        digest = hashlib.sha256(tracking_uri().encode()).hexdigest()[:16]
+        path = cache_directory() / "locks" / f"mlflow-{digest}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        yield
+
+
+def open_run(experiment: str, key: str, params: Mapping[str, object], tags: Mapping[str, str]) -> RunRecord:
+    """The run of `key` in `experiment`, running: created, or continued where one with this key exists.
+
+    `key` names the training (a digest: letters, digits and `._:-`). A parameter is written once: opening the
+    run again adds those that are missing and leaves the others as they were. Tags are overwritten.
+    """
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"a run's key is 1 to 200 letters, digits and ._:- but this is {key!r}")
+    mlflow = client()
+    with reaching_mlflow(), store_lock():
+        experiment_id = _experiment_id(mlflow, experiment)
+        found = mlflow.search_runs(
+            [experiment_id],
+            filter_string=f"tags.`{KEY_TAG}` = '{key}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        if found:
+            run = found[0]
+            mlflow.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = mlflow.create_run(experiment_id, tags={KEY_TAG: key}, run_name=key[:16])
+        missing = {name: str(value) for name, value in params.items() if name not in run.data.params}
+        _log(mlflow, run.info.run_id, "params", [Param(*item) for item in missing.items()])
+        _log(mlflow, run.info.run_id, "tags", [RunTag(*item) for item in tags.items()])
+    return RunRecord(run_id=str(run.info.run_id), experiment=experiment)
+
+
+def _experiment_id(mlflow: MlflowClient, name: str) -> str:
+    existing = mlflow.get_experiment_by_name(name)
+    if existing is None:
+        return str(mlflow.create_experiment(name, artifact_location=artifact_location()))
+    if existing.lifecycle_stage != "active":
+        raise UserError(
+            f"MLflow experiment {name!r} is deleted: restore it with"
+            f" `mlflow experiments restore -x {existing.experiment_id}`, or choose another name"
+        )
+    return str(existing.experiment_id)
+
+
+def artifact_location() -> str | None:
+    """Where a new experiment's artifacts go: beside a SQLite store; None where the server says."""
+    # Without this MLflow would write to `mlruns` of whatever directory a later command runs in.
+    database = _sqlite_file()
+    return database.with_name("mlartifacts").as_uri() if database else None
+
+
+def log_history(run: RunRecord, history: Sequence[Mapping[str, float]]) -> None:
+    """Logs each row's metrics at step `epoch`; a metric already logged for an epoch is left alone.
+
+    So the whole history may be logged again after every epoch and after a restart.
+    """
+    names = {name for row in history for name in row} - {"epoch"}
+    mlflow = client()
+    now = time.time_ns() // 1_000_000
+    with reaching_mlflow():
+        logged = {
+            name: {metric.step for metric in mlflow.get_metric_history(run.run_id, name)} for name in sorted(names)
+        }
+        metrics = [
+            Metric(name, float(value), now, int(row["epoch"]))
+            for row in history
+            for name, value in row.items()
+            if name != "epoch" and int(row["epoch"]) not in logged[name]
+        ]
+        _log(mlflow, run.run_id, "metrics", metrics)
+
+
+def log_metrics(run: RunRecord, metrics: Mapping[str, float]) -> None:
+    """Logs the run's final metrics; one that has this value already is left alone."""
+    mlflow = client()
+    now = time.time_ns() // 1_000_000
+    with reaching_mlflow():
+        known = mlflow.get_run(run.run_id).data.metrics
+        # repr, because nan != nan
+        new = {
+            name: float(value)
+            for name, value in metrics.items()
+            if name not in known or repr(float(value)) != repr(float(known[name]))
+        }
+        _log(mlflow, run.run_id, "metrics", [Metric(name, value, now, 0) for name, value in new.items()])
+
+
+def log_files(run: RunRecord, files: Mapping[str, bytes]) -> None:
+    """Stores small files with the run under their relative POSIX names; a file of that name is replaced."""
+    mlflow = client()
+    with reaching_mlflow(), tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
+        for name, content in files.items():
+            relative = PurePosixPath(name)
+            if relative.is_absolute() or ".." in relative.parts or not relative.name:
+                raise ValueError(f"the name of a run's file must be relative and without '..': {name!r}")
+            path = Path(folder, relative)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if files:
+            mlflow.log_artifacts(run.run_id, folder)
+
+
+@contextmanager
+def system_metrics(run: RunRecord) -> Iterator[None]:
+    """Logs what this machine is busy with (CPU, memory, disk, network, GPU where `nvidia-ml-py` is installed), every
+    ten seconds or as `MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` says. It raises nothing of its own: a job is worth
+    more than these figures."""
+    with ExitStack() as ending:
+        with suppress(Exception):
+            monitor = SystemMetricsMonitor(run.run_id, resume_logging=True, tracking_uri=tracking_uri())
+            monitor.start()
+            ending.callback(monitor.finish)
+        yield
+
+
+def finish_run(run: RunRecord, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """Ends the run; `open_run` with its key takes it up again."""
+    mlflow = client()
+    with reaching_mlflow():
+        mlflow.set_terminated(run.run_id, status=status)
+
+
+def _log(mlflow: MlflowClient, run_id: str, kind: str, entries: Sequence[Any]) -> None:
+    for start in range(0, len(entries), _BATCH[kind]):
+        mlflow.log_batch(run_id, **{kind: entries[start : start + _BATCH[kind]]})

@@ -1,0 +1,308 @@
+"""The MLflow model registry: versions and their artifacts. The aliases move in `pipelines.registry.succession`."""
+
+import hashlib
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any, Final
+
+import mlflow.artifacts
+import mlflow.pyfunc
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+import msrrn
+from msrrn.artifact import CARD, ArtifactError, read_card
+from pipelines.cache import cache_directory
+from pipelines.errors import UserError
+from pipelines.registry.tracking import (
+    RunRecord,
+    client,
+    reaching_mlflow,
+    shown_uri,
+    store_exists,
+    store_lock,
+)
+
+CHAMPION: Final = "champion"
+PREVIOUS: Final = "previous"
+CHALLENGER: Final = "challenger"
+ROLLED_BACK: Final = "rolled back"
+"""How the decision on a version begins that a person took back."""
+DIGEST_TAG: Final = "msrrn.artifact_digest"
+
+_SIGNATURE: Final = ModelSignature(
+    inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 200, 200), "image_200")]),
+    outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 136))]),
+)
+_SERVING_CODE: Final = Path(__file__).with_name("served_model.py")
+_SERVED_WITH: Final = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
+_MODEL_URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[^/@]+))")
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    name: str
+    version: int
+    run_id: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    created_ms: int
+    """milliseconds since 1970, by the clock of MLflow"""
+
+
+def artifact_digest(artifact: Path) -> str:
+    """SHA-256 over names, sizes and contents of the artifact's files, sorted by name."""
+    digest = hashlib.sha256()
+    for path in sorted(file for file in artifact.rglob("*") if file.is_file()):
+        name = path.relative_to(artifact).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def register(run: RunRecord, name: str, artifact: Path, tags: Mapping[str, str]) -> ModelVersion:
+    """Logs the artifact with its serving code to the run, as a new version of `name`.
+
+    An artifact that is registered under `name` already keeps its version, which is returned as it is.
+
+    Raises:
+        UserError: `artifact` is no model artifact, or MLflow refuses the name or cannot be reached.
+    """
+    _check(artifact)
+    digest = artifact_digest(artifact)
+    mlflow_client = client()
+    with reaching_mlflow(), store_lock():
+        for known in versions_of(mlflow_client, name):
+            if known.tags.get(DIGEST_TAG) == digest:
+                return known
+        try:
+            mlflow_client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        model_id = _log_model(mlflow_client, run, name, artifact)
+        created = mlflow_client.create_model_version(
+            name,
+            source=f"models:/{model_id}",
+            run_id=run.run_id,
+            tags={**tags, DIGEST_TAG: digest},
+            model_id=model_id,
+        )
+        return _record(created, {})
+
+
+def _log_model(mlflow_client: MlflowClient, run: RunRecord, name: str, artifact: Path) -> str:
+    experiment_id = mlflow_client.get_run(run.run_id).info.experiment_id
+    logged = mlflow_client.create_logged_model(experiment_id, name=name, source_run_id=run.run_id)
+    model = Model(run_id=run.run_id, model_id=logged.model_id)
+    # MLflow would rather infer the schema than be given one, and says so past any filter: hence `record`.
+    unheard = warnings.catch_warnings(record=True, action="ignore", category=UserWarning)
+    with tempfile.TemporaryDirectory(prefix="msrrn-") as folder, unheard:
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=_SERVING_CODE,
+            # The package travels with the weights: a server needs nothing that is not on a package index.
+            code_paths=[str(Path(str(msrrn.__file__)).parent)],
+            artifacts={"model": str(artifact.absolute())},
+            signature=_SIGNATURE,
+            # Without "+cpu": package indexes know no local versions.
+            pip_requirements=[f"{each}=={installed_version(each).split('+')[0]}" for each in _SERVED_WITH],
+            mlflow_model=model,
+        )
+        # MLflow looks for these in the model only, yet writes down where they were on this machine.
+        flavor = model.flavors[mlflow.pyfunc.FLAVOR_NAME]
+        flavor["model_code_path"] = _SERVING_CODE.name
+        flavor["artifacts"]["model"]["uri"] = flavor["artifacts"]["model"]["path"]
+        model.save(Path(folder, "MLmodel"))
+        mlflow_client.log_model_artifacts(logged.model_id, folder)
+    mlflow_client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    mlflow_client.finalize_logged_model(logged.model_id, "READY")
+    return str(logged.model_id)
+
+
+def fetch(model: str, cache: Path | None = None) -> Path:
+    """The artifact directory of `model`: a directory itself, `models:/name@alias`, or `models:/name/3`.
+
+    A registered model is downloaded once into `cache` (by default `models` in the user's cache), under its
+    digest, which is checked every time.
+
+    Raises:
+        UserError: no such directory, model, version or alias; no artifact in it; MLflow cannot be reached.
+    """
+    if not model.startswith("models:"):
+        _check(Path(model))
+        return Path(model)
+    found = resolve(model)
+    with reaching_mlflow():
+        return _download(found, cache or cache_directory() / "models")
+
+
+def require_store(wanted: str) -> None:
+    """Raises `UserError` where there is no store in which something wanted could be; asking would make one."""
+    if not store_exists():
+        raise UserError(
+            f"{wanted}: there is no MLflow store at {shown_uri()}: call from its folder, or set MLFLOW_TRACKING_URI"
+        )
+
+
+def resolve(uri: str) -> ModelVersion:
+    """The version that `models:/name@alias` or `models:/name/3` stands for.
+
+    Raises:
+        UserError: no such model, version or alias; MLflow cannot be reached.
+    """
+    match = _MODEL_URI.fullmatch(uri)
+    if match is None:
+        raise UserError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or a directory")
+    require_store(uri)
+    mlflow_client = client()
+    with reaching_mlflow():
+        return _find(mlflow_client, match["name"], match["version"], match["alias"])
+
+
+def _check(directory: Path) -> None:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; give a model artifact or models:/NAME@ALIAS")
+    try:
+        read_card(directory)
+    except ArtifactError as error:
+        raise UserError(str(error)) from error
+
+
+def find_version(mlflow_client: MlflowClient, name: str, version: int) -> ModelVersion:
+    """Raises UserError where there is no such model or version."""
+    return _find(mlflow_client, name, str(version), None)
+
+
+def _find(mlflow_client: MlflowClient, name: str, version: str | None, alias: str | None) -> ModelVersion:
+    versions = versions_of(mlflow_client, name)
+    if not versions:
+        names = ", ".join(_names(mlflow_client)) or "none yet"
+        raise UserError(f"No model {name!r} is registered at {shown_uri()}; there is {names}")
+    for candidate in versions:
+        if alias in candidate.aliases or str(candidate.version) == version:
+            return candidate
+    if alias:
+        aliases = sorted(known for candidate in versions for known in candidate.aliases)
+        raise UserError(f"Model {name!r} has no alias {alias!r}; it has {', '.join(aliases) or 'none'}")
+    numbers = ", ".join(str(candidate.version) for candidate in versions)
+    raise UserError(f"Model {name!r} has no version {version}; it has {numbers}")
+
+
+def _download(model: ModelVersion, cache: Path) -> Path:
+    uri = f"models:/{model.name}/{model.version}"
+    digest = model.tags.get(DIGEST_TAG, "")
+    if re.fullmatch("[0-9a-f]{64}", digest) is None:
+        raise UserError(f"{uri} has no tag {DIGEST_TAG}: it was not registered by msrrn")
+    target = cache / digest
+    if target.is_dir():
+        if artifact_digest(target) == digest:
+            return target
+        shutil.rmtree(target)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as folder:
+        mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/artifacts", dst_path=folder)
+        cards = list(Path(folder).rglob(CARD))
+        if len(cards) != 1 or artifact_digest(cards[0].parent) != digest:
+            raise UserError(f"{uri}: its files are not those that were registered; register the model again")
+        try:
+            cards[0].parent.rename(target)
+        except OSError:
+            # Another process may have put it there since.
+            if not target.is_dir():
+                raise
+    _check(target)
+    return target
+
+
+def champion(name: str) -> ModelVersion | None:
+    """The champion of `name`; None where there is no such model or no champion yet."""
+    if not store_exists():
+        return None
+    mlflow_client = client()
+    with reaching_mlflow():
+        return next((known for known in versions_of(mlflow_client, name) if CHAMPION in known.aliases), None)
+
+
+def version_of(name: str, number: int) -> ModelVersion:
+    """Raises UserError where there is no such model or version, or MLflow cannot be reached."""
+    mlflow_client = client()
+    with reaching_mlflow():
+        return find_version(mlflow_client, name, number)
+
+
+def models(name: str | None) -> list[ModelVersion]:
+    """The versions of `name`, or of every model by name; newest first."""
+    if not store_exists():
+        return []
+    mlflow_client = client()
+    with reaching_mlflow():
+        chosen = [name] if name else _names(mlflow_client)
+        return [version for each in chosen for version in versions_of(mlflow_client, each)]
+
+
+def aliases_of(mlflow_client: MlflowClient, name: str) -> dict[str, int]:
+    """Alias → version; none where there is no such model."""
+    try:
+        aliases = mlflow_client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
+    return {alias: int(version) for alias, version in aliases.items()}
+
+
+def versions_of(mlflow_client: MlflowClient, name: str) -> list[ModelVersion]:
+    """The versions of a model, newest first."""
+    if "'" in name:
+        raise UserError(f"A model's name has no quotes, / or : in it, but this is {name}")
+    aliases = aliases_of(mlflow_client, name)
+    found = _pages(lambda token: mlflow_client.search_model_versions(f"name = '{name}'", page_token=token))
+    records = [_record(each, aliases) for each in found]
+    return sorted(records, key=lambda each: each.version, reverse=True)
+
+
+def names() -> list[str]:
+    """Every registered model."""
+    if not store_exists():
+        return []
+    mlflow_client = client()
+    with reaching_mlflow():
+        return _names(mlflow_client)
+
+
+def _names(mlflow_client: MlflowClient) -> list[str]:
+    found = _pages(lambda token: mlflow_client.search_registered_models(page_token=token))
+    return sorted(str(each.name) for each in found)
+
+
+def _pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    token = None
+    while page := search(token):
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _record(version: Any, aliases: Mapping[str, int]) -> ModelVersion:
+    return ModelVersion(
+        name=str(version.name),
+        version=int(version.version),
+        run_id=str(version.run_id),
+        aliases=tuple(sorted(alias for alias, target in aliases.items() if target == int(version.version))),
+        tags=dict(version.tags),
+        created_ms=int(version.creation_timestamp),
+    )

@@ -1,0 +1,106 @@
+"""Runs of training that are not finished: what each was told, and where it is.
+
+`OUT/runs/NAME` holds `run.json` and the last checkpoint, `state.pt`; both go when the artifact is there. They are the
+same with Ray and without, and for any number of workers.
+"""
+
+import shutil
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import UserError
+from pipelines.settings import TrainSettings
+from pipelines.storage import Store
+from pipelines.training.loop import TrainState
+
+RUNS: Final = "runs"
+RUN: Final = "run.json"
+STATE: Final = "state.pt"
+
+
+class Told(BaseModel):
+    """`run.json`: what makes the run again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    settings: TrainSettings
+    checkpoint_steps: int = Field(ge=1, description="beside the settings, since it fixes nothing of the model")
+    init_photos: tuple[str, ...] = Field((), description="of the model that it starts from")
+
+    @classmethod
+    def of(cls, dataset: str, settings: TrainSettings) -> "Told":
+        photos = settings.init.photos if settings.init else ()
+        return cls(dataset=dataset, settings=settings, checkpoint_steps=settings.checkpoint_steps, init_photos=photos)
+
+    def all_settings(self) -> TrainSettings:
+        init = self.settings.init and self.settings.init.model_copy(update={"photos": self.init_photos})
+        return self.settings.model_copy(update={"checkpoint_steps": self.checkpoint_steps, "init": init})
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The place of one run's checkpoints."""
+
+    place: Store
+
+    def begin(self, dataset: Store, settings: TrainSettings) -> None:
+        """Notes what the run is, and where its dataset lies now."""
+        told = Told.of(dataset.absolute().url, settings)
+        self.place.publish(RUN, told.model_dump_json(indent=1).encode())
+
+    def write(self, state: TrainState) -> None:
+        """The last checkpoint is replaced in one step."""
+        self.place.publish(STATE, state.to_bytes())
+
+    def restore(self, state: TrainState) -> bool:
+        """Takes `state` to the last checkpoint; False where there is none.
+
+        Raises:
+            UserError: the checkpoint is damaged.
+        """
+        if not self.place.exists(STATE):
+            return False
+        data = self.place.read_bytes(STATE)
+        try:
+            state.load_bytes(data)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # bytes may be wrong in more ways than torch has kinds of errors
+            raise UserError(
+                f"{self.place.url}/{STATE} is damaged, or no checkpoint of this run: delete it to begin anew"
+            ) from error
+        return True
+
+    def finish(self) -> None:
+        """Removes what a finished run does not need; `run.json` last, so that a rest is found again."""
+        for key in (*(key for key in self.place.keys("") if key != RUN), RUN):
+            self.place.delete(key)
+        if folder := self.place.local_path():
+            shutil.rmtree(folder, ignore_errors=True)  # empty folders, and what a killed process was writing
+
+
+def unfinished(out: str, name: str = "") -> tuple[str, Told]:
+    """Name and `run.json` of the one run below `out` that is not finished, or of the one of this name.
+
+    Raises:
+        UserError: there is none, or more than one and no name says which, or `run.json` is damaged.
+    """
+    runs = Store(out).child(RUNS)
+    names = [key.removesuffix(f"/{RUN}") for key in runs.keys("") if key.endswith(f"/{RUN}")]
+    chosen = [each for each in names if name in ("", each)]
+    if not chosen:
+        others = f"; unfinished there: {', '.join(names)}" if names else ""
+        raise UserError(f"{runs.url}: no unfinished run{f' {name}' if name else ''} to go on with{others}")
+    if len(chosen) > 1:
+        raise UserError(f"{runs.url}: {len(chosen)} unfinished runs; say which: --resume {' | '.join(chosen)}")
+    data = runs.read_bytes(f"{chosen[0]}/{RUN}")
+    try:
+        return chosen[0], Told.model_validate_json(data)
+    except ValidationError as error:
+        raise UserError(
+            f"{runs.url}/{chosen[0]}/{RUN} is damaged: call `train` with --dataset instead, it goes on all the same"
+        ) from error

@@ -1,0 +1,158 @@
+"""The loop of `pipelines.training.loop` on the workers of Ray Train, elastic on a cluster."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+
+from pipelines.dataset.loader import Loader
+from pipelines.dataset.manifest import read_manifest
+from pipelines.engine import in_a_thread, start_ray
+from pipelines.errors import UserError
+from pipelines.settings import TrainSettings
+from pipelines.storage import Store
+from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.epochs import OnEpoch, epoch_done, interruptible
+from pipelines.training.loop import DivergedError, TrainState, train
+
+WORKER_FAILURES: Final = 3
+POLL_SECONDS: Final = 0.2
+"""how often it is looked whether a person wants the training to stop"""
+
+
+def train_on_ray(
+    store: Store, name: str, settings: TrainSettings, workers: int, checkpoints: Checkpoints, progress: OnEpoch
+) -> TrainState:
+    """Trains as `pipelines.training.loop.train` does, on up to `workers` workers; its reports come back through a
+    queue.
+
+    Raises:
+        UserError: training failed.
+        KeyboardInterrupt: after Ctrl-C, at a checkpoint.
+    """
+    state = TrainState(settings, np.zeros((68, 2), np.float32))
+    checkpoints.restore(state)  # a damaged one is found here, not by workers that Ray would start again
+    start_ray(workers)
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    here = ray.cluster_resources()
+    gpus = int(here.get("GPU", 0))
+    workers = min(workers, settings.batch)
+    # A local Ray never grows: it would wait for more than it has without end. On a cluster, training begins with what
+    # is there, and takes in workers as they come and go, each time from the last checkpoint.
+    elastic = bool(os.environ.get("RAY_ADDRESS"))
+    most = workers if elastic else min(workers, gpus or int(here["CPU"]))
+    with _followed(progress) as (following, reports, wishes), interruptible() as stopping:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "dataset": store.absolute(),
+                "settings": settings,
+                "checkpoints": checkpoints,
+                "reports": reports,
+                "wishes": wishes,
+            },
+            scaling_config=ray.train.ScalingConfig(num_workers=(1, most) if elastic else most, use_gpu=gpus > 0),
+            run_config=ray.train.RunConfig(
+                name="ray",
+                storage_path=checkpoints.place.url,
+                failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+            ),
+        )
+        fitting = in_a_thread(trainer.fit)
+        while not wait([fitting], POLL_SECONDS).done:
+            # What `progress` raises ends the training, too, as it does without Ray.
+            if (stopping() or following.done()) and wishes.empty():
+                wishes.put("stop")
+        if stopping():
+            raise KeyboardInterrupt
+        try:
+            fitting.result()
+        except ray.train.TrainingFailedError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            known = next((line for line in lines if "UserError: " in line), lines[-1])
+            raise UserError(f"training {name} failed: {known.rpartition('UserError: ')[2]}") from error
+    if not checkpoints.restore(state):
+        raise UserError(f"training {name} left no checkpoint at {checkpoints.place.url}; run it again with --debug")
+    return state
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The loop on one Ray worker."""
+    import ray.train
+    from ray.train.torch import prepare_model
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    settings: TrainSettings = config["settings"]
+    manifest = read_manifest(config["dataset"])
+    device = ray.train.torch.get_device()
+    checkpoints: Checkpoints = config["checkpoints"]
+    data = Loader(config["dataset"], manifest, "train", pinned=device.type == "cuda")
+    val = Loader(config["dataset"], manifest, "val")
+    state = TrainState(settings, data.mean_shape(), str(device))
+    # Every rank reads the same one: DDP waits for all of them before rank 0 can write the next.
+    checkpoints.restore(state)
+
+    wished = threading.Event()
+
+    def listen() -> None:
+        # It is left in the queue: if this worker dies now, the one after it shall find it, too.
+        while config["wishes"].empty():
+            time.sleep(POLL_SECONDS)
+        wished.set()
+
+    if rank == 0:
+        in_a_thread(listen)
+
+    def report(now: TrainState) -> None:
+        if rank == 0:
+            checkpoints.write(now)
+            if now.step == 0:
+                config["reports"].put(epoch_done(now, settings, val))
+
+    try:
+        train(state, settings, data, val, report, wished.is_set, rank, world, prepare_model)
+    except DivergedError as error:
+        # Ray would try again what ends in the same way.
+        if rank == 0:
+            config["reports"].put(error)
+
+
+@contextmanager
+def _followed(progress: OnEpoch) -> Iterator[tuple[Future[None], Any, Any]]:
+    """A queue that workers put their epochs into, and one where they find the wish to stop.
+
+    `progress` is called for each epoch in a thread of this process; its end comes with the queues.
+
+    Raises:
+        DivergedError: what a worker put into the queue instead of an epoch; also what `progress` raises.
+    """
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # Elsewhere they would die with a node that the training can do without.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports, wishes = (Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2))
+
+    def follow() -> None:
+        while (told := reports.get()) is not None:
+            if isinstance(told, DivergedError):
+                raise told
+            progress(told)
+
+    following = in_a_thread(follow)
+    try:
+        yield following, reports, wishes
+        reports.put(None)
+        following.result()
+    finally:
+        for queue in (reports, wishes):
+            queue.shutdown(force=True)

@@ -1,0 +1,128 @@
+"""The benchmark on drawn faces: tables, page, and what they are made of."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pytest
+
+from flows.cli import main
+from msrrn.geometry import Box
+from msrrn.metrics import nrmse_ip
+from pipelines.dataset.manifest import Manifest
+from pipelines.errors import UserError
+from pipelines.evaluation.benchmark import ERT, PUBLISHED, SEEN, Benchmark, Speed, benchmark
+from pipelines.evaluation.benchmark_page import benchmark_page, write_benchmark
+from pipelines.evaluation.ert import Ert, trained_ert
+from pipelines.evaluation.evaluate import Evaluation, FaceResult
+from pipelines.evaluation.robustness import PERTURBATIONS, RobustnessRow
+from pipelines.models import Model
+from pipelines.storage import Store
+from tests.msrrn.test_landmarks import FACE
+
+
+@pytest.fixture(scope="module")
+def ert(dataset: tuple[Store, Manifest], tmp_path_factory: pytest.TempPathFactory) -> Ert:
+    return trained_ert(dataset[0].url, tmp_path_factory.mktemp("ert"), 1, cascades=2)
+
+
+def test_every_table_and_the_page_are_written(annotated: Path, model: Model, ert: Ert, tmp_path: Path) -> None:
+    result = benchmark(model, [str(annotated)], "all", 1, ert)
+    write_benchmark(result, Store(str(tmp_path)))
+    names = ("table1", "table2", "ced", "robustness", "speed", "confidence")
+    tables = {name: pyarrow.csv.read_csv(tmp_path / f"{name}.csv").to_pylist() for name in names}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.csv" for name in names} | {"index.html"}
+    faces = len(result.evaluation.faces)
+    assert len(tables["ced"]) == 3 * faces
+    measured = {row["method"]: row for row in tables["table1"] if row["figures"] == "measured"}
+    assert set(measured) == {"mean shape", ERT, model.label}
+    assert measured[ERT]["all"] < measured["mean shape"]["all"]
+    assert "mirror images" in measured[ERT]["trained on"]
+    assert 0 < measured[ERT][SEEN] < faces, "the dataset has what it holds out from these photos"
+    assert [row["name"] for row in tables["robustness"]] == [perturbation.name for perturbation in PERTURBATIONS]
+    clean = tables["robustness"][0]
+    assert 100 * clean["nrmse_ip"] == pytest.approx(measured[model.label]["all"], abs=0.006)
+    assert 100 * clean["ert_nrmse_ip"] == pytest.approx(measured[ERT]["all"], abs=0.006)
+    assert [row["stage"] for row in tables["table2"]] == ["mean_shape", "initial", "stage_1", "stage_2", "stage_3"]
+    assert {row["what"] for row in tables["speed"]} == {"model", ERT}
+    html = (tmp_path / "index.html").read_text()
+    assert "These are not the official test sets" in html
+    assert str(annotated) not in html
+
+
+def face(subset: str, error: float, confidence: float) -> FaceResult:
+    truth = FACE * 100.0
+    right = np.array([1.0, 0.0])
+    per_pixel = float(nrmse_ip(truth + right, truth))
+    stages = np.stack([truth + error / per_pixel * (5 - stage) * right for stage in range(5)])
+    return FaceResult("", "a", "a", "0" * 64, subset, False, Box(0, 0, 1, 1), truth, stages, confidence, 100.0)
+
+
+def result(*faces: FaceResult) -> Benchmark:
+    trained = {"dataset": "d", "faces": 3, "faces_by_source": {"afw": {"train": 3}}}
+    evaluation = Evaluation("msrrn 1", "hog", trained, "all", faces, ())
+    rows = [RobustnessRow(it.name, 0.1, 0.2, float("nan"), float("nan")) for it in PERTURBATIONS]
+    return Benchmark(evaluation, None, rows, [Speed("model", "here", 10.0)])
+
+
+def test_columns_are_those_that_the_data_have() -> None:
+    one = result(face("lfpw", 0.02, 0.9), face("helen", 0.04, 0.5), face("ibug", 0.12, 0.3), face("other", 0.2, 0.2))
+    rows = one.table1()
+    assert list(rows[0]) == [
+        "method",
+        "figures",
+        "trained on",
+        SEEN,
+        "lfpw",
+        "helen",
+        "common",
+        "challenging",
+        "full",
+        "all",
+    ]
+    assert len(rows) == len(PUBLISHED) + 2
+    ours = rows[-1]
+    assert (ours["lfpw"], ours["common"], ours["challenging"], ours["full"], ours["all"]) == (2, 3, 12, 6, 9.5)
+    assert ours["trained on"] == "3 faces (afw 3)"
+    published = {row["method"]: row for row in rows if row["figures"] == "published"}
+    assert published["LBF (Ren 2014)"]["common"] == 4.95
+    assert published["LBF (Ren 2014)"]["full"] is None
+    no_ibug = result(face("lfpw", 0.02, 0.9), face("other", 0.2, 0.2)).table1()
+    assert list(no_ibug[0])[4:] == ["lfpw", "all"]
+    assert one.table2()[-1] == {"stage": "stage_3", "NRMSE IP %": 9.5, "under 0.05 %": 50.0, "under 0.10 %": 50.0}
+    assert "nan" not in benchmark_page(one)
+
+
+def test_the_official_sets_are_known_by_their_counts() -> None:
+    faces = [face("lfpw", 0.03, 0.8)] * 224 + [face("helen", 0.03, 0.8)] * 330
+    assert result(*faces).official()
+    assert not result(*faces[1:]).official()
+    assert not result(face("other", 0.1, 0.5)).official()
+
+
+def test_what_the_model_expects_is_held_against_the_truth() -> None:
+    errors = np.linspace(0.02, 0.2, 40)
+    honest = result(*(face("lfpw", error, 1 / (1 + error / 0.05)) for error in errors))
+    assert honest.honesty()["rank correlation"] == 1
+    assert honest.honesty()["failures among the least certain 5 %"] == 2
+    for expected, true in honest.reliability():
+        assert expected == pytest.approx(true, rel=1e-6)
+    assert result(*(face("lfpw", error, error) for error in errors)).honesty()["rank correlation"] == -1
+
+
+def test_the_command_says_what_it_measured(
+    annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ert: Ert
+) -> None:
+    call = ["benchmark", "--data", str(annotated), "--model", "box", "--out", str(tmp_path), "--workers", "1"]
+    assert main(call) == 0
+    said = capsys.readouterr().out
+    assert "mean shape" in said
+    assert "stage_3" in said
+    assert f"{tmp_path}/index.html" in said
+
+
+def test_a_damaged_predictor_is_named(ert: Ert, tmp_path: Path) -> None:
+    (tmp_path / "ert-x.dat").write_bytes(ert.file.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"ert-x\.dat is damaged, or no predictor of dlib: delete it"):
+        replace(ert, file=tmp_path / "ert-x.dat").predict(np.zeros((1, 200, 200), np.uint8))

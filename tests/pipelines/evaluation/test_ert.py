@@ -1,0 +1,43 @@
+"""dlib's trainer on a dataset's crops."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msrrn.metrics import nrmse_ip
+from pipelines.dataset.loader import Loader
+from pipelines.dataset.manifest import Manifest
+from pipelines.evaluation import ert as station
+from pipelines.evaluation.ert import trained_ert
+from pipelines.storage import Store
+
+
+def test_it_learns_the_faces_and_is_found_again(
+    dataset: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, manifest = dataset
+    found = trained_ert(store.url, tmp_path / "ert", 1, cascades=3)
+    loader = Loader(store, manifest, "train")
+    images, shapes = (column.numpy() for column in loader.originals())
+    assert len(images) == manifest.counts["train"]
+    predicted = found.predict(images)
+    assert predicted.shape == (len(images), 68, 2)
+    mean = np.broadcast_to(loader.mean_shape(), shapes.shape)
+    assert nrmse_ip(predicted, shapes).mean() < 0.5 * nrmse_ip(mean, shapes).mean()
+    assert found.predict(images[:0]).shape == (0, 68, 2)
+    monkeypatch.setattr(station, "_train", lambda *_: pytest.fail("it was trained again"))
+    assert trained_ert(store.url, tmp_path / "ert", 1, cascades=3) == found
+    assert [path.name for path in (tmp_path / "ert").iterdir()] == [found.file.name]
+
+
+def test_a_killed_training_leaves_nothing_behind(
+    dataset: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(station, "_train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trained_ert(dataset[0].url, tmp_path, 1)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,274 @@
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from msrrn.artifact import CARD
+from pipelines.errors import UserError
+from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
+from pipelines.models import PHOTO_DIGITS, Model
+from pipelines.promotion import gate as station
+from pipelines.promotion.decision import Decision
+from pipelines.promotion.gate import Approval, Challenge, Judgement, carry_out, challenge_of, judge, pass_gate
+from pipelines.promotion.page import CHANGED, DECISION, FACES, FIGURES, PAGE, SCATTER
+from pipelines.registry import tracking
+from pipelines.registry.succession import log, rollback, settle
+from pipelines.registry.versions import champion, models, version_of
+from pipelines.settings import GateSettings
+from tests.factories import tiny_model
+
+LENIENT = GateSettings(least_faces=2, resamples=200, bias=1000, rank_loss=2, slower=1000)
+"""For networks that were never trained, on a handful of faces."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store(mlflow_store: Path) -> Iterator[None]:
+    """A store of its own, and no face measured twice."""
+    known: dict[tuple[object, ...], Evaluation] = {}
+
+    def remembered(
+        model: Model, sources: list[str], selection: Selection, workers: int, val_share: float, unseen_by: list[Model]
+    ) -> Evaluation:
+        key = (model, selection, val_share, tuple(each.photos for each in unseen_by))
+        if key not in known:
+            known[key] = evaluate(model, sources, selection, workers, val_share=val_share, unseen_by=unseen_by)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(station, "evaluate", remembered)
+        yield
+
+
+@pytest.fixture(scope="module")
+def artifacts(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two untrained networks, `good` and `bad`, as directories."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    (folder / "good").mkdir()
+    for name, data in model.files:
+        (folder / "good" / name).write_bytes(data)
+    tiny_model(folder / "bad", np.full((68, 2), 0.9, np.float32), seed=3)
+    return {name: str(folder / name) for name in ("good", "bad")}
+
+
+@pytest.fixture(scope="module")
+def sources(annotated: Path) -> list[str]:
+    return [str(annotated)]
+
+
+def challenge(artifact: str, sources: list[str], name: str, settings: GateSettings = LENIENT) -> Challenge:
+    return challenge_of(artifact, sources, "all", name, 1, settings)
+
+
+def run_files(run: str) -> set[str]:
+    return {file.path for file in tracking.client().list_artifacts(run)}
+
+
+def read(run: str, file: str, folder: Path) -> bytes:
+    return Path(tracking.client().download_artifacts(run, file, str(folder))).read_bytes()
+
+
+def test_a_worse_model_meets_the_champion_and_is_kept_out(
+    artifacts: dict[str, str], sources: list[str], tmp_path: Path
+) -> None:
+    first, _ = pass_gate(challenge(artifacts["good"], sources, "worse"))
+    assert first.promote
+    assert "first model" in first.reason
+    decision, judgement = pass_gate(challenge(artifacts["bad"], sources, "worse"))
+    assert decision.verdict == "kept"
+    assert "is worse" in decision.reason
+    assert judgement.evaluation is not None
+    worse, good = models("worse")
+    assert (worse.aliases, good.aliases) == (("challenger",), ("champion",))
+    assert worse.tags["msrrn.decision"] == "kept the champion"
+    assert worse.tags["msrrn.reason"] == decision.reason
+    assert good.tags["msrrn.last_challenge"] == f"version 2 was kept out: {decision.reason}"
+    assert worse.tags["msrrn.decision_run"] == good.tags["msrrn.last_challenge_run"] == judgement.run
+    assert worse.tags["msrrn.normalisation"] == "inter-pupil (IP)"
+    assert float(worse.tags["msrrn.nrmse_ip"]) > float(good.tags["msrrn.nrmse_ip"])
+
+    run = tracking.client().get_run(judgement.run)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["msrrn.verdict"] == "kept"
+    assert run.data.params["least_faces"] == "2"
+    assert run_files(judgement.run) == {DECISION, FIGURES, FACES, SCATTER, CHANGED, PAGE}
+    assert Decision.model_validate_json(read(judgement.run, DECISION, tmp_path)) == judgement.decision
+    rows = list(csv.DictReader(io.StringIO(read(judgement.run, FACES, tmp_path).decode())))
+    assert len(rows) == 12
+    changes = [float(row["challenger_nrmse_ip"]) - float(row["champion_nrmse_ip"]) for row in rows]
+    assert np.mean(changes) == pytest.approx(decision.rows[0].change, rel=1e-4)
+    assert "milliseconds for a face" in read(judgement.run, PAGE, tmp_path).decode()
+    assert [(line.turn.what, line.turn.version, line.turn.run) for line in log("worse")][1:] == [
+        ("kept", 2, judgement.run)
+    ]
+
+
+def test_a_better_model_takes_over(artifacts: dict[str, str], sources: list[str]) -> None:
+    pass_gate(challenge(artifacts["bad"], sources, "better"))
+    decision, _ = pass_gate(challenge(artifacts["good"], sources, "better"))
+    assert decision.verdict == "promoted"
+    assert {each.version: each.aliases for each in models("better")} == {2: ("champion",), 1: ("previous",)}
+    assert (
+        models("better")[1].tags["msrrn.last_challenge"].startswith("version 2 took over: The challenger is better")
+    )
+
+
+def test_what_is_undecided_changes_nothing_but_tags_and_the_challenger(
+    artifacts: dict[str, str], sources: list[str]
+) -> None:
+    pass_gate(challenge(artifacts["bad"], sources, "few"))
+    strict = LENIENT.model_copy(update={"least_faces": 500})
+    decision, _ = pass_gate(challenge(artifacts["good"], sources, "few", strict))
+    assert (decision.verdict, decision.faces_needed) == ("undecided", 500)
+    new, old = models("few")
+    assert (new.aliases, old.aliases) == (("challenger",), ("champion",))
+    assert new.tags["msrrn.decision"] == "undecided"
+    assert "500" in new.tags["msrrn.reason"]
+
+
+def test_what_was_decided_is_not_decided_again(
+    artifacts: dict[str, str], sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pass_gate(challenge(artifacts["good"], sources, "again"))
+    pass_gate(challenge(artifacts["bad"], sources, "again"))
+    known, worse = (challenge(artifacts[each], sources, "again") for each in ("good", "bad"))
+    lines = log("again")
+    with monkeypatch.context() as patch:
+        patch.setattr(station, "evaluate", None)  # nobody is measured
+        decision, _ = pass_gate(known)
+        assert "champion already" in decision.reason
+        decision, judgement = pass_gate(worse)
+    assert decision.verdict == "kept"
+    assert "judged on the same faces before: The challenger is worse" in decision.reason
+    assert judgement.run == ""
+    assert log("again") == lines
+    assert judge(replace(worse, again=True)).run
+    stricter = challenge(artifacts["bad"], sources, "again", LENIENT.model_copy(update={"confidence": 0.9}))
+    assert judge(stricter).run
+
+
+def test_a_model_that_was_rolled_back_does_not_return_by_itself(
+    artifacts: dict[str, str], sources: list[str]
+) -> None:
+    pass_gate(challenge(artifacts["bad"], sources, "back"))
+    pass_gate(challenge(artifacts["good"], sources, "back"))
+    rollback("back", "misses profiles", "ann")
+    decision, _ = pass_gate(challenge(artifacts["good"], sources, "back"))
+    assert not decision.promote
+    assert "misses profiles" in decision.reason
+    assert (known := champion("back")) is not None
+    assert known.version == 1
+
+
+def test_a_challenger_that_is_overtaken_is_judged_anew(artifacts: dict[str, str], sources: list[str]) -> None:
+    pass_gate(challenge(artifacts["bad"], sources, "race"))
+    better = challenge(artifacts["good"], sources, "race")
+    tracking.client().create_model_version("race", "s3://nowhere/model")
+    judged: list[int | None] = []
+
+    def overtaken(given: Challenge) -> Judgement:
+        judgement = judge(given)
+        judged.append(judgement.champion.version if judgement.champion else None)
+        if len(judged) == 1:  # while this one was judged, version 3 became champion, and was taken back
+            settle("race", "promoted", 3, 1, "better", "another")
+            return judgement
+        return judgement
+
+    def settled(judgement: Judgement, approval: Approval | None) -> Decision:
+        try:
+            return carry_out(judgement, approval)
+        finally:
+            if len(judged) == 1:
+                rollback("race", "too quick", "ann")
+
+    decision, _ = pass_gate(better, judge=overtaken, carry_out=settled)
+    assert judged == [1, 1]
+    assert decision.promote
+    assert [(line.turn.what, line.turn.version) for line in log("race")] == [
+        ("promoted", 1),
+        ("promoted", 3),
+        ("rolled back", 3),
+        ("promoted", 2),
+    ]
+
+
+@pytest.mark.parametrize(("approve", "verdict"), [(True, "promoted"), (False, "kept")])
+def test_a_person_has_the_last_word(
+    artifacts: dict[str, str], sources: list[str], approve: bool, verdict: str
+) -> None:
+    name = f"approve-{approve}"
+    pass_gate(challenge(artifacts["bad"], sources, name))
+
+    def ask(judgement: Judgement) -> Approval:
+        assert version_of(name, 2).tags["msrrn.decision"] == "awaits approval"
+        assert version_of(name, 2).aliases == ()
+        return Approval(approve=approve, note="looked at the faces", who="ann")
+
+    decision, _ = pass_gate(challenge(artifacts["good"], sources, name), ask)
+    assert decision.verdict == verdict
+    said = "Approved by ann" if approve else "Not approved by ann"
+    assert f"{said}: looked at the faces." in decision.reason
+    assert (known := champion(name)) is not None
+    assert known.version == (2 if approve else 1)
+    assert (log(name)[-1].turn.what, log(name)[-1].turn.who) == (verdict, "ann")
+
+
+def test_nobody_is_asked_about_what_is_not_promoted(artifacts: dict[str, str], sources: list[str]) -> None:
+    pass_gate(challenge(artifacts["good"], sources, "unasked"))
+
+    def ask(judgement: Judgement) -> Approval:
+        raise AssertionError("asked")
+
+    assert pass_gate(challenge(artifacts["bad"], sources, "unasked"), ask)[0].verdict == "kept"
+
+
+def test_a_version_knows_where_it_can_be_judged(artifacts: dict[str, str], annotated: Path) -> None:
+    made = challenge_of(artifacts["good"], [str(annotated)], "val", "where", 1, LENIENT)
+    assert json.loads(made.version.tags["msrrn.eval_sources"]) == [str(annotated.absolute())]
+    assert made.version.tags["msrrn.eval_selection"] == "val"
+
+
+def test_photos_that_one_of_them_was_trained_on_decide_nothing(
+    artifacts: dict[str, str], sources: list[str], tmp_path: Path
+) -> None:
+    given = challenge(artifacts["good"], sources, "known")
+    photos = {face.photo_sha256 for face in given.evaluation.faces}
+    known = sorted(photos)[:3]
+    shutil.copytree(artifacts["bad"], tmp_path / "taught")
+    card = json.loads((tmp_path / "taught" / CARD).read_bytes())
+    card["training"] = {"photos": " ".join(digest[:PHOTO_DIGITS] for digest in known)}
+    (tmp_path / "taught" / CARD).write_text(json.dumps(card))
+    taught = challenge(str(tmp_path / "taught"), sources, "known")
+    assert {face.photo_sha256 for face in taught.evaluation.faces} == photos - set(known)
+    pass_gate(taught)
+    _, judgement = pass_gate(given)
+    assert judgement.evaluation is not None
+    assert {face.photo_sha256 for face in judgement.evaluation.faces} == photos - set(known)
+    assert judgement.decision.rows[0].faces == len(judgement.evaluation.faces)
+
+
+def test_the_smaller_share_holds_out_what_neither_was_trained_on(
+    artifacts: dict[str, str], sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pass_gate(challenge(artifacts["bad"], sources, "shares"))
+    given = challenge(artifacts["good"], sources, "shares")
+    wider = given.model.card.model_copy(update={"training": {"dataset_settings": {"val_share": 0.3}}})
+    shares = []
+
+    def seen(model: Model, *arguments: object, val_share: float, unseen_by: list[Model]) -> Evaluation:
+        shares.append((model.card == wider, val_share))
+        return given.evaluation
+
+    monkeypatch.setattr(station, "evaluate", seen)
+    judge(Challenge(**{**vars(given), "model": Model(given.model.files, wider)}))
+    assert shares == [(True, 0.1), (False, 0.1)]
+
+
+def test_a_version_of_another_model_is_refused(sources: list[str]) -> None:
+    with pytest.raises(UserError, match="models:/gate@champion is not a version of 'other'"):
+        challenge_of("models:/gate@champion", sources, "val", "other", 1, LENIENT)

@@ -1,0 +1,127 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.promotion.comparison import Row
+from pipelines.promotion.decision import Decision, decide, first_model, shown
+from pipelines.settings import GateSettings
+from tests.pipelines.judged import errors_of, judged, judged_face, pair_of
+
+GATE = GateSettings(resamples=300)
+
+
+def meeting(gain: float, faces: int = 200, spread: float = 0.003, gate: GateSettings = GATE) -> Decision:
+    """A challenger that is better by `gain`, a share of the champion's error, on average."""
+    old = errors_of(faces, 0.05)
+    noise = np.random.default_rng(5).normal(0, spread, faces)
+    return decide(pair_of(np.abs(old * (1 - gain) + noise - noise.mean()), old), gate)
+
+
+def test_a_challenger_that_is_surely_better_is_promoted() -> None:
+    decision = meeting(0.05)
+    assert (decision.verdict, decision.promote) == ("promoted", True)
+    assert "4.750% against the champion's 5.000% (IP) on 200 faces" in decision.reason
+    assert decision.rows[0].high < 0
+
+
+def test_a_challenger_that_is_surely_worse_is_kept_out() -> None:
+    decision = meeting(-0.05)
+    assert (decision.verdict, decision.promote) == ("kept", False)
+    assert decision.reason.startswith("The challenger is worse: NRMSE 5.250%")
+
+
+def test_between_the_two_nothing_is_decided_and_it_is_said_how_many_faces_would() -> None:
+    decision = meeting(0.004)
+    assert (decision.verdict, decision.promote) == ("undecided", False)
+    assert decision.faces_needed is not None
+    assert 600 < decision.faces_needed < 2000
+    assert f"about {decision.faces_needed:,} faces would decide it" in decision.reason
+    assert meeting(0.004, 4 * decision.faces_needed).verdict == "promoted"
+
+
+def test_the_same_model_again_changes_nothing() -> None:
+    decision = meeting(0, spread=0)
+    assert decision.verdict == "undecided"
+    assert "no number of faces would" in decision.reason
+    assert decision.faces_needed is None
+
+
+@given(gain=st.floats(-0.2, 0.2), asked=st.floats(-0.1, 0.1))
+@settings(max_examples=25, deadline=None)
+def test_the_gain_that_is_asked_for_moves_the_line(gain: float, asked: float) -> None:
+    decision = meeting(gain, gate=GATE.model_copy(update={"least_gain": asked, "slice_loss": 1.0}))
+    sure = 0.02  # wider than the interval, as a share of the error
+    if gain > asked + sure:
+        assert decision.verdict == "promoted"
+    if gain < asked - sure:
+        assert decision.verdict == "kept"
+
+
+def test_nobody_is_sacrificed_for_the_mean() -> None:
+    old = errors_of(200, 0.05)
+    turned = np.arange(200) < 30
+    decision = decide(
+        pair_of(np.where(turned, 1.4 * old, 0.6 * old), old, roll=[50.0 if each else 0.0 for each in turned]), GATE
+    )
+    assert decision.verdict == "kept"
+    assert "breaks a floor: NRMSE (IP), roll from 30°" in decision.reason
+    assert decision.rows[0].high < 0
+
+
+def test_a_slow_challenger_breaks_a_floor_however_good_it_is() -> None:
+    old = errors_of(100, 0.05)
+    pace = Row(
+        what="milliseconds for a face",
+        unit="×",
+        faces=64,
+        challenger=5,
+        champion=1,
+        change=5,
+        low=4.5,
+        high=6,
+        limit=2,
+        holds=False,
+    )
+    decision = decide(pair_of(0.5 * old, old), GATE, pace)
+    assert decision.verdict == "kept"
+    assert "milliseconds for a face 5 against 1, 4.50× to 6.00× where 2.00× is allowed" in decision.reason
+    assert decide(pair_of(0.5 * old, old), GATE, pace.model_copy(update={"holds": True})).promote
+
+
+@pytest.mark.parametrize("count", [1, 19])
+def test_few_faces_decide_nothing(count: int) -> None:
+    decision = meeting(0.5, count)
+    assert (decision.verdict, decision.faces_needed, decision.rows) == ("undecided", 20, ())
+    assert "decide nothing, at least 20 do" in decision.reason
+
+
+def test_one_photo_of_many_faces_decides_nothing() -> None:
+    old = errors_of(50, 0.05)
+    assert decide(pair_of(0.5 * old, old, photo=[0] * 50), GATE).verdict == "undecided"
+
+
+@pytest.mark.parametrize(("bad", "who"), [((math.nan, 0.01), "challenger"), ((0.01, math.nan), "champion")])
+def test_what_is_not_a_number_changes_nothing(bad: tuple[float, float], who: str) -> None:
+    errors = np.full((2, 50), 0.05)
+    errors[:, 7] = bad
+    decision = decide(pair_of(*errors), GATE)
+    assert decision.verdict == "kept"
+    assert f"The {who}'s NRMSE is not a number on 1 of 50 faces" in decision.reason
+
+
+def test_the_first_model_is_promoted() -> None:
+    decision = first_model(judged([judged_face(0.3), judged_face(0.1, 1)]))
+    assert decision.promote
+    assert "first model: NRMSE 20.000%" in decision.reason
+    assert not first_model(judged([judged_face(math.nan)])).promote
+
+
+def test_a_decision_is_kept_as_text_and_read_again() -> None:
+    decision = meeting(0.05)
+    assert Decision.model_validate_json(decision.model_dump_json()) == decision
+    words = shown(decision.rows[0])
+    assert (words["challenger"], words["champion"], words["change"]) == ("4.750%", "5.000%", "-0.250%")
+    assert words["holds"] == "yes"

@@ -1,0 +1,149 @@
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.models import Model
+from pipelines.promotion.gate import judged_where_registered
+from pipelines.promotion.reconcile import Finding, reconcile
+from pipelines.registry import tracking
+from pipelines.registry.succession import await_approval, rollback, settle
+from pipelines.registry.versions import ModelVersion, models
+from pipelines.retraining import SELECTION_TAG, SOURCES_TAG
+from pipelines.settings import GateSettings
+from pipelines.storage import Store
+from tests.factories import tiny_model
+from tests.pipelines.registry.test_succession import aliases, crashed, make_versions
+from tests.registered import register_model
+
+LENIENT = GateSettings(least_faces=2, resamples=200, bias=1000, rank_loss=2, slower=1000)
+
+
+@pytest.fixture(autouse=True)
+def _store(mlflow_store: Path) -> None:
+    pass
+
+
+def judge(version: ModelVersion) -> str:
+    settle(version.name, "undecided", version.version, aliases(version.name).get("champion"), "too close", "net")
+    return "undecided"
+
+
+def mended(name: str | None, **options: object) -> list[Finding]:
+    return reconcile(judge, name, minutes=0, patience=0, **options)  # type: ignore[arg-type]
+
+
+def known_place(name: str, version: int) -> None:
+    for tag, value in ((SOURCES_TAG, json.dumps(["somewhere"])), (SELECTION_TAG, "val")):
+        tracking.client().set_model_version_tag(name, str(version), tag, value)
+
+
+def test_where_all_is_well_nothing_is_done(mlflow_store: Path) -> None:
+    make_versions("well", 2)
+    settle("well", "promoted", 1, None, "first", "me")
+    settle("well", "promoted", 2, 1, "better", "me")
+    assert mended("well") == []
+    assert mended("no such model") == []
+
+
+def test_what_died_between_two_aliases_is_finished_once() -> None:
+    make_versions("cut", 2)
+    settle("cut", "promoted", 1, None, "first", "me")
+    crashed("cut", 2, 1, crash=1)
+    assert aliases("cut") == {"champion": 1, "previous": 1}
+    (found,) = mended("cut")
+    assert found.where == "cut"
+    assert found.what == "promoted, version 2, by me was cut off"
+    assert found.done.startswith("done, by ")
+    assert aliases("cut") == {"champion": 2, "previous": 1}
+    assert mended("cut") == []
+    rollback("cut", "after all", "me")
+    crashed("cut", "back", crash=1)
+    (found,) = mended("cut")
+    assert found.what == "rolled back, version 1, by ann was cut off"
+    assert aliases("cut") == {"champion": 2, "previous": 1}
+
+
+def test_what_was_never_judged_is_judged_oldest_first() -> None:
+    make_versions("missed", 4)
+    settle("missed", "promoted", 1, None, "first", "me")
+    for version in (2, 3):
+        known_place("missed", version)
+    found = mended("missed")
+    assert [(each.where, each.done) for each in found[:2]] == [
+        ("models:/missed/2", "undecided"),
+        ("models:/missed/3", "undecided"),
+    ]
+    assert "msrrn promote --model models:/missed/4 --data" in found[2].done
+    assert aliases("missed") == {"champion": 1, "challenger": 3}
+    assert [each.where for each in mended("missed")] == ["models:/missed/4"]
+
+
+def test_what_is_young_may_still_be_at_work() -> None:
+    make_versions("young", 1)
+    known_place("young", 1)
+    assert reconcile(judge, "young", minutes=10, patience=0) == []
+    assert len(mended("young")) == 1
+
+
+def test_what_cannot_be_judged_stops_nothing() -> None:
+    make_versions("gone", 2)
+    for version in (1, 2):
+        known_place("gone", version)
+
+    def cannot(version: ModelVersion) -> str:
+        if version.version == 1:
+            raise UserError("somewhere does not exist")
+        return judge(version)
+
+    found = reconcile(cannot, "gone", minutes=0, patience=0)
+    assert [each.done for each in found] == ["nothing: somewhere does not exist", "undecided"]
+
+
+def test_what_awaits_approval_is_left_to_people() -> None:
+    make_versions("held", 1)
+    known_place("held", 1)
+    await_approval("held", 1, "better")
+    for _ in range(2):
+        (found,) = mended("held")
+        assert found.what.startswith("awaits approval since 20")
+        assert "--approve" in found.done
+    assert aliases("held") == {}
+
+
+def test_runs_of_decisions_that_died_are_ended() -> None:
+    make_versions("run", 1)
+    settle("run", "promoted", 1, None, "first", "me")
+    run = tracking.open_run("run-promotions", "v2-v1-0123", {}, {})
+    assert reconcile(judge, "run", minutes=10, patience=0) == []
+    (found,) = mended("run")
+    assert run.run_id in found.where
+    assert tracking.client().get_run(run.run_id).info.status == "KILLED"
+    assert mended("run") == []
+
+
+def test_leases_of_the_dead_are_freed(tmp_path: Path) -> None:
+    place = Store(str(tmp_path))
+    place.publish("set/lease.json", b'{"token": "x", "host": "elsewhere", "pid": 1, "started": 1.0}')
+    (found,) = reconcile(judge, "nothing", places=[str(tmp_path)], patience=0)
+    assert (found.where, found.done) == (f"{tmp_path}/set/lease.json", "freed")
+    assert place.keys("") == []
+
+
+def test_every_model_is_looked_after() -> None:
+    make_versions("one of all", 1)
+    known_place("one of all", 1)
+    began = time.monotonic()
+    assert "models:/one of all/1" in [each.where for each in mended(None)]
+    assert time.monotonic() - began < 60
+
+
+def test_a_registered_model_really_goes_through_the_gate(model: Model, annotated: Path, tmp_path: Path) -> None:
+    tiny_model(tmp_path / "bad", np.full((68, 2), 0.9, np.float32), seed=3)
+    register_model(str(tmp_path / "bad"), "real", annotated)
+    found = reconcile(lambda each: judged_where_registered(each, 1, LENIENT), "real", minutes=0, patience=0)
+    assert [each.done.partition(".")[0] for each in found] == ["promoted"]
+    assert [each.aliases for each in models("real")] == [("champion",)]

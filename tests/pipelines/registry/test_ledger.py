@@ -1,0 +1,115 @@
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from pipelines.errors import UserError
+from pipelines.registry import tracking
+from pipelines.registry.ledger import Ledger, Move, Turn, experiment_of, find_ledger, open_ledger
+
+
+def make(store: str, name: str, found: "multiprocessing.Queue[str]") -> None:
+    os.chdir(store)
+    found.put(open_ledger(tracking.client(), name).run_id)
+
+
+@pytest.fixture
+def ledger(mlflow_store: Path, request: pytest.FixtureRequest) -> Ledger:
+    return open_ledger(tracking.client(), request.node.name.removeprefix("test_"))
+
+
+def turn(version: int, reason: str = "better") -> Turn:
+    moves = (Move(alias="champion", before=None, after=version),)
+    return Turn(what="promoted", version=version, champion=None, moves=moves, reason=reason, who="me", when="now")
+
+
+def test_lines_are_read_as_they_were_written(ledger: Ledger) -> None:
+    first, second = turn(1), turn(2, 'größer & "besser"\n' + "x" * 1900)
+    assert ledger.lines() == []
+    assert ledger.take(1, first)
+    ledger.end(1, "done")
+    assert ledger.take(2, second)
+    (one, two) = ledger.lines()
+    assert (one.number, one.turn, one.end) == (1, first, "done")
+    assert (two.number, two.turn, two.end) == (2, second, None)
+
+
+def test_a_line_is_written_once(ledger: Ledger) -> None:
+    mine, other = turn(1), turn(2)
+    assert ledger.take(1, mine)
+    assert not ledger.take(1, other)
+    assert ledger.take(1, mine)  # the answer to the first write may have been lost
+    ledger.end(1, "done")
+    ledger.end(1, "given up")
+    assert [(line.turn, line.end) for line in ledger.lines()] == [(mine, "done")]
+    with pytest.raises(MlflowException, match="Changing param values is not allowed"):
+        ledger.mlflow.log_param(ledger.run_id, "turn-000001", other.model_dump_json())
+
+
+def test_a_turn_has_one_heir_at_a_time(ledger: Ledger) -> None:
+    ledger.take(1, turn(1))
+    (left,) = ledger.lines()
+    assert left.heirs == 0
+    assert ledger.inherit(left, "ann")
+    assert not ledger.inherit(left, "bob")
+    assert not ledger.inherit(left, "ann")  # another process of the same person
+    (left,) = ledger.lines()
+    assert left.heirs == 1
+    assert ledger.inherit(left, "bob")
+    assert [line.heirs for line in ledger.lines()] == [2]
+
+
+def test_two_turns_are_never_the_same_text() -> None:
+    assert turn(1) != turn(1)
+
+
+def test_of_processes_that_begin_together_one_makes_the_ledger(mlflow_store: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipelines.promotion.gate"])
+    found: multiprocessing.Queue[str] = context.Queue()
+    started = [context.Process(target=make, args=(str(mlflow_store), "race", found)) for _ in range(4)]
+    for process in started:
+        process.start()
+    runs = {found.get(timeout=120) for _ in started}
+    assert len(runs) == 1
+    known = find_ledger(tracking.client(), "race")
+    assert known is not None
+    assert {known.run_id} == runs
+    names = [each.name for each in tracking.client().search_experiments()]
+    assert [name for name in names if name.startswith("race")] == ["race-promotions"]
+
+
+def test_nothing_is_made_by_looking(mlflow_store: Path) -> None:
+    assert find_ledger(tracking.client(), "never") is None
+    assert tracking.client().get_experiment_by_name(experiment_of("never")) is None
+
+
+def test_a_deleted_ledger_is_not_begun_anew(mlflow_store: Path) -> None:
+    client = tracking.client()
+    one, two = open_ledger(client, "gone"), open_ledger(client, "lost")
+    client.delete_run(one.run_id)
+    with pytest.raises(UserError, match=f"mlflow runs restore --run-id {one.run_id}"):
+        open_ledger(client, "gone")
+    number = client.get_experiment_by_name(two.experiment).experiment_id
+    client.delete_experiment(number)
+    with pytest.raises(UserError, match=f"mlflow experiments restore -x {number}"):
+        open_ledger(client, "lost")
+    client.restore_experiment(number)
+    assert open_ledger(client, "lost") == Ledger(client, two.run_id, two.experiment)
+
+
+def test_an_experiment_of_somebody_else_is_no_ledger(mlflow_store: Path) -> None:
+    tracking.open_run("foreign-promotions", "key", {}, {})
+    with pytest.raises(UserError, match="not one of msrrn"):
+        open_ledger(tracking.client(), "foreign")
+
+
+def test_people_read_it_as_parameters_of_a_run(ledger: Ledger) -> None:
+    ledger.take(1, turn(7))
+    run = ledger.mlflow.get_run(ledger.run_id)
+    assert run.info.run_name == "ledger"
+    assert json.loads(run.data.params["turn-000001"])["version"] == 7
+    assert "Do not delete" in run.data.tags["mlflow.note.content"]

@@ -1,0 +1,244 @@
+import math
+import os
+import shutil
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+import pytest
+import torch
+
+from msrrn.artifact import Card, load, save
+from msrrn.config import ModelConfig
+from msrrn.network import MSRRN
+from msrrn.predictor import TorchPredictor
+from pipelines.errors import UserError
+from pipelines.registry import tracking
+from pipelines.registry import versions as registry
+from pipelines.registry.succession import settle
+from pipelines.registry.tracking import RunRecord
+
+TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(2, 2, 2), hidden=8)
+
+
+@pytest.fixture(scope="module")
+def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    def make(seed: int) -> Path:
+        torch.manual_seed(seed)
+        folder = tmp_path_factory.mktemp("artifact")
+        save(folder, MSRRN(TINY), Card(version=str(seed), crop_margin=1.3, detector="dlib", config=TINY))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(mlflow_store: Path) -> RunRecord:
+    return tracking.open_run("training", "k1", {"epochs": 3}, {"dataset": "d"})
+
+
+@pytest.fixture(scope="module")
+def three(run: RunRecord, make_artifact: Callable[[int], Path]) -> list[Path]:
+    """The artifacts of the versions 1, 2 and 3 of the model `three`."""
+    artifacts = [make_artifact(seed) for seed in range(3)]
+    for artifact in artifacts:
+        registry.register(run, "three", artifact, {"dataset": "d"})
+    return artifacts
+
+
+def values(run: RunRecord, metric: str) -> list[tuple[int, float]]:
+    history = tracking.client().get_metric_history(run.run_id, metric)
+    return sorted((each.step, each.value) for each in history)
+
+
+def test_store_is_in_the_current_directory(mlflow_store: Path, run: RunRecord) -> None:
+    tracking.log_files(run, {"tables/report.csv": b"a,b\n", "note.txt": b"x"})
+    assert (mlflow_store / "mlflow.db").is_file()
+    stored = {path.name: path.read_bytes() for path in (mlflow_store / "mlartifacts" / run.run_id).rglob("*.*")}
+    assert stored == {"report.csv": b"a,b\n", "note.txt": b"x"}
+    assert not (mlflow_store / "mlruns").exists()
+
+
+def test_pickles_and_telemetry_are_off() -> None:
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_a_run_is_found_again_by_its_key(run: RunRecord) -> None:
+    tracking.finish_run(run, "FAILED")
+    again = tracking.open_run("training", "k1", {"epochs": 4, "seed": 1}, {"dataset": "e"})
+    assert again == run
+    stored = tracking.client().get_run(run.run_id)
+    assert stored.info.status == "RUNNING"
+    assert stored.data.params == {"epochs": "3", "seed": "1"}
+    assert stored.data.tags["dataset"] == "e"
+    assert tracking.open_run("training", "k2", {}, {}) != run
+    assert tracking.open_run("other", "k1", {}, {}) != run
+
+
+def test_a_key_cannot_alter_the_search() -> None:
+    with pytest.raises(ValueError, match="key"):
+        tracking.open_run("training", "k' OR '1' = '1", {}, {})
+
+
+def test_a_long_history_is_logged_once(mlflow_store: Path) -> None:
+    run = tracking.open_run("training", "history", {}, {})
+    history = [{"epoch": epoch, "loss": 1 / epoch, "rate": 0.1} for epoch in range(1, 801)]
+    tracking.log_history(run, history[:500])
+    tracking.log_history(run, history)
+    assert values(run, "loss") == [(epoch, 1 / epoch) for epoch in range(1, 801)]
+    assert len(values(run, "rate")) == 800
+
+
+def test_metrics_are_logged_once(run: RunRecord) -> None:
+    for _ in range(2):
+        tracking.log_metrics(run, {"nrmse_ip": 0.05, "undefined": math.nan})
+    assert values(run, "nrmse_ip") == [(0, 0.05)]
+    assert len(values(run, "undefined")) == 1
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", ""])
+def test_files_stay_inside_the_run(run: RunRecord, name: str) -> None:
+    with pytest.raises(ValueError, match="relative"):
+        tracking.log_files(run, {name: b""})
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_artifact_is_registered_once(run: RunRecord, make_artifact: Callable[[int], Path]) -> None:
+    artifact = make_artifact(7)
+    first = registry.register(run, "once", artifact, {"dataset": "d"})
+    copy = make_artifact(7)
+    assert registry.register(run, "once", copy, {}) == first
+    assert registry.models("once") == [first]
+    assert (first.version, first.run_id, first.tags["dataset"]) == (1, run.run_id, "d")
+    assert registry.register(run, "another", artifact, {}).name == "another"
+    assert {each.name for each in registry.models(None)} >= {"once", "another"}
+
+
+def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
+    digests = set()
+    for index, files in enumerate([{"a": b"1", "b": b"2"}, {"a": b"2", "b": b"1"}, {"a": b"12", "b": b""}]):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        digests.add(registry.artifact_digest(folder))
+    assert len(digests) == 3
+
+
+def test_fetches_directories_versions_and_aliases(three: list[Path], tmp_path: Path) -> None:
+    assert registry.fetch(str(three[0])) == three[0]
+    settle("three", "kept", 2, None, "worse", "me")
+    fetched = registry.fetch("models:/three@challenger", tmp_path)
+    assert fetched == registry.fetch("models:/three/2", tmp_path)
+    for name in ("weights.safetensors", "card.json"):
+        assert (fetched / name).read_bytes() == (three[1] / name).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == [fetched.name]
+
+
+def test_a_damaged_cache_is_mended(three: list[Path], tmp_path: Path) -> None:
+    fetched = registry.fetch("models:/three/1", tmp_path)
+    (fetched / "weights.safetensors").write_bytes(b"half")
+    again = registry.fetch("models:/three/1", tmp_path)
+    assert (again / "weights.safetensors").read_bytes() == (three[0] / "weights.safetensors").read_bytes()
+
+
+def test_a_changed_store_is_noticed(
+    run: RunRecord, mlflow_store: Path, make_artifact: Callable[[int], Path], tmp_path: Path
+) -> None:
+    registry.register(run, "changed", make_artifact(40), {})
+    newest = max(
+        (mlflow_store / "mlartifacts").rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime_ns
+    )
+    newest.write_bytes(b"other weights")
+    with pytest.raises(UserError, match="not those that were registered"):
+        registry.fetch("models:/changed/1", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nowhere", "nowhere: no such directory"),
+        ("models:/none/1", "No model 'none'.*three"),
+        ("models:/it's/1", "quotes"),
+        ("models:/three@latest", r"no alias 'latest'; it has .*challenger"),
+        ("models:/three/9", "no version 9; it has 3, 2, 1"),
+        ("models:/three", "NAME@ALIAS"),
+    ],
+)
+def test_says_what_cannot_be_fetched(three: list[Path], model: str, message: str) -> None:
+    settle("three", "kept", 2, None, "worse", "me")
+    with pytest.raises(UserError, match=message):
+        registry.fetch(model)
+
+
+def test_says_what_is_no_artifact(tmp_path: Path, three: list[Path], run: RunRecord) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(three[0], bare)
+    (bare / "card.json").unlink()
+    for attempt in (lambda: registry.fetch(str(bare)), lambda: registry.register(run, "bare", bare, {})):
+        with pytest.raises(UserError, match=r"bare.*card\.json"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:9", "No MLflow server answers at http://127.0.0.1:9"),
+        ("http://user:secret@127.0.0.1:9", "MLFLOW_TRACKING_PASSWORD, not into MLFLOW_TRACKING_URI"),
+        ("sqlite:///{}/junk.db", "not a database"),
+        ("sqlite:///{}", "unable to open"),
+        ("sqlite:////dev/null/mlflow.db", "/dev/null"),
+        ("file:///{}/runs", "filesystem"),
+        ("nothing://x", "nothing://x"),
+    ],
+)
+def test_says_when_the_store_cannot_be_used(
+    uri: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "junk.db").write_bytes(b"no database at all " * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp_path))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=message) as caught:
+        registry.fetch("models:/three/1")
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_served_model_answers_as_the_predictor(three: list[Path], mlflow_store: Path) -> None:
+    crops = np.random.default_rng(0).integers(0, 256, (3, 200, 200), dtype=np.uint8)
+    served = mlflow.pyfunc.load_model("models:/three/3")
+    answer = served.predict({"image_200": crops})
+    expected = TorchPredictor(load(three[2])[0]).predict(crops).shapes.reshape(3, 136)
+    assert answer.dtype == np.float32
+    np.testing.assert_array_equal(answer, expected)
+    files = {path.name for path in (mlflow_store / "mlartifacts" / "models").rglob("*") if path.is_file()}
+    assert {"served_model.py", "predictor.py", "weights.safetensors"} <= files
+    for record in (mlflow_store / "mlartifacts" / "models").rglob("MLmodel"):
+        assert str(Path(registry.__file__).parent) not in record.read_text()
+        assert str(mlflow_store.parent) not in record.read_text()
+    requirements = next((mlflow_store / "mlartifacts").rglob("requirements.txt")).read_text().splitlines()
+    assert [line for line in requirements if "+" in line or "==" not in line] == []
+    assert not {name for name in files if name.endswith((".pkl", ".pt", ".pth", ".pyc"))}
+
+
+def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
+    class Pickled(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+            return model_input
+
+    mlflow.pyfunc.save_model(tmp_path / "model", python_model=Pickled(), pip_requirements=[])
+    with pytest.raises(mlflow.MlflowException, match="pickle is disallowed"):
+        mlflow.pyfunc.load_model(str(tmp_path / "model"))
+
+
+def test_looking_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert registry.models(None) == []
+    with pytest.raises(UserError, match=r"there is no MLflow store at .*mlflow\.db"):
+        registry.resolve("models:/msrrn@champion")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,261 @@
+import multiprocessing
+import os
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.errors import UserError
+from pipelines.registry import succession, tracking
+from pipelines.registry import versions as registry
+from pipelines.registry.ledger import Ledger, Line
+from pipelines.registry.succession import OvertakenError, finish_turn, log, rollback, settle
+
+NEVER = -1
+
+
+@pytest.fixture
+def name(mlflow_store: Path, request: pytest.FixtureRequest) -> str:
+    """A model of three versions."""
+    name = str(request.node.name).split("[")[0].removeprefix("test_")
+    name += f"-{getattr(request.node, 'callspec', None) and request.node.callspec.id}"
+    make_versions(name, 3)
+    return name
+
+
+def make_versions(name: str, count: int) -> None:
+    client = tracking.client()
+    client.create_registered_model(name)
+    for _ in range(count):
+        client.create_model_version(name, "s3://nowhere/model")
+
+
+def work(name: str, version: int | str, champion: int, crash: int, uri: str) -> None:
+    """Settles, or rolls back; ends this process with 3 where it was overtaken, with 9 where it crashes."""
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    left, write = crash, MlflowClient.set_registered_model_alias
+
+    def counting(self: MlflowClient, *arguments: str) -> None:
+        nonlocal left
+        if left == 0:
+            os._exit(9)
+        left -= 1
+        write(self, *arguments)
+
+    MlflowClient.set_registered_model_alias = counting
+    try:
+        if isinstance(version, str):
+            rollback(name, "misses profiles", "ann")
+        else:
+            settle(name, "promoted", version, champion or None, "better", "me")
+    except OvertakenError:
+        os._exit(3)
+
+
+def start(name: str, version: int | str, champion: int = 0, crash: int = NEVER) -> ForkServerProcess:
+    """`work` in a process of its own, which dies before its alias write number `crash`, counted from 0."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipelines.promotion.gate"])
+    process = context.Process(target=work, args=(name, version, champion, crash, tracking.tracking_uri()))
+    process.start()
+    return process
+
+
+def crashed(name: str, version: int | str, champion: int = 0, crash: int = 0) -> None:
+    process = start(name, version, champion, crash)
+    process.join(60)
+    assert process.exitcode == 9
+
+
+def aliases(name: str) -> dict[str, int]:
+    return registry.aliases_of(tracking.client(), name)
+
+
+def tags(name: str, version: int) -> dict[str, str]:
+    return registry.version_of(name, version).tags
+
+
+def test_champions_follow_each_other_and_come_back(name: str) -> None:
+    assert log(name) == []
+    settle(name, "promoted", 1, None, "first model", "me")
+    assert aliases(name) == {"champion": 1}
+    settle(name, "kept", 2, 1, "worse", "me")
+    assert aliases(name) == {"champion": 1, "challenger": 2}
+    settle(name, "undecided", 3, 1, "too close", "me")
+    assert aliases(name) == {"champion": 1, "challenger": 3}
+    settle(name, "promoted", 3, 1, "better", "me", run="r", judged="j")
+    assert aliases(name) == {"champion": 3, "previous": 1}
+    assert tags(name, 3)["msrrn.decision"] == "promoted"
+    assert tags(name, 3)["msrrn.decision_run"] == "r"
+    assert tags(name, 1)["msrrn.last_challenge"] == "version 3 took over: better"
+    assert tags(name, 2)["msrrn.decision"] == "kept the champion"
+
+    now, before = rollback(name, "worse on beards", "ann")
+    assert (now.version, now.aliases) == (1, ("champion",))
+    assert (before.version, before.aliases) == (3, ("previous",))
+    assert before.tags["msrrn.decision"] == "rolled back to version 1"
+    assert (before.tags["msrrn.reason"], before.tags["msrrn.who"]) == ("worse on beards", "ann")
+    assert now.tags["msrrn.decision"] == "champion again after version 3"
+
+    lines = log(name)
+    assert [(line.number, line.turn.what, line.turn.version, line.end) for line in lines] == [
+        (1, "promoted", 1, "done"),
+        (2, "kept", 2, "done"),
+        (3, "undecided", 3, "done"),
+        (4, "promoted", 3, "done"),
+        (5, "rolled back", 3, "done"),
+    ]
+    assert (lines[-1].turn.who, lines[-1].turn.reason) == ("ann", "worse on beards")
+    rollback(name, "beards are back", "ann")
+    assert aliases(name) == {"champion": 3, "previous": 1}
+
+
+def test_there_must_be_something_to_move(name: str) -> None:
+    with pytest.raises(UserError, match="no champion"):
+        rollback(name, "why", "me")
+    settle(name, "promoted", 1, None, "first", "me")
+    with pytest.raises(UserError, match="no previous"):
+        rollback(name, "why", "me")
+    with pytest.raises(UserError, match="no version 9"):
+        settle(name, "promoted", 9, 1, "better", "me")
+    with pytest.raises(UserError, match="No model 'none'"):
+        settle("none", "kept", 1, None, "worse", "me")
+    assert [line.turn.version for line in log(name)] == [1]
+
+
+def test_a_decision_against_another_champion_does_not_count(name: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+    with pytest.raises(OvertakenError, match="version 2 became champion while version 3 was judged"):
+        settle(name, "promoted", 3, 1, "better", "me")
+    assert aliases(name) == {"champion": 2, "previous": 1}
+
+
+def test_of_promotions_at_once_one_wins(name: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    started = [start(name, version, champion=1) for version in (2, 3, 2, 3)]
+    for process in started:
+        process.join(120)
+    codes = [process.exitcode or 0 for process in started]
+    assert sorted(codes) == [0, 3, 3, 3]
+    winner = (2, 3, 2, 3)[codes.index(0)]
+    assert aliases(name) == {"champion": winner, "previous": 1}
+    assert [(line.turn.version, line.end) for line in log(name)] == [(1, "done"), (winner, "done")]
+
+
+@pytest.mark.parametrize("crash", [0, 1])
+def test_a_promotion_that_died_between_two_aliases_is_finished(name: str, crash: int) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+    crashed(name, 3, 2, crash=crash)
+    assert aliases(name) == {"champion": 2, "previous": (1, 2)[crash]}
+    line = finish_turn(name, patience=0)
+    assert line is not None
+    assert line.end is not None
+    assert line.end.startswith("done, by ")
+    assert aliases(name) == {"champion": 3, "previous": 2}
+    assert tags(name, 3)["msrrn.decision"] == "promoted"
+    assert finish_turn(name, patience=0) is None
+    assert [each.end for each in log(name)][:2] == ["done", "done"]
+
+
+def test_a_rollback_that_died_between_two_aliases_is_finished(name: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+    crashed(name, "back", crash=1)
+    assert aliases(name) == {"champion": 1, "previous": 1}
+    finish_turn(name, patience=0)
+    assert aliases(name) == {"champion": 1, "previous": 2}
+    assert tags(name, 2)["msrrn.who"] == "ann"
+
+
+def test_whoever_comes_next_finishes_what_a_dead_process_began(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(succession, "PATIENCE_SECONDS", 0.2)
+    settle(name, "promoted", 1, None, "first", "me")
+    crashed(name, 2, 1, crash=1)
+    waited: list[str] = []
+    with pytest.raises(OvertakenError):
+        settle(name, "promoted", 3, 1, "better", "me", on_wait=waited.append)
+    assert waited[0] == "me: version 2 promoted"
+    assert aliases(name) == {"champion": 2, "previous": 1}
+    rollback(name, "after all", "me")
+    assert aliases(name) == {"champion": 1, "previous": 2}
+
+
+def test_what_a_person_moved_by_hand_stays(name: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+    crashed(name, 3, 2, crash=1)
+    tracking.client().set_registered_model_alias(name, "champion", "1")
+    line = finish_turn(name, patience=0)
+    assert line is not None
+    assert line.end == "given up: champion was moved by hand, to version 1"
+    assert aliases(name) == {"champion": 1, "previous": 2}
+    assert "msrrn.decision" not in tags(name, 3)
+
+
+def test_a_promotion_of_what_was_deleted_is_undone(name: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+    crashed(name, 3, 2, crash=1)
+    tracking.client().delete_model_version(name, "3")
+    line = finish_turn(name, patience=0)
+    assert line is not None
+    assert line.end == "given up: version 3 is gone"
+    assert aliases(name) == {"champion": 2, "previous": 1}
+    settle(name, "kept", 1, 2, "worse", "me")
+
+
+def test_a_process_that_was_frozen_lets_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    monkeypatch.setattr(succession, "HOLD_SECONDS", 0.0)
+    with pytest.raises(UserError, match="msrrn reconcile"):
+        settle(name, "promoted", 2, 1, "better", "me")
+    monkeypatch.undo()
+    assert aliases(name) == {"champion": 1}
+    finish_turn(name, patience=0)
+    assert aliases(name) == {"champion": 2, "previous": 1}
+
+
+def test_a_turn_is_not_taken_from_a_process_that_is_at_it(name: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    crashed(name, 2, 1, crash=0)
+    began = time.monotonic()
+    waited: list[str] = []
+    finish_turn(name, patience=1.5, on_wait=waited.append)
+    assert time.monotonic() - began >= 1.5
+    assert len(waited) >= 2
+
+
+def test_of_heirs_that_come_together_one_finishes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    crashed(name, 2, 1, crash=1)
+    inherit = Ledger.inherit
+
+    def beaten(self: Ledger, line: Line, who: str) -> bool:
+        """Another heir is a moment earlier, finishes, and the next turn begins and ends."""
+        monkeypatch.setattr(Ledger, "inherit", inherit)
+        finish_turn(name, patience=0)
+        rollback(name, "quickly", "ann")
+        return inherit(self, line, who)
+
+    monkeypatch.setattr(Ledger, "inherit", beaten)
+    assert finish_turn(name, patience=0) is None
+    assert aliases(name) == {"champion": 1, "previous": 2}
+
+
+def test_what_awaits_approval_says_so(name: str) -> None:
+    succession.await_approval(name, 1, "better")
+    assert tags(name, 1)["msrrn.decision"] == "awaits approval"
+    assert aliases(name) == {}
+    assert log(name) == []
+
+
+def test_a_user_without_a_name_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert succession.whoami() == "unknown"

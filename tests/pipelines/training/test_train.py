@@ -1,0 +1,344 @@
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from msrrn.artifact import CARD, WEIGHTS, load
+from msrrn.config import PRESETS
+from msrrn.network import MSRRN
+from pipelines.dataset.loader import Loader
+from pipelines.dataset.manifest import Manifest
+from pipelines.errors import UsageError, UserError
+from pipelines.models import PHOTO_DIGITS, initial_weights, read_model
+from pipelines.settings import InitialWeights, TrainSettings
+from pipelines.storage import Store
+from pipelines.training import train as station
+from pipelines.training.checkpoints import RUN, STATE, Checkpoints
+from pipelines.training.epochs import Epoch
+from pipelines.training.loop import DivergedError
+from pipelines.training.train import HISTORY, TrainedModel, resumable, run_name, train_model
+from pipelines.training.validation import validate
+from tests.factories import TINY, times, tree
+
+Dataset = tuple[Store, Manifest]
+
+QUICK = TrainSettings(epochs=2, batch=8)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small network, in this process."""
+    monkeypatch.setitem(PRESETS, "paper", TINY)
+
+
+def local(trained: TrainedModel) -> Path:
+    path = trained.artifact.local_path()
+    assert path is not None
+    return path
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_makes_an_artifact_that_loads(dataset: Dataset, tmp_path: Path) -> None:
+    seen: list[Epoch] = []
+    trained = train_model(dataset[0].url, str(tmp_path), QUICK, 0, seen.append)
+    assert not trained.reused
+    assert trained.name == run_name(dataset[1], QUICK)
+    assert local(trained) == tmp_path / "models" / trained.name
+    assert sorted(tree(tmp_path)) == [f"models/{trained.name}/{key}" for key in (CARD, HISTORY, WEIGHTS)]
+    assert not (tmp_path / "runs" / trained.name).exists()
+    assert [epoch.metrics for epoch in seen] == list(trained.history)
+    assert all(epoch.examples for epoch in seen)
+    assert trained.history == json.loads((local(trained) / HISTORY).read_bytes())
+    card = read_model(local(trained)).card
+    assert card == trained.card
+    assert card.training["dataset"] == dataset[1].name
+    assert card.training["faces"] == 8
+    assert (
+        read_model(local(trained)).photos
+        == {photo[:PHOTO_DIGITS] for photo in Loader(*dataset, "train").photos()}
+        > set()
+    )
+    held_out = {photo[:PHOTO_DIGITS] for photo in Loader(*dataset, "val").photos()}
+    assert held_out
+    assert not held_out & read_model(local(trained)).photos
+    assert card.training["settings"] == QUICK.model_dump()
+    assert card.crop_margin == dataset[1].settings["crop_margin"]
+    # They are those of the weights as they are stored, and of what annotations lean to, which the history knows not.
+    model = load(local(trained))[0]
+    assert model.lean.any()
+    for name, figure in validate(model, Loader(*dataset, "val")).items():
+        assert card.metrics[name] == pytest.approx(figure, rel=1e-3)
+    assert str(tmp_path) not in (local(trained) / CARD).read_text()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_second_call_finds_the_model(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+    before = times(tmp_path)
+    monkeypatch.setattr(station, "train", lambda *arguments: pytest.fail("it trained again"))
+    second = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+    assert second.reused
+    assert (second.name, second.card, second.history) == (first.name, first.card, first.history)
+    assert times(tmp_path) == before
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("file", "data"), [(WEIGHTS, None), (HISTORY, None), (CARD, b'{"format": 1}'), (CARD, b"{")])
+def test_a_damaged_artifact_is_not_taken_for_a_model(
+    file: str, data: bytes | None, dataset: Dataset, tmp_path: Path
+) -> None:
+    trained = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+    place = local(trained) / file
+    if data is None:
+        place.unlink()
+    else:
+        place.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{trained.name} is a damaged artifact \(.*\): copy it again, or delete it"):
+        train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_training_that_diverged_leaves_nothing_to_go_on_with(dataset: Dataset, tmp_path: Path) -> None:
+    diverging = QUICK.model_copy(update={"learning_rate": 1e6})
+    with pytest.raises(DivergedError):
+        train_model(dataset[0].url, str(tmp_path), diverging, 0)
+    with pytest.raises(UserError, match="no unfinished run"):
+        resumable(str(tmp_path))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_same_run_elsewhere_gives_the_same_artifact(dataset: Dataset, tmp_path: Path) -> None:
+    copied = shutil.copytree(str(dataset[0].parent.local_path()), tmp_path / "copy") / dataset[1].name
+    first = train_model(dataset[0].url, str(tmp_path / "a"), QUICK, 0)
+    second = train_model(str(copied), str(tmp_path / "b"), QUICK, 0)
+    assert tree(local(first)) == tree(local(second))
+
+
+def test_a_run_is_named_by_its_dataset_and_settings(dataset: Dataset) -> None:
+    manifest = dataset[1]
+    names = {
+        run_name(manifest, QUICK),
+        run_name(manifest.model_copy(update={"name": "other"}), QUICK),
+        run_name(manifest, QUICK.model_copy(update={"seed": 1})),
+        run_name(manifest, QUICK.model_copy(update={"epochs": 3})),
+    }
+    assert len(names) == 4
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_card_is_published_last(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any file, a run has no artifact yet: the next call makes it."""
+    written: list[str] = []
+    publish = Store.publish
+
+    full = True
+
+    def failing(store: Store, key: str, data: bytes) -> None:
+        if key == CARD and full:
+            raise UserError("disk full")
+        written.append(key)
+        publish(store, key, data)
+
+    monkeypatch.setattr(Store, "publish", failing)
+    with pytest.raises(UserError, match="disk full"):
+        train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+    assert written == [RUN, STATE, STATE, HISTORY, WEIGHTS]
+    full = False
+    written.clear()
+    assert not train_model(dataset[0].url, str(tmp_path), QUICK, 0).reused
+    assert written == [RUN, HISTORY, WEIGHTS, CARD]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_that_broke_off_goes_on_from_its_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+    url, settings = dataset[0].url, QUICK.model_copy(update={"epochs": 4})
+    whole = train_model(url, str(tmp_path / "whole"), settings, 0)
+    out = str(tmp_path / "broken")
+
+    def breaks(epoch: Epoch) -> None:
+        if epoch.metrics["epoch"] == 2:
+            raise OSError("the log is full")
+
+    with pytest.raises(OSError, match="the log is full"):
+        train_model(url, out, settings, 0, breaks)
+    assert sorted(tree(tmp_path / "broken")) == [f"runs/{whole.name}/{key}" for key in (RUN, STATE)]
+    assert resumable(out) == (url, settings)
+    later: list[Epoch] = []
+    assert not train_model(url, out, settings, 0, later.append).reused
+    assert [(epoch.metrics["epoch"], bool(epoch.examples)) for epoch in later] == [(3, False), (4, True)]
+    assert tree(tmp_path / "broken") == tree(tmp_path / "whole")
+    with pytest.raises(UserError, match="no unfinished run to go on with"):
+        resumable(out)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_may_start_from_the_weights_of_another_and_its_card_says_so(dataset: Dataset, tmp_path: Path) -> None:
+    first = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+    network, init = initial_weights(read_model(local(first)))
+    assert (init.version, init.dataset, init.licence) == (first.card.version, dataset[1].name, first.card.licence)
+    elsewhere = "f" * PHOTO_DIGITS  # a photo that the first had seen, and this dataset has not
+    init = init.model_copy(update={"photos": (*init.photos, elsewhere)})
+    settings = TrainSettings(epochs=2, batch=8, learning_rate=1e-9, init=init)
+    whole = train_model(dataset[0].url, str(tmp_path / "whole"), settings, 0, init=network)
+    broken = str(tmp_path / "broken")
+
+    def breaks(epoch: Epoch) -> None:
+        raise OSError("the log is full")
+
+    with pytest.raises(OSError, match="the log is full"):
+        train_model(dataset[0].url, broken, settings, 0, breaks, network)
+    url, told = resumable(broken)
+    resumed = train_model(url, broken, told, 0)
+    assert (local(whole) / WEIGHTS).read_bytes() == (local(resumed) / WEIGHTS).read_bytes()
+    assert whole.name not in (first.name, run_name(dataset[1], settings.model_copy(update={"init": None})))
+    said = TrainSettings.model_validate(whole.card.training["settings"]).init
+    assert said == init.model_copy(update={"photos": ()})
+    for trained in (whole, resumed):
+        assert read_model(local(trained)).photos == {*read_model(local(first)).photos, elsewhere}
+    for name, weight in load(local(whole))[0].named_parameters():  # with next to no steps, it is still there
+        torch.testing.assert_close(weight, network.get_parameter(name), atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_start_that_does_not_fit_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    init = InitialWeights(version="0", dataset="0", faces_by_source={}, licence="any")
+    settings = QUICK.model_copy(update={"init": init})
+    other = MSRRN(TINY.model_copy(update={"hidden": 8}))
+    with pytest.raises(UserError, match="give --init another model"):
+        train_model(dataset[0].url, str(tmp_path), settings, 0, init=other)
+    with pytest.raises(UserError, match="with --dataset and --init again"):
+        train_model(dataset[0].url, str(tmp_path), settings, 0)
+    assert not tree(tmp_path)
+
+
+def test_a_licence_follows_the_weights(dataset: Dataset) -> None:
+    synthetic = dataset[1].model_copy(update={"faces_by_source": {"synthetic": {"train": 8}}})
+    real = dataset[1].model_copy(update={"faces_by_source": {"afw": {"train": 8}}})
+    free, restricted = (station._licence(manifest, None) for manifest in (synthetic, real))
+    of = InitialWeights(version="0", dataset="0", faces_by_source={}, licence=free)
+    research = of.model_copy(update={"licence": restricted})
+    other = of.model_copy(update={"licence": "ask its makers"})
+    assert [station._licence(synthetic, init) for init in (of, research, other)] == [
+        free,
+        restricted,
+        "ask its makers",
+    ]
+    assert [station._licence(real, init) for init in (of, research)] == [restricted, restricted]
+    assert station._licence(real, other) == f"{restricted}; and that of the model it started from: ask its makers"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_a_finished_run_left_behind_is_removed(dataset: Dataset, tmp_path: Path) -> None:
+    """Killed between the card and the last deletion."""
+    trained = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+    left = Checkpoints(Store(f"{tmp_path}/runs/{trained.name}"))
+    left.begin(dataset[0], QUICK)
+    left.place.publish("ray/snapshot.json", b"{}")
+    found, settings = resumable(str(tmp_path))
+    assert train_model(found, str(tmp_path), settings, 0).reused
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path, workers: int) -> None:
+    place = tmp_path / "runs" / run_name(dataset[1], QUICK)
+    place.mkdir(parents=True)
+    (place / STATE).write_bytes(b"PK")
+    with pytest.raises(UserError, match=rf"{place / STATE} is damaged, .*: delete it to begin anew"):
+        train_model(dataset[0].url, str(tmp_path), QUICK, workers)
+    (place / STATE).unlink()
+    assert not train_model(dataset[0].url, str(tmp_path), QUICK, 0).reused
+
+
+def test_a_run_of_another_version_is_not_resumed(dataset: Dataset, tmp_path: Path) -> None:
+    Checkpoints(Store(f"{tmp_path}/runs/0123456789abcdef")).begin(dataset[0], QUICK)
+    with pytest.raises(UserError, match=r"run 0123456789abcdef was begun by another version of msrrn, or "):
+        resumable(str(tmp_path))
+
+
+def test_calls_that_cannot_work_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    url = dataset[0].url
+    with pytest.raises(UsageError, match=r"--batch 64 is more than the \d+ training samples .* more --copies"):
+        train_model(url, str(tmp_path), TrainSettings(), 3)
+    with pytest.raises(UserError, match=r"no manifest\.json, so it is no finished dataset"):
+        train_model(str(tmp_path), str(tmp_path), QUICK, 0)
+    assert tree(tmp_path) == {}
+
+
+SHARED = TrainSettings(preset="best", epochs=3, batch=16, learning_rate=1e-4, checkpoint_steps=1)
+"""So slow that the loss falls from the first step on: where it jumps about, each step multiplies roundings."""
+
+
+@pytest.fixture(scope="module")
+def alone(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    return train_model(dataset[0].url, str(tmp_path_factory.mktemp("alone")), SHARED, 0)
+
+
+def assert_alike(trained: TrainedModel, alone: TrainedModel) -> None:
+    """Workers share every batch, so figures differ by rounding alone: measured, by one part in a million."""
+    for row, other in zip(trained.history, alone.history, strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+
+
+def test_two_workers_train_as_one_does_though_one_is_killed(
+    dataset: Dataset, alone: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_of_two: int
+) -> None:
+    killed: list[int] = []
+    epochs: list[float] = []
+
+    def kill_one(epoch: Epoch) -> None:
+        epochs.append(epoch.metrics["epoch"])
+        workers = [process for process in _descendants() if "RayTrainWorker" in " ".join(process.info["cmdline"])]
+        if not killed and workers:
+            killed.append(workers[0].pid)
+            os.kill(workers[0].pid, signal.SIGKILL)
+
+    monkeypatch.chdir(tmp_path)
+    both = train_model(dataset[0].url, "both", SHARED, ray_of_two, kill_one)
+    assert killed
+    assert set(epochs) == {1, 2, 3}
+    assert len(both.history) == 3
+    assert_alike(both, alone)
+    assert read_model(local(both)).card.version == both.card.version
+    assert not (tmp_path / "both" / "runs" / both.name).exists()
+
+
+def test_workers_that_ctrl_c_stopped_leave_a_checkpoint_for_any_number(
+    dataset: Dataset, alone: TrainedModel, tmp_path: Path, ray_of_two: int
+) -> None:
+    def ctrl_c(epoch: Epoch) -> None:
+        if epoch.metrics["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    out = str(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(dataset[0].url, out, SHARED, ray_of_two, ctrl_c)
+    found, settings = resumable(out)
+    later: list[float] = []
+    resumed = train_model(found, out, settings, 0, lambda epoch: later.append(epoch.metrics["epoch"]))
+    assert 1 not in later
+    assert_alike(resumed, alone)
+
+
+def test_a_loss_that_jumps_ends_a_training_on_ray_at_once(dataset: Dataset, tmp_path: Path, ray_of_two: int) -> None:
+    settings = TrainSettings(epochs=2, batch=16, learning_rate=1e6)
+    with pytest.raises(DivergedError, match=r"the loss is .* at epoch 1, batch 2 of 2 .*; lower --learning-rate"):
+        train_model(dataset[0].url, str(tmp_path), settings, ray_of_two)
+
+
+def _descendants() -> list[Any]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            process.info = {"cmdline": process.cmdline()}
+            found.append(process)
+        except psutil.Error:
+            continue
+    return found
