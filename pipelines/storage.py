@@ -78,7 +78,10 @@ class Store:
     def absolute(self) -> "Store":
         """The same place for a process with another working directory."""
         local = self.local_path()
-        return Store(os.path.abspath(local)) if local else self  # noqa: PTH100 - unlike Path's, without `..`
+        if local is None:
+            return self
+        plain = Path(os.path.abspath(local))  # noqa: PTH100 - unlike Path's, without `..`, which may follow a link
+        return Store(str(plain if plain.resolve() == local.resolve() else local.absolute()))
 
     def child(self, key: str) -> "Store":
         return Store(f"{self.url.rstrip('/')}/{_checked(key)}")

@@ -76,7 +76,7 @@ def _another(place: Store, field: str, then: Any, now: Any) -> UserError:
 def _is_same_archive(begun: dict[str, Any], mine: dict[str, Any]) -> bool:
     """The same place, however it is written; or one of the same name, where the place of then is no more: a folder
     that holds archive and run may be moved, and older runs do not know where their archive was."""
-    if begun.get("archive") == mine["archive"]:
+    if "archive" in begun and Store(begun["archive"]).absolute().url == mine["archive"]:
         return True
     moved = "archive" not in begun or not Store(begun["archive"]).exists()
     return moved and begun.get("source") == mine["source"]

@@ -7,6 +7,7 @@ ones before it. So no input is ever in two units, and units that nothing happene
 
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.archives import Input
+from pipelines.archives.names import row_name
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
 PLACE: Final = "plan"
+_TABLE: Final = re.compile(rf"{PLACE}/\d{{5,}}\.parquet")
 _LISTED_AT_ONCE: Final = 10_000
 _AND_AGAIN: Final = "and run the same `msrrn annotate` again, which makes anew what is missing"
 
@@ -64,6 +67,8 @@ class Plan:
     """of each row, whether the archive no longer has that input of an earlier run; what is known of it stays"""
     addition: pa.Table | None = None
     """what is new or was replaced since the last plan"""
+    written: int = 0
+    """tables of the plan that are there"""
 
     @property
     def inputs(self) -> int:
@@ -82,12 +87,22 @@ class Plan:
                 gone = frozenset(np.flatnonzero(self.gone[start:stop]).tolist())
                 yield Unit(_key(numbers[start]), inputs_of(self.table.slice(start, stop - start)), gone)
 
+    @property
+    def is_first(self) -> bool:
+        return self.written == 0
+
     def publish(self, out: Store) -> None:
-        """Writes what is new behind the tables that are there."""
-        if self.addition is not None:
-            sink = io.BytesIO()
-            pq.write_table(self.addition, sink, compression="zstd")
-            out.publish(_table_key(len(out.keys(PLACE))), sink.getvalue())
+        """Writes what is new behind the tables that are there.
+
+        Raises:
+            UserError: another run did, since this was planned.
+        """
+        if self.addition is None:
+            return
+        sink = io.BytesIO()
+        pq.write_table(self.addition, sink, compression="zstd")
+        if not out.create(_table_key(self.written), sink.getvalue()):
+            raise UserError(f"another run has planned what is new in {out.url} meanwhile: run again")
 
 
 def _key(unit: int) -> str:
@@ -96,6 +111,11 @@ def _key(unit: int) -> str:
 
 def _table_key(number: int) -> str:
     return f"{PLACE}/{number:05d}.parquet"
+
+
+def _tables(out: Store) -> list[str]:
+    """Keys of the plan's tables, oldest first; file managers leave files of their own beside them."""
+    return [key for key in out.keys(PLACE) if _TABLE.fullmatch(key)]
 
 
 def keys_of(table: pa.Table) -> list[str]:
@@ -118,12 +138,12 @@ def make_plan(
     inputs: Iterator[Input],
     out: Store,
     per_unit: int,
-    whole: bool = True,
+    whole: Callable[[], bool] = lambda: True,
     progress: Callable[[int], None] = lambda listed: None,
 ) -> Plan:
     """A listing of the archive beside the plan of `out`: what is new since, all where none was. Nothing is written.
 
-    `whole` says whether the listing is of all that the archive has.
+    `whole` says, when all are taken, whether the listing was of all that the archive has.
     """
     listed = _listed(inputs, progress)
     before = read_plan(out)
@@ -131,10 +151,11 @@ def make_plan(
         order = np.arange(listed.num_rows)
         first = _with_places(listed, order // per_unit, order % per_unit)
         return Plan(first, np.zeros(len(order), bool), first)
-    gone = np.full(before.num_rows, whole)
+    written = len(_tables(out))
+    gone = np.full(before.num_rows, whole())
     if listed.equals(before.select(_LISTED.names)):  # a join would take ten times the memory to find that out
-        return Plan(before, np.zeros_like(gone))
-    known = _numbered(before)
+        return Plan(before, np.zeros_like(gone), written=written)
+    known = _numbered(_with_digits(before))
     joined = (
         _numbered(listed)
         .join(known, keys=["uri", "copy"], join_type="left outer", right_suffix="_known")
@@ -144,9 +165,9 @@ def make_plan(
     gone[pc.drop_null(joined["order_known"]).to_numpy()] = False
     addition = pa.concat_tables([_changed(joined), new])
     if not addition.num_rows:
-        return Plan(before, gone)
+        return Plan(before, gone, written=written)
     # Units of what is new come behind all others, so the rows of before keep their order.
-    return Plan(_overruled([before, addition]), np.append(gone, np.zeros(new.num_rows, bool)), addition)
+    return Plan(_overruled([before, addition]), np.append(gone, np.zeros(new.num_rows, bool)), addition, written)
 
 
 def read_table(out: Store, key: str, to_delete: str = "it") -> pa.Table:
@@ -168,20 +189,28 @@ def read_plan(out: Store) -> pa.Table | None:
     Raises:
         UserError: one of its tables is damaged, or missing: what the others say is not all.
     """
-    keys = out.keys(PLACE)
+    keys = _tables(out)
     for number, key in enumerate(keys):
         if key != (expected := _table_key(number)):
-            raise UserError(f"{out.url}/{expected} is missing: delete the whole of {out.url}/{PLACE} {_AND_AGAIN}")
-    tables = [read_table(out, key, f"the whole of {out.url}/{PLACE}") for key in keys]
+            raise UserError(f"{out.url}/{expected} is missing: delete {_whole(out)} {_AND_AGAIN}")
+    tables = [_read(out, key) for key in keys]
     return _overruled(tables) if tables else None
+
+
+def _read(out: Store, key: str) -> pa.Table:
+    return read_table(out, key, _whole(out))
+
+
+def _whole(out: Store) -> str:
+    return f"the whole of {out.url}/{PLACE} (rows of pictures that are gone from the archive go with it)"
 
 
 def additions(out: Store) -> list[tuple[str, list[str]]]:
     """For each table of the plan, oldest first: its key, and the units that came with it. Some bring none."""
     known: set[int] = set()
     found = []
-    for key in out.keys(PLACE):
-        units = read_table(out, key)["unit"]
+    for key in _tables(out):
+        units = _read(out, key)["unit"]
         new = sorted(set(pc.unique(units).to_pylist()) - known)
         known.update(new)
         found.append((key, [_key(number) for number in new]))
@@ -215,6 +244,20 @@ def _numbered(table: pa.Table) -> pa.Table:
         copies[row] = seen[uri]
         seen[uri] += 1
     return table.append_column("copy", pa.array(copies)).append_column("order", pa.array(np.arange(table.num_rows)))
+
+
+def _with_digits(known: pa.Table) -> pa.Table:
+    """Rows of tables that have no names were named by fewer digits in older plans."""
+    nameless = pc.and_(
+        pc.ends_with(pc.utf8_lower(known["container"]), ".parquet"),
+        pc.match_substring_regex(known["uri"], r"(^|/)[0-9]{1,9}$"),
+    )
+    names = known["uri"].to_pylist() if pc.any(nameless).as_py() else []
+    for row in np.flatnonzero(nameless.to_numpy(zero_copy_only=False)).tolist() if names else []:
+        folder, slash, name = names[row].rpartition("/")
+        if int(name) == known["offset"][row].as_py():
+            names[row] = f"{folder}{slash}{row_name(int(name))}"
+    return known.set_column(known.schema.get_field_index("uri"), "uri", pa.array(names)) if names else known
 
 
 def _changed(joined: pa.Table) -> pa.Table:

@@ -154,10 +154,12 @@ def annotate(
             inputs,
             place,
             chosen.images_per_unit,
-            limit is None,
+            lambda: limit is None or next(listing, None) is None,
             lambda listed: progress(listed, 0, "listing pictures"),
         )
         work = _Work(job, plan, again)
+        if limit is not None and work.anew:
+            raise UserError(f"{place.url} has finished units but no plan: make it anew first, without --limit")
         if limit is not None and plan.inputs > limit and work.left:
             raise UserError(
                 f"{place.url}: the run has {plan.inputs} pictures already, of which {work.left} are to be done, and "
@@ -224,6 +226,11 @@ class _Work:
                 self._judge(unit, record if whole else None, again)
 
     @property
+    def anew(self) -> bool:
+        """Whether the plan was deleted since units were finished."""
+        return self._plan.is_first and bool(self._recorded or self._strays)
+
+    @property
     def left(self) -> int:
         """Pictures that are to be done."""
         return sum(len(rows) for rows in self._left.values())
@@ -231,6 +238,8 @@ class _Work:
     def begin(self) -> None:
         """Writes the plan down, and takes away what belongs to no unit of it."""
         out = self._job.out
+        if self.anew:
+            out.delete(SUMMARY)  # until all units are those of the new plan, the run is not finished
         self._plan.publish(out)
         for key in out.keys(STAGED):  # of a unit that was killed before its record
             out.delete(key)
@@ -277,8 +286,8 @@ class _Work:
         prints = map(fingerprint, unit.inputs)
         rows = {row for row, (now, then) in enumerate(zip(prints, record.inputs, strict=True)) if now != then}
         if again is not None and again.counts_in(record):
-            rows |= again.rows(Annotations(self._job.out), unit.key) - unit.gone
-        if rows:
+            rows |= again.rows(Annotations(self._job.out), unit.key)
+        if rows := rows - unit.gone:  # what is known of those stays
             self._left[unit.key] = tuple(sorted(rows))
         self._keep(unit.key, record)
 

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 
+from pipelines.errors import UserError
+
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,6 +29,8 @@ system that ends the process whatever code is running, and whether or not the pa
 _READY: Final = "ready"
 _END: Final = "end"
 _START_SECONDS: Final = 120.0
+_STARTS: Final = 3
+"""Times that it is tried: one that is killed meanwhile may have been so by chance."""
 _PROGRAM: Final = "from pipelines.annotation.sandbox import serve; serve()"
 
 
@@ -117,6 +121,18 @@ class Sandbox(Generic[Shared, Item, Result]):
         return connection
 
     def _started(self) -> "Connection[Any, Any]":
+        for _ in range(_STARTS):
+            connection = self._start()
+            if connection is not None:
+                return connection
+            death = self._death()
+            self.close()
+        raise UserError(
+            f"the process that looks at pictures could not be started: {death.message}, {_STARTS} times, perhaps for "
+            "want of memory; what is finished is kept: run again"
+        )
+
+    def _start(self) -> "Connection[Any, Any] | None":
         ours, theirs = Pipe()
         path = os.pathsep.join(str(Path(folder or ".").absolute()) for folder in sys.path)
         self._process = subprocess.Popen(
@@ -133,9 +149,7 @@ class Sandbox(Generic[Shared, Item, Result]):
             ours.send(self._task)
             if ours.poll(_START_SECONDS) and ours.recv() == _READY:
                 return ours
-        death = self._death()
-        self.close()
-        raise ChildProcessError(f"the process that looks at pictures could not be started: {death.message}")
+        return None
 
     def _death(self) -> Died:
         assert self._process is not None

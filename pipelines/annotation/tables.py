@@ -5,6 +5,7 @@ has one part of each table. A run that is not finished can be read: it gives its
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ REASONS: Final = frozenset(
 )
 """Why a picture may be quarantined."""
 
+_RECORD: Final = re.compile(r"records/(\d{6,})\.json")
 _METADATA: Final = {
     "msrrn.schema": SCHEMA_VERSION,
     "msrrn.scheme": SCHEME,
@@ -128,7 +130,7 @@ class Annotations:
 
     def units(self) -> list[str]:
         """Keys of the finished units, in input order."""
-        return [key.removeprefix("records/").removesuffix(".json") for key in self.store.keys("records")]
+        return [record[1] for key in self.store.keys("records") if (record := _RECORD.fullmatch(key))]
 
     @property
     def finished(self) -> bool:

@@ -2,7 +2,7 @@
 replaced, since the run, by another that kills its decoder."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Final
 
@@ -33,12 +33,18 @@ def drawn_tiles(annotations: Annotations, chosen_by_kind: Mapping[str, Sequence[
     made: Tiles = {}
     if wanted:
         sandbox: Sandbox[None, tuple[bytes, list[Wanted]], Tiles] = Sandbox(_drawings, None, SECONDS)
-        with suppress(UserError, OSError), closing(sandbox):  # the whole archive may be gone by now
-            for uri, data in annotations.pictures(wanted):
-                if not isinstance(data, Undecodable):
-                    (tiles,) = sandbox.run([(data, wanted[uri])])
-                    made |= {} if isinstance(tiles, Died) else tiles
+        with closing(sandbox):
+            for uri, data in _read(annotations, wanted):
+                (tiles,) = sandbox.run([(data, wanted[uri])])
+                made |= {} if isinstance(tiles, Died) else tiles
     return made
+
+
+def _read(annotations: Annotations, uris: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    with suppress(UserError, OSError):  # the whole archive may be gone by now
+        for uri, data in annotations.pictures(uris):
+            if not isinstance(data, Undecodable):
+                yield uri, data
 
 
 def _drawings(_: None, items: Sequence[tuple[bytes, list[Wanted]]]) -> Iterator[Tiles | str]:

@@ -61,7 +61,7 @@ def _local(root: Path, apart: Path | None) -> Iterator[Found]:
         path = root / key
         if not key.endswith("/"):
             yield _file(path, key)
-        elif without is not None and path.name == without.name and path.resolve() == without:
+        elif without is not None and _may_be(path, without) and path.resolve() == without:
             continue
         elif path.is_symlink() and not links.enter(path):
             yield Found(printable(key[:-1]), problem="linked_folder")
@@ -71,6 +71,11 @@ def _local(root: Path, apart: Path | None) -> Iterator[Found]:
             except OSError as error:
                 if problem := _problem(error):
                     yield Found(printable(key[:-1]), problem=problem)
+
+
+def _may_be(path: Path, real: Path) -> bool:
+    """Whether it is worth asking where a folder really lies, which takes a while."""
+    return path.name == real.name or path.is_symlink()
 
 
 def _names(folder: Path) -> list[str]:

@@ -56,3 +56,8 @@ def split_url(url: str) -> tuple[Store, str]:
     """The folder that a file lies in, and its name there."""
     parent, _, name = url.rpartition("/")
     return Store(parent or ("/" if url.startswith("/") else ".")), name
+
+
+def row_name(row: int) -> str:
+    """Of a table's row without a name: of as many digits in every table, or names would change as it grows."""
+    return f"{row:010}"

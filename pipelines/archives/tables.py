@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from pipelines.archives.inputs import BrokenArchiveError, Input, damaged, unusable
-from pipelines.archives.names import is_safe, printable
+from pipelines.archives.names import is_safe, printable, row_name
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 
@@ -24,8 +24,6 @@ _CERTAIN: Final = frozenset(_NAMES[:8])
 _KEYS: Final = ("uri", "path", "file_name", "filename", "key", "__key__", "url", "id")
 """Columns that name a row, the first of them that is there."""
 _STARTS: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8", b"\0\0\0\x0cjP")
-_DIGITS: Final = 10
-"""Of the number that names a row without a name: as many in every table, or names would change as it grows."""
 _ROWS_READ: Final = 8
 _ROWS_LISTED: Final = 4096
 _ROWS_TRIED: Final = 64
@@ -79,7 +77,7 @@ class Table:
         for row, name in enumerate(self._names()):
             text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
             uri = "" if name is None else printable(text).lstrip("/")
-            uri = uri if uri and is_safe(uri) else f"{row:0{_DIGITS}}"
+            uri = uri if uri and is_safe(uri) else row_name(row)
             yield Input(uri, "", row, 0, 0, self._version)
 
     def read(self, item: Input, limit: int) -> bytes | Undecodable:

@@ -60,12 +60,15 @@ class ThreeHundredW:
         for path in readable:
             if is_picture(path.name):
                 images[path.with_suffix("").as_posix()].append(path.as_posix())
-        pictures = {name for names in images.values() for name in names}
+        pictures = {name for same in images.values() for name in same}
+        names = files.sizes()
         for path in readable:
             if path.suffix.lower() == ".pts":
                 stem = path.with_suffix("").as_posix()
                 picture, _, number = stem.rpartition(".")
-                if stem not in images and number.isdecimal() and picture in pictures:
+                # `a.jpg.0.jpg` may be a picture, too; then its own annotation is `a.jpg.0.jpg.0.pts`, or this one.
+                own = any(f"{name}.0.pts" in names for name in images.get(stem, ()))
+                if (stem not in images or own) and number.isdecimal() and picture in pictures:
                     numbered[picture].append(path.as_posix())
                 else:
                     annotations.setdefault(stem, path.as_posix())

@@ -345,10 +345,19 @@ def test_what_is_known_of_pictures_that_are_gone_stays_though_others_are_done_ag
     assert len(bad) > 1
     before = tables(tmp_path / "out")
     (tmp_path / "in" / bad[0]).unlink()
-    again = annotate(*call, again=Again("quarantined"))
-    assert again.throughput is not None
-    assert again.throughput.pictures == len(bad) - 1
-    assert tables(tmp_path / "out") == before
+    for limit in (None, 50):  # of more than there is
+        again = annotate(*call, again=Again("quarantined"), limit=limit)
+        assert again.throughput is not None
+        assert again.throughput.pictures == len(bad) - 1
+        assert tables(tmp_path / "out") == before
+
+
+def test_what_a_file_manager_leaves_in_a_run_is_not_of_it(album: Path, model: Model, tmp_path: Path) -> None:
+    before = annotate(str(album), str(tmp_path), model, SETTINGS, 1)
+    for place in ("plan", RECORDS, "images", "faces"):
+        (tmp_path / place / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    assert Annotations(Store(str(tmp_path))).finished
+    assert annotate(str(album), str(tmp_path), model, SETTINGS, 1) == before
 
 
 def test_a_run_may_write_into_its_own_archive(
@@ -379,20 +388,27 @@ def test_a_damaged_plan_is_made_again_where_it_is_deleted_and_no_picture_is_twic
     album: Path, model: Model, tmp_path: Path
 ) -> None:
     call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
-    shutil.copytree(album, tmp_path / "in", ignore=shutil.ignore_patterns("0.jpg"))
+    shutil.copytree(album, tmp_path / "in", ignore=shutil.ignore_patterns("b"))
     annotate(*call)
     shutil.copytree(album, tmp_path / "in", dirs_exist_ok=True)
     whole = annotate(*call)
+    assert len(list((tmp_path / "out" / RECORDS).iterdir())) == 5
     plan = tmp_path / "out" / "plan"
     oldest, newest = sorted(plan.iterdir())
     (oldest.parent / newest.name).write_bytes(newest.read_bytes()[:50])
-    with pytest.raises(UserError, match=rf"plan/00001.parquet is damaged \(.*\): delete the whole of {plan} and run"):
+    with pytest.raises(UserError, match=rf"plan/00001.parquet is damaged \(.*\): delete the whole of {plan} \(rows"):
         annotate(*call)
     oldest.unlink()
-    with pytest.raises(UserError, match=rf"plan/00000.parquet is missing: delete the whole of {plan} and run"):
+    with pytest.raises(UserError, match=rf"plan/00000.parquet is missing: delete the whole of {plan} \(rows"):
         annotate(*call)
     shutil.rmtree(plan)
+    before = tree(tmp_path / "out")
+    with pytest.raises(UserError, match=r"has finished units but no plan: make it anew first, without --limit"):
+        annotate(*call, limit=2)
+    assert tree(tmp_path / "out") == before
     again = annotate(*call)
+    for place in (RECORDS, "images", "faces"):
+        assert len(list((tmp_path / "out" / place).iterdir())) == 4
     assert (again.images, again.annotated) == (whole.images, whole.annotated)
     rows, faces = tables(tmp_path / "out")
     assert len(rows) == len({row["uri"] for row in rows}) == whole.images
@@ -413,7 +429,7 @@ def test_a_damaged_table_is_named_and_made_again_where_it_is_deleted(
     }
     for key, read in reading.items():
         (tmp_path / key).write_bytes(good[key][:100])
-        what = f"the whole of {tmp_path}/plan" if "plan" in key else "it"
+        what = rf"the whole of {tmp_path}/plan \(rows .* with it\)" if "plan" in key else "it"
         with pytest.raises(
             UserError, match=rf"{key} is damaged \(.*\): delete {what} and run the same `msrrn annota"
         ):

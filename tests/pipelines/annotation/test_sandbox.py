@@ -85,15 +85,14 @@ def test_one_that_died_while_it_had_nothing_to_do_is_replaced(sandbox: Made) -> 
     assert second[1] != first[1]
 
 
-def test_one_that_cannot_be_started_is_trouble_that_may_pass(
-    sandbox: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "python").write_text("#!/bin/sh\nkill -9 $$\n")
+def test_one_that_cannot_be_started_is_said(sandbox: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho >> {tmp_path}/starts\nkill -9 $$\n")
     (tmp_path / "python").chmod(0o755)
     with monkeypatch.context() as patch:
         patch.setattr("sys.executable", str(tmp_path / "python"))
-        with pytest.raises(OSError, match="could not be started: killed by SIGKILL"):
+        with pytest.raises(UserError, match="could not be started: killed by SIGKILL, 3 times"):
             list(sandbox.run(["a"]))
+    assert (tmp_path / "starts").read_text() == "\n\n\n"
     assert [result[0] for result in sandbox.run(["a"]) if isinstance(result, tuple)] == [">a"]
 
 
