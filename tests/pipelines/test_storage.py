@@ -451,3 +451,15 @@ def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
     with pytest.raises(UserError, match="AWS_SECRET_ACCESS_KEY, not into a URL") as caught:
         Store("s3://AKIA:planted@bucket/x")
     assert "planted" not in str(caught.value)
+
+
+def test_the_same_place_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "far" / "away")
+    monkeypatch.chdir(tmp_path / "here")
+    assert Store("../there/./x").absolute().url == f"{tmp_path}/there/x"
+    assert Store("link/x").absolute().url == f"{tmp_path}/here/link/x"  # wherever it leads tomorrow
+    beyond = Path(Store("link/../x").absolute().url)
+    assert beyond.resolve() == tmp_path / "far" / "x"
+    assert Store("s3://bucket/x").absolute().url == "s3://bucket/x"

@@ -465,8 +465,12 @@ def test_an_archive_is_known_by_its_place_however_it_is_written(
         shutil.copytree(album, tmp_path / parent / "album")
     monkeypatch.chdir(tmp_path / "here")
     first = annotate("album", "../out", model, SETTINGS, 1)
-    for source in ("./album/", str(tmp_path / "here" / "album")):
+    for source in ("./album/", "../here/album", str(tmp_path / "here" / "album")):
         assert annotate(source, "../out", model, SETTINGS, 1) == first
+    begun = json.loads((tmp_path / "out" / RUN).read_bytes())
+    older = begun | {"archive": str(tmp_path / "here" / ".." / "here" / "album")}
+    (tmp_path / "out" / RUN).write_text(json.dumps(older))
+    assert annotate("album", "../out", model, SETTINGS, 1) == first
     monkeypatch.chdir(tmp_path / "there")
     with pytest.raises(UserError, match=r"holds a run with source = .*/here/album, this one has .*/there/album"):
         annotate("album", "../out", model, SETTINGS, 1)

@@ -21,6 +21,30 @@ BESIDE = {".DS_Store": b"x", ".thumbs/a.jpg": b"x", "b/Thumbs.db": b"x"}
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
+def test_what_lies_apart_is_no_part_of_it(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    url = str(tmp_path / "in") if place == "local" else f"{request.getfixturevalue('s3')}/in"
+    publish(
+        url, {"a.jpg": b"a", "b/out/c.jpg": b"c", "b/out/run.json": b"{}", "b/outside.jpg": b"d", "out/e.jpg": b"e"}
+    )
+
+    def found(apart: str) -> list[str]:
+        return [item.uri for item in list_inputs(url, Store(apart))]
+
+    assert found(f"{url}/b/out") == ["a.jpg", "b/outside.jpg", "out/e.jpg"]
+    assert found(url) == found(f"{url}-out") == ["a.jpg", "b/out/c.jpg", "b/outside.jpg", "out/e.jpg"]
+
+
+def test_nor_is_it_where_a_link_leads_there(tmp_path: Path) -> None:
+    publish(str(tmp_path), {"in/a.jpg": b"a", "scratch/job/c.jpg": b"c", "in/job/d.jpg": b"d"})
+    (tmp_path / "in" / "out").symlink_to(tmp_path / "scratch" / "job")
+    for apart in ("in/out", "scratch/job"):
+        assert [item.uri for item in list_inputs(str(tmp_path / "in"), Store(str(tmp_path / apart)))] == [
+            "a.jpg",
+            "job/d.jpg",
+        ]
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
 def test_a_folder_is_read_in_order(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     url = str(tmp_path / "in") if place == "local" else f"{request.getfixturevalue('s3')}/in"
     publish(url, FILES | BESIDE)

@@ -155,6 +155,12 @@ def test_faces_of_one_picture_are_numbered(tmp_path: Path) -> None:
     ]
 
 
+def test_a_numbered_face_is_not_taken_for_the_annotation_of_a_picture_that_has_its_own(tmp_path: Path) -> None:
+    _fill(str(tmp_path), "a.jpg", "a.jpg.0.jpg", "a.jpg.0.pts", "a.jpg.0.jpg.0.pts")
+    pairs = [(row.uri, row.annotation_uri) for row in _scan(str(tmp_path)) if isinstance(row, AnnotatedPhoto)]
+    assert pairs == [("a.jpg", "a.jpg.0.pts"), ("a.jpg.0.jpg", "a.jpg.0.jpg.0.pts")]
+
+
 def test_subsets_and_splits_of_the_official_layout(tmp_path: Path) -> None:
     url = str(tmp_path / "300w")
     for stem in ("lfpw/trainset/a", "lfpw/testset/a", "helen/trainset/a", "afw/a", "ibug/a", "Own/a", "a"):

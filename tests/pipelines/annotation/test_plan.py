@@ -1,0 +1,43 @@
+"""What changed in an archive since its plan was made, whatever the plan is of."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.annotation.plan import make_plan, read_plan
+from pipelines.archives import Input
+from pipelines.errors import UserError
+from pipelines.storage import Store
+
+
+def row(name: str, number: int, container: str = "t.parquet", version: str = "1") -> Input:
+    return Input(name, container, number, 0, 0, version)
+
+
+def planned(out: Store, inputs: list[Input]) -> list[str]:
+    make_plan(iter(inputs), out, 2).publish(out)
+    plan = read_plan(out)
+    assert plan is not None
+    return [str(uri) for uri in plan["uri"].to_pylist()]
+
+
+def test_rows_without_names_are_those_that_older_plans_named_by_fewer_digits(tmp_path: Path) -> None:
+    out = Store(str(tmp_path))
+    older = [row(f"{number:02}", number) for number in range(11)]
+    older += [row(f"in/X.PARQUET/{number}", number, "in/X.PARQUET") for number in range(2)]
+    before = planned(out, [*older, row("0000000007", 3, "y.parquet")])  # a name of its own that looks like one
+    now = [row(f"{number:010}", number) for number in range(12)]
+    now += [row(f"in/X.PARQUET/{number:010}", number, "in/X.PARQUET") for number in range(2)]
+    assert planned(out, [*now, row("0000000007", 3, "y.parquet")]) == [*before, "0000000011"]
+
+
+def test_of_two_that_planned_at_once_one_is_told(tmp_path: Path) -> None:
+    out = Store(str(tmp_path))
+    first, second = (make_plan(iter([row(name, 0, "")]), out, 2) for name in ("a", "b"))
+    second.publish(out)
+    with pytest.raises(UserError, match=r"another run has planned what is new in .* meanwhile: run again"):
+        first.publish(out)
+    assert pq.read_table(tmp_path / "plan" / "00000.parquet")["uri"].to_pylist() == ["b"]
+    assert not make_plan(iter([row("b", 0, "")]), out, 2).gone.any()
+    assert make_plan(iter([row("c", 0, "")]), out, 2).gone.tolist() == [True, False]
