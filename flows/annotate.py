@@ -4,7 +4,7 @@ from prefect import flow
 
 from flows.parameters import Place, Workers
 from flows.tasks import annotate_archive, load_model
-from pipelines.annotation.run import Summary
+from pipelines.annotation.summary import Summary
 from pipelines.settings import AnnotateSettings
 
 

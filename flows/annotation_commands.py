@@ -52,7 +52,8 @@ def _annotate(commands: Commands) -> None:
         from flows.progress import progress
         from pipelines.annotation.claim import continued
         from pipelines.annotation.rehearsal import rehearse
-        from pipelines.annotation.run import Again, annotate
+        from pipelines.annotation.run import annotate
+        from pipelines.annotation.work import Again
         from pipelines.metrics_export import metered
         from pipelines.retraining import open_model
         from pipelines.storage import Store

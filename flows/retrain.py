@@ -14,7 +14,7 @@ from flows.tasks import (
     train_network,
     write_page,
 )
-from pipelines.annotation.run import Summary
+from pipelines.annotation.summary import Summary
 from pipelines.archives import list_inputs
 from pipelines.promotion.decision import Decision, Verdict
 from pipelines.promotion.gate import Challenge, settled

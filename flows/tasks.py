@@ -17,7 +17,8 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 
 from flows.progress import epoch_progress, progress, say
-from pipelines.annotation.run import Summary, annotate
+from pipelines.annotation.run import annotate
+from pipelines.annotation.summary import Summary
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare import prepare
 from pipelines.errors import NothingYetError, UserError

@@ -7,7 +7,7 @@ from typing import Final
 
 from msrrn.prediction import STAGES
 from pipelines.annotation.page import PAGE, add_pictures
-from pipelines.annotation.run import Summary
+from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import Annotations
 from pipelines.dataset.manifest import Manifest
 from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, to_jpeg

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipelines.annotation.page import PAGE
 from pipelines.annotation.rehearsal import Rehearsal
-from pipelines.annotation.run import Summary
+from pipelines.annotation.summary import Summary
 from pipelines.dataset.inventory import Datasets
 from pipelines.evaluation.evaluate import Evaluation, seen_note
 from pipelines.monitoring.drift import DriftReport

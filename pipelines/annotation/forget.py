@@ -7,7 +7,7 @@ the row has the name alone, and its faces have none.
 from collections.abc import Collection
 
 from pipelines.annotation.page import PAGE, annotation_page
-from pipelines.annotation.run import summary_before, totals
+from pipelines.annotation.summary import summary_before, totals
 from pipelines.annotation.tables import SUMMARY, Annotations, forgotten_row, runs_at
 from pipelines.annotation.unit import RECORDS, STAGED, TABLES, UnitRecord, read_record, write_unit
 from pipelines.dataset.forget import Forgot, remember, remembered

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.annotation.run import Summary, annotate
+from pipelines.annotation.run import annotate
+from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import SUMMARY
 from pipelines.models import Model
 from pipelines.settings import AnnotateSettings

@@ -11,9 +11,11 @@ from PIL import Image
 
 from flows.cli import main
 from pipelines.annotation.forget import forget_in_runs
-from pipelines.annotation.run import Again, Summary, annotate
+from pipelines.annotation.run import annotate
+from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import SUMMARY, Annotations
 from pipelines.annotation.unit import TABLES
+from pipelines.annotation.work import Again
 from pipelines.dataset.forget import forget_in_datasets
 from pipelines.dataset.inventory import datasets
 from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest
