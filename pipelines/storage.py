@@ -80,8 +80,11 @@ class Store:
         local = self.local_path()
         if local is None:
             return self
-        plain = Path(os.path.abspath(local))  # noqa: PTH100 - unlike Path's, without `..`, which may follow a link
-        return Store(str(plain if plain.resolve() == local.resolve() else local.absolute()))
+        place = local.absolute()
+        if ".." in place.parts:
+            plain = Path(os.path.normpath(place))
+            place = plain if plain.resolve() == place.resolve() else place  # it may lead back from behind a link
+        return Store(str(place))
 
     def child(self, key: str) -> "Store":
         return Store(f"{self.url.rstrip('/')}/{_checked(key)}")

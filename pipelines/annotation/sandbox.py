@@ -64,7 +64,11 @@ class Sandbox(Generic[Shared, Item, Result]):
         self._cause = Died("crashed", "")
 
     def run(self, items: Sequence[Item]) -> Iterator[Result | Died]:
-        """A result for every item, in order; the process is made anew whenever it died."""
+        """A result for every item, in order; the process is made anew whenever it died.
+
+        Raises:
+            UserError: it could not be started, however often it was tried.
+        """
         done = 0
         while done < len(items):
             for result in self._attempt(items[done:]):
