@@ -8,7 +8,6 @@ ones before it. So no input is ever in two units, and units that nothing happene
 import hashlib
 import io
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.annotation.namesakes import numbered
 from pipelines.archives import Input
-from pipelines.archives.names import row_name
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
@@ -155,12 +154,8 @@ def make_plan(
     gone = np.full(before.num_rows, whole())
     if listed.equals(before.select(_LISTED.names)):  # a join would take ten times the memory to find that out
         return Plan(before, np.zeros_like(gone), written=written)
-    known = _numbered(_with_digits(before))
-    joined = (
-        _numbered(listed)
-        .join(known, keys=["uri", "copy"], join_type="left outer", right_suffix="_known")
-        .sort_by("order")
-    )
+    known, now = numbered(before, listed)
+    joined = now.join(known, keys=["uri", "copy"], join_type="left outer", right_suffix="_known").sort_by("order")
     new = _new(joined, int(pc.max(before["unit"]).as_py()) + 1, per_unit)
     gone[pc.drop_null(joined["order_known"]).to_numpy()] = False
     addition = pa.concat_tables([_changed(joined), new])
@@ -231,33 +226,6 @@ def _listed(inputs: Iterator[Input], progress: Callable[[int], None]) -> pa.Tabl
 def _with_places(table: pa.Table, units: np.ndarray, rows: np.ndarray) -> pa.Table:
     places = [pa.array(units, pa.int32()), pa.array(rows, pa.int32())]
     return pa.table([*places, *table.select(_LISTED.names).columns], schema=_SCHEMA)
-
-
-def _numbered(table: pa.Table) -> pa.Table:
-    """With `order`, and `copy`: how many rows of the same uri come before; a tar may have one name twice."""
-    counts = pc.value_counts(table["uri"])
-    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    copies = np.zeros(table.num_rows, np.int32)
-    seen: Counter[str] = Counter()
-    for row in np.flatnonzero(pc.is_in(table["uri"], twice).to_numpy(zero_copy_only=False)).tolist():
-        uri = table["uri"][row].as_py()
-        copies[row] = seen[uri]
-        seen[uri] += 1
-    return table.append_column("copy", pa.array(copies)).append_column("order", pa.array(np.arange(table.num_rows)))
-
-
-def _with_digits(known: pa.Table) -> pa.Table:
-    """Rows of tables that have no names were named by fewer digits in older plans."""
-    nameless = pc.and_(
-        pc.ends_with(pc.utf8_lower(known["container"]), ".parquet"),
-        pc.match_substring_regex(known["uri"], r"(^|/)[0-9]{1,9}$"),
-    )
-    names = known["uri"].to_pylist() if pc.any(nameless).as_py() else []
-    for row in np.flatnonzero(nameless.to_numpy(zero_copy_only=False)).tolist() if names else []:
-        folder, slash, name = names[row].rpartition("/")
-        if int(name) == known["offset"][row].as_py():
-            names[row] = f"{folder}{slash}{row_name(int(name))}"
-    return known.set_column(known.schema.get_field_index("uri"), "uri", pa.array(names)) if names else known
 
 
 def _changed(joined: pa.Table) -> pa.Table:

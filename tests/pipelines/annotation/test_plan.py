@@ -1,5 +1,6 @@
 """What changed in an archive since its plan was made, whatever the plan is of."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -41,3 +42,19 @@ def test_of_two_that_planned_at_once_one_is_told(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "plan" / "00000.parquet")["uri"].to_pylist() == ["b"]
     assert not make_plan(iter([row("b", 0, "")]), out, 2).gone.any()
     assert make_plan(iter([row("c", 0, "")]), out, 2).gone.tolist() == [True, False]
+
+
+def test_of_two_of_one_name_the_other_stays_what_it_was(tmp_path: Path) -> None:
+    first, second, third = (Input("t.tar/a.jpg", "t.tar", 512 + 1024 * at, 9, 9, str(at)) for at in range(3))
+    moved = replace(second, offset=512)
+    out = Store(str(tmp_path))
+    planned(out, [first, second])
+    plan = make_plan(iter([moved]), out, 2)
+    assert plan.gone.tolist() == [True, False]
+    assert [list(unit.inputs) for unit in plan.units()] == [[first, moved]]
+    # Two that were replaced are so in their order; one more gets a unit of its own.
+    plan = make_plan(iter([third, second, first, moved]), out, 2)
+    assert [list(unit.inputs) for unit in plan.units()] == [[first, second], [third, moved]]
+    plan = make_plan(iter([third, replace(third, size=8)]), out, 2)
+    assert [list(unit.inputs) for unit in plan.units()] == [[third, replace(third, size=8)]]
+    assert not plan.gone.any()
