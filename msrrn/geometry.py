@@ -15,6 +15,8 @@ Points = NDArray[np.floating]
 
 LEVELS: Final = (50, 100, 200)
 """Pixels a side of the pyramid, coarse to fine: stage t reads level t."""
+FARTHEST: Final = 1 << 24
+"""Pixels: no picture reaches so far, and float32 no longer tells neighbours apart."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Box:
     y1: float
 
     def __post_init__(self) -> None:
+        if not all(abs(edge) < FARTHEST for edge in self.edges):
+            raise ValueError(f"box {self} is not of a picture: edges must be finite, and less than {FARTHEST}")
         if not (self.x1 > self.x0 and self.y1 > self.y0):
             raise ValueError(f"box {self} is empty: x1 must exceed x0, and y1 exceed y0")
 

@@ -182,8 +182,8 @@ class Store:
     def sizes(self, prefix: str = "") -> dict[str, int | None]:
         """Every file below `prefix` (a directory) with its bytes, sorted by key; never temporary files.
 
-        What is not a regular file, nor a link to one, has None: folders behind links are not entered.
-        An absent directory has no files.
+        What is not a regular file, nor a link to one, has None: folders behind links are not entered, and those that
+        may not be opened cannot be. An absent directory has no files.
         """
         if self._remote:
             return dict(sorted((key, size) for key, size, _ in self.objects(prefix)))
@@ -212,8 +212,17 @@ class Store:
                     yield found["Key"].removeprefix(root), int(found["Size"]), str(found["ETag"])
 
     def keys(self, prefix: str = "") -> list[str]:
-        """Keys of all regular files below `prefix` (a directory), sorted, relative to the store."""
-        return [key for key, size in self.sizes(prefix).items() if size is not None]
+        """Keys of all regular files below `prefix` (a directory), sorted, relative to the store.
+
+        Raises:
+            UserError: a folder below `prefix` may not be opened. Beside all folders of ours there may be such ones.
+        """
+        found = self.sizes(prefix)
+        with explained(self.url, prefix):
+            for key in [key for key, size in found.items() if prefix and size is None and not self._remote]:
+                if self._path(key).is_dir() and not self._path(key).is_symlink():
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), key)
+        return [key for key, size in found.items() if size is not None]
 
     def folders(self) -> list[str]:
         """Names of the directories directly below, sorted; none where there is no such place."""
@@ -318,12 +327,21 @@ class Store:
 
     def _local_sizes(self, prefix: str) -> Iterator[tuple[str, int | None]]:
         root = self._path("")
-        for folder, folders, files in os.walk(self._path(prefix)):
+        closed: list[str] = []
+
+        def failed(error: OSError) -> None:
+            if isinstance(error, PermissionError):
+                closed.append(error.filename)
+            elif not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise error
+
+        for folder, folders, files in os.walk(self._path(prefix), onerror=failed):
             linked = [name for name in folders if Path(folder, name).is_symlink()]
             for name in (*files, *linked):
                 if not name.startswith(TEMP_PREFIX):
                     path = Path(folder, name)
                     yield path.relative_to(root).as_posix(), regular_size(path)
+        yield from ((Path(folder).relative_to(root).as_posix(), None) for folder in closed)
 
     def _create_remote(self, key: str, data: bytes) -> bool:
         try:

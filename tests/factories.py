@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -161,6 +162,18 @@ def killed_after(seconds: float, work: Callable[..., object], *arguments: object
 def killed_at_write(write: int, work: Callable[..., object], *arguments: object) -> int:
     """The same, in the moment before it syncs its `write`-th file or directory to the disk."""
     return _stopped(_counting, (write, work, *arguments), None)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, **folders: int) -> None:
+    """Folders of these names cannot be listed, for that reason of the system; root may open anything otherwise."""
+    scan = os.scandir
+
+    def refusing(folder: str | Path) -> Any:
+        if number := folders.get(Path(folder).name):
+            raise OSError(number, os.strerror(number), str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
 
 
 def traced(work: Callable[[], Result]) -> tuple[Result, int]:

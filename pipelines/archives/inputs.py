@@ -17,7 +17,7 @@ PROBLEMS: Final = {
     "encrypted": "encrypted: unpack the archive and make a new one without a password",
     "compression": "compressed by a method other than deflate: make the archive again",
     "broken_archive": "an archive that cannot be read: fetch or make it again",
-    "nested_archive": "an archive inside an archive or a list: unpack it, or give it as a source of its own",
+    "nested_archive": "in an archive or a list, or beside annotated pictures: unpack it, or give it by itself",
     "unsupported_archive": "a kind of archive that is not read: make a .tar, .tar.gz or .zip of it",
     "unsupported_url": "only files and s3:// are read: download it, and name the file",
     "too_large": "it unpacks to far more than pictures do",

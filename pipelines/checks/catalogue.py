@@ -28,7 +28,7 @@ class Problem:
 _ANNOTATIONS: Final = (
     Check("syntax", "error", "the annotation cannot be read", "write the points as the format says"),
     Check("count", "error", "not 68 points", "annotate the 68 points of 300-W, or leave the file out"),
-    Check("not_finite", "error", "a coordinate is not a number", "give every point both its coordinates"),
+    Check("not_finite", "error", "a coordinate is no number, or too large", "give every point both its coordinates"),
     Check("flat", "error", "the points have no width or height, or the eyes coincide", "annotate the face anew"),
     Check(
         "eyes_swapped",
@@ -76,7 +76,9 @@ _PHOTOS: Final = (
     Check("encrypted", "error", "the archive's member is encrypted", "make the archive without a password"),
     Check("compression", "error", "the archive's member cannot be unpacked", "make the archive with deflate"),
     Check("broken_archive", "error", "the archive cannot be read", "fetch or make the archive again"),
-    Check("nested_archive", "error", "an archive inside an archive or a list", "unpack it, or give it by itself"),
+    Check(
+        "nested_archive", "error", "in an archive or a list, or beside pictures", "unpack it, or give it by itself"
+    ),
     Check("unsupported_archive", "error", "a kind of archive that is not read", "make a .tar, .tar.gz or .zip of it"),
     Check("unsupported_url", "error", "neither a file nor on S3", "download it, and name the file"),
     Check("forbidden", "error", "the file or folder may not be opened", "check its rights, and those above it"),

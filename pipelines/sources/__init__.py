@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box
 from pipelines.archives import PROBLEMS
+from pipelines.archives.inputs import TAIL
 from pipelines.errors import UserError
 from pipelines.settings import SourceFormat
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, open_files
@@ -139,7 +140,7 @@ def open_annotated(url: str, format: str = "auto") -> AnnotatedSource:  # noqa: 
     )
 
 
-_OF_MANY: Final = frozenset({"linked_folder", "broken_archive"})
+_OF_MANY: Final = frozenset({"linked_folder", "forbidden", "broken_archive", "nested_archive", "unsupported_archive"})
 
 
 def rejected_files(files: Files, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Rejected]:
@@ -147,7 +148,7 @@ def rejected_files(files: Files, suffixes: Collection[str] = IMAGE_SUFFIXES) -> 
     return [
         Rejected(name, problem, PROBLEMS[problem])
         for name, problem in files.problems().items()
-        if PurePosixPath(name).suffix.lower() in suffixes or problem in _OF_MANY
+        if PurePosixPath(name).suffix.lower() in suffixes or problem in _OF_MANY or PurePosixPath(name).name == TAIL
     ]
 
 

@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from msrrn.geometry import FARTHEST
 from msrrn.landmarks import NUM_LANDMARKS, inter_ocular, inter_pupil
 
 MAX_BYTES: Final = 1 << 20
@@ -35,9 +36,9 @@ def usable_shape(points: NDArray[np.float64]) -> NDArray[np.float64]:
     if points.ndim != 2 or points.shape[1] != 2 or len(points) != NUM_LANDMARKS:
         raise BadAnnotation("count", f"{len(points)} points instead of {NUM_LANDMARKS}")
     shape = np.array(points, dtype=np.float64)
-    finite = np.isfinite(shape).all(axis=1)
+    finite = (np.abs(shape) < FARTHEST).all(axis=1)
     if not finite.all():
-        raise BadAnnotation("not_finite", f"point {int(np.argmin(finite)) + 1} is not finite")
+        raise BadAnnotation("not_finite", f"point {int(np.argmin(finite)) + 1} is not finite, or too far away")
     if not (np.ptp(shape, axis=0) > 0).all():
         raise BadAnnotation("flat", "all points lie on one horizontal or vertical line")
     if min(inter_pupil(shape), inter_ocular(shape)) < 1e-3 * np.ptp(shape, axis=0).max():

@@ -8,7 +8,16 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
-from pipelines.archives.names import ARCHIVE_SUFFIXES, is_hidden, is_safe, normal, printable, split_url
+from pipelines.archives.names import (
+    ARCHIVE_SUFFIXES,
+    UNSUPPORTED_SUFFIXES,
+    has_suffix,
+    is_hidden,
+    is_safe,
+    normal,
+    printable,
+    split_url,
+)
 from pipelines.decoding import Limits
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
@@ -35,8 +44,8 @@ class Files:
 
     Names are POSIX paths below `url`, without `./`. Hidden files and what macOS adds to archives are left out.
     Linked folders are entered, each real folder once. The archives in a folder that holds no picture of its
-    own are entered like folders: `lfpw.zip/trainset/a.png`. Of members of one name the last counts. Files are
-    listed once by each object, which travels as its URL alone.
+    own are entered like folders: `lfpw.zip/trainset/a.png`; beside pictures, and inside another archive, they are
+    not. Of members of one name the last counts. Files are listed once by each object, which travels as its URL alone.
     """
 
     url: str
@@ -102,7 +111,7 @@ class Files:
             return held(self.url), normal(name)
         parts = PurePosixPath(name).parts
         for index, part in enumerate(parts[:-1], start=1):
-            if part.lower().endswith(ARCHIVE_SUFFIXES):
+            if has_suffix(part, ARCHIVE_SUFFIXES):
                 url = Store(self.url).child("/".join(parts[:index])).url
                 if is_archive(url):
                     return held(url), "/".join(parts[index:])
@@ -134,8 +143,11 @@ def open_files(url: str) -> Files:
 
 def _folder(store: Store) -> dict[str, Entry]:
     entries = dict(_walk(store, set()))
-    archives = [name for name, entry in entries.items() if _may_be_entered(name, entry)]
-    for name in archives if not any(is_picture(name) for name in entries) else []:
+    enter = not any(is_picture(name) for name in entries)
+    for name in [name for name, entry in entries.items() if not entry.problem and has_suffix(name, ARCHIVE_SUFFIXES)]:
+        if not enter:
+            entries[name] = Entry(0, "nested_archive")
+            continue
         try:
             members = _members(held(store.child(name).url))
         except OutageError:
@@ -149,11 +161,12 @@ def _folder(store: Store) -> dict[str, Entry]:
 
 
 def _members(archive: HeldArchive) -> dict[str, Entry]:
-    return {name: Entry(member.size, member.problem) for name, member in archive.entries.items()}
+    return {name: Entry(member.size, member.problem or _closed(name)) for name, member in archive.entries.items()}
 
 
-def _may_be_entered(name: str, entry: Entry) -> bool:
-    return name.lower().endswith(ARCHIVE_SUFFIXES) and not entry.problem
+def _closed(member: str) -> str:
+    """The problem of an archive inside an archive."""
+    return "nested_archive" if has_suffix(member, ARCHIVE_SUFFIXES + UNSUPPORTED_SUFFIXES) else ""
 
 
 def _walk(store: Store, seen: set[Path]) -> Iterator[tuple[str, Entry]]:
@@ -168,9 +181,12 @@ def _walk(store: Store, seen: set[Path]) -> Iterator[tuple[str, Entry]]:
         if uri != name:
             yield uri, Entry(0, "unreadable")
         elif size is not None and is_safe(name):
-            yield name, Entry(size)
+            yield name, Entry(size, "unsupported_archive" if has_suffix(name, UNSUPPORTED_SUFFIXES) else "")
         elif local is not None and (local / name).is_dir():
-            yield from _linked(store, name, seen)
+            if (local / name).is_symlink():
+                yield from _linked(store, name, seen)
+            else:
+                yield name, Entry(0, "forbidden")
         else:
             yield name, Entry(0, "unsafe_member")
 

@@ -116,7 +116,7 @@ def _without_face(row: dict[str, Any], place: str) -> Row | None:
         return None
     if row["status"] == "no_face":
         return Rejected(row["uri"], "no_annotation", f"{place}: no face was found in it")
-    return Rejected(row["uri"], row["reason"] or row["status"], f"{place}: {row['message']}")
+    return Rejected(row["uri"], row.get("reason") or row["status"], f"{place}: {row.get('message')}")
 
 
 def _subset(row: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import pytest
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.storage import Store
+from tests.factories import refuse
 from tests.faulty import FAULTS, Fault, FaultyEndpoint
 
 
@@ -445,6 +446,20 @@ def test_no_secret_is_told(
         store.publish("x", b"1")
     told = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(store) + str(caught.value)
     assert "planted" not in told
+
+
+def test_what_may_not_be_listed_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.publish("a/b/c", b"c")
+    store.publish("d", b"d")
+    refuse(monkeypatch, a=errno.EACCES)
+    assert store.sizes() == {"a": None, "d": 1}
+    assert store.keys() == ["d"]  # what lies beside our folders is not ours
+    with pytest.raises(UserError, match="a: "):
+        store.keys("a")
+    refuse(monkeypatch, a=errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.sizes()
 
 
 def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:

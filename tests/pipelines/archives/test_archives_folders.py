@@ -1,7 +1,6 @@
 import errno
 import os
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pytest
@@ -13,6 +12,7 @@ from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.storage import Store
+from tests.factories import refuse
 from tests.faulty import FaultyEndpoint
 from tests.pipelines.containers import growth, member, packed, publish, read, tar, zipped
 
@@ -183,16 +183,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 
 def test_what_may_not_be_opened_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(str(tmp_path), {"a.jpg": b"a", "shut/b.jpg": b"b", "gone/c.jpg": b"c"})
-    scan = os.scandir
-
-    def refusing(folder: Path) -> Any:
-        if folder.name in {"shut", "gone"}:
-            raise {"shut": PermissionError, "gone": FileNotFoundError}[folder.name](
-                {"shut": errno.EACCES, "gone": errno.ENOENT}[folder.name], "refused"
-            )
-        return scan(folder)
-
-    monkeypatch.setattr(os, "scandir", refusing)
+    refuse(monkeypatch, shut=errno.EACCES, gone=errno.ENOENT)
     assert read(str(tmp_path)) == [("a.jpg", b"a"), ("shut", "forbidden")]
 
 

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import io
 import os
@@ -19,9 +20,10 @@ from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.sources import files as files_module
 from pipelines.sources import held as held_module
-from pipelines.sources import open_annotated
+from pipelines.sources import open_annotated, rejected_files
 from pipelines.sources.files import Files, open_files
 from pipelines.storage import Store
+from tests.factories import refuse
 
 FILES = {"a/1.jpg": b"one" * 100, "b/2 _01.jpg": b"two", "c.pts": b""}
 KINDS = ["folder", "faces.tar", "faces.tar.gz", "faces.TGZ", "faces.zip"]
@@ -140,6 +142,30 @@ def test_archives_in_a_folder_without_pictures_are_folders(
     assert not files.exists("afw.zip/2.jpg")
     Store(url).publish("in/own.jpg", b"")
     assert list(open_files(f"{url}/in").sizes()) == ["afw.zip", "helen.tar", "lfpw.zip", "own.jpg", "val.txt"]
+
+
+def test_what_is_not_entered_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tar({f"{index}.jpg": bytes(600) for index in range(4)})
+    for name, data in {
+        "cut/faces.tar": whole[: 2 * 1536],
+        "in/faces.zip": zipped(("a.jpg", b"a"), ("more.zip", zipped(("b.jpg", b"b")))),
+        "beside/a.jpg": b"a",
+        "beside/more/faces.tar": whole,
+        "beside/more/faces.7z": b"7z",
+        "shut/a.jpg": b"a",
+        "shut/more/b.jpg": b"b",
+    }.items():
+        Store(str(tmp_path)).publish(name, data)
+
+    def rows(folder: str) -> dict[str, str]:
+        return {row.uri: row.reason for row in rejected_files(open_files(str(tmp_path / folder)))}
+
+    assert rows("cut") == {"faces.tar/(end of archive)": "truncated"}
+    assert rows("in") == {"faces.zip/more.zip": "nested_archive"}
+    assert rows("beside") == {"more/faces.tar": "nested_archive", "more/faces.7z": "unsupported_archive"}
+    assert rows("shut") == {}
+    refuse(monkeypatch, more=errno.EACCES)
+    assert rows("shut") == {"more": "forbidden"}
 
 
 def test_an_outage_is_no_broken_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
