@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 
 from pipelines.dataset.manifest import LeftOut, read_manifest
-from pipelines.dataset.photos import PhotoGroup, Seen
+from pipelines.dataset.photos import HELD, PhotoGroup, Seen
 from pipelines.dataset.planned import PlannedPhoto
 from pipelines.dataset.unit_records import forgotten_faces, read_record
 from pipelines.errors import UserError
@@ -32,11 +32,12 @@ def as_held(group: PhotoGroup, held: Mapping[str, Seen], append_to: str) -> Phot
     return replace(group, seen=replace(group.seen, declared=there.declared))
 
 
-def refuse_trained_tests(alike: Sequence[Sequence[Seen]], append_to: str) -> None:
-    """Raises UserError where a new test photo shows what the dataset that is appended to has in a unit."""
+def refuse_trained_tests(alike: Sequence[Sequence[Seen]], fresh: Collection[str], append_to: str) -> None:
+    """Raises UserError where a test photo among the `fresh` ones shows what the dataset that is appended to has in a
+    unit, unless that was declared to be of another split, too: then both stay."""
     for cluster in alike:
-        inside = next((seen for seen in cluster if seen.settled), None)
-        test = next((seen for seen in cluster if seen.declared == "test" and not seen.settled), None)
+        inside = next((seen for seen in cluster if seen.settled and seen.declared not in HELD), None)
+        test = next((seen for seen in cluster if seen.declared == "test" and seen.sha256 in fresh), None)
         if inside and test:
             raise UserError(
                 f"{test.uri} is declared test, and shows what {inside.uri} shows, which {append_to} has in "

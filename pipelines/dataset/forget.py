@@ -59,8 +59,8 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
     stuck: dict[str, UserError] = {}
     made: dict[str, str | None] = {}
     for name, manifest in manifests.items():
-        if holding.isdisjoint(unit.key for unit in manifest.units):
-            _forget_held(place.child(name), manifest, wanted)
+        held = {photo.sha256 for photo in manifest.held}
+        if holding.isdisjoint(unit.key for unit in manifest.units) and held.isdisjoint(wanted):
             _hide_rejected(place.child(name), manifest)
             continue
         try:
@@ -173,13 +173,6 @@ def _clear(place: Store, holding: Collection[str]) -> None:
         if folder := dataset.local_path():
             with suppress(OSError):  # what somebody else put there stays
                 folder.rmdir()
-
-
-def _forget_held(dataset: Store, manifest: Manifest, wanted: Collection[str]) -> None:
-    """Photos that it holds out of its units are known by their digests and prints."""
-    held = [photo for photo in manifest.held if photo.sha256 not in wanted]
-    if len(held) < len(manifest.held):
-        dataset.publish(MANIFEST, manifest.model_copy(update={"held": held}).model_dump_json(indent=1).encode())
 
 
 def _hide_rejected(dataset: Store, manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ from pipelines.archives.ahead import begun
 from pipelines.checks import CHECKS, check_detection, check_in_picture
 from pipelines.dataset.manifest import LeftOut
 from pipelines.dataset.prints import near_duplicates, photo_print
-from pipelines.decoding import Photo
+from pipelines.decoding import Photo, Undecodable
 from pipelines.detection import Detection, Detector, expected_box, match, open_detector
 from pipelines.detection.annotated import AnnotatedBoxes
 from pipelines.engine import run_units
@@ -32,7 +32,7 @@ Finder = Detector | AnnotatedBoxes
 class Seen:
     """What splits are assigned by: a photo, its place, the split that its source declares, and its print.
 
-    `print` is empty where the picture cannot be decoded. `settled` is the split of a photo that is in a
+    `print` is empty where the picture shows nothing. `settled` is the split of a photo that is in a
     dataset already.
     """
 
@@ -143,11 +143,14 @@ def _read(faces: Sequence[AnnotatedPhoto], read: Callable[[], bytes]) -> _Read:
         data = read()
     except OutageError:
         raise
-    except ChangedPictureError as error:
-        return _Read(faces, reason=error.reason, message=str(error))
+    except ChangedPictureError as error:  # its text names the source's place, which differs from machine to machine
+        return _Read(faces, reason=error.reason)
     except UserError:
         return _Read(faces, reason="unreadable")
-    return _Read(faces, hashlib.sha256(data).hexdigest(), photo_print(data))
+    try:
+        return _Read(faces, hashlib.sha256(data).hexdigest(), photo_print(data))
+    except Undecodable as error:  # what is no picture may be the same as another: empty, or a page that says "404"
+        return _Read(faces, reason=error.reason, message=error.message)
 
 
 def clusters(photos: Sequence[Seen]) -> list[list[Seen]]:

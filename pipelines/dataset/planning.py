@@ -73,7 +73,7 @@ def plan(
     fresh = {group.sha256 for group in new}
     before = [*(photo.seen for photo in photos), *(seen for digest, seen in held.items() if digest not in fresh)]
     alike = clusters([*(group.seen for group in new), *before])
-    refuse_trained_tests(alike, append_to)
+    refuse_trained_tests(alike, fresh, append_to)
     split_of = assign_splits(alike, settings.val_share)
     for group in groups:
         split = split_of[group.sha256]
@@ -90,15 +90,16 @@ def plan(
         if group.sha256 in forgotten:
             left_out += _all_faces(group, REASON, MESSAGE)
             continue
-        key = _photo_key(group, split, find)
-        if group.sha256 in known and group.seen.declared in HELD - {split}:
+        same = known.get(group.sha256)
+        key = _photo_key(group, split, same.seen.declared if same else group.seen.declared, find)
+        if same and group.seen.declared in HELD - {split}:
             raise UserError(
                 f"{group.faces[0].root}/{group.uri} is declared {group.seen.declared}, and "
                 f"{append_to} has it in {split}; a photo must be in one split only: prepare all sources together"
             )
-        if group.sha256 not in known:
+        if same is None:
             photos.append(PlannedPhoto(key, split, group.seen, len(group.faces), group, made_in.get(key)))
-        elif key != known[group.sha256].key:
+        elif same and key != same.key:
             message = f"{append_to} has this photo with other annotations: prepare all sources together"
             left_out += _all_faces(group, "known_photo", message)
     told = set(left_out)
@@ -110,7 +111,13 @@ def plan(
         for part in cut([photo for photo in photos if photo.split == split], settings.photos_per_shard)
     )
     left_out.sort(key=lambda item: (item.uri, item.reason))
-    name = _digest(digest, *(unit.key for unit in units), *(item.model_dump_json() for item in left_out))
+    outside = tuple(seen for _, seen in sorted(held.items()))
+    name = _digest(
+        digest,
+        *(unit.key for unit in units),
+        *(item.model_dump_json() for item in left_out),
+        *(f"{seen.sha256}\x1f{seen.uri}\x1f{seen.declared}" for seen in outside),
+    )
     faces = sum(photo.faces for photo in photos) + len(left_out)
     warnings = tuple(near_duplicates_found(alike))
     return Plan(
@@ -124,7 +131,7 @@ def plan(
         warnings,
         find,
         faces,
-        tuple(seen for _, seen in sorted(held.items())),
+        outside,
         places,
         forgotten,
     )
@@ -152,14 +159,15 @@ def cut(photos: Sequence[PlannedPhoto], mean: int) -> Iterator[list[PlannedPhoto
         yield part
 
 
-def _photo_key(group: PhotoGroup, split: str, find: Finder) -> str:
+def _photo_key(group: PhotoGroup, split: str, declared: str | None, find: Finder) -> str:
     boxes = [find(face) if isinstance(find, AnnotatedBoxes) else None for face in group.faces]
     faces = [
         f"{face.uri}\x1f{face.annotation_uri}\x1f{face.subset}\x1f"
         f"{np.ascontiguousarray(face.shape, '<f8').tobytes().hex()}\x1f{found and found.box.edges}"
         for face, found in zip(group.faces, boxes, strict=True)
     ]
-    return _digest(group.sha256, split, *faces)
+    # What is appended later is split by whether photos were declared to be of another split than train.
+    return _digest(group.sha256, split, *([declared] if declared in HELD else []), *faces)
 
 
 def _digest(*parts: object) -> str:

@@ -91,7 +91,9 @@ def prepare(
                 _finish(work, settings, tolerance)
     else:
         progress(len(work.units), len(work.units), "shards made before, reused")
-    return work.dataset, read_manifest(work.dataset)
+    manifest = read_manifest(work.dataset)
+    enforce(tolerance, manifest.left_out, manifest.counts["faces_in"])  # it may have been made with another
+    return work.dataset, manifest
 
 
 def _finish(work: Plan, settings: PrepareSettings, tolerance: Tolerance) -> None:

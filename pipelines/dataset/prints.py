@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.decoding import Limits, Undecodable, decode
+from pipelines.decoding import Limits, decode
 
 MAX_DISTANCE: Final = 7
 """Bits in which hashes of one photo's copies may differ: of four blocks of 16 bits, one then differs by 1 at most."""
@@ -42,12 +42,15 @@ _REDUCED: Final = {
 
 
 def photo_print(data: bytes) -> str:
-    """The print of an encoded picture: 204 characters of base64, or "" where it cannot be decoded or shows nothing.
+    """The print of an encoded picture: 204 characters of base64, or "" where it shows nothing.
 
     The same bytes give the same print; orientation by EXIF is undone first.
+
+    Raises:
+        Undecodable: it cannot be decoded.
     """
     grey = _grey(data)
-    if grey is None or grey.std() < _MIN_CONTRAST:
+    if grey.std() < _MIN_CONTRAST:
         return ""
     small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64)
     lowest = cv2.dct(small)[:8, :8].round(3)
@@ -84,7 +87,7 @@ def near_duplicates(prints: Sequence[str]) -> list[set[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _grey(data: bytes) -> NDArray[np.uint8] | None:
+def _grey(data: bytes) -> NDArray[np.uint8]:
     """The picture in grey, upright; a JPEG is decoded at the smallest scale that keeps `_SMALL` pixels."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -96,10 +99,7 @@ def _grey(data: bytes) -> NDArray[np.uint8] | None:
         grey = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[factor])
         if grey is not None:
             return np.asarray(grey, np.uint8)
-    try:
-        return np.asarray(cv2.cvtColor(decode(data).rgb, cv2.COLOR_RGB2GRAY), np.uint8)
-    except Undecodable:
-        return None
+    return np.asarray(cv2.cvtColor(decode(data).rgb, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
 def _normalised(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from msrrn.synthetic import SyntheticPhoto
+from msrrn.synthetic import SyntheticPhoto, draw_photo
 from pipelines.dataset.forget import forget_in_datasets
 from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.dataset.prepare import prepare
@@ -92,7 +93,49 @@ def test_what_is_held_out_is_forgotten_too(parts: tuple[Path, Path], photos: Pho
     old = made([parts[0]], tmp_path / "out")
     digest = hashlib.sha256(photos[0][4].jpeg).hexdigest()
     assert digest in {photo.sha256 for photo in old.held}
-    forget_in_datasets(str(tmp_path / "out"), [digest], 1, lambda done, total, text: None)
-    left = read_manifest(Store(str(tmp_path / "out" / old.name)))
+    forgot = forget_in_datasets(str(tmp_path / "out"), [digest], 1, lambda done, total, text: None)
+    left = read_manifest(Store(str(tmp_path / "out" / str(forgot.datasets[old.name]))))
     assert digest not in {photo.sha256 for photo in left.held}
     assert len(left.held) == len(old.held) - 1
+    assert left.units == old.units
+    assert made([parts[0]], tmp_path / "out") == left
+
+
+def test_a_test_photo_that_was_replaced_makes_another_dataset(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    old = made([parts[0]], tmp_path / "out")
+    put(parts[0], "lfpw/testset/0", draw_photo(9, 0))
+    new = made([parts[0]], tmp_path / "out")
+    assert new.units == old.units
+    assert new.name != old.name
+    assert {photo.sha256 for photo in new.held} != {photo.sha256 for photo in old.held}
+
+
+def test_what_shows_the_same_in_val_and_test_is_no_trouble_later(photos: Photos, tmp_path: Path) -> None:
+    put(tmp_path / "first", "lfpw/trainset/0", photos[0][0])
+    put(tmp_path / "first", "lfpw/trainset/1", photos[0][1])
+    put(tmp_path / "first", "lfpw/testset/0", photos[0][0], smaller(photos[0][0]))
+    (tmp_path / "first" / "val.txt").write_text("lfpw/trainset/0\n")
+    old = made([tmp_path / "first"], tmp_path / "out")
+    assert (old.counts["train"], old.counts["val"], len(old.held)) == (1, 1, 1)
+    put(tmp_path / "second", "a/2", photos[0][2])
+    grown = made([tmp_path / "second"], tmp_path / "out", old.name)
+    assert grown == made([tmp_path / "first", tmp_path / "second"], tmp_path / "whole")
+
+
+def test_photos_that_were_declared_later_are_so_for_what_is_appended(photos: Photos, tmp_path: Path) -> None:
+    settings = PLAIN.model_copy(update={"val_share": 0.5})
+    for index in range(6):
+        put(tmp_path / "first", f"a/{index}", photos[0][index])
+    job = ([str(tmp_path / "first")], str(tmp_path / "out"), settings, 1)
+    drawn = prepare(*job)[1]
+    records = (json.loads(path.read_bytes()) for path in (tmp_path / "out" / "records").rglob("val-*.json"))
+    chosen = [photo["uri"].removesuffix(".jpg") for record in records for photo in record["photos"]]
+    (tmp_path / "first" / "val.txt").write_text("\n".join(chosen))
+    declared = prepare(*job)[1]
+    assert declared.counts == drawn.counts
+    digests = [hashlib.sha256(photo.jpeg).hexdigest() for photo in photos[0][6:]]
+    assert any(int(digest[32:40], 16) < 16**8 / 2 for digest in digests), "none would be held out anyway"
+    put(tmp_path / "second", "a/6", photos[0][6])
+    put(tmp_path / "second", "a/7", photos[0][7])
+    grown = prepare([str(tmp_path / "second")], *job[1:], append_to=declared.name)[1]
+    assert grown.counts["val"] == declared.counts["val"]
