@@ -34,7 +34,7 @@ class PrepareSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     val_share: float = Field(
         VAL_SHARE,
         ge=0,
@@ -102,7 +102,7 @@ class TrainSettings(BaseModel):
     precision: Precision = Field(
         "float32", description="of convolutions and matrix products in training; coordinates are always float32"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     # It fixes nothing of a model, so it is in no run's name and no card.
     checkpoint_steps: int = Field(500, ge=1, exclude=True, description="updates between checkpoints in an epoch")
 

@@ -15,8 +15,10 @@ from pipelines.progress import Counted
 from pipelines.sources.pts import format_pts
 from pipelines.storage import Store
 
-SYNTHETIC: Final = "synthetic"
-"""The folder of drawn photos, and so the subset that they belong to."""
+SYNTHETIC: Final = "msrrn-synth"
+"""The folder of drawn photos, and so the subset that they belong to. Models of these alone are free, so it is a name
+that no other pictures have by chance.
+"""
 
 RECORD: Final = "synthetic.json"
 CLAIM: Final = "synthetic-claim.json"

@@ -37,6 +37,7 @@ HISTORY: Final = "history.json"
 RECIPE: Final = 10
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples, perturbations."""
+SEEN: Final = "val_photos_learned_before"
 FREE: Final = "Apache-2.0: trained on synthetic faces alone"
 RESTRICTED: Final = "that of the annotations it was trained on; those of 300-W allow research only"
 
@@ -119,7 +120,8 @@ def train_model(
         model = state.averaged.cpu()
         data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
         model.lean.copy_(lean(model, data))
-        card = _card(model, calibrate(model, val), validate(model, val), manifest, settings, data.photos())
+        metrics = validate(model, val) | _seen(val, settings.init)
+        card = _card(model, calibrate(model, val), metrics, manifest, settings, data.photos())
         _publish(artifact, model, card, state.history)
     checkpoints.finish()
     return _trained(artifact, name, reused)
@@ -186,10 +188,18 @@ def _card(
         licence=_licence(manifest, settings.init),
         metrics={
             "protocol": "validation faces of the dataset, crops from detector boxes, NRMSE over the pupils' "
-            "distance (IP), fractions",
+            "distance (IP), fractions"
+            + (f"; {metrics[SEEN]} of their photos were learned by what it started from" if SEEN in metrics else ""),
             **metrics,
         },
     )
+
+
+def _seen(val: Loader, init: InitialWeights | None) -> EpochMetrics:
+    """How many validation photos flatter a model, since what it started from was trained on them; none: nothing."""
+    before = set(init.photos) if init else set()
+    seen = sum(digest[:PHOTO_DIGITS] in before for digest in val.photos()) if before else 0
+    return {SEEN: seen} if seen else {}
 
 
 def _publish(artifact: Store, model: MSRRN, card: Card, history: Sequence[EpochMetrics]) -> None:

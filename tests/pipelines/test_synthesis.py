@@ -13,7 +13,7 @@ from pipelines.decoding import Undecodable, decode
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, open_annotated
 from pipelines.sources.pts import parse_pts
-from pipelines.synthesis import RECORD, synthesise, synthetic_archive
+from pipelines.synthesis import RECORD, SYNTHETIC, synthesise, synthetic_archive
 from tests.factories import killed_at_write, times, tree
 
 Photos = tuple[list[SyntheticPhoto], list[SyntheticPhoto]]
@@ -34,7 +34,7 @@ def test_several_faces_of_a_photo_have_a_file_each(quick: list[SyntheticPhoto], 
     assert (made.photos, made.seed, made.faces) == (5, 0, 7)
     assert seen[-1] == (5, 5)
     stems = ["000000_1", "000000_2", "000001_1", "000001_2", "000002", "000003", "000004"]
-    pictures = tmp_path / "synthetic"
+    pictures = tmp_path / SYNTHETIC
     assert sorted(path.name for path in pictures.iterdir()) == sorted(
         f"{stem}{suffix}" for stem in stems for suffix in (".jpg", ".pts")
     )

@@ -18,6 +18,7 @@ from pipelines.errors import UsageError, UserError
 from pipelines.models import PHOTO_DIGITS, initial_weights, read_model
 from pipelines.settings import InitialWeights, TrainSettings
 from pipelines.storage import Store
+from pipelines.synthesis import SYNTHETIC
 from pipelines.training import train as station
 from pipelines.training.checkpoints import RUN, STATE, Checkpoints
 from pipelines.training.epochs import Epoch
@@ -218,7 +219,7 @@ def test_a_start_that_does_not_fit_is_refused(dataset: Dataset, tmp_path: Path) 
 
 
 def test_a_licence_follows_the_weights(dataset: Dataset) -> None:
-    synthetic = dataset[1].model_copy(update={"faces_by_source": {"synthetic": {"train": 8}}})
+    synthetic = dataset[1].model_copy(update={"faces_by_source": {SYNTHETIC: {"train": 8}}})
     real = dataset[1].model_copy(update={"faces_by_source": {"afw": {"train": 8}}})
     free, restricted = (station._licence(manifest, None) for manifest in (synthetic, real))
     of = InitialWeights(version="0", dataset="0", faces_by_source={}, licence=free)
