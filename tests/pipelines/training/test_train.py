@@ -218,6 +218,13 @@ def test_a_start_that_does_not_fit_is_refused(dataset: Dataset, tmp_path: Path) 
     assert not tree(tmp_path)
 
 
+def test_validation_photos_that_its_start_had_learned_are_counted(dataset: Dataset) -> None:
+    val = Loader(*dataset, "val")
+    of = InitialWeights(version="0", dataset="0", faces_by_source={}, licence="any")
+    learned = of.model_copy(update={"photos": (val.photos()[0][:PHOTO_DIGITS], "0" * PHOTO_DIGITS)})
+    assert [station._seen(val, init) for init in (None, of, learned)] == [{}, {}, {station.SEEN: 1}]
+
+
 def test_a_licence_follows_the_weights(dataset: Dataset) -> None:
     synthetic = dataset[1].model_copy(update={"faces_by_source": {SYNTHETIC: {"train": 8}}})
     real = dataset[1].model_copy(update={"faces_by_source": {"afw": {"train": 8}}})
