@@ -14,7 +14,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from pipelines.annotation.exports import coco, cvat
+from pipelines.annotation.exports import coco, cvat, mark
 from pipelines.annotation.exports.pictures import AnnotatedPictures, Face, Picture, numbers, picture_suffix
 from pipelines.annotation.tables import Annotations
 from pipelines.errors import UserError
@@ -67,7 +67,7 @@ def review(
     """Writes the pictures of the `worst` least certain faces, with all of their faces drawn, below `out`.
 
     Raises:
-        UserError: there is no run or no face, none of the pictures can be read, or `out` holds a review, which a
+        UserError: there is no run or no face, none of the pictures can be read, or `out` holds annotations, which a
             person may have worked on.
     """
     store = Store(out)
@@ -78,6 +78,7 @@ def review(
     chosen = _chosen(pictures, worst)
     if not chosen:
         raise UserError(f"{annotations.store.url} has no face to review: annotate pictures with faces first")
+    mark(store, format)
     shown = sorted(_written(pictures, chosen, store), key=lambda it: it.name)
     if not shown:
         reasons = ", ".join(f"{reason} × {count}" for reason, count in sorted(pictures.unreadable.items()))
@@ -133,7 +134,10 @@ def _write_cvat(shown: Sequence[Shown], out: Store) -> str:
     """Names are those of the files alone, as a task has them that was made from the files of `images`."""
     out.publish(cvat.LABELS, cvat.labels(_ATTRIBUTES))
     with out.writing(cvat.FILE) as file:
-        images = ((it.picture, it.name, [(face, _attributes(face, it)) for face in it.picture.faces]) for it in shown)
+        images = (
+            (place, it.picture, it.name, [(face, _attributes(face, it)) for face in it.picture.faces])
+            for place, it in enumerate(shown)
+        )
         cvat.write_document(file, _ATTRIBUTES, images)
     return cvat.FILE
 

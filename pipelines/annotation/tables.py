@@ -153,6 +153,14 @@ class Annotations:
         wanted = plan.filter(pc.is_in(plan["uri"], pa.array(uris, pa.string())))
         yield from ((item.uri, data) for item, data in read_inputs(self._source, inputs_of(wanted)))
 
+    def lies_in(self, place: Store) -> bool:
+        """Whether the archive is this place, or lies below it."""
+        archive = Store(self._source).absolute()
+        here, there = archive.local_path(), place.absolute().local_path()
+        if here and there:
+            return there.resolve() in {here.resolve(), *here.resolve().parents}
+        return f"{archive.url}/".startswith(f"{place.url}/")
+
     @cached_property
     def _plan(self) -> pa.Table | None:
         return read_plan(self.store)

@@ -5,6 +5,8 @@ with a face that is taken are in it. Every format names the picture by its `uri`
 run's tables and to the archive, and has landmarks in pixels of the upright picture.
 """
 
+import json
+from contextlib import suppress
 from importlib import import_module
 from typing import Final, Protocol
 
@@ -13,6 +15,7 @@ from pydantic import BaseModel
 from pipelines.annotation.exports.pictures import AnnotatedPictures
 from pipelines.annotation.tables import Annotations
 from pipelines.errors import UserError
+from pipelines.outages import MissingError
 from pipelines.progress import Counted
 from pipelines.settings import ExportFormat
 from pipelines.sources.corrections import REVIEW
@@ -20,22 +23,29 @@ from pipelines.storage import Store
 
 
 class Exporter(Protocol):
-    """A format: a function with a file of its own, listed in `FORMATS`."""
+    """A format: a module, listed in `FORMATS`."""
 
-    def __call__(self, pictures: AnnotatedPictures, out: Store) -> str:
+    def write(self, pictures: AnnotatedPictures, out: Store) -> str:
         """Writes the pictures below `out`, the same bytes for the same run; returns the key of file or folder."""
+        ...
+
+    def older(self, out: Store) -> list[str]:
+        """Keys of what is there already and `write` replaces or removes."""
         ...
 
 
 FORMATS: Final[dict[ExportFormat, str]] = {
-    "pts": "pipelines.annotation.exports.pts:write_pts",
-    "coco": "pipelines.annotation.exports.coco:write_coco",
-    "csv": "pipelines.annotation.exports.csv_points:write_csv",
-    "cvat": "pipelines.annotation.exports.cvat:write_cvat",
-    "imglab": "pipelines.annotation.exports.imglab:write_imglab",
-    "webdataset": "pipelines.annotation.exports.webdataset:write_webdataset",
+    "pts": "pts",
+    "coco": "coco",
+    "csv": "csv_points",
+    "cvat": "cvat",
+    "imglab": "imglab",
+    "webdataset": "webdataset",
 }
 """Name of a format → its exporter, imported when it is asked for."""
+
+MARK: Final = ".msrrn-exports.json"
+"""The formats of which an export was written here: that, and nothing else, is replaced by the next one."""
 
 
 class Exported(BaseModel):
@@ -55,8 +65,7 @@ class Exported(BaseModel):
 
 def exporter(name: ExportFormat) -> Exporter:
     """The exporter of a format."""
-    module, _, attribute = FORMATS[name].partition(":")
-    found: Exporter = getattr(import_module(module), attribute)
+    found: Exporter = import_module(f"{__name__}.{FORMATS[name]}")
     return found
 
 
@@ -72,7 +81,8 @@ def export(
     Faces with a lower confidence than `min_confidence` are left out.
 
     Raises:
-        UserError: there is no run, none of its units is finished yet, or a review lies in `out`.
+        UserError: there is no run, none of its units is finished yet, or `out` holds a review, the pictures of the
+            run, or what would be replaced and is no export.
     """
     _ = annotations.run  # or there is none
     if not annotations.units():
@@ -81,7 +91,10 @@ def export(
     store = Store(out)
     if store.exists(REVIEW):
         raise UserError(f"{store.url} is a review, in which a person corrects annotations: give another --out")
-    key = exporter(format)(pictures, store)
+    if format == "webdataset" and annotations.lies_in(store):
+        raise UserError(f"{store.url} holds the pictures of this run: give another --out")
+    mark(store, format)
+    key = exporter(format).write(pictures, store)
     return Exported(
         format=format,
         place=f"{store.url}/{key}".rstrip("/"),
@@ -91,3 +104,22 @@ def export(
         below_confidence=pictures.below,
         unreadable=dict(sorted(pictures.unreadable.items())),
     )
+
+
+def mark(out: Store, format: ExportFormat) -> None:  # noqa: A002
+    """Notes that an export is written here.
+
+    Raises:
+        UserError: what it would replace is none.
+    """
+    before: list[str] = []
+    with suppress(MissingError, ValueError):
+        before = json.loads(out.read_bytes(MARK))
+    if format in before:
+        return
+    if older := exporter(format).older(out):
+        raise UserError(
+            f"{out.url}/{older[0]} is there, and no export is known to have written it: give another --out, or move "
+            "it away"
+        )
+    out.publish(MARK, json.dumps(sorted({*before, format})).encode())

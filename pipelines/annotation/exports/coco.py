@@ -49,7 +49,7 @@ CATEGORY: Final[dict[str, Any]] = {
 """Edges of a skeleton count keypoints from 1."""
 
 
-def write_coco(pictures: AnnotatedPictures, out: Store) -> str:
+def write(pictures: AnnotatedPictures, out: Store) -> str:
     """See `Exporter`. Goes through the run twice: images come before annotations."""
     with out.writing(FILE) as file:
         write_document(
@@ -58,6 +58,11 @@ def write_coco(pictures: AnnotatedPictures, out: Store) -> str:
             (annotation(face, picture.id) for picture in pictures for face in picture.faces),
         )
     return FILE
+
+
+def older(out: Store) -> list[str]:
+    """See `Exporter`."""
+    return [key for key in (FILE,) if out.exists(key)]
 
 
 def write_document(file: BinaryIO, images: Iterable[dict[str, Any]], annotations: Iterable[dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ COLUMNS: Final = (
 )
 
 
-def write_csv(pictures: AnnotatedPictures, out: Store) -> str:
+def write(pictures: AnnotatedPictures, out: Store) -> str:
     """See `Exporter`."""
     with out.writing(FILE) as file:
         text = io.TextIOWrapper(file, "utf-8", newline="")
@@ -38,6 +38,11 @@ def write_csv(pictures: AnnotatedPictures, out: Store) -> str:
                 table.writerow([harmless(picture.uri), face.index, *row])
         text.detach()  # flushes, and leaves the file open
     return FILE
+
+
+def older(out: Store) -> list[str]:
+    """See `Exporter`."""
+    return [key for key in (FILE,) if out.exists(key)]
 
 
 def harmless(uri: str) -> str:

@@ -6,7 +6,8 @@ It knows two decimals, and so does this file. Points, not a skeleton: a task nee
 that are drawn by hand, and CVAT keeps their order.
 
 A task takes only labels that it has: `cvat-labels.json` beside the XML is what to paste into *Raw* where the task's
-labels are made. Pictures are found by name; where the task has them under others, by their place in its sorted list.
+labels are made. Pictures are found by name; where the task has them under others, by `id`, their place in its list,
+which is here that in the run: the archive's own order unless pictures came in later.
 CVAT turns pictures as their EXIF orientation says, as we do.
 
 Source: https://docs.cvat.ai/docs/other/xml_format and `cvat/apps/dataset_manager/formats/cvat.py`.
@@ -35,15 +36,28 @@ Shape = tuple[Face, Mapping[str, str]]
 """A face, and the attributes that it has."""
 
 
-def write_cvat(pictures: AnnotatedPictures, out: Store) -> str:
+def write(pictures: AnnotatedPictures, out: Store) -> str:
     """See `Exporter`."""
     out.publish(LABELS, labels(ATTRIBUTES))
     with out.writing(FILE) as file:
         images = (
-            (picture, picture.uri, [(face, attributes(face)) for face in picture.faces]) for picture in pictures
+            (picture.id - 1, picture, picture.uri, [(face, attributes(face)) for face in picture.faces])
+            for picture in pictures
         )
         write_document(file, ATTRIBUTES, images)
     return FILE
+
+
+def older(out: Store) -> list[str]:
+    """See `Exporter`."""
+    return [
+        key
+        for key in (
+            LABELS,
+            FILE,
+        )
+        if out.exists(key)
+    ]
 
 
 def attributes(face: Face) -> dict[str, str]:
@@ -58,9 +72,11 @@ def labels(names: Sequence[str]) -> bytes:
 
 
 def write_document(
-    file: BinaryIO, names: Sequence[str], images: Iterable[tuple[Picture, str, Sequence[Shape]]]
+    file: BinaryIO, names: Sequence[str], images: Iterable[tuple[int, Picture, str, Sequence[Shape]]]
 ) -> None:
-    """A whole document of pictures, the names of their files, and their faces; one picture is held at a time."""
+    """A whole document of pictures, each with its place in the task, the name of its file, and its faces; one is held
+    at a time.
+    """
     declared = "".join(map(_declaration, names))
     file.write(
         '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  <meta>\n    <task>\n'
@@ -68,10 +84,10 @@ def write_document(
         f"          <name>face</name>\n          <type>points</type>\n          <attributes>\n{declared}"
         "          </attributes>\n        </label>\n      </labels>\n    </task>\n  </meta>\n".encode()
     )
-    for number, (picture, name, shapes) in enumerate(images):
+    for place, picture, name, shapes in images:
         size = f'width="{picture.width}" height="{picture.height}"'
         drawn = "".join(_points(face.landmarks, values) for face, values in shapes)
-        file.write(f'  <image id="{number}" name={attribute(name)} {size}>\n{drawn}  </image>\n'.encode())
+        file.write(f'  <image id="{place}" name={attribute(name)} {size}>\n{drawn}  </image>\n'.encode())
     file.write(b"</annotations>\n")
 
 

@@ -22,7 +22,7 @@ FILE: Final = "imglab.xml"
 _HEAD: Final = "<?xml version='1.0' encoding='UTF-8'?>\n<dataset>\n<name>faces by msrrn</name>\n<images>\n"
 
 
-def write_imglab(pictures: AnnotatedPictures, out: Store) -> str:
+def write(pictures: AnnotatedPictures, out: Store) -> str:
     """See `Exporter`."""
     with out.writing(FILE) as file:
         file.write(_HEAD.encode())
@@ -32,6 +32,11 @@ def write_imglab(pictures: AnnotatedPictures, out: Store) -> str:
             file.write(f"  <image file={attribute(picture.uri)} {size}>\n{boxes}  </image>\n".encode())
         file.write(b"</images>\n</dataset>\n")
     return FILE
+
+
+def older(out: Store) -> list[str]:
+    """See `Exporter`."""
+    return [key for key in (FILE,) if out.exists(key)]
 
 
 def _box(face: Face) -> str:

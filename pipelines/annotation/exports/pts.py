@@ -24,7 +24,7 @@ MAX_FOLDERS: Final = 600
 """Bytes of a picture's folders; a path ends at 4096, and making folders goes one call deeper for each."""
 
 
-def write_pts(pictures: AnnotatedPictures, out: Store) -> str:
+def write(pictures: AnnotatedPictures, out: Store) -> str:
     """See `Exporter`."""
 
     def write(file: tuple[str, Face]) -> None:
@@ -32,12 +32,16 @@ def write_pts(pictures: AnnotatedPictures, out: Store) -> str:
         out.publish(key, format_pts(face.landmarks))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        older = (key for key in out.keys(FOLDER) if _OURS.search(key))
-        list(pool.map(out.delete, older))  # a face may be left out now
+        list(pool.map(out.delete, older(out)))  # a face may be left out now
         for _, found in pictures.units():
             files = {pts_key(picture.uri, face.index): face for picture in found for face in picture.faces}
             list(pool.map(write, files.items()))  # or raise what one of them raised
     return FOLDER
+
+
+def older(out: Store) -> list[str]:
+    """See `Exporter`."""
+    return [key for key in out.keys(FOLDER) if _OURS.search(key)]
 
 
 def pts_key(uri: str, face_index: int) -> str:

@@ -21,11 +21,10 @@ from pipelines.storage import Store
 _OURS: Final = re.compile(r"part-\d{6,}\.tar")
 
 
-def write_webdataset(pictures: AnnotatedPictures, out: Store) -> str:
+def write(pictures: AnnotatedPictures, out: Store) -> str:
     """See `Exporter`."""
-    for key in out.keys(""):
-        if _OURS.fullmatch(key):
-            out.delete(key)  # a unit may have nothing to give now
+    for key in older(out):
+        out.delete(key)  # a unit may have nothing to give now
     for unit, found in pictures.units():
         taken = list(found)
         if not taken:
@@ -36,6 +35,11 @@ def write_webdataset(pictures: AnnotatedPictures, out: Store) -> str:
                 _add(tar, f"{key}{picture_suffix(picture, data)}", data)
                 _add(tar, f"{key}.json", json.dumps(_sample(picture)).encode())
     return ""
+
+
+def older(out: Store) -> list[str]:
+    """See `Exporter`."""
+    return [key for key in out.keys("") if _OURS.fullmatch(key)]
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

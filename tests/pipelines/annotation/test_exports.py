@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
-from pipelines.annotation.exports import FORMATS, Exported, export
+from pipelines.annotation.exports import FORMATS, MARK, Exported, export
 from pipelines.annotation.exports.coco import NAMES
 from pipelines.annotation.exports.pictures import AnnotatedPictures
 from pipelines.annotation.exports.pts import pts_key
-from pipelines.annotation.tables import SUMMARY, Annotations
+from pipelines.annotation.review import review
+from pipelines.annotation.tables import RUN, SUMMARY, Annotations
 from pipelines.errors import UserError
 from pipelines.settings import ExportFormat
 from pipelines.sources import FORMATS as SOURCES
@@ -237,7 +238,7 @@ def test_an_export_that_breaks_leaves_what_was_there(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Run, "faces", faces)
     with pytest.raises(UserError, match="gone"):
         export(run, "coco", str(tmp_path / "out"), 0.5)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"coco.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"coco.json", MARK}
     assert tree(tmp_path / "out") == before
 
 
@@ -418,7 +419,7 @@ def test_cvat_is_as_its_format_says(tmp_path: Path) -> None:
     export(run_of(tmp_path / "run", SHAPES), "cvat", str(tmp_path))
     root = check_cvat((tmp_path / "annotations.xml").read_bytes())
     images = root.findall("image")
-    assert [image.get("id") for image in images] == ["0", "1", "2", "3"]
+    assert [image.get("id") for image in images] == ["0", "1", "2", "4"]  # places in the archive
     assert [image.get("name") for image in images] == [uri for uri, some in SHAPES.items() if some]
     (label,) = json.loads((tmp_path / "cvat-labels.json").read_text())
     declared = root.find("meta/task/labels/label")
@@ -502,8 +503,8 @@ def test_pts_of_hostile_names_stay_below_their_folder(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", {name: [a_face()] for name in names})
     export(run, "pts", str(tmp_path / "in" / "out"))
     assert {path.name for path in (tmp_path / "in").iterdir()} == {"out"}
-    assert {path.name for path in (tmp_path / "in" / "out").iterdir()} == {"pts"}
-    assert len(tree(tmp_path / "in" / "out")) == len(names)  # each face has a file of its own
+    assert {path.name for path in (tmp_path / "in" / "out").iterdir()} == {"pts", MARK}
+    assert len(tree(tmp_path / "in" / "out" / "pts")) == len(names)  # each face has a file of its own
     assert (tmp_path / "in/out/pts/x.jpg.0.pts").is_file()
     assert pts_key("a/b.jpg", 3) == "pts/a/b.jpg.3.pts"
 
@@ -516,8 +517,9 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
 def test_a_webdataset_tells_nothing_of_who_made_it(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", SHAPES)
     export(run, "webdataset", str(tmp_path / "out"))
-    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [f"part-00000{n}.tar" for n in range(3)]
-    members = [member for path in sorted((tmp_path / "out").iterdir()) for member in _members(path)]
+    tars = sorted((tmp_path / "out").glob("*.tar"))
+    assert [path.name for path in tars] == [f"part-00000{n}.tar" for n in range(3)]
+    members = [member for path in tars for member in _members(path)]
     names = [
         f"{number:010}{suffix}" for number in (1, 2, 3, 5) for suffix in (".png" if number == 3 else ".jpg", ".json")
     ]
@@ -569,6 +571,35 @@ def test_an_export_replaces_an_older_one(made: ExportFormat, tmp_path: Path) -> 
     export(run, made, str(tmp_path / "anew"), min_confidence=0.8)
     assert 0 < few.faces < 7
     assert tree(out) == tree(tmp_path / "anew") | {"pts/mine.pts": b"mine", "mine.tar": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("made", "key"),
+    [
+        *[("pts", "pts/a.jpg.0.pts"), ("coco", "coco.json"), ("csv", "faces.csv"), ("cvat", "annotations.xml")],
+        *[("imglab", "imglab.xml"), ("webdataset", "part-000123.tar")],
+    ],
+)
+def test_what_no_export_wrote_stays(made: ExportFormat, key: str, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", SHAPES)
+    out = tmp_path / "out"
+    (out / key).parent.mkdir(parents=True)
+    (out / key).write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"{key} is there, and no export is known to have written it"):
+        export(run, made, str(out))
+    if made == "coco" or made == "cvat":
+        with pytest.raises(UserError, match=rf"{key} is there, and no export"):
+            review(run, 3, made, str(out))
+    assert tree(out) == {key: b"mine"}
+
+
+@pytest.mark.parametrize("archive", ["in", "in/part-000000.tar", "in/more/photos"])
+def test_a_webdataset_does_not_replace_the_archive_of_its_run(archive: str, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", SHAPES)
+    place = tmp_path / "run" / RUN
+    place.write_text(json.dumps(json.loads(place.read_bytes()) | {"source": str(tmp_path / archive)}))
+    with pytest.raises(UserError, match="holds the pictures of this run"):
+        export(run, "webdataset", str(tmp_path / "in"))
 
 
 def test_a_run_that_goes_on_does_not_change_an_export(tmp_path: Path) -> None:

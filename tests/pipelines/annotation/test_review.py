@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from msrrn.augmentation import AugmentationSettings
 from msrrn.geometry import Similarity
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.annotation.exports import export
+from pipelines.annotation.exports import MARK, export
 from pipelines.annotation.review import review
 from pipelines.annotation.tables import Annotations
 from pipelines.dataset.photos import PhotoGroup, Seen
@@ -109,7 +109,7 @@ def test_the_least_certain_faces_with_all_of_their_pictures(made: ReviewFormat, 
     files = tree(out)
     pictures = {key: data.decode() for key, data in files.items() if key.startswith("images/")}
     assert pictures == {"images/0001-z.jpg": "z", "images/0002-_.jpg": "../b/=ü 顔.jpg"}
-    others = {"README.txt", "review.json", FILES[made], *(["cvat-labels.json"] if made == "cvat" else [])}
+    others = {"README.txt", "review.json", MARK, FILES[made], *(["cvat-labels.json"] if made == "cvat" else [])}
     assert set(files) - set(pictures) == others
     if made == "cvat":
         root = check_cvat(files[FILES[made]])
