@@ -57,6 +57,7 @@ def explained(url: str, key: str) -> Iterator[None]:
             what = "the S3 credentials" if remote else "the path"
             raise UserError(f"{name}: {_said(error)}; check {what} and the rights there") from None
         if not remote:
+            error.filename = error.filename or name  # reading names no file
             raise
         raise _s3_failed(name, error) from None
     except Exception as error:

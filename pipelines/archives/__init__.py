@@ -8,6 +8,7 @@ place. Memory is that of the largest folder's names and of a few pictures, whate
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain, groupby
 
 from pipelines.archives.containers import SUFFIXES, borrowed, list_container
@@ -16,6 +17,7 @@ from pipelines.archives.folders import Found, walk
 from pipelines.archives.inputs import PROBLEMS, Input, reason_of, unopened, unusable
 from pipelines.archives.lists import list_entries, place_of
 from pipelines.archives.names import LIST_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, split_url
+from pipelines.archives.patience import Patience
 from pipelines.archives.tables import NoPicturesError
 from pipelines.decoding import Limits, Undecodable
 from pipelines.errors import UserError
@@ -161,5 +163,6 @@ def _read_container(
             for item in items:
                 yield item, unusable(item, limit) or unopened(error)
             return
+        patience = Patience()
         for item in items:
-            yield item, container.read(item, limit)
+            yield item, patience.read(partial(container.read, item, limit))

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Final
 
 from pipelines.archives.inputs import PROBLEMS, Input, unopened, unusable
+from pipelines.archives.patience import Content, Patience
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
@@ -16,8 +17,6 @@ AHEAD: Final = 8
 LARGEST: Final = 8 << 20
 """Bytes of a file that is read ahead; a larger one is read when it is wanted, so that few are in memory."""
 
-Content = bytes | Undecodable
-
 
 def read_files(files: Iterable[tuple[Input, Store, str]], limit: int) -> Iterator[tuple[Input, Content]]:
     """Each input with its bytes, or with why there are none, given its folder and its name there.
@@ -25,14 +24,15 @@ def read_files(files: Iterable[tuple[Input, Store, str]], limit: int) -> Iterato
     Raises:
         OSError, OutageError: trouble that may pass, at the input that has it.
     """
+    patience = Patience()
     waiting: deque[tuple[Input, Callable[[], Content]]] = deque()
     for item, store, key in files:
         waiting.append((item, _begun(item, store, key, limit)))
         if len(waiting) > AHEAD:
             first, content = waiting.popleft()
-            yield first, content()
+            yield first, patience.read(content)
     for item, content in waiting:
-        yield item, content()
+        yield item, patience.read(content)
 
 
 def _begun(item: Input, store: Store, key: str, limit: int) -> Callable[[], Content]:

@@ -63,7 +63,7 @@ def _local(root: Path, apart: Path | None) -> Iterator[Found]:
             yield _file(path, key)
         elif without is not None and _may_be(path, without) and path.resolve() == without:
             continue
-        elif path.is_symlink() and not links.enter(path):
+        elif not links.enter(path) if path.is_symlink() else links.has_entered(path):
             yield Found(printable(key[:-1]), problem="linked_folder")
         else:
             try:
@@ -109,7 +109,7 @@ def _problem(error: OSError) -> str:
     """The reason code of a file or folder that cannot be looked at; none where it is gone. The rest may pass."""
     if error.errno in {errno.EACCES, errno.EPERM}:
         return "forbidden"
-    if error.errno == errno.ENAMETOOLONG:
+    if error.errno in {errno.ENAMETOOLONG, errno.EIO}:
         return "unreadable"
     if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
         return ""
@@ -120,15 +120,19 @@ class _Links:
     """Which real folders are entered: the root, and through links."""
 
     def __init__(self, root: Path) -> None:
-        real = root.resolve()
-        self._entered = {real}
-        self._above = set(real.parents)
+        self._root = root.resolve()
+        self._entered = {self._root}
+        self._names: set[str] = set()
 
     def enter(self, link: Path) -> bool:
-        """Whether nothing behind a link is read under another name."""
+        """Enters the folder behind a link, unless that is read under another name, or the root lies in it."""
         real = link.resolve()
-        if real in self._above or not self._entered.isdisjoint({real, *real.parents}):
+        if real in self._root.parents or not self._entered.isdisjoint({real, *real.parents}):
             return False
         self._entered.add(real)
-        self._above.update(real.parents)
+        self._names.add(real.name)
         return True
+
+    def has_entered(self, folder: Path) -> bool:
+        """Whether a folder below one behind a link was entered before, through a link of its own."""
+        return folder.name in self._names and folder.resolve() in self._entered

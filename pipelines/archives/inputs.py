@@ -9,11 +9,12 @@ from pipelines.outages import MissingError
 
 PROBLEMS: Final = {
     "unsafe_member": "not a regular file (a link that leads nowhere, a device), or a path that leaves the archive",
+    "hard_link": "another name of a file that the archive has under its first one: unpack the archive to have both",
     "truncated": "the archive ends before this member does",
     "corrupt": "the archive is damaged here, or changed since it was listed: fetch or make it again",
     "unreadable": "it is gone since it was listed, or its name is too long or not valid UTF-8: rename it",
     "forbidden": "it may not be opened: check its rights, and those of the folders above it",
-    "linked_folder": "a link to a folder that is read under another name",
+    "linked_folder": "a folder, or a link to one, that is read under another name",
     "encrypted": "encrypted: unpack the archive and make a new one without a password",
     "compression": "compressed by a method other than deflate: make the archive again",
     "broken_archive": "an archive that cannot be read: fetch or make it again",

@@ -58,14 +58,16 @@ class Tar:
                 if member.isdir():
                     continue
                 problem = ""
-                if not member.isreg() or member.issparse() or not is_safe(member.name):
+                if member.islnk() and is_safe(member.name):
+                    problem = "hard_link"
+                elif not member.isreg() or member.issparse() or not is_safe(member.name):
                     problem = "unsafe_member"
                 elif not self._reaches(member.offset_data + member.size, end):
                     problem = self._broken("truncated")
                 name, version = normal(printable(member.name)), f"{member.mtime}"
                 size = min(member.size, MAX_NUMBER)
                 yield Input(name, "", member.offset_data, size, size, version, problem)
-                if problem not in {"", "unsafe_member"}:
+                if problem not in {"", "unsafe_member", "hard_link"}:
                     return
             tail = tar.offset
         self._file.seek(tail)

@@ -73,6 +73,7 @@ _PHOTOS: Final = (
     Check(
         "unsafe_member", "error", "not a regular file of the archive or folder", "put the file itself in its place"
     ),
+    Check("hard_link", "error", "another name of a file that its archive has", "unpack the archive to have both"),
     Check("encrypted", "error", "the archive's member is encrypted", "make the archive without a password"),
     Check("compression", "error", "the archive's member cannot be unpacked", "make the archive with deflate"),
     Check("broken_archive", "error", "the archive cannot be read", "fetch or make the archive again"),

@@ -1,6 +1,8 @@
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from pipelines import storage as storage_module
 from pipelines.archives import PROBLEMS, Input, list_inputs, read_inputs
 from pipelines.archives import containers as containers_module
+from pipelines.archives.tars import Tar
+from pipelines.archives.zips import Zip
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
@@ -192,14 +196,60 @@ def test_trouble_that_may_pass_is_left_to_be_retried(tmp_path: Path, monkeypatch
     items = list(list_inputs(str(tmp_path)))
 
     def flaky(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr(Path, "open", flaky)
     for item in items:
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.raises(OSError, match=r"Stale file handle: '.*/[ab]\.(jpg|zip)'"):
             list(read_inputs(str(tmp_path), [item]))
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(OSError, match="Stale file handle"):
         list(list_inputs(str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["folder", ".tar", ".zip"])
+def test_what_the_disk_cannot_read_is_a_row(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file again after pauses, but not those that follow it; and no more than some in a row."""
+    files = {f"{index:02}.jpg": b"%d" % index for index in range(60)}
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    bad = {"05", "06", "07", "20"}
+
+    def patched(read: Any, name: Callable[..., str]) -> Any:
+        def reading(*arguments: Any, **named: Any) -> Any:
+            if name(*arguments)[-6:-4] in bad:
+                raise OSError(errno.EIO, "Input/output error")
+            return read(*arguments, **named)
+
+        return reading
+
+    if kind == "folder":
+        place = publish(str(tmp_path / "in"), files)
+        monkeypatch.setattr(Path, "open", patched(Path.open, lambda path, *_: path.name))
+    else:
+        place = str(tmp_path / f"in{kind}")
+        Path(place).write_bytes(packed(kind, files))
+        reader: Any = {".tar": Tar, ".zip": Zip}[kind]
+        monkeypatch.setattr(reader, "read", patched(reader.read, lambda _, item, limit: item.uri))
+    found = read(place)
+    assert [uri for uri, data in found if data == "unreadable"] == [f"{name}.jpg" for name in sorted(bad)]
+    assert len(found) == 60
+    assert sum(pauses) == pytest.approx(2 * 4.2)
+    bad |= {f"{index:02}" for index in range(60)}
+    with pytest.raises(OSError, match="Input/output error"):
+        read(place)
+
+
+def test_a_folder_that_holds_what_a_link_led_to_is_read_nevertheless(tmp_path: Path) -> None:
+    publish(str(tmp_path / "disk"), {"2019/x.jpg": b"x", "2019/summer/s.jpg": b"s", "2019/winter/summer/w.jpg": b"w"})
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "a-best").symlink_to(tmp_path / "disk" / "2019" / "summer")
+    (tmp_path / "root" / "b-year").symlink_to(tmp_path / "disk" / "2019")
+    assert read(str(tmp_path / "root")) == [
+        ("a-best/s.jpg", b"s"),
+        ("b-year/summer", "linked_folder"),
+        ("b-year/winter/summer/w.jpg", b"w"),
+        ("b-year/x.jpg", b"x"),
+    ]
 
 
 def test_a_bucket_is_listed_page_by_page(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
