@@ -78,6 +78,7 @@ def annotate(
                 f"{place.url}: the run has {plan.inputs} pictures already, of which {work.left} are to be done, and "
                 f"cannot do the first {limit} alone: leave --limit out, or give another --out"
             )
+        before = summary_before(place)
         work.begin()
 
         def told(done: int) -> None:
@@ -85,7 +86,6 @@ def annotate(
             lease.note(f"{done} of {plan.inputs} pictures")
 
         throughput = work.run(workers, told)
-        before = summary_before(place)
         ignored, gone = listing.ignored, int(plan.gone.sum())
         if limit is not None and before:  # a part of the archive does not tell
             ignored, gone = max(ignored, before.ignored), before.gone

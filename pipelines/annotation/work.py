@@ -89,7 +89,7 @@ class Work:
     def begin(self) -> None:
         """Writes the plan down, and takes away what belongs to no unit of it."""
         out = self._job.out
-        if self.anew:
+        if self.anew or self._plan.addition is not None:
             out.delete(SUMMARY)  # until all units are those of the new plan, the run is not finished
         self._plan.publish(out)
         for key in out.keys(STAGED):  # of a unit that was killed before its record

@@ -288,6 +288,26 @@ def test_pictures_that_came_went_or_were_replaced(album: Path, face: bytes, mode
     assert third == second
 
 
+def test_a_run_is_not_finished_while_what_was_replaced_is_not_done(
+    album: Path, face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder, out = shutil.copytree(album, tmp_path / "album"), tmp_path / "out"
+    call = (str(folder), str(out), model, SETTINGS, 1)
+    annotate(*call)
+    assert Annotations(Store(str(out))).finished
+    (folder / "c/half.jpg").write_bytes(face)
+    monkeypatch.setattr("pipelines.annotation.work.run_units", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        annotate(*call)
+    monkeypatch.undo()
+    assert not Annotations(Store(str(out))).finished
+    annotate(*call)
+    assert Annotations(Store(str(out))).finished
+
+
 def test_the_number_of_threads_changes_no_bit(
     done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
