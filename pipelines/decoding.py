@@ -9,7 +9,7 @@ composited: there is no background to choose, and the colours under it are the p
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,6 +52,7 @@ _GREY: Final = {
 _FROM_THE_RIGHT: Final = {2, 3, 6, 7}
 """Orientations in which x of the upright image counts from the far end of a stored axis."""
 _FROM_BELOW: Final = {3, 4, 7, 8}
+_RAW: Final = "a camera's raw file, of which only a preview can be read: develop it, or convert it to JPEG"
 _CUT: Final = "the picture ends before its last pixel"
 _PNG_EXIF_MARKS: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
@@ -125,6 +126,8 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_size(image.size, limits)
+                if image.format == "TIFF" and _is_preview(image, data):
+                    raise Undecodable("not_an_image", _RAW)
                 orientation = _orientation(image, data)
                 reduction = _reduction(image, enough) if enough else 1
                 stored = _by_opencv(data, _COLOUR[reduction]) if image.format in _BY_OPENCV else None
@@ -214,12 +217,26 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
     """(H, W, 3), upright; loading a TIFF turns it, for the others `exif_transpose` does."""
     image.load()
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):
+    # A PGM of more than 8 bits is opened as one of 32, with its white at that of 16.
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PPM"):
         grey = (np.asarray(upright) >> 8).astype(np.uint8)
+        if image.format == "TIFF" and _tags(image).get(ExifTags.Base.PhotometricInterpretation) == 0:
+            grey = ~grey  # white is zero, which Pillow minds in 8 bits alone
         return np.repeat(grey[..., None], 3, axis=-1)
     if upright.mode in {"I", "F"}:
         raise Undecodable("not_an_image", "samples of 32 bits have no defined white: convert to 8 or 16 bits")
     return np.array(upright.convert("RGB"), np.uint8)
+
+
+def _is_preview(tiff: Image.Image, data: bytes) -> bool:
+    """Whether a TIFF begins with a small picture of another one in it, as the raw files of most cameras do."""
+    kind = _tags(tiff).get(ExifTags.Base.NewSubfileType, 0)
+    reduced = isinstance(kind, int) and bool(kind & 1)
+    return reduced or ExifTags.Base.DNGVersion in _tags(tiff) or data[8:10] == b"CR"
+
+
+def _tags(tiff: Image.Image) -> Mapping[int, object]:
+    return tiff.tag_v2  # type: ignore[attr-defined, no-any-return]
 
 
 def _turned(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from pipelines import decoding
 from pipelines.decoding import Limits, Photo, Undecodable, decode, decode_grey
@@ -113,6 +113,28 @@ def test_grey_of_16_bits_spans_the_whole_range(kind: str) -> None:
     assert (rgb.min(), rgb.max()) == (0, 255)
     assert (rgb == rgb[..., :1]).all()
     np.testing.assert_allclose(rgb[..., 0], grey / 257, atol=1)
+
+
+def test_a_pgm_of_more_than_8_bits() -> None:
+    grey = np.linspace(0, 4095, WIDTH * HEIGHT).astype(np.uint16)
+    raw = b"P5 %d %d 4095\n" % (WIDTH, HEIGHT) + grey.astype(">u2").tobytes()
+    np.testing.assert_allclose(decode(raw).rgb[..., 0].ravel(), grey / 4095 * 255, atol=1)
+
+
+def test_a_negative_tiff_of_16_bits_is_none() -> None:
+    grey = np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.uint16)
+    sink = io.BytesIO()
+    Image.fromarray(65535 - grey).save(sink, "TIFF", tiffinfo={ExifTags.Base.PhotometricInterpretation: 0})
+    assert Image.open(io.BytesIO(sink.getvalue())).tag_v2[ExifTags.Base.PhotometricInterpretation] == 0  # type: ignore[attr-defined]
+    np.testing.assert_allclose(decode(sink.getvalue()).rgb[..., 0], grey / 257, atol=1)
+
+
+@pytest.mark.parametrize("tags", [{ExifTags.Base.NewSubfileType: 1}, {ExifTags.Base.DNGVersion: b"\1\4\0\0"}])
+def test_the_preview_of_a_raw_file_is_no_picture(tags: dict[int, object]) -> None:
+    sink = io.BytesIO()
+    Image.fromarray(SCENE).save(sink, "TIFF", tiffinfo=tags)
+    with pytest.raises(Undecodable, match="raw file"):
+        decode(sink.getvalue())
 
 
 @pytest.mark.parametrize("kind", [".png", ".tiff"])
