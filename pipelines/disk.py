@@ -1,5 +1,7 @@
 """How a file appears on a disk: whole, under a name of its own first, and synced before it gets the final one."""
 
+import ctypes
+import errno
 import os
 import secrets
 import stat
@@ -10,6 +12,11 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 TEMP_PREFIX: Final = ".tmp-"
+_WITHOUT_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_HERE: Final = -100
+"""`AT_FDCWD` of `fcntl.h`."""
+_RENAME_NOREPLACE: Final = 1
 
 
 def regular_size(path: Path) -> int | None:
@@ -48,6 +55,29 @@ def growing(path: Path | None) -> Iterator[BinaryIO]:
         with suppress(OSError):  # of what did not fit on the disk, which was told
             file.close()
         temporary.unlink(missing_ok=True)
+
+
+def named(temporary: Path, path: Path) -> bool:
+    """Gives a whole file its final name; False where that is taken. Its first name stays until it is removed."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS or not hasattr(_libc, "renameat2"):
+            raise
+        return _renamed(temporary, path)
+    return True
+
+
+def _renamed(temporary: Path, path: Path) -> bool:
+    """`named` where there are no hard links, as on memory cards; Python has no name for this call of Linux."""
+    if _libc.renameat2(_HERE, os.fsencode(temporary), _HERE, os.fsencode(path), _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EEXIST:
+        return False
+    raise OSError(number, os.strerror(number), str(path))
 
 
 def sync_directory(directory: Path) -> None:

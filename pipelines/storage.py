@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from pipelines.disk import TEMP_PREFIX, growing, regular_size, sync_directory, temporary
+from pipelines.disk import TEMP_PREFIX, growing, named, regular_size, sync_directory, temporary
 from pipelines.errors import UserError
 from pipelines.outages import FULL, explained
 from pipelines.secrecy import has_password, without_secrets
@@ -290,9 +290,7 @@ class Store:
                 return self._create_remote(key, data)
             path = self._path(key)
             with temporary(path, data) as beside:
-                try:
-                    path.hardlink_to(beside)
-                except FileExistsError:
+                if not named(beside, path):
                     return False
                 sync_directory(path.parent)
             return True

@@ -448,6 +448,20 @@ def test_no_secret_is_told(
     assert "planted" not in told
 
 
+def test_a_disk_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    store = Store(str(tmp_path))
+    assert store.create("done/7", b"mine")
+    assert not store.create("done/7", b"other")
+    assert store.read_bytes("done/7") == b"mine"
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(lambda n: store.create("done/1", b"%d" % n), range(8))) == 1
+    assert sorted(path.name for path in (tmp_path / "done").iterdir()) == ["1", "7"]
+
+
 def test_what_may_not_be_listed_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
     store.publish("a/b/c", b"c")
