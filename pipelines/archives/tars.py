@@ -58,7 +58,7 @@ class Tar:
                 if member.isdir():
                     continue
                 problem = ""
-                if member.islnk() and is_safe(member.name):
+                if member.islnk() and is_safe(member.name) and is_safe(member.linkname):
                     problem = "hard_link"
                 elif not member.isreg() or member.issparse() or not is_safe(member.name):
                     problem = "unsafe_member"

@@ -108,7 +108,7 @@ _UNUSED: Final = (
     Check("not_labelled", "info", "a person or box without 68 points", "annotate it if it should be used"),
     Check("crowd", "info", "a crowd, which is no single face", "annotate its faces one by one"),
     Check("ignored", "info", "neither a picture nor an annotation", "nothing"),
-    Check("linked_folder", "info", "a link to a folder that is read under another name", "nothing"),
+    Check("linked_folder", "info", "a folder, or a link to one, that is read under another name", "nothing"),
     Check("test_split", "info", "a test photo, which is never trained on", "nothing"),
     Check("forgotten", "info", "a picture that was forgotten", "nothing: see `msrrn forget`"),
     Check("trained_on", "info", "a photo that a model was trained on, which says nothing of it", "nothing"),

@@ -142,7 +142,7 @@ def open_files(url: str) -> Files:
 
 
 def _folder(store: Store) -> dict[str, Entry]:
-    entries = dict(_walk(store, set()))
+    entries = dict(_walk(store, []))
     enter = not any(is_picture(name) for name in entries)
     for name in [name for name, entry in entries.items() if not entry.problem and has_suffix(name, ARCHIVE_SUFFIXES)]:
         if not enter:
@@ -169,11 +169,11 @@ def _closed(member: str) -> str:
     return "nested_archive" if has_suffix(member, ARCHIVE_SUFFIXES + UNSUPPORTED_SUFFIXES) else ""
 
 
-def _walk(store: Store, seen: set[Path]) -> Iterator[tuple[str, Entry]]:
-    """The files of a folder and of the folders that it links to; `seen` has the real folders entered."""
+def _walk(store: Store, seen: list[Path]) -> Iterator[tuple[str, Entry]]:
+    """The files of a folder and of the folders that it links to; `seen`: the real folders entered, the root first."""
     local = store.local_path()
     if local is not None:
-        seen.add(local.resolve())
+        seen.append(local.resolve())
     for name, size in store.sizes().items():
         if is_hidden(name):
             continue
@@ -191,15 +191,18 @@ def _walk(store: Store, seen: set[Path]) -> Iterator[tuple[str, Entry]]:
             yield name, Entry(0, "unsafe_member")
 
 
-def _linked(store: Store, name: str, seen: set[Path]) -> Iterator[tuple[str, Entry]]:
+def _linked(store: Store, name: str, seen: list[Path]) -> Iterator[tuple[str, Entry]]:
     linked = store.child(name)
     local = linked.local_path()
     assert local is not None
     real = local.resolve()
-    if any(real == other or real in other.parents or other in real.parents for other in seen):
+    if real in seen[0].parents or not {real, *real.parents}.isdisjoint(seen):
         yield name, Entry(0, "linked_folder")
-    else:
-        for below, entry in _walk(linked, seen):
+        return
+    entered = [other.relative_to(real).as_posix() for other in seen if real in other.parents]
+    yield from ((f"{name}/{folder}", Entry(0, "linked_folder")) for folder in entered)
+    for below, entry in _walk(linked, seen):
+        if not any(below.startswith(f"{folder}/") for folder in entered):
             yield f"{name}/{below}", entry
 
 
