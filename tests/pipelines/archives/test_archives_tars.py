@@ -121,9 +121,14 @@ def test_unsafe_members_become_rows_and_touch_nothing(tmp_path: Path, kind: str)
     found = _read(
         tmp_path, tar(*members, member("good.jpg", b"good"), member("link.txt", b"", tarfile.SYMTYPE)), kind
     )
-    problems = {name: "hard_link" if name == "hard.jpg" else "unsafe_member" for name in names}
-    assert found == [*problems.items(), ("good.jpg", b"good")]
+    assert found == [*((name, "unsafe_member") for name in names), ("good.jpg", b"good")]
     assert [path.name for path in tmp_path.iterdir()] == [kind]
+
+
+def test_another_name_of_a_member_says_so(tmp_path: Path) -> None:
+    first, second = member("a.jpg", b"a"), member("b.jpg", b"", tarfile.LNKTYPE)
+    second[0].linkname = "a.jpg"
+    assert _read(tmp_path, tar(first, second)) == [("a.jpg", b"a"), ("b.jpg", "hard_link")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
