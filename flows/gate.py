@@ -23,7 +23,7 @@ from pipelines.promotion import gate
 from pipelines.promotion.decision import Decision, shown
 from pipelines.promotion.gate import Approval, Ask, Challenge, Judgement
 from pipelines.promotion.page import CHANGED, LEGEND, SCATTER
-from pipelines.registry.succession import whoami
+from pipelines.registry.turns import whoami
 from pipelines.registry.versions import ModelVersion
 from pipelines.settings import GateSettings
 

@@ -77,7 +77,8 @@ def _promote(commands: Commands) -> None:
 def _rollback(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import say
-        from pipelines.registry.succession import rollback, whoami
+        from pipelines.registry.succession import rollback
+        from pipelines.registry.turns import whoami
 
         new, old = rollback(call.name, call.reason, call.who or whoami(), say)
         if call.json:

@@ -22,15 +22,9 @@ from pipelines.promotion.comparison import Pair, pace_row, paired
 from pipelines.promotion.decision import Decision, Verdict, decide, first_model
 from pipelines.promotion.page import decision_files
 from pipelines.registry.ledger import open_ledger
-from pipelines.registry.succession import (
-    DECISION_TAG,
-    JUDGED_TAG,
-    OvertakenError,
-    await_approval,
-    settle,
-    whoami,
-)
+from pipelines.registry.succession import OvertakenError, await_approval, settle
 from pipelines.registry.tracking import client, finish_run, log_files, log_metrics, open_run, reaching_mlflow
+from pipelines.registry.turns import DECISION_TAG, JUDGED_TAG, whoami
 from pipelines.registry.versions import ROLLED_BACK, ModelVersion, champion, fetch, resolve, version_of
 from pipelines.retraining import METRIC_NAME, SELECTION_TAG, SOURCES_TAG, open_model, record
 from pipelines.settings import GateSettings

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.errors import UserError
 from pipelines.lease import free_stale
 from pipelines.registry.ledger import experiment_of
-from pipelines.registry.succession import AWAITING, DECISION_TAG, PATIENCE_SECONDS, finish_turn
+from pipelines.registry.succession import AWAITING, finish_turn
 from pipelines.registry.tracking import client, reaching_mlflow
+from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS
 from pipelines.registry.versions import CHAMPION, ModelVersion, models, names
 from pipelines.retraining import SOURCES_TAG
 from pipelines.storage import Store

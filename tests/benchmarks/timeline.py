@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pipelines.registry.ledger import Line
-from pipelines.registry.succession import AWAITING, DECISION_TAG, log
+from pipelines.registry.succession import AWAITING, log
+from pipelines.registry.turns import DECISION_TAG
 from pipelines.registry.versions import champion, models
 from tests.integration.prefect_server import get, post
 

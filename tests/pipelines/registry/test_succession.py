@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.errors import UserError
-from pipelines.registry import succession, tracking
+from pipelines.registry import succession, tracking, turns
 from pipelines.registry import versions as registry
 from pipelines.registry.ledger import Ledger, Line
 from pipelines.registry.succession import OvertakenError, finish_turn, log, rollback, settle
@@ -172,7 +172,7 @@ def test_a_rollback_that_died_between_two_aliases_is_finished(name: str) -> None
 
 
 def test_whoever_comes_next_finishes_what_a_dead_process_began(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(succession, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
     settle(name, "promoted", 1, None, "first", "me")
     crashed(name, 2, 1, crash=1)
     waited: list[str] = []
@@ -210,7 +210,7 @@ def test_a_promotion_of_what_was_deleted_is_undone(name: str) -> None:
 
 def test_a_process_that_was_frozen_lets_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(name, "promoted", 1, None, "first", "me")
-    monkeypatch.setattr(succession, "HOLD_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "HOLD_SECONDS", 0.0)
     with pytest.raises(UserError, match="msrrn reconcile"):
         settle(name, "promoted", 2, 1, "better", "me")
     monkeypatch.undo()
@@ -258,4 +258,4 @@ def test_a_user_without_a_name_is_nobody(monkeypatch: pytest.MonkeyPatch) -> Non
         raise KeyError("getpwuid(): uid not found: 12345")
 
     monkeypatch.setattr("getpass.getuser", nameless)
-    assert succession.whoami() == "unknown"
+    assert turns.whoami() == "unknown"

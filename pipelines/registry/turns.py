@@ -1,0 +1,127 @@
+"""How a turn of the ledger is carried out, and finished where its process died.
+
+A turn that does not end within `PATIENCE_SECONDS` belongs to a process that died. Whoever comes next, a promotion, a
+rollback or `reconcile`, is its heir, one at a time, and finishes it: the aliases that it names are made what it says.
+Where one of them is neither as before nor as after, a person has moved it since, by hand, and the turn is given up:
+people win. A process that was only frozen finds its time to write over (`HOLD_SECONDS`) and lets go.
+"""
+
+import getpass
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from pipelines.errors import UserError
+from pipelines.registry.ledger import DONE, Ledger, Line, Turn, open_ledger
+from pipelines.registry.versions import CHAMPION, ROLLED_BACK, aliases_of, versions_of
+
+HOLD_SECONDS: Final = 15.0
+"""For how long a process may move aliases after it wrote its turn down."""
+PATIENCE_SECONDS: Final = 60.0
+"""How long others wait for that, by their own clocks."""
+JUDGED_TAG: Final = "msrrn.judged"
+DECISION_TAG: Final = "msrrn.decision"
+
+_PAUSE_SECONDS: Final = 0.5
+_SAID: Final = {"promoted": "promoted", "kept": "kept the champion", "undecided": "undecided"}
+_MET: Final = {"promoted": "took over", "kept": "was kept out", "undecided": "undecided"}
+
+Waiting = Callable[[str], None]
+
+
+def take_turn(mlflow: MlflowClient, name: str, plan: Callable[[dict[str, int]], Turn], on_wait: Waiting) -> Line:
+    ledger = open_ledger(mlflow, name)
+    while True:
+        # First the ledger, then the aliases: if its next line is still free, nobody has moved them in between.
+        last, _ = finish_last(ledger, name, PATIENCE_SECONDS, on_wait)
+        turn = plan(aliases_of(mlflow, name))
+        until = time.monotonic() + HOLD_SECONDS
+        if ledger.take(last + 1, turn):
+            _apply(mlflow, name, turn, until)
+            ledger.end(last + 1, DONE)
+            return Line(number=last + 1, turn=turn, end=DONE, heirs=0)
+
+
+def finish_last(ledger: Ledger, name: str, patience: float, on_wait: Waiting) -> tuple[int, Line | None]:
+    """The number of the last line, which is over then; and the line itself, where it was finished here."""
+    since, seen = time.monotonic(), (0, 0)
+    while True:
+        lines = ledger.lines()
+        last = lines[-1] if lines else None
+        if last is None or last.end is not None:
+            return (last.number if last else 0), None
+        if (last.number, last.heirs) != seen:
+            since, seen = time.monotonic(), (last.number, last.heirs)
+        until = time.monotonic() + HOLD_SECONDS
+        if time.monotonic() - since >= patience and ledger.inherit(last, whoami()):
+            how = _finish(ledger, name, last.turn, until)
+            ledger.end(last.number, how)
+            return last.number, last.model_copy(update={"end": how})
+        on_wait(f"{last.turn.who}: version {last.turn.version} {last.turn.what}")
+        time.sleep(min(_PAUSE_SECONDS, patience))
+
+
+def whoami() -> str:
+    """The user of this process; in a container it may have no name."""
+    with suppress(KeyError, OSError):
+        return getpass.getuser()
+    return "unknown"
+
+
+def _finish(ledger: Ledger, name: str, turn: Turn, until: float) -> str:
+    current = aliases_of(ledger.mlflow, name)
+    for move in turn.moves:
+        if current.get(move.alias) not in (move.before, move.after):
+            return f"given up: {move.alias} was moved by hand, to version {current.get(move.alias)}"
+    known = {each.version for each in versions_of(ledger.mlflow, name)}
+    gone = sorted({move.after for move in turn.moves if move.after} - known)
+    if gone:
+        for move in reversed(turn.moves):
+            _point(ledger.mlflow, name, move.alias, move.before if move.before in known else None)
+        return f"given up: version {gone[0]} is gone"
+    _apply(ledger.mlflow, name, turn, until)
+    return f"{DONE}, by {whoami()} after its process died"
+
+
+def _apply(mlflow: MlflowClient, name: str, turn: Turn, until: float) -> None:
+    for move in turn.moves:
+        if time.monotonic() > until:
+            raise UserError(
+                f"{name}: moving the aliases took more than {HOLD_SECONDS:.0f} s; `msrrn reconcile` finishes it"
+            )
+        _point(mlflow, name, move.alias, move.after)
+    for version, tags in _tags(turn).items():
+        try:
+            for key, value in tags.items():
+                mlflow.set_model_version_tag(name, str(version), key, value)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # a version that a person deleted needs no tags
+                raise
+
+
+def _point(mlflow: MlflowClient, name: str, alias: str, version: int | None) -> None:
+    if version is None:
+        mlflow.delete_registered_model_alias(name, alias)
+    else:
+        mlflow.set_registered_model_alias(name, alias, str(version))
+
+
+def _tags(turn: Turn) -> dict[int, dict[str, str]]:
+    """What is said of a turn on the versions that it concerns."""
+    about = {"msrrn.reason": turn.reason, "msrrn.who": turn.who, "msrrn.when": turn.when}
+    if turn.what == "rolled back":
+        new = next((move.after for move in turn.moves if move.alias == CHAMPION), None)
+        tags = {turn.version: {DECISION_TAG: f"{ROLLED_BACK} to version {new}", **about}}
+        if new is not None:
+            tags[new] = {DECISION_TAG: f"champion again after version {turn.version}", **about}
+        return tags
+    own = {DECISION_TAG: _SAID[turn.what], **about, "msrrn.decision_run": turn.run, JUDGED_TAG: turn.judged}
+    tags = {turn.version: own}
+    if turn.champion is not None:
+        met = f"version {turn.version} {_MET[turn.what]}: {turn.reason}"
+        tags[turn.champion] = {"msrrn.last_challenge": met, "msrrn.last_challenge_run": turn.run}
+    return tags
