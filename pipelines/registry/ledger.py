@@ -81,6 +81,11 @@ class Line(BaseModel):
     heirs: int
     """how many processes took over to finish it, each after the one before was silent too long"""
 
+    @property
+    def done(self) -> bool:
+        """By whoever began it, or by an heir; False where it was given up, too."""
+        return self.end is not None and self.end.startswith(DONE)
+
 
 @dataclass(frozen=True)
 class Ledger:

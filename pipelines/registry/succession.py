@@ -8,12 +8,13 @@ another champion, and must be judged against that one. Then the aliases move, an
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, Literal
 
 from pipelines.errors import UserError
 from pipelines.metrics_export import export_champion
-from pipelines.registry.ledger import Line, Move, Turn, find_ledger
+from pipelines.registry.ledger import Line, Move, Turn, find_ledger, open_ledger
 from pipelines.registry.tracking import client, reaching_mlflow, store_exists
 from pipelines.registry.turns import PATIENCE_SECONDS, Waiting, finish_last, take_turn
 from pipelines.registry.versions import (
@@ -21,6 +22,7 @@ from pipelines.registry.versions import (
     CHAMPION,
     PREVIOUS,
     ModelVersion,
+    aliases_of,
     find_version,
     require_store,
     versions_of,
@@ -31,6 +33,10 @@ AWAITING: Final = "awaits approval"
 
 class OvertakenError(UserError):
     """The champion is another one than the challenger was judged against."""
+
+
+class _AlreadyError(Exception):
+    """Somebody else did what a rollback was called for."""
 
 
 def settle(
@@ -53,7 +59,7 @@ def settle(
         UserError: there is no such version, or MLflow cannot be reached.
     """
 
-    def plan(aliases: dict[str, int]) -> Turn:
+    def plan(lines: list[Line], aliases: dict[str, int]) -> Turn:
         if aliases.get(CHAMPION) != champion:
             raise OvertakenError(
                 f"{name}: version {aliases.get(CHAMPION)} became champion while version {version} was judged against "
@@ -82,7 +88,7 @@ def settle(
     mlflow = client()
     with reaching_mlflow():
         find_version(mlflow, name, version)
-        line = take_turn(mlflow, name, plan, on_wait)
+        line = take_turn(open_ledger(mlflow, name), name, plan, on_wait)
         _export(versions_of(mlflow, name), promoted=what == "promoted")
         return line
 
@@ -92,35 +98,55 @@ def rollback(
 ) -> tuple[ModelVersion, ModelVersion]:
     """Swaps champion and previous, and returns them as they are then: (champion, previous).
 
+    What goes is the champion of now. Where another rollback is under way, or is finished for the dead, that was all
+    there is to do, and `on_wait` is told so: to swap once more would bring the bad version back.
+
     Raises:
+        OvertakenError: another version became champion meanwhile.
         UserError: there is no champion, or none before it.
     """
     require_store(f"{name}@{CHAMPION}")
-
-    def plan(aliases: dict[str, int]) -> Turn:
-        old, new = aliases.get(CHAMPION), aliases.get(PREVIOUS)
-        if old is None or new is None or old == new:
-            lacking = CHAMPION if old is None else PREVIOUS
-            raise UserError(f"Model {name!r} has no {lacking} version: there is nothing to go back to")
-        # Here the champion comes first: what is urgent is to be rid of the present one.
-        moves = _moves(aliases, {CHAMPION: new, PREVIOUS: old}, (CHAMPION, PREVIOUS))
-        return Turn(
-            what="rolled back",
-            version=old,
-            champion=old,
-            moves=moves,
-            reason=reason[:2000],
-            who=who[:200],
-            when=now(),
-        )
-
     mlflow = client()
     with reaching_mlflow():
-        take_turn(mlflow, name, plan, on_wait)
+        ledger = open_ledger(mlflow, name)
+        # First the ledger, then the alias: whoever moves it in between writes a line that is not known here.
+        known = ledger.lines()
+        if known and known[-1].end is None and known[-1].turn.what == "rolled back":
+            known.pop()
+        bad = aliases_of(mlflow, name).get(CHAMPION)
+
+        def plan(lines: list[Line], aliases: dict[str, int]) -> Turn:
+            for line in lines[len(known) :]:
+                if line.turn.what == "rolled back" and line.done:
+                    on_wait(f"{line.turn.who} rolled version {line.turn.version} back: nothing is left to do")
+                    raise _AlreadyError
+            old, new = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+            if old != bad:
+                raise OvertakenError(
+                    f"{name}: version {old} became champion while version {bad} was to be rolled back: call again if "
+                    f"version {old} is to go"
+                )
+            if old is None or new is None or old == new:
+                lacking = CHAMPION if old is None else PREVIOUS
+                raise UserError(f"Model {name!r} has no {lacking} version: there is nothing to go back to")
+            # Here the champion comes first: what is urgent is to be rid of the present one.
+            moves = _moves(aliases, {CHAMPION: new, PREVIOUS: old}, (CHAMPION, PREVIOUS))
+            return Turn(
+                what="rolled back",
+                version=old,
+                champion=old,
+                moves=moves,
+                reason=reason[:2000],
+                who=who[:200],
+                when=now(),
+            )
+
+        with suppress(_AlreadyError):
+            take_turn(ledger, name, plan, on_wait)
         versions = versions_of(mlflow, name)
         _export(versions, promoted=False)
-        aliases = {alias: each for each in versions for alias in each.aliases}
-        return aliases[CHAMPION], aliases[PREVIOUS]
+        after = {alias: each for each in versions for alias in each.aliases}
+        return after[CHAMPION], after[PREVIOUS]
 
 
 def log(name: str) -> list[Line]:

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipelines.errors import UserError
-from pipelines.registry.ledger import DONE, Ledger, Line, Turn, open_ledger
+from pipelines.registry.ledger import DONE, Ledger, Line, Turn
 from pipelines.registry.versions import CHAMPION, ROLLED_BACK, aliases_of, versions_of
 
 HOLD_SECONDS: Final = 15.0
@@ -31,36 +31,39 @@ _SAID: Final = {"promoted": "promoted", "kept": "kept the champion", "undecided"
 _MET: Final = {"promoted": "took over", "kept": "was kept out", "undecided": "undecided"}
 
 Waiting = Callable[[str], None]
+Plan = Callable[[list[Line], dict[str, int]], Turn]
 
 
-def take_turn(mlflow: MlflowClient, name: str, plan: Callable[[dict[str, int]], Turn], on_wait: Waiting) -> Line:
-    ledger = open_ledger(mlflow, name)
+def take_turn(ledger: Ledger, name: str, plan: Plan, on_wait: Waiting) -> Line:
+    """Writes down what `plan` makes of the lines and aliases of now, and does it."""
     while True:
         # First the ledger, then the aliases: if its next line is still free, nobody has moved them in between.
-        last, _ = finish_last(ledger, name, PATIENCE_SECONDS, on_wait)
-        turn = plan(aliases_of(mlflow, name))
+        lines, _ = finish_last(ledger, name, PATIENCE_SECONDS, on_wait)
+        turn = plan(lines, aliases_of(ledger.mlflow, name))
+        number = lines[-1].number + 1 if lines else 1
         until = time.monotonic() + HOLD_SECONDS
-        if ledger.take(last + 1, turn):
-            _apply(mlflow, name, turn, until)
-            ledger.end(last + 1, DONE)
-            return Line(number=last + 1, turn=turn, end=DONE, heirs=0)
+        if ledger.take(number, turn):
+            _apply(ledger.mlflow, name, turn, until)
+            ledger.end(number, DONE)
+            return Line(number=number, turn=turn, end=DONE, heirs=0)
 
 
-def finish_last(ledger: Ledger, name: str, patience: float, on_wait: Waiting) -> tuple[int, Line | None]:
-    """The number of the last line, which is over then; and the line itself, where it was finished here."""
+def finish_last(ledger: Ledger, name: str, patience: float, on_wait: Waiting) -> tuple[list[Line], Line | None]:
+    """The lines, of which the last is over then; and that one, where it was finished here."""
     since, seen = time.monotonic(), (0, 0)
     while True:
         lines = ledger.lines()
         last = lines[-1] if lines else None
         if last is None or last.end is not None:
-            return (last.number if last else 0), None
+            return lines, None
         if (last.number, last.heirs) != seen:
             since, seen = time.monotonic(), (last.number, last.heirs)
         until = time.monotonic() + HOLD_SECONDS
         if time.monotonic() - since >= patience and ledger.inherit(last, whoami()):
             how = _finish(ledger, name, last.turn, until)
             ledger.end(last.number, how)
-            return last.number, last.model_copy(update={"end": how})
+            finished = last.model_copy(update={"end": how})
+            return [*lines[:-1], finished], finished
         on_wait(f"{last.turn.who}: version {last.turn.version} {last.turn.what}")
         time.sleep(min(_PAUSE_SECONDS, patience))
 

@@ -1,8 +1,10 @@
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -169,6 +171,51 @@ def test_a_rollback_that_died_between_two_aliases_is_finished(name: str) -> None
     finish_turn(name, patience=0)
     assert aliases(name) == {"champion": 1, "previous": 2}
     assert tags(name, 2)["msrrn.who"] == "ann"
+
+
+@pytest.mark.parametrize("crash", [0, 1])
+def test_a_rollback_that_is_called_again_is_done_once(name: str, crash: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+    crashed(name, "back", crash=crash)
+    told: list[str] = []
+    now, before = rollback(name, "misses profiles", "me", told.append)
+    assert (now.version, before.version) == (1, 2)
+    assert told[-1] == "ann rolled version 2 back: nothing is left to do"
+    assert [line.turn.what for line in log(name)] == ["promoted", "promoted", "rolled back"]
+    assert tags(name, 2)["msrrn.decision"] == "rolled back to version 1"
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Somebody else acts after the next call has seen who is champion, and before its turn is taken."""
+    finish_last = turns.finish_last
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.setattr(turns, "finish_last", finish_last)
+        act()
+        return finish_last(*arguments)
+
+    monkeypatch.setattr(turns, "finish_last", late)
+
+
+def test_of_rollbacks_at_once_one_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+    meanwhile(monkeypatch, lambda: rollback(name, "misses profiles", "ann"))
+    told: list[str] = []
+    now, _ = rollback(name, "misses profiles", "me", told.append)
+    assert now.version == 1
+    assert told == ["ann rolled version 2 back: nothing is left to do"]
+
+
+def test_a_rollback_takes_nobody_back_who_became_champion_since(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+    meanwhile(monkeypatch, lambda: settle(name, "promoted", 3, 2, "better", "me"))
+    with pytest.raises(OvertakenError, match="version 3 became champion while version 2 was to be rolled back"):
+        rollback(name, "misses profiles", "me")
+    assert aliases(name) == {"champion": 3, "previous": 2}
 
 
 def test_whoever_comes_next_finishes_what_a_dead_process_began(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
