@@ -29,6 +29,7 @@ from pipelines.cache import cache_directory
 from pipelines.errors import UserError
 from pipelines.secrecy import has_password, without_secrets
 
+STORE: Final = "MLFLOW_TRACKING_URI"
 KEY_TAG: Final = "msrrn.key"
 _KEY: Final = re.compile(r"[0-9A-Za-z._:-]{1,200}")
 _BATCH: Final = {"metrics": 1000, "params": 100, "tags": 100}  # what one log_batch request may hold
@@ -42,7 +43,7 @@ class RunRecord:
 
 def tracking_uri() -> str:
     """The MLflow store: `MLFLOW_TRACKING_URI`, or SQLite in `mlflow.db` of the current directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    return os.environ.get(STORE) or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
 def shown_uri() -> str:
@@ -87,6 +88,24 @@ def client() -> MlflowClient:
     # Two processes that create the tables of one new database at once both fail.
     with reaching_mlflow(), store_lock() if database else nullcontext():
         return MlflowClient(tracking_uri=tracking_uri())
+
+
+@contextmanager
+def default_store() -> Iterator[None]:
+    """Makes `tracking_uri()` the store that MLflow takes by itself.
+
+    What it does with `models:/` asks that one, whatever client it is asked through; and where an old folder `mlruns`
+    lies in the current directory, it is that folder.
+    """
+    known = os.environ.get(STORE)
+    os.environ[STORE] = tracking_uri()
+    try:
+        yield
+    finally:
+        if known is None:
+            os.environ.pop(STORE, None)
+        else:
+            os.environ[STORE] = known
 
 
 @contextmanager

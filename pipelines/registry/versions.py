@@ -27,6 +27,7 @@ from pipelines.errors import UserError
 from pipelines.registry.tracking import (
     RunRecord,
     client,
+    default_store,
     reaching_mlflow,
     shown_uri,
     store_exists,
@@ -83,7 +84,7 @@ def register(run: RunRecord, name: str, artifact: Path, tags: Mapping[str, str])
     _check(artifact)
     digest = artifact_digest(artifact)
     mlflow_client = client()
-    with reaching_mlflow(), store_lock():
+    with reaching_mlflow(), store_lock(), default_store():
         for known in versions_of(mlflow_client, name):
             if known.tags.get(DIGEST_TAG) == digest:
                 return known
@@ -145,7 +146,7 @@ def fetch(model: str, cache: Path | None = None) -> Path:
         _check(Path(model))
         return Path(model)
     found = resolve(model)
-    with reaching_mlflow():
+    with reaching_mlflow(), default_store():
         return _download(found, cache or cache_directory() / "models")
 
 

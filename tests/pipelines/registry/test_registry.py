@@ -139,6 +139,20 @@ def test_fetches_directories_versions_and_aliases(three: list[Path], tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == [fetched.name]
 
 
+def test_an_old_folder_of_runs_is_not_the_store(
+    make_artifact: Callable[[int], Path], empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("experiment_id: '0'\nname: Default\n")
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert mlflow.get_tracking_uri().endswith("mlruns")  # what MLflow takes by itself
+    run = tracking.open_run("training", "k1", {}, {})
+    registry.register(run, "beside", make_artifact(50), {})
+    assert (registry.fetch("models:/beside/1", tmp_path / "cache") / "card.json").is_file()
+
+
 def test_a_damaged_cache_is_mended(three: list[Path], tmp_path: Path) -> None:
     fetched = registry.fetch("models:/three/1", tmp_path)
     (fetched / "weights.safetensors").write_bytes(b"half")
