@@ -120,7 +120,7 @@ def carry_out(judgement: Judgement, approval: Approval | None = None) -> Decisio
     """Moves the aliases as was decided, and as a person approved; returns what it came to.
 
     Raises:
-        OvertakenError: the champion is another one meanwhile.
+        OvertakenError: the champion is another one meanwhile, or the challenger was rolled back.
         UserError: MLflow cannot be reached.
     """
     decision, version, old = judgement.decision, judgement.version, judgement.champion
@@ -154,15 +154,15 @@ def pass_gate(
 ) -> tuple[Decision, Judgement]:
     """Judges, asks a person where `ask` is given and it would be promoted, and carries out.
 
-    Where another one became champion meanwhile, it begins again.
+    Where another one became champion meanwhile, or the challenger was rolled back, it begins again.
     """
     for _ in range(ATTEMPTS):
         judgement = judge(challenge)
         approval = None
-        if ask and judgement.run and judgement.decision.promote:
-            await_approval(challenge.version.name, challenge.version.version, judgement.decision.reason)
-            approval = ask(judgement)
         try:
+            if ask and judgement.run and judgement.decision.promote:
+                await_approval(challenge.version.name, challenge.version.version, judgement.decision.reason)
+                approval = ask(judgement)
             return carry_out(judgement, approval), judgement
         except OvertakenError as error:
             overtaken = error

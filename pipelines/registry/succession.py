@@ -16,11 +16,12 @@ from pipelines.errors import UserError
 from pipelines.metrics_export import export_champion
 from pipelines.registry.ledger import Line, Move, Turn, find_ledger, open_ledger
 from pipelines.registry.tracking import client, reaching_mlflow, store_exists
-from pipelines.registry.turns import PATIENCE_SECONDS, Waiting, finish_last, take_turn
+from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS, Waiting, finish_last, take_turn
 from pipelines.registry.versions import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
+    ROLLED_BACK,
     ModelVersion,
     aliases_of,
     find_version,
@@ -32,7 +33,7 @@ AWAITING: Final = "awaits approval"
 
 
 class OvertakenError(UserError):
-    """The champion is another one than the challenger was judged against."""
+    """What was judged is not so any more: another version became champion, or the challenger was rolled back."""
 
 
 class _AlreadyError(Exception):
@@ -55,7 +56,7 @@ def settle(
     `promoted`: it is champion, and the champion of before is `previous`. `kept`, `undecided`: it is `challenger`.
 
     Raises:
-        OvertakenError: `champion` is not the champion any more.
+        OvertakenError: `champion` is not the champion any more, or `version` was rolled back.
         UserError: there is no such version, or MLflow cannot be reached.
     """
 
@@ -65,6 +66,8 @@ def settle(
                 f"{name}: version {aliases.get(CHAMPION)} became champion while version {version} was judged against "
                 f"version {champion}: judge it again"
             )
+        # It may have been champion meanwhile, and the champion of before may be so again.
+        _require_not_rolled_back(find_version(mlflow, name, version))
         after: dict[str, int | None] = {CHALLENGER: version}
         if what == "promoted":
             after = {CHAMPION: version}
@@ -160,9 +163,14 @@ def log(name: str) -> list[Line]:
 
 
 def await_approval(name: str, version: int, reason: str) -> None:
-    """Says on a version that a person must approve its promotion."""
+    """Says on a version that a person must approve its promotion.
+
+    Raises:
+        OvertakenError: it was rolled back.
+    """
     mlflow = client()
     with reaching_mlflow():
+        _require_not_rolled_back(find_version(mlflow, name, version))
         tags = {"decision": AWAITING, "reason": reason, "when": now()}
         for key, value in tags.items():
             mlflow.set_model_version_tag(name, str(version), f"msrrn.{key}", value)
@@ -183,6 +191,11 @@ def finish_turn(name: str, patience: float = PATIENCE_SECONDS, on_wait: Waiting 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _require_not_rolled_back(version: ModelVersion) -> None:
+    if version.tags.get(DECISION_TAG, "").startswith(ROLLED_BACK):
+        raise OvertakenError(f"{version.name}: version {version.version} was rolled back while it was judged")
 
 
 def _export(versions: Sequence[ModelVersion], promoted: bool) -> None:

@@ -20,7 +20,7 @@ from pipelines.registry.ledger import DONE, Ledger, Line, Turn
 from pipelines.registry.versions import CHAMPION, ROLLED_BACK, aliases_of, versions_of
 
 HOLD_SECONDS: Final = 15.0
-"""For how long a process may move aliases after it wrote its turn down."""
+"""For how long a process may write aliases and tags after it wrote its turn down."""
 PATIENCE_SECONDS: Final = 60.0
 """How long others wait for that, by their own clocks."""
 JUDGED_TAG: Final = "msrrn.judged"
@@ -84,7 +84,7 @@ def _finish(ledger: Ledger, name: str, turn: Turn, until: float) -> str:
     gone = sorted({move.after for move in turn.moves if move.after} - known)
     if gone:
         for move in reversed(turn.moves):
-            _point(ledger.mlflow, name, move.alias, move.before if move.before in known else None)
+            _point(ledger.mlflow, name, move.alias, move.before if move.before in known else None, until)
         return f"given up: version {gone[0]} is gone"
     _apply(ledger.mlflow, name, turn, until)
     return f"{DONE}, by {whoami()} after its process died"
@@ -92,21 +92,25 @@ def _finish(ledger: Ledger, name: str, turn: Turn, until: float) -> str:
 
 def _apply(mlflow: MlflowClient, name: str, turn: Turn, until: float) -> None:
     for move in turn.moves:
-        if time.monotonic() > until:
-            raise UserError(
-                f"{name}: moving the aliases took more than {HOLD_SECONDS:.0f} s; `msrrn reconcile` finishes it"
-            )
-        _point(mlflow, name, move.alias, move.after)
+        _point(mlflow, name, move.alias, move.after, until)
     for version, tags in _tags(turn).items():
         try:
             for key, value in tags.items():
+                _require_time(name, until)
                 mlflow.set_model_version_tag(name, str(version), key, value)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # a version that a person deleted needs no tags
                 raise
 
 
-def _point(mlflow: MlflowClient, name: str, alias: str, version: int | None) -> None:
+def _require_time(name: str, until: float) -> None:
+    """Raises UserError where others may be at the turn by now: what was written late would undo what they wrote."""
+    if time.monotonic() > until:
+        raise UserError(f"{name}: the turn took more than {HOLD_SECONDS:.0f} s; `msrrn reconcile` finishes it")
+
+
+def _point(mlflow: MlflowClient, name: str, alias: str, version: int | None, until: float) -> None:
+    _require_time(name, until)
     if version is None:
         mlflow.delete_registered_model_alias(name, alias)
     else:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +136,18 @@ def test_a_decision_against_another_champion_does_not_count(name: str) -> None:
     assert aliases(name) == {"champion": 2, "previous": 1}
 
 
+def test_what_was_rolled_back_meanwhile_does_not_return(name: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "another who judged it")
+    rollback(name, "misses profiles", "ann")
+    with pytest.raises(OvertakenError, match="version 2 was rolled back while it was judged"):
+        settle(name, "promoted", 2, 1, "better", "me")
+    with pytest.raises(OvertakenError, match="rolled back"):
+        succession.await_approval(name, 2, "better")
+    assert aliases(name) == {"champion": 1, "previous": 2}
+    assert tags(name, 2)["msrrn.decision"] == "rolled back to version 1"
+
+
 def test_of_promotions_at_once_one_wins(name: str) -> None:
     settle(name, "promoted", 1, None, "first", "me")
     started = [start(name, version, champion=1) for version in (2, 3, 2, 3)]
@@ -264,6 +277,25 @@ def test_a_process_that_was_frozen_lets_go(name: str, monkeypatch: pytest.Monkey
     assert aliases(name) == {"champion": 1}
     finish_turn(name, patience=0)
     assert aliases(name) == {"champion": 2, "previous": 1}
+
+
+def test_a_process_that_was_frozen_between_tags_lets_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    write = MlflowClient.set_model_version_tag
+
+    def frozen(self: MlflowClient, *arguments: str) -> None:
+        """Others finish this turn, and take the version back, before the second tag is written."""
+        monkeypatch.setattr(MlflowClient, "set_model_version_tag", write)
+        write(self, *arguments)
+        finish_turn(name, patience=0)
+        rollback(name, "misses profiles", "ann")
+        monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 60))
+
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", frozen)
+    with pytest.raises(UserError, match="msrrn reconcile"):
+        settle(name, "promoted", 2, 1, "better", "me")
+    assert tags(name, 2)["msrrn.decision"] == "rolled back to version 1"
+    assert tags(name, 2)["msrrn.reason"] == "misses profiles"
 
 
 def test_a_turn_is_not_taken_from_a_process_that_is_at_it(name: str) -> None:
