@@ -2,21 +2,24 @@
 
 A turn that does not end within `PATIENCE_SECONDS` belongs to a process that died. Whoever comes next, a promotion, a
 rollback or `reconcile`, is its heir, one at a time, and finishes it: the aliases that it names are made what it says.
-Where one of them is neither as before nor as after, a person has moved it since, by hand, and the turn is given up:
-people win. A process that was only frozen finds its time to write over (`HOLD_SECONDS`) and lets go.
+Where they are not as that process can have left them, a person has moved one since, by hand, and the turn is given
+up: people win, and nobody judges its version anew unasked. What nothing tells apart is an alias that the turn moved
+and a person put back, and one that it had not come to. A process that was only frozen finds its time to write over
+(`HOLD_SECONDS`) and lets go.
 """
 
 import getpass
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import dropwhile
 from typing import Final
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipelines.errors import UserError
-from pipelines.registry.ledger import DONE, Ledger, Line, Turn
+from pipelines.registry.ledger import DONE, Ledger, Line, Move, Turn
 from pipelines.registry.versions import CHAMPION, ROLLED_BACK, aliases_of, versions_of
 
 HOLD_SECONDS: Final = 15.0
@@ -25,6 +28,7 @@ PATIENCE_SECONDS: Final = 60.0
 """How long others wait for that, by their own clocks."""
 JUDGED_TAG: Final = "msrrn.judged"
 DECISION_TAG: Final = "msrrn.decision"
+GIVEN_UP: Final = "given up"
 
 _PAUSE_SECONDS: Final = 0.5
 _SAID: Final = {"promoted": "promoted", "kept": "kept the champion", "undecided": "undecided"}
@@ -77,25 +81,43 @@ def whoami() -> str:
 
 def _finish(ledger: Ledger, name: str, turn: Turn, until: float) -> str:
     current = aliases_of(ledger.mlflow, name)
-    for move in turn.moves:
-        if current.get(move.alias) not in (move.before, move.after):
-            return f"given up: {move.alias} was moved by hand, to version {current.get(move.alias)}"
+    if move := _moved_by_hand(turn.moves, current):
+        why = f"{move.alias} was moved by hand, to version {current.get(move.alias)}"
+        return _give_up(ledger.mlflow, name, turn, why, until)
     known = {each.version for each in versions_of(ledger.mlflow, name)}
     gone = sorted({move.after for move in turn.moves if move.after} - known)
     if gone:
         for move in reversed(turn.moves):
             _point(ledger.mlflow, name, move.alias, move.before if move.before in known else None, until)
-        return f"given up: version {gone[0]} is gone"
+        return _give_up(ledger.mlflow, name, turn, f"version {gone[0]} is gone", until)
     _apply(ledger.mlflow, name, turn, until)
     return f"{DONE}, by {whoami()} after its process died"
+
+
+def _moved_by_hand(moves: Sequence[Move], current: Mapping[str, int]) -> Move | None:
+    """The move that a person undid or overrode: behind the first alias that is as before, none can be as after."""
+    left = list(dropwhile(lambda move: current.get(move.alias) == move.after, moves))
+    for move in left:
+        if (version := current.get(move.alias)) != move.before:
+            return left[0] if version == move.after else move
+    return None
+
+
+def _give_up(mlflow: MlflowClient, name: str, turn: Turn, why: str, until: float) -> str:
+    _tag(mlflow, name, {turn.version: {DECISION_TAG: GIVEN_UP, **_about(turn), "msrrn.reason": why}}, until)
+    return f"{GIVEN_UP}: {why}"
 
 
 def _apply(mlflow: MlflowClient, name: str, turn: Turn, until: float) -> None:
     for move in turn.moves:
         _point(mlflow, name, move.alias, move.after, until)
-    for version, tags in _tags(turn).items():
+    _tag(mlflow, name, _tags(turn), until)
+
+
+def _tag(mlflow: MlflowClient, name: str, tags: Mapping[int, Mapping[str, str]], until: float) -> None:
+    for version, words in tags.items():
         try:
-            for key, value in tags.items():
+            for key, value in words.items():
                 _require_time(name, until)
                 mlflow.set_model_version_tag(name, str(version), key, value)
         except MlflowException as error:
@@ -117,9 +139,13 @@ def _point(mlflow: MlflowClient, name: str, alias: str, version: int | None, unt
         mlflow.set_registered_model_alias(name, alias, str(version))
 
 
+def _about(turn: Turn) -> dict[str, str]:
+    return {"msrrn.reason": turn.reason, "msrrn.who": turn.who, "msrrn.when": turn.when}
+
+
 def _tags(turn: Turn) -> dict[int, dict[str, str]]:
     """What is said of a turn on the versions that it concerns."""
-    about = {"msrrn.reason": turn.reason, "msrrn.who": turn.who, "msrrn.when": turn.when}
+    about = _about(turn)
     if turn.what == "rolled back":
         new = next((move.after for move in turn.moves if move.alias == CHAMPION), None)
         tags = {turn.version: {DECISION_TAG: f"{ROLLED_BACK} to version {new}", **about}}

@@ -67,6 +67,18 @@ def test_what_died_between_two_aliases_is_finished_once() -> None:
     assert aliases("cut") == {"champion": 2, "previous": 1}
 
 
+def test_what_was_given_up_is_not_judged_anew() -> None:
+    make_versions("by hand", 3)
+    settle("by hand", "promoted", 1, None, "first", "me")
+    settle("by hand", "promoted", 2, 1, "better", "me")
+    known_place("by hand", 3)
+    crashed("by hand", 3, 2, crash=1)
+    tracking.client().set_registered_model_alias("by hand", "champion", "1")
+    (found,) = mended("by hand")
+    assert found.done == "given up: champion was moved by hand, to version 1"
+    assert mended("by hand") == []
+
+
 def test_what_was_never_judged_is_judged_oldest_first() -> None:
     make_versions("missed", 4)
     settle("missed", "promoted", 1, None, "first", "me")

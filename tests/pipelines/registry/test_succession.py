@@ -253,7 +253,26 @@ def test_what_a_person_moved_by_hand_stays(name: str) -> None:
     assert line is not None
     assert line.end == "given up: champion was moved by hand, to version 1"
     assert aliases(name) == {"champion": 1, "previous": 2}
-    assert "msrrn.decision" not in tags(name, 3)
+    assert tags(name, 3)["msrrn.decision"] == "given up"
+
+
+def test_what_a_person_put_back_stays_where_it_can_be_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_model_version_tag", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rollback(name, "misses profiles", "ann")
+    assert aliases(name) == {"champion": 1, "previous": 2}
+    tracking.client().set_registered_model_alias(name, "champion", "2")
+    line = finish_turn(name, patience=0)
+    assert line is not None
+    assert line.end == "given up: champion was moved by hand, to version 2"
+    assert aliases(name) == {"champion": 2, "previous": 2}
 
 
 def test_a_promotion_of_what_was_deleted_is_undone(name: str) -> None:
