@@ -22,7 +22,7 @@ from pipelines.promotion.comparison import Pair, pace_row, paired
 from pipelines.promotion.decision import Decision, Verdict, decide, first_model
 from pipelines.promotion.page import decision_files
 from pipelines.registry.ledger import open_ledger
-from pipelines.registry.succession import OvertakenError, await_approval, settle
+from pipelines.registry.succession import OvertakenError, await_approval, lost_champion, settle
 from pipelines.registry.tracking import client, finish_run, log_files, log_metrics, open_run, reaching_mlflow
 from pipelines.registry.turns import DECISION_TAG, JUDGED_TAG, whoami
 from pipelines.registry.versions import ROLLED_BACK, ModelVersion, champion, fetch, resolve, version_of
@@ -81,7 +81,7 @@ def judge(challenge: Challenge) -> Judgement:
     """Compares a challenger with the champion of now, and records that; nothing moves.
 
     Raises:
-        UserError: the champion or the faces cannot be used, or changed meanwhile.
+        UserError: the champion or the faces cannot be used, or changed meanwhile; the champion was deleted.
     """
     version = version_of(challenge.version.name, challenge.version.version)  # its tags may be others by now
     old = champion(version.name)
@@ -90,6 +90,8 @@ def judge(challenge: Challenge) -> Judgement:
         return Judgement(version, old, known, None, {}, "", judged)
     pair, evaluation = None, None
     if old is None:
+        if lost := lost_champion(version.name):
+            raise UserError(lost)
         decision = first_model(challenge.evaluation)
     else:
         pair, evaluation, model = _meeting(challenge, old)

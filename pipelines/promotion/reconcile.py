@@ -1,11 +1,12 @@
 """The safety net: finishes what something missed or left half done, and says what it did. Run again, it does nothing.
 
 - A promotion or rollback whose process died between two aliases is completed, or undone
-  (`pipelines.registry.succession`).
+  (`pipelines.registry.turns`).
 - A version that was registered and never judged, because the event was lost or its flow died, is judged.
 - What a dead process holds, leases of datasets and open runs of decisions, is freed.
 
-What only a person can do (approve, name the photos of a version) is said every time.
+What only a person can do (approve, name the photos of a version, choose a champion where it was deleted) is said
+every time.
 """
 
 import time
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.errors import UserError
 from pipelines.lease import free_stale
 from pipelines.registry.ledger import experiment_of
-from pipelines.registry.succession import AWAITING, finish_turn
+from pipelines.registry.succession import AWAITING, finish_turn, lost_champion
 from pipelines.registry.tracking import client, reaching_mlflow
 from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS
 from pipelines.registry.versions import CHAMPION, ModelVersion, models, names
@@ -64,6 +65,9 @@ def reconcile(
             what = f"{line.turn.what}, version {line.turn.version}, by {line.turn.who} was cut off"
             found.append(Finding(where=each, what=what, done=line.end or ""))
         found += _dead_runs(each, minutes)
+        if lost := lost_champion(each):
+            found.append(Finding(where=each, what="its champion is gone", done=f"nothing: {lost}"))
+            continue  # whoever is judged would be the first model
         for version in reversed(models(each)):
             found += _unjudged(version, judge, minutes)
     for place in places:

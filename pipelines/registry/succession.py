@@ -176,6 +176,28 @@ def await_approval(name: str, version: int, reason: str) -> None:
             mlflow.set_model_version_tag(name, str(version), f"msrrn.{key}", value)
 
 
+def lost_champion(name: str) -> str | None:
+    """What to do where a model has no champion any more, as its version or the alias was deleted; else None.
+
+    Without a champion any model would be promoted as the first one.
+    """
+    if not store_exists():
+        return None
+    mlflow = client()
+    with reaching_mlflow():
+        # First the ledger, then the aliases: what is promoted in between is not lost.
+        ledger = find_ledger(mlflow, name)
+        turns = [line.turn for line in ledger.lines() if line.done] if ledger else []
+        aliases = aliases_of(mlflow, name)
+    were = [move.after for turn in turns for move in turn.moves if move.alias == CHAMPION]
+    previous = aliases.get(PREVIOUS)
+    if CHAMPION in aliases or not (were or previous):
+        return None
+    was = f"version {were[-1]} was" if were else "there was one"
+    which = f"version {previous}, the one before, or another" if previous else "one of its versions"
+    return f"{name} has no champion any more ({was}): give the alias {CHAMPION!r} to {which} in MLflow's UI"
+
+
 def finish_turn(name: str, patience: float = PATIENCE_SECONDS, on_wait: Waiting = lambda text: None) -> Line | None:
     """Finishes what a process that died was about to do; None where nothing is left over.
 

@@ -165,6 +165,18 @@ def test_a_model_that_was_rolled_back_does_not_return_by_itself(
     assert known.version == 1
 
 
+def test_where_the_champion_was_deleted_nobody_is_the_first_model(
+    artifacts: dict[str, str], sources: list[str]
+) -> None:
+    pass_gate(challenge(artifacts["good"], sources, "lost"))
+    tracking.client().delete_model_version("lost", "1")
+    with pytest.raises(
+        UserError, match=r"no champion any more \(version 1 was\): give the alias 'champion' to one of"
+    ):
+        pass_gate(challenge(artifacts["bad"], sources, "lost"))
+    assert champion("lost") is None
+
+
 def test_a_challenger_that_is_overtaken_is_judged_anew(artifacts: dict[str, str], sources: list[str]) -> None:
     pass_gate(challenge(artifacts["bad"], sources, "race"))
     better = challenge(artifacts["good"], sources, "race")

@@ -137,6 +137,22 @@ def test_runs_of_decisions_that_died_are_ended() -> None:
     assert mended("run") == []
 
 
+def test_a_champion_that_was_deleted_is_said_and_nobody_takes_its_place() -> None:
+    make_versions("lost", 3)
+    settle("lost", "promoted", 1, None, "first", "me")
+    settle("lost", "promoted", 2, 1, "better", "me")
+    known_place("lost", 3)
+    tracking.client().delete_model_version("lost", "2")
+    for _ in range(2):
+        (found,) = mended("lost")
+        assert found.done == (
+            "nothing: lost has no champion any more (version 2 was): give the alias 'champion' to version 1, the one "
+            "before, or another in MLflow's UI"
+        )
+    tracking.client().set_registered_model_alias("lost", "champion", "1")
+    assert [each.where for each in mended("lost")] == ["models:/lost/3"]
+
+
 def test_leases_of_the_dead_are_freed(tmp_path: Path) -> None:
     place = Store(str(tmp_path))
     place.publish("set/lease.json", b'{"token": "x", "host": "elsewhere", "pid": 1, "started": 1.0}')
