@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -42,9 +42,11 @@ METRICS: Final = {
     "msrrn_quarantined_total": Metric("Pictures that could not be annotated.", ("reason",)),
     "msrrn_queue_units": Metric("Units of the latest annotation run that are not finished."),
     "msrrn_annotate_pictures_per_second": Metric("Speed of the latest annotation run since it was started."),
-    "msrrn_last_promotion_timestamp_seconds": Metric("When a challenger last became champion."),
-    "msrrn_champion_version": Metric("Version of the champion in the registry."),
-    "msrrn_champion_nrmse_ip": Metric("NRMSE of the champion over the distance of the pupils, a fraction."),
+    "msrrn_last_promotion_timestamp_seconds": Metric("When a challenger last became champion.", ("model",)),
+    "msrrn_champion_version": Metric("Version of the champion in the registry.", ("model",)),
+    "msrrn_champion_nrmse_ip": Metric(
+        "NRMSE of the champion over the distance of the pupils, a fraction.", ("model",)
+    ),
 }
 """Every metric there is. Those that end in `_total` are counters, the others gauges."""
 
@@ -59,51 +61,54 @@ def export_metrics(
     quarantined: Mapping[str, int] | None = None,
     queue_units: int | None = None,
     pictures_per_second: float | None = None,
-    promoted_at: float | None = None,
-    champion_version: int | None = None,
-    champion_nrmse_ip: float | None = None,
 ) -> None:
-    """Adds to the counters (`pictures` by status, `faces`, `quarantined` by reason) and sets the gauges given.
-
-    `promoted_at` is in seconds since 1970.
-    """
-    folder = os.environ.get(DIRECTORY)
-    if not folder:
-        return
+    """Adds to the counters (`pictures` by status, `faces`, `quarantined` by reason) and sets the gauges given."""
     added: dict[Key, float] = {("msrrn_pictures_total", (status,)): n for status, n in (pictures or {}).items()}
     added |= {("msrrn_quarantined_total", (reason,)): n for reason, n in (quarantined or {}).items()}
     if pictures is not None:
         added["msrrn_faces_total", ()] = faces
-    gauges = {
-        "msrrn_queue_units": queue_units,
-        "msrrn_annotate_pictures_per_second": pictures_per_second,
-        "msrrn_last_promotion_timestamp_seconds": promoted_at,
-        "msrrn_champion_version": champion_version,
-        "msrrn_champion_nrmse_ip": champion_nrmse_ip,
-    }
+    gauges = {"msrrn_queue_units": queue_units, "msrrn_annotate_pictures_per_second": pictures_per_second}
+
+    def change(values: dict[Key, float]) -> None:
+        for key, value in added.items():
+            values[key] = values.get(key, 0.0) + value
+        values |= {(name, ()): float(value) for name, value in gauges.items() if value is not None}
+
+    _rewrite(change)
+
+
+def export_champion(name: str, version: int | None, tags: Mapping[str, str], promoted: bool) -> None:
+    """The champion of a model as the registry has it, None where there is none; `promoted`: just now."""
+
+    def change(values: dict[Key, float]) -> None:
+        if promoted:
+            values["msrrn_last_promotion_timestamp_seconds", (name,)] = time.time()
+        for gauge in ("msrrn_champion_version", "msrrn_champion_nrmse_ip"):
+            values.pop((gauge, (name,)), None)
+        if version is not None:
+            values["msrrn_champion_version", (name,)] = version
+            with suppress(KeyError, ValueError):  # a tag that a person deleted or edited
+                values["msrrn_champion_nrmse_ip", (name,)] = float(tags["msrrn.nrmse_ip"])
+
+    _rewrite(change)
+
+
+def _rewrite(change: Callable[[dict[Key, float]], None]) -> None:
+    """Replaces the file by one of changed values, where one is asked for."""
+    folder = os.environ.get(DIRECTORY)
+    if not folder:
+        return
     try:
         path = Path(folder, FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
             values = _read(path)
-            for key, value in added.items():
-                values[key] = values.get(key, 0.0) + value
-            values |= {(name, ()): float(value) for name, value in gauges.items() if value is not None}
+            change(values)
             registry = CollectorRegistry()
             registry.register(_Values(values))
             write_to_textfile(str(path), registry)
     except OSError as error:  # also a lock that somebody holds too long
         logging.getLogger(__name__).warning("metrics were not written to %s: %s", folder, error)
-
-
-def export_champion(version: int, tags: Mapping[str, str], promoted: bool) -> None:
-    """The champion as the registry has it; `promoted`: just now."""
-    nrmse = tags.get("msrrn.nrmse_ip")
-    export_metrics(
-        promoted_at=time.time() if promoted else None,
-        champion_version=version,
-        champion_nrmse_ip=float(nrmse) if nrmse else None,
-    )
 
 
 @contextmanager
@@ -192,14 +197,17 @@ class _Values(Collector):
 
 
 def _read(path: Path) -> dict[Key, float]:
-    """The values in a file that is there; those of an unreadable one are lost, as those of a file that is not."""
+    """The values in a file that is there; those of an unreadable one are lost, as those of a file that is not.
+
+    An older one has metrics under other labels, which would stay in it for ever: they are left out.
+    """
     try:
         families = list(text_string_to_metric_families(path.read_text("utf-8")))
     except (FileNotFoundError, ValueError):
         return {}
     return {
-        (sample.name, tuple(sample.labels.get(label, "") for label in METRICS[sample.name].labels)): sample.value
+        (sample.name, tuple(sample.labels[label] for label in METRICS[sample.name].labels)): sample.value
         for family in families
         for sample in family.samples
-        if sample.name in METRICS
+        if sample.name in METRICS and sample.labels.keys() == set(METRICS[sample.name].labels)
     }

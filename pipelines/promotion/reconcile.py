@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.errors import UserError
 from pipelines.lease import free_stale
 from pipelines.registry.ledger import experiment_of
-from pipelines.registry.succession import AWAITING, finish_turn, lost_champion
+from pipelines.registry.succession import AWAITING, finish_turn, lost_champion, show_champion
 from pipelines.registry.tracking import client, reaching_mlflow
 from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS
 from pipelines.registry.versions import CHAMPION, ModelVersion, models, names
@@ -61,14 +61,18 @@ def reconcile(
     """
     found: list[Finding] = []
     for each in [name] if name else names():
-        if line := finish_turn(each, patience, on_wait):
+        line = finish_turn(each, patience, on_wait)
+        if line:
             what = f"{line.turn.what}, version {line.turn.version}, by {line.turn.who} was cut off"
             found.append(Finding(where=each, what=what, done=line.end or ""))
         found += _dead_runs(each, minutes)
+        versions = models(each)
+        # Also what a person moved or deleted, which no command of ours has seen.
+        show_champion(each, versions, promoted=line is not None and line.done and line.turn.what == "promoted")
         if lost := lost_champion(each):
             found.append(Finding(where=each, what="its champion is gone", done=f"nothing: {lost}"))
             continue  # whoever is judged would be the first model
-        for version in reversed(models(each)):
+        for version in reversed(versions):
             found += _unjudged(version, judge, minutes)
     for place in places:
         for key in free_stale(Store(place), patience):

@@ -92,7 +92,7 @@ def settle(
     with reaching_mlflow():
         find_version(mlflow, name, version)
         line = take_turn(open_ledger(mlflow, name), name, plan, on_wait)
-        _export(versions_of(mlflow, name), promoted=what == "promoted")
+        show_champion(name, versions_of(mlflow, name), promoted=what == "promoted")
         return line
 
 
@@ -147,7 +147,7 @@ def rollback(
         with suppress(_AlreadyError):
             take_turn(ledger, name, plan, on_wait)
         versions = versions_of(mlflow, name)
-        _export(versions, promoted=False)
+        show_champion(name, versions)
         after = {alias: each for each in versions for alias in each.aliases}
         return after[CHAMPION], after[PREVIOUS]
 
@@ -220,10 +220,10 @@ def _require_not_rolled_back(version: ModelVersion) -> None:
         raise OvertakenError(f"{version.name}: version {version.version} was rolled back while it was judged")
 
 
-def _export(versions: Sequence[ModelVersion], promoted: bool) -> None:
-    for version in versions:
-        if CHAMPION in version.aliases:
-            export_champion(version.version, version.tags, promoted)
+def show_champion(name: str, versions: Sequence[ModelVersion], promoted: bool = False) -> None:
+    """Who is champion among the versions of a model, for dashboards; `promoted`: since just now."""
+    best = next((version for version in versions if CHAMPION in version.aliases), None)
+    export_champion(name, best.version if best else None, best.tags if best else {}, promoted)
 
 
 def _moves(aliases: dict[str, int], after: dict[str, int | None], order: tuple[str, ...]) -> tuple[Move, ...]:

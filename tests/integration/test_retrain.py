@@ -102,8 +102,8 @@ def test_mlflow_holds_parameters_curves_figures_and_a_model_without_pickles(firs
 
 def test_metrics_show_the_champion_and_the_archive(place: Path, first: RetrainResult) -> None:
     lines = (place / "metrics" / "msrrn.prom").read_text().splitlines()
-    assert "msrrn_champion_version 1.0" in lines
-    assert f"msrrn_champion_nrmse_ip {round(first.nrmse_ip, 5)}" in lines
+    assert 'msrrn_champion_version{model="line"} 1.0' in lines
+    assert f'msrrn_champion_nrmse_ip{{model="line"}} {round(first.nrmse_ip, 5)}' in lines
     assert 'msrrn_pictures_total{status="quarantined"} 3.0' in lines
 
 

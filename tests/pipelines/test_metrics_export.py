@@ -48,16 +48,36 @@ def test_counters_go_on_and_gauges_are_replaced(metrics: Path) -> None:
 
 def test_every_metric_can_be_exported(metrics: Path) -> None:
     export_metrics(pictures={"no_face": 1}, quarantined={'a "b" \\ \n': 1}, queue_units=1, pictures_per_second=1)
-    export_champion(7, {"msrrn.nrmse_ip": "0.04370"}, promoted=True)
+    export_champion("msrrn", 7, {"msrrn.nrmse_ip": "0.04370"}, promoted=True)
     exported = read(metrics)
     assert {name.partition("{")[0] for name in exported} == METRICS.keys()
     assert exported['msrrn_quarantined_total{a "b" \\ \n}'] == 1
-    promoted = exported["msrrn_last_promotion_timestamp_seconds"]
-    export_champion(6, {"msrrn.nrmse_ip": "0.05"}, promoted=False)
+    promoted = exported["msrrn_last_promotion_timestamp_seconds{msrrn}"]
+    export_champion("msrrn", 6, {"msrrn.nrmse_ip": "0.05"}, promoted=False)
     again = read(metrics)
-    assert again["msrrn_champion_version"] == 6
-    assert again["msrrn_champion_nrmse_ip"] == 0.05
-    assert again["msrrn_last_promotion_timestamp_seconds"] == promoted
+    assert again["msrrn_champion_version{msrrn}"] == 6
+    assert again["msrrn_champion_nrmse_ip{msrrn}"] == 0.05
+    assert again["msrrn_last_promotion_timestamp_seconds{msrrn}"] == promoted
+
+
+def test_each_model_has_its_champion_or_none(metrics: Path) -> None:
+    export_champion("msrrn", 7, {"msrrn.nrmse_ip": "0.04370"}, promoted=True)
+    export_champion("msrrn-demo", 1, {"msrrn.nrmse_ip": "some 4 %"}, promoted=False)
+    both = read(metrics)
+    assert (both["msrrn_champion_version{msrrn}"], both["msrrn_champion_version{msrrn-demo}"]) == (7, 1)
+    assert "msrrn_champion_nrmse_ip{msrrn-demo}" not in both
+    export_champion("msrrn", None, {}, promoted=False)
+    assert read(metrics).keys() == {
+        "msrrn_last_promotion_timestamp_seconds{msrrn}",
+        "msrrn_champion_version{msrrn-demo}",
+    }
+
+
+def test_metrics_of_before_they_had_labels_are_left_out(metrics: Path) -> None:
+    metrics.parent.mkdir()
+    metrics.write_text("msrrn_champion_version 3.0\nmsrrn_faces_total 4.0\n")
+    export_metrics(queue_units=1)
+    assert read(metrics) == {"msrrn_faces_total": 4, "msrrn_queue_units": 1}
 
 
 def test_nothing_is_written_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

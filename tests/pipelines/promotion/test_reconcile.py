@@ -137,6 +137,23 @@ def test_runs_of_decisions_that_died_are_ended() -> None:
     assert mended("run") == []
 
 
+def test_dashboards_see_who_is_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_versions("shown", 2)
+    settle("shown", "promoted", 1, None, "first", "me")
+    crashed("shown", 2, 1, crash=1)
+    monkeypatch.setenv("MSRRN_METRICS_DIR", str(tmp_path))
+
+    def shown() -> set[str]:
+        return {line.split("{")[0] for line in (tmp_path / "msrrn.prom").read_text().splitlines() if "{" in line}
+
+    mended("shown")
+    assert 'msrrn_champion_version{model="shown"} 2.0' in (tmp_path / "msrrn.prom").read_text()
+    assert shown() == {"msrrn_champion_version", "msrrn_last_promotion_timestamp_seconds"}
+    tracking.client().delete_model_version("shown", "2")
+    mended("shown")
+    assert shown() == {"msrrn_last_promotion_timestamp_seconds"}
+
+
 def test_a_champion_that_was_deleted_is_said_and_nobody_takes_its_place() -> None:
     make_versions("lost", 3)
     settle("lost", "promoted", 1, None, "first", "me")
