@@ -15,8 +15,11 @@ _SECRETS: Final = (
     "RAY_AUTH_TOKEN",
     "PGPASSWORD",
 )
-USERINFO: Final = r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]*@"
-"""An address up to the end of user and password; the last @ counts, since a password may hold others."""
+USERINFO: Final = r'[A-Za-z][A-Za-z0-9+.-]*://(?:[^/\s:@\["\x27]*:(?!\d{1,5}/)\S*@|[^/\s]*@)'
+"""An address up to the end of user and password; the last @ counts, since a password may hold others.
+
+It may also hold a /: what follows a user and a colon is a password up to the last @ of all, unless it is a port.
+"""
 _USERINFO: Final = re.compile(USERINFO)
 
 

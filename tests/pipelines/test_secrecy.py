@@ -1,5 +1,9 @@
-import pytest
+import re
 
+import pytest
+from pydantic import TypeAdapter
+
+from flows.parameters import Place
 from pipelines.registry import tracking
 from pipelines.secrecy import has_password, without_secrets
 
@@ -11,10 +15,17 @@ SECRET = "Ve7ry5ecret"
     [
         (f"postgresql://mlflow:{SECRET}@db:5432/mlflow", "postgresql://db:5432/mlflow"),
         (f"mysql+pymysql://u:a@{SECRET}@db/mlflow", "mysql+pymysql://db/mlflow"),
+        (f"postgresql://mlflow:ab/cd{SECRET}@db:5432/mlflow", "postgresql://db:5432/mlflow"),
+        (f"postgresql://mlflow:{SECRET}/1@2/3@db/mlflow", "postgresql://db/mlflow"),
+        (f"s3://AKIA:ab/cd{SECRET}@bucket/photos", "s3://bucket/photos"),
+        (f"s3://AKIA:12345678/{SECRET}@bucket/photos", "s3://bucket/photos"),
         (f"http://{SECRET}@host:5000", "http://host:5000"),
         ("http://host:5000/a@b", "http://host:5000/a@b"),
         ("sqlite:////tmp/me@home/mlflow.db", "sqlite:////tmp/me@home/mlflow.db"),
+        ("http://[::1]:5000/a@b", "http://[::1]:5000/a@b"),
         ("s3://bucket/a@b.jpg", "s3://bucket/a@b.jpg"),
+        ("s3://bucket/12:30/a@b.jpg", "s3://bucket/12:30/a@b.jpg"),
+        ("file:///photos/12:30/a@b.jpg", "file:///photos/12:30/a@b.jpg"),
         ("me@home/photos", "me@home/photos"),
     ],
 )
@@ -25,6 +36,20 @@ def test_an_address_is_shown_without_user_and_password(
     assert tracking.shown_uri() == shown
     assert has_password(address) == (address != shown)
     assert without_secrets(f"API request to {address} failed") == f"API request to {shown} failed"
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["http://host: who is me@home?", '{"uri": "http://host","path": "/a@b"}', '{"uri":"http://host","a":"/@b"}'],
+)
+def test_what_stands_beside_an_address_is_told(message: str) -> None:
+    assert without_secrets(message) == message
+
+
+def test_the_forms_of_flows_refuse_what_would_be_told() -> None:
+    refused = re.compile(TypeAdapter(Place).json_schema()["not"]["pattern"])
+    assert refused.search(f"s3://AKIA:ab/cd{SECRET}@bucket/photos")
+    assert not refused.search("s3://bucket/12:30/a@b.jpg")
 
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD"])
