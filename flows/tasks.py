@@ -1,6 +1,7 @@
 """The Prefect tasks: each is one call into `pipelines`, and the artifacts that an operator wants to see.
 
-A task is tried again where storage or a server can fail, never where a person has to act (`UserError`).
+A task is tried again where storage or a server can fail (`OutageError`), never where a person has to act (any other
+`UserError`).
 What it made is found by the next try, and by the next run: datasets and models are named by digests.
 """
 
@@ -27,6 +28,7 @@ from pipelines.metrics_export import metered
 from pipelines.models import Model
 from pipelines.monitoring.drift import DriftReport, compare
 from pipelines.monitoring.page import write_drift
+from pipelines.outages import OutageError
 from pipelines.registry.versions import ModelVersion
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
 from pipelines.retraining import open_model, record, require_validation, started_from, train_tracked
@@ -40,10 +42,8 @@ REPORT: Final = "report.html"
 def _worth_retrying(task: Any, run: Any, state: Any) -> bool:
     try:
         state.result()
-    except UserError:
-        return False
-    except Exception:
-        return True
+    except Exception as error:
+        return isinstance(error, OutageError) or not isinstance(error, UserError)
     return False
 
 

@@ -147,7 +147,7 @@ def train_tracked(
         log_history(run, trained.history)
         finish_run(run, "FINISHED")
     except UserError as error:
-        raise UserError(
+        raise type(error)(
             f"{error}\nThe model is trained, at {trained.artifact.url}, and MLflow lacks a part of its curves: start "
             f"it and train on {dataset} with the same settings again, which finds the model and logs them"
         ) from None
@@ -159,7 +159,7 @@ def followed(run: RunRecord) -> Iterator[Callable[[Epoch], None]]:
     """What logs an epoch, in a thread of its own: no training waits for MLflow, nor ends with it.
 
     What could not be logged is tried again after the next epoch, and once more at the end. MLflow itself repeats each
-    request to a server for some minutes (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`). Pictures that are not taken by then are
+    request to a server for a while (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`). Pictures that are not taken by then are
     given up; the curves are the caller's, who has the whole history.
     """
     told: SimpleQueue[Epoch | None] = SimpleQueue()

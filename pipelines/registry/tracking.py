@@ -27,6 +27,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipelines.cache import cache_directory
 from pipelines.errors import UserError
+from pipelines.outages import OutageError
 from pipelines.secrecy import has_password, without_secrets
 
 STORE: Final = "MLFLOW_TRACKING_URI"
@@ -110,12 +111,15 @@ def default_store() -> Iterator[None]:
 
 @contextmanager
 def reaching_mlflow() -> Iterator[None]:
-    """Turns what MLflow raises (unreachable, refused, no such thing, a full disk) into a `UserError` of one line."""
+    """Turns what MLflow raises (unreachable, refused, no such thing, a full disk) into a `UserError` of one line.
+
+    Where no server answers it is an `OutageError`.
+    """
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         if re.search("Max retries exceeded|Connection refused|timed out", str(error)):
-            raise UserError(
+            raise OutageError(
                 f"No MLflow server answers at {shown_uri()}: start it, or correct MLFLOW_TRACKING_URI"
             ) from None
         line = without_secrets(str(error).split("\n")[0])

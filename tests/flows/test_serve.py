@@ -28,6 +28,7 @@ def test_what_prefect_deploys_is_served() -> None:
     ]
     assert found["retrain"].concurrency_limit == 1
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from msrrn.config import ModelConfig
 from msrrn.network import MSRRN
 from msrrn.predictor import TorchPredictor
 from pipelines.errors import UserError
+from pipelines.outages import OutageError
 from pipelines.registry import tracking
 from pipelines.registry import versions as registry
 from pipelines.registry.succession import settle
@@ -220,6 +221,7 @@ def test_says_when_the_store_cannot_be_used(
     with pytest.raises(UserError, match=message) as caught:
         registry.fetch("models:/three/1")
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+    assert isinstance(caught.value, OutageError) == ("No MLflow server" in message)
 
 
 def test_a_served_model_answers_as_the_predictor(three: list[Path], mlflow_store: Path) -> None:

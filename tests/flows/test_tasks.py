@@ -1,0 +1,23 @@
+import pytest
+from prefect.states import Completed, Failed
+
+from flows.tasks import STATION
+from pipelines.errors import UserError
+from pipelines.outages import MissingError, OutageError
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (OutageError("S3 failed after 5 attempts"), True),
+        (OSError("broken pipe"), True),
+        (UserError("no such model"), False),
+        (MissingError("the photos are gone"), False),
+    ],
+)
+def test_what_may_pass_is_tried_again(error: Exception, again: bool) -> None:
+    assert STATION["retry_condition_fn"](None, None, Failed(data=error)) is again
+
+
+def test_what_is_done_is_not_done_again() -> None:
+    assert not STATION["retry_condition_fn"](None, None, Completed(data=1))
