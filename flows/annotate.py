@@ -6,6 +6,7 @@ from flows.parameters import Place, Workers
 from flows.tasks import annotate_archive, load_model
 from pipelines.annotation.summary import Summary
 from pipelines.settings import AnnotateSettings
+from pipelines.storage import Store
 
 
 @flow(name="annotate")
@@ -21,10 +22,13 @@ def annotate(
     Args:
         source: a folder, `.tar`, `.tar.gz`, `.zip`, WebDataset shards, `.parquet` with an image column, or a `.txt`
             of URIs; local or `s3://`.
-        out: where the tables and the page go; a run that was killed goes on from there.
+        out: where the tables and the page go; a run that was killed goes on from there. Without `model` it is
+            OUT-VERSION: of each champion a run of its own.
         model: an artifact directory, a `models:/name@alias` URI or `box`; without one, the champion of `msrrn`
             where there is one, else the model in the box.
         settings: which faces are found, and in what units the work is done.
         workers: Ray workers.
     """
-    return annotate_archive(source, out, load_model(model), settings or AnnotateSettings(), workers)
+    chosen = load_model(model)
+    place = out if model else f"{Store(out).url}-{chosen.card.version}"
+    return annotate_archive(source, place, chosen, settings or AnnotateSettings(), workers)
