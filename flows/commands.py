@@ -195,7 +195,7 @@ def _benchmark(commands: Commands) -> None:
             print("training dlib's ERT, some 15 minutes for 2,000 faces; a second run finds it", file=sys.stderr)
             ert = trained_ert(call.ert_dataset, Path(call.ert_folder), call.workers)
         with progress("evaluating, photos") as update:
-            result = benchmark(model, call.data, call.split, call.workers, ert, update)
+            result = benchmark(model, call.data, call.split, call.workers, ert, update, call.format)
         write_benchmark(result, out)
         if call.json:
             print_json({"page": f"{out.url}/{PAGE}", "table1": result.table1(), "table2": result.table2()})
@@ -214,6 +214,7 @@ def _benchmark(commands: Commands) -> None:
         "  msrrn benchmark --data 300w --model work/models/9c1e... --ert-dataset work/datasets/3f2a... --out bench",
     )
     add_data(parser)
+    add_format(parser)
     add_model(parser, required=False)
     parser.add_argument("--out", required=True, metavar="URL", help="where tables and page go")
     add_split(parser, "held-out")
@@ -276,6 +277,7 @@ def _retrain(commands: Commands) -> None:
             init=call.init,
             approve=call.approve,
             workers=call.workers,
+            source_format=call.format,
         )
         if call.json:
             print_json(result.model_dump())
@@ -301,6 +303,7 @@ def _retrain(commands: Commands) -> None:
         "  msrrn retrain --data 300w corrections --archive photos.tar --out s3://bucket/work --epochs 40",
     )
     add_data(parser)
+    add_format(parser)
     parser.add_argument("--archive", metavar="SRC", help="photos to annotate with the champion")
     parser.add_argument("--out", required=True, metavar="URL", help="where everything goes")
     add_prepare_options(parser)

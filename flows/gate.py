@@ -42,9 +42,10 @@ def enter(
     workers: int,
     settings: GateSettings,
     again: bool = False,
+    source_format: str = "auto",
 ) -> Challenge:
     """Evaluates a model and registers it, where it is not yet."""
-    return gate.challenge_of(artifact, sources, selection, name, workers, settings, again)
+    return gate.challenge_of(artifact, sources, selection, name, workers, settings, again, source_format)
 
 
 @task(name="judge", **STATION)

@@ -1,11 +1,11 @@
 """Types of the flows' parameters: what the UI's form says of each, and refuses before a run starts."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipelines.secrecy import USERINFO
-from pipelines.settings import MODEL_NAME
+from pipelines.settings import MODEL_NAME, SourceFormat
 
 ModelName = Annotated[
     str, Field(pattern=MODEL_NAME, description="a registered model: letters, digits, - and _, at most 100")
@@ -22,4 +22,7 @@ Place = Annotated[
 ]
 Sources = Annotated[
     list[Place], Field(min_length=1, description="annotated photos: folders, archives or files, local or s3://")
+]
+Format = Annotated[
+    Literal["auto", SourceFormat], Field(description="of the annotated photos; auto: found out by looking at them")
 ]

@@ -6,7 +6,7 @@ from prefect import flow
 from pydantic import BaseModel, Field
 
 from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
-from flows.parameters import ModelName, Place, Sources, Workers
+from flows.parameters import Format, ModelName, Place, Sources, Workers
 from pipelines.evaluation.evaluate import Selection
 from pipelines.promotion.decision import Decision, Verdict
 from pipelines.promotion.gate import Challenge, Judgement
@@ -49,21 +49,24 @@ def promote(
     approve: bool = False,
     approval_hours: Annotated[float, Field(gt=0, le=24 * 365)] = APPROVAL_HOURS,
     workers: Workers = 2,
+    source_format: Format = "auto",
 ) -> PromoteResult:
     """Puts a model through the gate: it becomes champion, is kept out, or nothing is decided.
 
     Args:
         model: the challenger, an artifact directory or `models:/NAME/VERSION`.
         name: the registered model that it is a version of, or becomes one.
-        data: sources of annotated photos; none: those that it was evaluated on when it was registered.
+        data: sources of annotated photos; none: those that it was evaluated on when it was registered, and their
+            format.
         selection: which photos of them: held out of training (`val`), declared as such (`held-out`), `all`.
         settings: thresholds of the gate.
         again: judge what was judged on the same faces before.
         approve: hold a promotion until a person resumes the paused run.
         approval_hours: for how long; afterwards the run fails, and the champion stays.
         workers: Ray workers.
+        source_format: of `data`.
     """
     ask = asking(approve, approval_hours)
-    challenge = enter(model, data, selection, name, workers, settings or GateSettings(), again)
+    challenge = enter(model, data, selection, name, workers, settings or GateSettings(), again, source_format)
     decision, judgement = pass_gate(challenge, ask)
     return PromoteResult.of(challenge, decision, judgement)

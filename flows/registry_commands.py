@@ -7,6 +7,7 @@ from flows.options import (
     add_approve,
     add_command,
     add_data,
+    add_format,
     add_gate_options,
     add_json,
     add_model,
@@ -35,10 +36,20 @@ def _promote(commands: Commands) -> None:
         settings = gate_settings(call)
         if asking(call.approve) and has_server():
             result = promote(
-                call.model, call.name, call.data, call.split, settings, call.again, approve=True, workers=call.workers
+                call.model,
+                call.name,
+                call.data,
+                call.split,
+                settings,
+                call.again,
+                approve=True,
+                workers=call.workers,
+                source_format=call.format,
             )
         else:
-            challenge = challenge_of(call.model, call.data, call.split, call.name, call.workers, settings, call.again)
+            challenge = challenge_of(
+                call.model, call.data, call.split, call.name, call.workers, settings, call.again, call.format
+            )
             decision, judgement = pass_gate(challenge, ask_here if call.approve else None)
             result = PromoteResult.of(challenge, decision, judgement)
         if call.json:
@@ -61,6 +72,7 @@ def _promote(commands: Commands) -> None:
     )
     add_model(parser, required=True)
     add_data(parser, required=False)
+    add_format(parser)
     add_split(parser, "val")
     parser.add_argument(
         "--again",

@@ -4,7 +4,7 @@ from prefect import flow
 from pydantic import BaseModel
 
 from flows.gate import announce, asking, pass_gate
-from flows.parameters import ModelName, Place, Sources, Workers
+from flows.parameters import Format, ModelName, Place, Sources, Workers
 from flows.tasks import (
     annotate_archive,
     evaluate_model,
@@ -53,6 +53,7 @@ def retrain(
     judge: bool = True,
     approve: bool = False,
     workers: Workers = 2,
+    source_format: Format = "auto",
 ) -> RetrainResult:
     """New annotations in; a better champion out, or nothing changes.
 
@@ -70,6 +71,7 @@ def retrain(
         judge: judge the new model here; else the event `msrrn.model.registered` starts the flow `promote`.
         approve: hold a promotion until a person approves.
         workers: Ray workers.
+        source_format: of `data`; kept with the version, for whoever judges it later.
     """
     place = Store(out)
     prepare_settings = prepare_settings or PrepareSettings()
@@ -77,10 +79,10 @@ def retrain(
     ask = asking(approve)
     if archive:
         list_inputs(archive)  # what is wrong with it is better known now than after the training
-    dataset, manifest = prepare_dataset(data, place.child("datasets").url, prepare_settings, workers)
+    dataset, manifest = prepare_dataset(data, place.child("datasets").url, prepare_settings, workers, source_format)
     trained = train_network(dataset.url, out, train_settings or TrainSettings(), workers, name, init)
     model = load_model(trained.artifact.url)
-    evaluation = evaluate_model(model, data, val_share, workers)
+    evaluation = evaluate_model(model, data, val_share, workers, source_format)
     version = register_model(trained.artifact.url, model, evaluation, name, data)
     challenge = Challenge(version, model, evaluation, data, "val", workers, gate_settings or GateSettings())
     decision: Decision | None

@@ -57,11 +57,11 @@ STATION: Final[dict[str, Any]] = {
 
 @task(name="prepare dataset", **STATION)
 def prepare_dataset(
-    sources: Sequence[str], out: str, settings: PrepareSettings, workers: int
+    sources: Sequence[str], out: str, settings: PrepareSettings, workers: int, source_format: str = "auto"
 ) -> tuple[Store, Manifest]:
     """Annotated photos → a dataset of shards below `out`."""
     with progress("dataset") as update:
-        dataset, manifest = prepare(sources, out, settings, workers, update)
+        dataset, manifest = prepare(sources, out, settings, workers, update, source_format)
     require_validation(manifest)
     say(f"dataset {manifest.name}: " + ", ".join(f"{count} {name}" for name, count in manifest.counts.items()))
     create_table_artifact(
@@ -85,10 +85,12 @@ def train_network(
 
 
 @task(name="evaluate model", **STATION)
-def evaluate_model(model: Model, sources: Sequence[str], val_share: float, workers: int) -> Evaluation:
+def evaluate_model(
+    model: Model, sources: Sequence[str], val_share: float, workers: int, source_format: str = "auto"
+) -> Evaluation:
     """Detector and model on the photos held out of training."""
     with progress("evaluating, photos") as update:
-        evaluation = evaluate(model, sources, "val", workers, update, val_share, unseen_by=[model])
+        evaluation = evaluate(model, sources, "val", workers, update, val_share, source_format, unseen_by=[model])
     create_table_artifact(
         key="evaluation",
         table=[

@@ -39,6 +39,7 @@ PACKAGED: Final = {IN_THE_BOX: BOX, "synthetic": BOX / "synthetic"}
 RANDOM: Final = "none"
 SOURCES_TAG: Final = "msrrn.eval_sources"
 SELECTION_TAG: Final = "msrrn.eval_selection"
+FORMAT_TAG: Final = "msrrn.eval_format"
 METRIC_NAME: Final = re.compile(r"[^\w.\- /]")
 """What MLflow refuses in the name of a metric."""
 
@@ -220,6 +221,7 @@ def record(artifact: str, model: Model, evaluation: Evaluation, name: str, sourc
         "msrrn.eval_faces": protocol["faces_digest"],
         SOURCES_TAG: json.dumps([Store(source).absolute().url for source in sources]),
         SELECTION_TAG: evaluation.selection,
+        FORMAT_TAG: evaluation.source_format,
         "msrrn.nrmse_ip": f"{figures['nrmse_ip']:.5f}",
         "msrrn.failure_ip_010": f"{figures['failure_ip_010']:.4f}",
         "msrrn.code_version": str(model.card.training.get("code_version")),

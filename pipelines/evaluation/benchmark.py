@@ -162,13 +162,14 @@ def benchmark(
     workers: int,
     ert: Ert | None = None,
     progress: Counted = lambda done, total: None,
+    source_format: str = "auto",
 ) -> Benchmark:
     """Measures a model, and ERT beside it, on the annotated photos of the sources.
 
     Raises:
         UserError: a source is unusable, or not one face could be evaluated.
     """
-    evaluation = evaluate(model, sources, selection, workers, progress, model.val_share, ert=ert)
+    evaluation = evaluate(model, sources, selection, workers, progress, model.val_share, source_format, ert=ert)
     photos = [(face, photo_of(face)) for face in evaluation.faces[:TIMED_BATCH]]
     crops = [crop(photo.rgb, frame_around(face.box, model.card.crop_margin)) for face, photo in photos if photo]
     if not crops:

@@ -91,6 +91,8 @@ class Evaluation:
     left_out: tuple[LeftOut, ...]
     seen: int | None = None
     """faces on photos that the model was trained on; None where its card does not name those"""
+    source_format: str = "auto"
+    """of the sources, as it was said"""
 
     @property
     def faces_digest(self) -> str:
@@ -173,7 +175,9 @@ def evaluate(
     trained_on = {key: model.card.training.get(key) for key in ("dataset", "faces", "faces_by_source")}
     trained_on["init"] = model.card.training.get("settings", {}).get("init")
     known = sum(model.saw(face.photo_sha256) for face in faces) if model.photos else None
-    return Evaluation(model.label, boxes_by, trained_on, selection, tuple(faces), tuple(left_out), known)
+    return Evaluation(
+        model.label, boxes_by, trained_on, selection, tuple(faces), tuple(left_out), known, source_format
+    )
 
 
 def seen_note(evaluation: Evaluation) -> str:

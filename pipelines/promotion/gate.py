@@ -26,7 +26,7 @@ from pipelines.registry.succession import OvertakenError, await_approval, lost_c
 from pipelines.registry.tracking import client, finish_run, log_files, log_metrics, open_run, reaching_mlflow
 from pipelines.registry.turns import DECISION_TAG, JUDGED_TAG, whoami
 from pipelines.registry.versions import ROLLED_BACK, ModelVersion, champion, fetch, resolve, version_of
-from pipelines.retraining import METRIC_NAME, SELECTION_TAG, SOURCES_TAG, open_model, record
+from pipelines.retraining import FORMAT_TAG, METRIC_NAME, SELECTION_TAG, SOURCES_TAG, open_model, record
 from pipelines.settings import GateSettings
 
 ATTEMPTS: Final = 3
@@ -179,10 +179,11 @@ def challenge_of(
     workers: int,
     settings: GateSettings,
     again: bool = False,
+    source_format: str = "auto",
 ) -> Challenge:
     """Evaluates a model (an artifact or a URI) and registers it as a version of `name`, if it is not one.
 
-    Without `sources`, a registered version is evaluated where it was when it was registered.
+    Without `sources`, a registered version is evaluated where, and as, it was when it was registered.
 
     Raises:
         UserError: the model, the sources or the registry cannot be used.
@@ -190,11 +191,19 @@ def challenge_of(
     if artifact.startswith("models:") and not artifact.startswith((f"models:/{name}/", f"models:/{name}@")):
         raise UserError(f"{artifact} is not a version of {name!r}: give --name, or the artifact's directory")
     if sources is None:
-        sources, selection = _evaluated_on(artifact)
+        sources, selection, source_format = _evaluated_on(artifact)
     model = open_model(artifact)
     if ONNX_FILE in dict(model.files):
         raise UserError(f"{artifact} is an export: promote the artifact that it was made from")
-    evaluation = evaluate(model, sources, selection, workers, val_share=model.val_share, unseen_by=[model])
+    evaluation = evaluate(
+        model,
+        sources,
+        selection,
+        workers,
+        val_share=model.val_share,
+        source_format=source_format,
+        unseen_by=[model],
+    )
     version = record(artifact, model, evaluation, name, sources)
     return Challenge(version, model, evaluation, sources, selection, workers, settings, again)
 
@@ -210,11 +219,12 @@ def judged_where_registered(version: ModelVersion, workers: int, settings: GateS
     return f"{decision.verdict}. {decision.reason}"
 
 
-def _evaluated_on(artifact: str) -> tuple[list[str], Selection]:
+def _evaluated_on(artifact: str) -> tuple[list[str], Selection, str]:
     tags = resolve(artifact).tags if artifact.startswith("models:") else {}
     if SOURCES_TAG not in tags:
         raise UserError(f"{artifact} does not say which photos it was evaluated on: name them (data, or --data)")
-    return json.loads(tags[SOURCES_TAG]), cast(Selection, tags[SELECTION_TAG])
+    # Older versions say no format: theirs were found out by looking at the photos.
+    return json.loads(tags[SOURCES_TAG]), cast(Selection, tags[SELECTION_TAG]), tags.get(FORMAT_TAG, "auto")
 
 
 def _meeting(challenge: Challenge, old: ModelVersion) -> tuple[Pair, Evaluation, Model]:
@@ -225,7 +235,13 @@ def _meeting(challenge: Challenge, old: ModelVersion) -> tuple[Pair, Evaluation,
 
     def evaluated(model: Model) -> Evaluation:
         return evaluate(
-            model, challenge.sources, challenge.selection, challenge.workers, val_share=share, unseen_by=both
+            model,
+            challenge.sources,
+            challenge.selection,
+            challenge.workers,
+            val_share=share,
+            source_format=challenge.evaluation.source_format,
+            unseen_by=both,
         )
 
     known = any(model.saw(face.photo_sha256) for face in challenge.evaluation.faces)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,16 @@ from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
 from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.promotion import gate as station
 from pipelines.promotion.decision import Decision
-from pipelines.promotion.gate import Approval, Challenge, Judgement, carry_out, challenge_of, judge, pass_gate
+from pipelines.promotion.gate import (
+    Approval,
+    Challenge,
+    Judgement,
+    carry_out,
+    challenge_of,
+    judge,
+    judged_where_registered,
+    pass_gate,
+)
 from pipelines.promotion.page import CHANGED, DECISION, FACES, FIGURES, PAGE, SCATTER
 from pipelines.registry import tracking
 from pipelines.registry.succession import log, rollback, settle
@@ -33,11 +43,25 @@ def _store(mlflow_store: Path) -> Iterator[None]:
     known: dict[tuple[object, ...], Evaluation] = {}
 
     def remembered(
-        model: Model, sources: list[str], selection: Selection, workers: int, val_share: float, unseen_by: list[Model]
+        model: Model,
+        sources: list[str],
+        selection: Selection,
+        workers: int,
+        val_share: float,
+        source_format: str,
+        unseen_by: list[Model],
     ) -> Evaluation:
-        key = (model, selection, val_share, tuple(each.photos for each in unseen_by))
+        key = (model, selection, val_share, source_format, tuple(each.photos for each in unseen_by))
         if key not in known:
-            known[key] = evaluate(model, sources, selection, workers, val_share=val_share, unseen_by=unseen_by)
+            known[key] = evaluate(
+                model,
+                sources,
+                selection,
+                workers,
+                val_share=val_share,
+                source_format=source_format,
+                unseen_by=unseen_by,
+            )
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -245,6 +269,24 @@ def test_a_version_knows_where_it_can_be_judged(artifacts: dict[str, str], annot
     assert made.version.tags["msrrn.eval_selection"] == "val"
 
 
+def test_a_version_is_judged_in_the_format_that_was_said(
+    artifacts: dict[str, str], sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for artifact in artifacts.values():
+        made = challenge_of(artifact, sources, "all", "said", 1, LENIENT, source_format="300w")
+        assert made.version.tags["msrrn.eval_format"] == "300w"
+    settle("said", "promoted", 1, None, "first", "me")
+    formats: list[str] = []
+
+    def seen(*arguments: Any, **options: Any) -> Evaluation:
+        formats.append(options["source_format"])
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(station, "evaluate", seen)
+    judged_where_registered(version_of("said", 2), 1, LENIENT)
+    assert formats == ["300w", "300w"]
+
+
 def test_photos_that_one_of_them_was_trained_on_decide_nothing(
     artifacts: dict[str, str], sources: list[str], tmp_path: Path
 ) -> None:
@@ -272,7 +314,9 @@ def test_the_smaller_share_holds_out_what_neither_was_trained_on(
     wider = given.model.card.model_copy(update={"training": {"dataset_settings": {"val_share": 0.3}}})
     shares = []
 
-    def seen(model: Model, *arguments: object, val_share: float, unseen_by: list[Model]) -> Evaluation:
+    def seen(
+        model: Model, *arguments: object, val_share: float, source_format: str, unseen_by: list[Model]
+    ) -> Evaluation:
         shares.append((model.card == wider, val_share))
         return given.evaluation
 
