@@ -12,9 +12,8 @@ os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault(
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
-)  # MLflow's 7 hide a wrong address for minutes: they are for runs that nobody waits for (prefect.yaml)
+# MLflow's 7 hide a wrong address for minutes: they are for runs that nobody waits for (`prefect.yaml`).
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 # Models are small: they go through the server, so that whoever reaches it need not reach its storage.
 os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
 os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
