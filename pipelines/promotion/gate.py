@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
@@ -27,7 +27,7 @@ from pipelines.registry.tracking import client, finish_run, log_files, log_metri
 from pipelines.registry.turns import DECISION_TAG, JUDGED_TAG, whoami
 from pipelines.registry.versions import ROLLED_BACK, ModelVersion, champion, fetch, resolve, version_of
 from pipelines.retraining import FORMAT_TAG, METRIC_NAME, SELECTION_TAG, SOURCES_TAG, open_model, record
-from pipelines.settings import GateSettings
+from pipelines.settings import GateSettings, SourceFormat
 
 ATTEMPTS: Final = 3
 """How often a challenger is judged anew because another one became champion meanwhile."""
@@ -219,12 +219,27 @@ def judged_where_registered(version: ModelVersion, workers: int, settings: GateS
     return f"{decision.verdict}. {decision.reason}"
 
 
+class _EvaluatedOn(BaseModel):
+    """What the tags of a version say. Older ones say no format: theirs was found out by looking at the photos."""
+
+    sources: Json[Annotated[list[str], Field(min_length=1)]] = Field(alias=SOURCES_TAG)
+    selection: Selection = Field(alias=SELECTION_TAG)
+    source_format: Literal["auto", SourceFormat] = Field("auto", alias=FORMAT_TAG)
+
+
 def _evaluated_on(artifact: str) -> tuple[list[str], Selection, str]:
     tags = resolve(artifact).tags if artifact.startswith("models:") else {}
     if SOURCES_TAG not in tags:
         raise UserError(f"{artifact} does not say which photos it was evaluated on: name them (data, or --data)")
-    # Older versions say no format: theirs were found out by looking at the photos.
-    return json.loads(tags[SOURCES_TAG]), cast(Selection, tags[SELECTION_TAG]), tags.get(FORMAT_TAG, "auto")
+    try:
+        said = _EvaluatedOn.model_validate(tags)
+    except ValidationError as error:  # tags can be edited
+        first = error.errors()[0]
+        raise UserError(
+            f"{artifact}: the tag `{first['loc'][0]}` does not say how it was evaluated ({first['msg']}): correct it "
+            "in MLflow, or name the photos (data, or --data)"
+        ) from None
+    return said.sources, said.selection, said.source_format
 
 
 def _meeting(challenge: Challenge, old: ModelVersion) -> tuple[Pair, Evaluation, Model]:
@@ -269,7 +284,7 @@ def _log(
         "msrrn.challenger": str(version.version),
         "msrrn.champion": str(old.version) if old else "none",
         "msrrn.eval_faces": challenge.evaluation.faces_digest,
-        "msrrn.eval_sources": json.dumps(list(challenge.sources)),
+        SOURCES_TAG: json.dumps(list(challenge.sources)),
     }
     key = f"v{version.version}-v{old.version if old else 0}-{judged}"
     run = open_run(experiment, key, challenge.settings.model_dump(), tags)

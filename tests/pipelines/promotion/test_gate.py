@@ -29,6 +29,7 @@ from pipelines.promotion.gate import (
 from pipelines.promotion.page import CHANGED, DECISION, FACES, FIGURES, PAGE, SCATTER
 from pipelines.registry import tracking
 from pipelines.registry.succession import log, rollback, settle
+from pipelines.registry.tracking import client
 from pipelines.registry.versions import champion, models, version_of
 from pipelines.settings import GateSettings
 from tests.factories import tiny_model
@@ -267,6 +268,12 @@ def test_a_version_knows_where_it_can_be_judged(artifacts: dict[str, str], annot
     made = challenge_of(artifacts["good"], [str(annotated)], "val", "where", 1, LENIENT)
     assert json.loads(made.version.tags["msrrn.eval_sources"]) == [str(annotated.absolute())]
     assert made.version.tags["msrrn.eval_selection"] == "val"
+    for tag, edited in (("eval_sources", "photos"), ("eval_selection", "some"), ("eval_sources", "[]")):
+        key = f"msrrn.{tag}"
+        client().set_model_version_tag("where", "1", key, edited)
+        with pytest.raises(UserError, match=rf"models:/where/1: the tag `{key}` does not say .*--data"):
+            challenge_of("models:/where/1", None, "val", "where", 1, LENIENT)
+        client().set_model_version_tag("where", "1", key, made.version.tags[key])
 
 
 def test_a_version_is_judged_in_the_format_that_was_said(
