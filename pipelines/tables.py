@@ -167,7 +167,8 @@ def _rendered(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(file=io.StringIO(), width=130)
+    # Names and reasons are other people's: "[/data/new]" is no markup, and ":smile:" is no picture.
+    console = Console(file=io.StringIO(), width=130, markup=False, emoji=False)
     console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().rstrip()
