@@ -1,7 +1,6 @@
 """The model artifact: a directory with `weights.safetensors` and `card.json`. Nothing in it is unpickled."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -14,6 +13,7 @@ from msrrn.config import ModelConfig
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import SCHEME
 from msrrn.network import MSRRN
+from msrrn.provenance import Training
 
 WEIGHTS: Final = "weights.safetensors"
 CARD: Final = "card.json"
@@ -41,7 +41,7 @@ class Card(BaseModel):
     detector: str = Field(description="whose boxes the model was trained on")
     config: ModelConfig
     calibration: Calibration = Field(Calibration(), description="from the network's doubt to the error to expect")
-    training: dict[str, Any] = Field(default_factory=dict, description="dataset, settings, seed, code version")
+    training: Training = Field(Training(), description="dataset, settings, seed, code version")
     metrics: dict[str, Any] = Field(default_factory=dict, description="validation figures and their protocol")
     licence: str = Field("unknown", description="what the model may be used for")
 
@@ -71,16 +71,29 @@ def read_card(directory: Path) -> Card:
     """
     path = directory / CARD
     try:
-        return Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return card_of(path.read_bytes(), str(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{directory}: no {CARD}, so it is not a model artifact; give the directory "
                             "that `msrrn train` printed") from None  # fmt: skip
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not JSON ({error}); copy the artifact again") from None
+
+
+def card_of(data: bytes, name: str) -> Card:
+    """The card in the bytes of a file, or of a part of one, that is called `name`.
+
+    Raises:
+        ArtifactError: it is not JSON, or a field is missing, unknown or wrong.
+    """
+    try:
+        return Card.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise ArtifactError(f"{name}: not JSON ({first['msg']}); copy the model again") from None
         field = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path}: field `{field}`: {first['msg']}; it was made by another version") from None
+        raise ArtifactError(
+            f"{name}: field `{field}`: {first['msg']}; it was made by another version, or is damaged: copy the model "
+            "again"
+        ) from None
 
 
 def load(directory: Path) -> tuple[MSRRN, Card]:
@@ -96,8 +109,9 @@ def load(directory: Path) -> tuple[MSRRN, Card]:
     try:
         data = path.read_bytes()
         model.load_state_dict(safetensors.torch.load(data))
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        # PyTorch's first line says only that it failed, the second which tensor.
+    except (OSError, safetensors.SafetensorError, RuntimeError, KeyError) as error:
+        # PyTorch's first line says only that it failed, the second which tensor. A KeyError is a kind of number that
+        # it does not have.
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ArtifactError(f"{path}: weights cannot be loaded ({reason}); copy the artifact again") from None
     if card.weights_sha256 not in ("", hashlib.sha256(data).hexdigest()):

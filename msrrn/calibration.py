@@ -8,7 +8,7 @@ faces: errors spread by factors, and a least square of logarithms is not ruled b
 """
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ LEAST_FACES: Final = 30
 """With fewer, the coefficients would follow chance."""
 FLOOR: Final = 1e-5
 LOG_ERRORS: Final = (-10.0, 10.0)
+LARGEST: Final = 1e30
+"""Of coefficients: no sum of what they are multiplied with overflows float32."""
 
 Errors = NDArray[np.floating]
 
@@ -44,17 +46,20 @@ class Signs(NamedTuple):
         return Signs(self.log_error, *map(log, self[1:]))
 
 
+Coefficient = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+
+
 class Calibration(BaseModel):
     """log NRMSE = constant + the sum of coefficient · sign, over `Signs.logs`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    constant: float = Field(0.0, allow_inf_nan=False)
-    own: float = Field(1.0, allow_inf_nan=False)
-    disagreement: float = Field(0.0, allow_inf_nan=False)
-    narrowness: float = Field(0.0, allow_inf_nan=False)
-    spread: float = Field(0.0, allow_inf_nan=False)
-    astray: float = Field(0.0, allow_inf_nan=False)
+    constant: Coefficient = 0.0
+    own: Coefficient = 1.0
+    disagreement: Coefficient = 0.0
+    narrowness: Coefficient = 0.0
+    spread: Coefficient = 0.0
+    astray: Coefficient = 0.0
 
     def log_error(self, logs: Signs) -> Any:
         """(B,), before it is held within bounds."""

@@ -19,11 +19,12 @@ from msrrn.onnx import OnnxPredictor, read_onnx_card, to_onnx
 from msrrn.openvino import OPENVINO_BATCH, has_openvino
 from msrrn.prediction import Prediction, Predictor
 from msrrn.predictor import TorchPredictor
+from msrrn.provenance import InitialWeights
 from pipelines.asked import Asked, Crops, Graph
 from pipelines.cache import remembered
 from pipelines.errors import UserError
 from pipelines.pace import one_core
-from pipelines.settings import VAL_SHARE, Engine, InitialWeights, Precision, PrecisionChoice
+from pipelines.settings import VAL_SHARE, Engine, Precision, PrecisionChoice
 
 ONNX_SUFFIX: Final = ".onnx"
 ONNX_FILE: Final = "model.onnx"
@@ -77,13 +78,14 @@ class Model:
     @property
     def val_share(self) -> float:
         """The share of photos that its dataset held out, where they were not declared."""
-        return float(self.card.training.get("dataset_settings", {}).get("val_share", VAL_SHARE))
+        share = self.card.training.dataset_settings.val_share
+        return VAL_SHARE if share is None else share
 
     @cached_property
     def photos(self) -> frozenset[str]:
         """The first `PHOTO_DIGITS` of the SHA-256 of each photo that it, and the weights that it started from, were
         trained on; none where its card is of before these were told."""
-        return frozenset(str(self.card.training.get("photos", "")).split())
+        return frozenset(self.card.training.photos.split())
 
     def saw(self, sha256: str) -> bool:
         """Whether it was trained on the photo of this digest, as far as `photos` goes."""
@@ -161,8 +163,8 @@ def initial_weights(model: Model) -> tuple[MSRRN, InitialWeights]:
     training = card.training
     return network, InitialWeights(
         version=card.version,
-        dataset=str(training.get("dataset", "")),
-        faces_by_source=training.get("faces_by_source", {}),
+        dataset=training.dataset or "",
+        faces_by_source=training.faces_by_source,
         licence=card.licence,
         photos=tuple(sorted(model.photos)),
     )

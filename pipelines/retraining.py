@@ -215,7 +215,7 @@ def record(artifact: str, model: Model, evaluation: Evaluation, name: str, sourc
     log_files(run, {"evaluation.json": json.dumps(table, indent=1).encode(), **_history(artifact)})
     figures, protocol = table["all"], table["all"]["protocol"]
     tags = {
-        "msrrn.dataset": str(model.card.training.get("dataset")),
+        "msrrn.dataset": str(model.card.training.dataset),
         "msrrn.boxes": protocol["boxes"],
         "msrrn.normalisation": "inter-pupil (IP)",
         "msrrn.eval_faces": protocol["faces_digest"],
@@ -224,7 +224,7 @@ def record(artifact: str, model: Model, evaluation: Evaluation, name: str, sourc
         FORMAT_TAG: evaluation.source_format,
         "msrrn.nrmse_ip": f"{figures['nrmse_ip']:.5f}",
         "msrrn.failure_ip_010": f"{figures['failure_ip_010']:.4f}",
-        "msrrn.code_version": str(model.card.training.get("code_version")),
+        "msrrn.code_version": str(model.card.training.code_version),
         "msrrn.licence": model.card.licence,
     }
     with tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
@@ -237,8 +237,8 @@ def record(artifact: str, model: Model, evaluation: Evaluation, name: str, sourc
 
 def _run_of(model: Model, name: str) -> RunRecord:
     training = model.card.training
-    key = str(training.get("run") or model.digest[:16])
-    return open_run(name, key, training.get("settings", {}), {"msrrn.dataset": str(training.get("dataset"))})
+    key = training.run or model.digest[:16]
+    return open_run(name, key, training.settings.model_dump(), {"msrrn.dataset": str(training.dataset)})
 
 
 def _history(artifact: str) -> dict[str, bytes]:

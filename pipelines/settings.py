@@ -5,6 +5,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from msrrn.augmentation import AugmentationSettings
+from msrrn.provenance import InitialWeights
 
 VAL_SHARE: Final = 0.1
 
@@ -60,20 +61,6 @@ class Tolerance(BaseModel):
 
     on_bad: Literal["quarantine", "fail"] = "quarantine"
     max_bad: float = Field(1.0, ge=0, le=1, description="largest share of bad inputs among all")
-
-
-class InitialWeights(BaseModel):
-    """The model that a training starts from, and what its weights have seen."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: str
-    dataset: str
-    faces_by_source: dict[str, dict[str, int]]
-    """source → split → faces"""
-    licence: str
-    # The version stands for them in a run's name; a card tells them once, among its own.
-    photos: tuple[str, ...] = Field((), exclude=True, description="as `Model.photos`, sorted")
 
 
 class TrainSettings(BaseModel):

@@ -172,8 +172,9 @@ def evaluate(
         )
     faces.sort(key=lambda face: (face.uri, face.annotation_uri, face.photo_sha256, face.truth.tobytes()))
     left_out.sort(key=lambda item: (item.uri, item.reason))
-    trained_on = {key: model.card.training.get(key) for key in ("dataset", "faces", "faces_by_source")}
-    trained_on["init"] = model.card.training.get("settings", {}).get("init")
+    training = model.card.training
+    trained_on = training.model_dump(include={"dataset", "faces", "faces_by_source"})
+    trained_on |= training.settings.model_dump(include={"init"})
     known = sum(model.saw(face.photo_sha256) for face in faces) if model.photos else None
     return Evaluation(
         model.label, boxes_by, trained_on, selection, tuple(faces), tuple(left_out), known, source_format

@@ -180,7 +180,7 @@ def training_dataset(url: str) -> Store:
     from pipelines.retraining import open_model  # as slow to import as MLflow and torch
 
     model = open_model(None)
-    trained_on = str(model.card.training.get("dataset"))
+    trained_on = str(model.card.training.dataset)
     name = read_forgotten(store).now(trained_on)
     if name is None or not store.child(name).exists(MANIFEST):
         raise UserError(

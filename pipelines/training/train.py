@@ -19,12 +19,13 @@ from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.calibration import Calibration
 from msrrn.config import PRESETS
 from msrrn.network import MSRRN
+from msrrn.provenance import DatasetSettings, InitialWeights, Recipe, Training
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.errors import UsageError, UserError
 from pipelines.models import PHOTO_DIGITS
 from pipelines.outages import MissingError
-from pipelines.settings import InitialWeights, TrainSettings
+from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
 from pipelines.training.checkpoints import RUNS, Checkpoints, unfinished
@@ -175,16 +176,16 @@ def _card(
         detector=manifest.settings["detector"],
         config=model.config,
         calibration=calibration,
-        training={
-            "run": run_name(manifest, settings),
-            "dataset": manifest.name,
-            "faces": manifest.counts["train"],
-            "faces_by_source": manifest.faces_by_source,
-            "dataset_settings": manifest.settings,
-            "settings": settings.model_dump(),
-            "code_version": version("msrrn"),
-            "photos": " ".join(sorted({digest[:PHOTO_DIGITS] for digest in photos} | before)),
-        },
+        training=Training(
+            run=run_name(manifest, settings),
+            dataset=manifest.name,
+            faces=manifest.counts["train"],
+            faces_by_source=manifest.faces_by_source,
+            dataset_settings=DatasetSettings.model_validate(manifest.settings),
+            settings=Recipe.model_validate(settings.model_dump()),
+            code_version=version("msrrn"),
+            photos=" ".join(sorted({digest[:PHOTO_DIGITS] for digest in photos} | before)),
+        ),
         licence=_licence(manifest, settings.init),
         metrics={
             "protocol": "validation faces of the dataset, crops from detector boxes, NRMSE over the pupils' "

@@ -14,6 +14,7 @@ from msrrn.artifact import CARD, WEIGHTS, ArtifactError, Card, load, read_card, 
 from msrrn.config import PRESETS, ModelConfig
 from msrrn.network import MSRRN
 from msrrn.predictor import TorchPredictor
+from msrrn.provenance import Training
 
 SMALL = ModelConfig(
     preset="small", patch=12, patch_channels=(4, 4), initial_channels=(4, 4, 4), initial_hidden=16, hidden=16
@@ -26,7 +27,7 @@ def card(config: ModelConfig = SMALL) -> Card:
         crop_margin=1.6,
         detector="hog",
         config=config,
-        training={"dataset": "d1", "faces": 3, "λ": [1, 2.5, None]},
+        training=Training.model_validate({"dataset": "d1", "faces": 3, "λ": [1, 2.5, None]}),
         metrics={"val_nrmse_ip_stage_3": 0.05},
         licence="research only",
     )
@@ -99,7 +100,18 @@ def test_a_file_is_no_artifact(artifact: Path) -> None:
         load(artifact / WEIGHTS)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"not JSON", b"[" * 200_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b"not JSON",
+        b"[" * 200_000,
+        b'{"format": ' + b"1" * 5000 + b"}",
+        b'{"name": "\\ud800"}',
+    ],
+)
 def test_a_card_that_is_not_json(artifact: Path, content: bytes) -> None:
     (artifact / CARD).write_bytes(content)
     refused(artifact, CARD, "not JSON")
@@ -136,17 +148,30 @@ def test_a_missing_field_is_named(artifact: Path, field: str) -> None:
         ("config.context", [16, 32, 64]),
         ("config.context", [16, 32, 64, 10**7]),
         ("config.surprise", 1),
+        ("calibration.own", 1e308),
+        ("calibration.constant", -1e308),
+        ("training.faces_by_source", [1]),
+        ("training.settings", None),
+        ("training.settings.init", {"version": "1"}),
+        ("training.dataset_settings", None),
+        ("training.dataset_settings.val_share", "x"),
     ],
 )
 def test_an_unknown_or_wrong_field_is_named(artifact: Path, field: str, value: object) -> None:
     def change(fields: dict[str, Any]) -> None:
         *path, last = field.split(".")
         for name in path:
-            fields = fields[name]
+            fields = fields.setdefault(name, {})
         fields[last] = value
 
     edit(artifact, change)
     refused(artifact, CARD, f"`{field}")
+
+
+def test_a_card_says_again_what_was_read(artifact: Path) -> None:
+    edit(artifact, lambda fields: fields["training"].update(settings={"preset": "best", "init": None, "epochs": 3}))
+    told = json.loads((artifact / CARD).read_text())["training"]
+    assert read_card(artifact).training.model_dump(exclude_unset=True) == told
 
 
 def test_missing_weights(artifact: Path) -> None:
@@ -202,6 +227,17 @@ def test_a_missing_and_an_unknown_tensor_are_named(artifact: Path) -> None:
     del tensors["mean_shape"]
     safetensors.torch.save_file(tensors, artifact / WEIGHTS)
     refused(artifact, WEIGHTS, "mean_shape")
+
+
+def test_weights_of_an_unknown_kind_are_refused(artifact: Path) -> None:
+    data = (artifact / WEIGHTS).read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    start, end = header["lean"]["data_offsets"]
+    header["lean"] |= {"dtype": "F8_E8M0", "shape": [end - start]}
+    told = json.dumps(header).encode()
+    (artifact / WEIGHTS).write_bytes(len(told).to_bytes(8, "little") + told + data[8 + size :])
+    refused(artifact, WEIGHTS, "F8_E8M0", "copy the artifact again")
 
 
 class Bomb:

@@ -27,7 +27,7 @@ def test_it_is_small_and_says_what_it_may_be_used_for() -> None:
     card = open_model("box").card
     assert "research only" in card.licence
     assert card.config.preset == "best"
-    assert card.training["faces_by_source"].keys() == {"lfpw", "helen", "afw"}
+    assert card.training.faces_by_source.keys() == {"lfpw", "helen", "afw"}
 
 
 def test_it_finds_the_landmarks_of_real_faces(data_root: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_one_that_saw_synthetic_faces_alone_is_free_and_where_best_starts() 
     free = open_model("synthetic").card
     assert (PACKAGED["synthetic"] / WEIGHTS).stat().st_size <= 8_000_000
     assert free.licence.startswith("Apache-2.0")
-    assert free.training["faces_by_source"].keys() == {"synthetic"}
+    assert free.training.faces_by_source.keys() == {"synthetic"}
     best = TrainSettings(preset="best")
     settings, network = started_from(None, best)
     assert settings.init is not None

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box
 from msrrn.prediction import STAGES
+from msrrn.provenance import Training
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.decoding import decode
 from pipelines.detection import Detection, expected_box
@@ -127,7 +128,7 @@ def test_photos_that_a_model_was_trained_on_are_left_out(
 ) -> None:
     known = sorted({face.photo_sha256 for face in everything.faces})[:3]
     photos = " ".join(digest[:PHOTO_DIGITS] for digest in known)
-    other = replace(model, card=model.card.model_copy(update={"training": {"photos": photos}}))
+    other = replace(model, card=model.card.model_copy(update={"training": Training(photos=photos)}))
     left = evaluate(model, [str(annotated)], "all", 1, unseen_by=[model, other])
     assert [face.uri for face in left.faces] == [
         face.uri for face in everything.faces if face.photo_sha256 not in known

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flows.cli import main
+from msrrn.provenance import Training
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation.faces import MEASURES, survey
 from pipelines.annotation.run import annotate
@@ -218,7 +219,7 @@ def test_places_without_a_run_or_dataset_are_said(
 def test_in_a_place_of_datasets_that_of_the_champion_is_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Champion:
         class card:  # noqa: N801
-            training = {"dataset": "dataset"}  # noqa: RUF012
+            training = Training(dataset="dataset")
 
     monkeypatch.setattr("pipelines.retraining.open_model", lambda model: Champion)
     assert drift.training_dataset(str(place)).url == str(place / "dataset")

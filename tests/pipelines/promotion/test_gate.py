@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from msrrn.artifact import CARD
+from msrrn.provenance import DatasetSettings, Training
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
 from pipelines.models import PHOTO_DIGITS, Model
@@ -318,7 +319,9 @@ def test_the_smaller_share_holds_out_what_neither_was_trained_on(
 ) -> None:
     pass_gate(challenge(artifacts["bad"], sources, "shares"))
     given = challenge(artifacts["good"], sources, "shares")
-    wider = given.model.card.model_copy(update={"training": {"dataset_settings": {"val_share": 0.3}}})
+    wider = given.model.card.model_copy(
+        update={"training": Training(dataset_settings=DatasetSettings(val_share=0.3))}
+    )
     shares = []
 
     def seen(

@@ -12,11 +12,12 @@ import torch
 from msrrn.artifact import CARD, WEIGHTS, load
 from msrrn.config import PRESETS
 from msrrn.network import MSRRN
+from msrrn.provenance import InitialWeights
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UsageError, UserError
 from pipelines.models import PHOTO_DIGITS, initial_weights, read_model
-from pipelines.settings import InitialWeights, TrainSettings
+from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
 from pipelines.training import train as station
@@ -58,8 +59,8 @@ def test_a_run_makes_an_artifact_that_loads(dataset: Dataset, tmp_path: Path) ->
     assert trained.history == json.loads((local(trained) / HISTORY).read_bytes())
     card = read_model(local(trained)).card
     assert card == trained.card
-    assert card.training["dataset"] == dataset[1].name
-    assert card.training["faces"] == 8
+    assert card.training.dataset == dataset[1].name
+    assert card.training.faces == 8
     assert (
         read_model(local(trained)).photos
         == {photo[:PHOTO_DIGITS] for photo in Loader(*dataset, "train").photos()}
@@ -68,7 +69,7 @@ def test_a_run_makes_an_artifact_that_loads(dataset: Dataset, tmp_path: Path) ->
     held_out = {photo[:PHOTO_DIGITS] for photo in Loader(*dataset, "val").photos()}
     assert held_out
     assert not held_out & read_model(local(trained)).photos
-    assert card.training["settings"] == QUICK.model_dump()
+    assert card.training.settings.model_dump() == QUICK.model_dump()
     assert card.crop_margin == dataset[1].settings["crop_margin"]
     # They are those of the weights as they are stored, and of what annotations lean to, which the history knows not.
     model = load(local(trained))[0]
@@ -198,8 +199,7 @@ def test_a_run_may_start_from_the_weights_of_another_and_its_card_says_so(datase
     resumed = train_model(url, broken, told, 0)
     assert (local(whole) / WEIGHTS).read_bytes() == (local(resumed) / WEIGHTS).read_bytes()
     assert whole.name not in (first.name, run_name(dataset[1], settings.model_copy(update={"init": None})))
-    said = TrainSettings.model_validate(whole.card.training["settings"]).init
-    assert said == init.model_copy(update={"photos": ()})
+    assert whole.card.training.settings.init == init.model_copy(update={"photos": ()})
     for trained in (whole, resumed):
         assert read_model(local(trained)).photos == {*read_model(local(first)).photos, elsewhere}
     for name, weight in load(local(whole))[0].named_parameters():  # with next to no steps, it is still there
