@@ -5,7 +5,6 @@ Inputs: `crops` (faces, 200, 200) uint8. Outputs, float32: `landmarks` (faces, 6
 The model card travels in the metadata, as JSON, under `CARD_KEY`.
 """
 
-import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -14,17 +13,23 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from msrrn.artifact import ArtifactError, Card
+from msrrn.artifact import ArtifactError, Card, card_of
 from msrrn.calibration import FLOOR, LOG_ERRORS, Calibration, Signs
 from msrrn.geometry import LEVELS
 from msrrn.network import MSRRN
-from msrrn.prediction import CPU_BATCH, OUTPUTS, Predictor
+from msrrn.prediction import CPU_BATCH, OUTPUTS, STAGES, Predictor
 from msrrn.predictor import Looks
 
 CARD_KEY: Final = "msrrn.card"
+SHAPES: Final = {
+    "crops": (LEVELS[-1], LEVELS[-1]),
+    **dict.fromkeys(OUTPUTS, ()),
+    "landmarks": (68, 2),
+    "stages": (len(STAGES), 68, 2),
+}
+"""What a graph takes and gives, for each face."""
 
 
 class _Whole(nn.Module):
@@ -86,7 +91,7 @@ def read_onnx_card(data: bytes, name: str) -> Card:
     """The card in an ONNX file.
 
     Raises:
-        ArtifactError: it is no ONNX file, or not one that `to_onnx` wrote.
+        ArtifactError: it is no ONNX file, or not one that `to_onnx` wrote, or its card is damaged.
     """
     import onnxruntime
 
@@ -97,10 +102,24 @@ def read_onnx_card(data: bytes, name: str) -> Card:
     text = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
     if text is None:
         raise ArtifactError(f"{name}: holds no model card, so it is not from `msrrn export-model`")
-    try:
-        return Card.model_validate(json.loads(text))
-    except (ValidationError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{name}: its model card is of another version ({str(error).splitlines()[0]})") from None
+    card = card_of(text.encode(), f"{name}, its model card")
+    if wrong := _not_ours(session):
+        raise ArtifactError(f"{name}: {wrong}: export the model anew with `msrrn export-model`")
+    return card
+
+
+def _not_ours(session: Any) -> str:
+    """What is not as `to_onnx` writes it, of what a graph takes and gives; empty where all is."""
+    takes, gives = ({it.name: it.shape for it in ends} for ends in (session.get_inputs(), session.get_outputs()))
+    if missing := [name for name in SHAPES if name not in takes | gives]:
+        return f"the graph has no `{missing[0]}`"
+    if list(takes) != ["crops"]:
+        return f"the graph asks for {', '.join(takes)}, and should for `crops` alone"
+    for name, shape in SHAPES.items():
+        faces, *each = (takes | gives)[name] or [0]
+        if isinstance(faces, int) or tuple(each) != shape:
+            return f"`{name}` is {(takes | gives)[name]}, and should be {['faces', *shape]}"
+    return ""
 
 
 class OnnxPredictor(Predictor):

@@ -1,6 +1,7 @@
 """The ONNX file against torch."""
 
 import io
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -86,11 +87,61 @@ def test_what_is_no_export_is_explained(exported: bytes) -> None:
     model = onnx.load(io.BytesIO(exported))
     (entry,) = (entry for entry in model.metadata_props if entry.key == CARD_KEY)
     entry.value = entry.value.replace("ibug-68", "wflw-98")
-    with pytest.raises(ArtifactError, match="of another version"):
+    with pytest.raises(ArtifactError, match=r"^face\.onnx, its model card: field `scheme`: .* by another version"):
         read_onnx_card(model.SerializeToString(), "face.onnx")
     model.metadata_props.remove(entry)
     with pytest.raises(ArtifactError, match="holds no model card"):
         read_onnx_card(model.SerializeToString(), "face.onnx")
+
+
+def altered(exported: bytes, change: Callable[[onnx.ModelProto], object]) -> bytes:
+    model = onnx.load(io.BytesIO(exported))
+    change(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def without(name: str) -> Callable[[onnx.ModelProto], object]:
+    def change(model: onnx.ModelProto) -> None:
+        ends = model.graph.output
+        ends.remove(next(each for each in ends if each.name == name))
+
+    return change
+
+
+def another_graph(model: onnx.ModelProto) -> None:
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["faces"]) for name in ("a", "b")]
+    node = onnx.helper.make_node("Identity", ["a"], ["b"])
+    model.graph.CopyFrom(onnx.helper.make_graph([node], "other", ends[:1], ends[1:]))
+
+
+def so_many_faces(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 7
+
+
+@pytest.mark.parametrize(
+    ("change", "explained"),
+    [
+        (without("spread"), "the graph has no `spread`"),
+        (another_graph, "the graph has no `crops`"),
+        (so_many_faces, r"`crops` is \[7, 200, 200\], and should be \['faces', 200, 200\]"),
+    ],
+)
+def test_a_graph_that_could_not_be_asked_is_refused(
+    exported: bytes, change: Callable[[onnx.ModelProto], object], explained: str
+) -> None:
+    with pytest.raises(ArtifactError, match=rf"^face\.onnx: {explained}: export the model anew"):
+        read_onnx_card(altered(exported, change), "face.onnx")
+
+
+@pytest.mark.parametrize("written", ["[" * 100_000, "1" * 5000], ids=["deep", "long"])
+def test_a_card_that_cannot_be_read_is_explained(exported: bytes, written: str) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        (entry,) = (entry for entry in model.metadata_props if entry.key == CARD_KEY)
+        entry.value = entry.value.replace('"format":1', f'"format":{written}')
+
+    with pytest.raises(ArtifactError, match=r"^face\.onnx, its model card: not JSON .*; copy the model again"):
+        read_onnx_card(altered(exported, change), "face.onnx")
 
 
 def test_no_faces_give_no_shapes(exported: bytes) -> None:
