@@ -1,6 +1,7 @@
 """Detector + model on annotated photos: errors per face, per subset and per stage."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -37,6 +38,8 @@ from pipelines.sources.files import Files
 PHOTOS_PER_UNIT: Final = 16
 SHARPNESS_MARGIN: Final = 1.0
 TRAINED_ON: Final = "trained_on"
+LIKE_THE_TOTAL: Final = re.compile(r"all( \(subset\))*")
+"""Subsets that need another name, so that neither the total nor one another takes their place."""
 
 Selection = Literal["held-out", "val", "all"]
 """Which photos of the sources are evaluated.
@@ -104,9 +107,12 @@ class Evaluation:
         return digest.hexdigest()[:16]
 
     def table(self) -> dict[str, dict[str, Any]]:
-        """One object for each subset and `all`, fractions; `all` also says the protocol."""
+        """One object for each subset and `all`, fractions; `all` also says the protocol.
+
+        A subset that is called `all` is `all (subset)` there.
+        """
         subsets = sorted({face.subset for face in self.faces})
-        rows = {name: _row([face for face in self.faces if face.subset == name]) for name in subsets}
+        rows = {_row_name(name): _row([face for face in self.faces if face.subset == name]) for name in subsets}
         return rows | {
             "all": _row(self.faces)
             | {
@@ -258,6 +264,10 @@ def _ask(ert: Ert, photo: Photo, boxes: Sequence[Box]) -> list[NDArray[np.float6
     shapes = ert.predict(np.stack([crop(photo.rgb, frame) for frame in frames])).astype(np.float64)
     placed = (frame.shape_to_upright(shape) for frame, shape in zip(frames, shapes, strict=True))
     return [np.asarray(within(shape, photo.size)) for shape in placed]
+
+
+def _row_name(subset: str) -> str:
+    return f"{subset} (subset)" if LIKE_THE_TOTAL.fullmatch(subset) else subset
 
 
 def _row(faces: Sequence[FaceResult]) -> dict[str, Any]:

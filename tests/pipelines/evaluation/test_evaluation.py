@@ -67,6 +67,19 @@ def test_the_table_has_the_figures_of_the_protocol(everything: Evaluation) -> No
     assert "pupils" in protocol["normalisation"]
 
 
+def test_a_subset_that_is_called_all_keeps_its_row(everything: Evaluation) -> None:
+    names = ["all", "all (subset)", "lfpw"]
+    faces = tuple(replace(face, subset=names[min(index, 2)]) for index, face in enumerate(everything.faces))
+    table = replace(everything, faces=faces).table()
+    assert {name: row["faces"] for name, row in table.items()} == {
+        "all (subset)": 1,
+        "all (subset) (subset)": 1,
+        "lfpw": 10,
+        "all": 12,
+    }
+    assert table["all"]["nrmse_ip"] == everything.table()["all"]["nrmse_ip"]
+
+
 def test_figures_are_those_of_the_faces(everything: Evaluation, annotated: Path) -> None:
     everyone = everything.table()["all"]
     errors = []
