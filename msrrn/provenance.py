@@ -15,6 +15,10 @@ class InitialWeights(BaseModel):
     dataset: str
     faces_by_source: FacesBySource
     licence: str
+    # Not told where there is none, as before it was told at all: it is part of a run's name.
+    init: "InitialWeights | None" = Field(
+        None, exclude_if=lambda init: init is None, description="whose weights that one had started from"
+    )
     # The version stands for them in a run's name; a card tells them once, among its own.
     photos: tuple[str, ...] = Field((), exclude=True, description="as `Model.photos`, sorted")
 

@@ -166,6 +166,7 @@ def initial_weights(model: Model) -> tuple[MSRRN, InitialWeights]:
         dataset=training.dataset or "",
         faces_by_source=training.faces_by_source,
         licence=card.licence,
+        init=training.settings.init,
         photos=tuple(sorted(model.photos)),
     )
 

@@ -110,7 +110,7 @@ def _evaluation_section(page: Page, evaluation: Evaluation, champion: Evaluation
     page.section(
         "Accuracy",
         f"Boxes: {protocol['boxes']}. Normalisation: {protocol['normalisation']}. "
-        f"Trained on: dataset {protocol['trained_on']['dataset']} ({protocol['trained_on']['faces']} faces). "
+        f"Trained on {evaluation.training_set}. "
         f"Faces: {evaluation.selection}. {seen_note(evaluation)}",
     )
     columns = ["", "Faces", "Missed", "IP %", "IO %", "AUC IP 0.10", "Over 0.10 %", "Under 0.05 %"]

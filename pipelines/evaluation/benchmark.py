@@ -104,10 +104,7 @@ class Benchmark:
     def table1(self) -> list[dict[str, Any]]:
         """Rows of NRMSE (IP) in %; None where a figure is not known."""
         columns = self.columns()
-        trained = self.evaluation.trained_on
-        named = f"{trained.get('faces')} faces ({_sources(trained)})"
-        if init := trained.get("init"):
-            named += f", from weights trained on others ({_sources(init)})"
+        named = _training_sets(self.evaluation.trained_on)
         rows: list[dict[str, Any]] = [
             {"method": row.method, "figures": "published", "trained on": TRAIN_3148, SEEN: None}
             | dict.fromkeys(columns)
@@ -178,9 +175,18 @@ def benchmark(
     return Benchmark(evaluation, ert, rows, speeds(model, ert, np.stack(crops)))
 
 
+def _training_sets(trained: Mapping[str, Any]) -> str:
+    """What a model was trained on, and before it the weights that it started from, and those that these did."""
+    faces = trained.get("faces")
+    named = _sources(trained) if faces is None else f"{faces} faces ({_sources(trained)})"
+    while trained := trained.get("init") or {}:
+        named += f", from weights trained on others ({_sources(trained)})"
+    return named
+
+
 def _sources(trained: Mapping[str, Any]) -> str:
     by_source = trained.get("faces_by_source") or {}
-    return ", ".join(f"{name} {splits.get('train', 0)}" for name, splits in by_source.items())
+    return ", ".join(f"{name} {splits.get('train', 0)}" for name, splits in by_source.items()) or "not known"
 
 
 def speeds(model: Model, ert: Ert | None, crops: NDArray[np.uint8]) -> list[Speed]:

@@ -52,7 +52,7 @@ def benchmark_page(result: Benchmark) -> str:
         "Benchmark",
         f"{result.evaluation.model} on {table['faces']} faces ({result.evaluation.selection}).\n\n"
         f"Boxes: {protocol['boxes']} ({table['missed']} missed, and counted). IP: errors over the distance of the "
-        f"pupils. Trained on {protocol['trained_on']['faces']} faces, dataset {protocol['trained_on']['dataset']}. "
+        f"pupils. Trained on {result.evaluation.training_set}. "
         f"{seen_note(result.evaluation)}",
     )
     _methods(page, result)

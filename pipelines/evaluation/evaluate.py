@@ -98,6 +98,12 @@ class Evaluation:
     """of the sources, as it was said"""
 
     @property
+    def training_set(self) -> str:
+        """What the model was trained on, for a reader."""
+        dataset, faces = (self.trained_on.get(key) for key in ("dataset", "faces"))
+        return f"dataset {dataset} ({faces} faces)" if dataset else "data that its card does not name"
+
+    @property
     def faces_digest(self) -> str:
         """Names the faces and their annotations: two evaluations compare only where it is the same."""
         digest = hashlib.sha256()

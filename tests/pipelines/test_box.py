@@ -68,3 +68,12 @@ def test_the_one_that_saw_synthetic_faces_alone_is_free_and_where_best_starts() 
     assert settings.model_copy(update={"init": None}) == best
     assert started_from("none", best) == (best, None)
     assert started_from(None, TrainSettings()) == (TrainSettings(), None)
+
+
+def test_what_starts_from_the_box_names_what_the_box_had_started_from() -> None:
+    box, synthetic = (started_from(name, TrainSettings())[0].init for name in ("box", "synthetic"))
+    assert box is not None
+    assert synthetic is not None
+    assert box.init == synthetic
+    assert box.init.faces_by_source.keys() == {"synthetic"}
+    assert "init" not in synthetic.model_dump(), "it would name runs of before anew"

@@ -1,7 +1,9 @@
 """The benchmark on drawn faces: tables, page, and what they are made of."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.csv
@@ -19,6 +21,7 @@ from pipelines.evaluation.evaluate import Evaluation, FaceResult
 from pipelines.evaluation.robustness import PERTURBATIONS, RobustnessRow
 from pipelines.models import Model
 from pipelines.storage import Store
+from pipelines.tables import evaluation_text
 from tests.msrrn.test_landmarks import FACE
 
 
@@ -59,9 +62,11 @@ def face(subset: str, error: float, confidence: float) -> FaceResult:
     return FaceResult("", "a", "a", "0" * 64, subset, False, Box(0, 0, 1, 1), truth, stages, confidence, 100.0)
 
 
-def result(*faces: FaceResult) -> Benchmark:
-    trained = {"dataset": "d", "faces": 3, "faces_by_source": {"afw": {"train": 3}}}
-    evaluation = Evaluation("msrrn 1", "hog", trained, "all", faces, ())
+AFW = {"dataset": "d", "faces": 3, "faces_by_source": {"afw": {"train": 3}}}
+
+
+def result(*faces: FaceResult, trained: Mapping[str, Any] = AFW) -> Benchmark:
+    evaluation = Evaluation("msrrn 1", "hog", dict(trained), "all", faces, ())
     rows = [RobustnessRow(it.name, 0.1, 0.2, float("nan"), float("nan")) for it in PERTURBATIONS]
     return Benchmark(evaluation, None, rows, [Speed("model", "here", 10.0)])
 
@@ -92,6 +97,22 @@ def test_columns_are_those_that_the_data_have() -> None:
     assert list(no_ibug[0])[4:] == ["lfpw", "all"]
     assert one.table2()[-1] == {"stage": "stage_3", "NRMSE IP %": 9.5, "under 0.05 %": 50.0, "under 0.10 %": 50.0}
     assert "nan" not in benchmark_page(one)
+
+
+def test_all_that_the_weights_were_ever_trained_on_is_named() -> None:
+    drawn = {"faces_by_source": {"synthetic": {"train": 9, "val": 1}}}
+    chain = AFW | {"init": {"faces_by_source": {"lfpw": {"train": 5}}, "init": drawn}}
+    said = result(face("lfpw", 0.02, 0.9), trained=chain).table1()[-1]["trained on"]
+    assert said == (
+        "3 faces (afw 3), from weights trained on others (lfpw 5), from weights trained on others (synthetic 9)"
+    )
+
+
+def test_a_card_that_does_not_say_what_a_model_was_trained_on() -> None:
+    silent = result(face("lfpw", 0.02, 0.9), trained={"dataset": None, "faces": None, "faces_by_source": {}})
+    assert silent.table1()[-1]["trained on"] == "not known"
+    assert "Trained on data that its card does not name." in benchmark_page(silent)
+    assert "None" not in evaluation_text(silent.evaluation)
 
 
 def test_the_official_sets_are_known_by_their_counts() -> None:
