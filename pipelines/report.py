@@ -21,6 +21,11 @@ from pipelines.training.train import TrainedModel
 TILES: Final = 12
 REJECTED: Final = 20
 COLUMNS: Final = 3
+OBJECTIVE: Final = {
+    "squared": "Objective, summed over coordinates and stages, in squared crop sides.",
+    "nrmse_ip": "Objective, summed over stages: the landmarks' mean distance, a fraction of the pupils'.",
+}
+"""What the loss is, by the name of the objective."""
 LEGEND: Final = "light green: annotation, red: prediction"
 
 
@@ -90,7 +95,7 @@ def _training_section(page: Page, model: TrainedModel) -> None:
         curves_figure(
             {"loss": [(row["epoch"], row["loss"]) for row in history]}, "epoch", "loss per face", log_y=True
         ),
-        "Objective, summed over coordinates and stages, in squared crop sides.",
+        OBJECTIVE.get(model.card.training.settings.objective or "", "Objective."),
     )
     stages = {
         stage: [(row["epoch"], 100 * row[key]) for row in history if key in row]

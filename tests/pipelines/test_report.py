@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -7,14 +8,17 @@ import pytest
 
 from msrrn.artifact import CARD, Card
 from msrrn.config import PRESETS
+from msrrn.objective import OBJECTIVES
+from msrrn.provenance import Recipe
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import report as station
 from pipelines.annotation.run import annotate
 from pipelines.dataset.manifest import LeftOut, Manifest
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.models import Model, read_model
+from pipelines.page import Page
 from pipelines.promotion.decision import Decision
-from pipelines.report import Retraining, retraining_page
+from pipelines.report import OBJECTIVE, Retraining, retraining_page
 from pipelines.settings import AnnotateSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import TrainedModel, train_model
@@ -129,6 +133,15 @@ def test_a_face_is_shown_on_its_own_photo(
     for face in evaluate(network, sources, "all", 1).faces:
         station._face(face)
     assert sorted(shown) == sorted((photo.height, photo.width, 3) for photo in photos[0][:2])
+
+
+def test_the_curve_of_the_loss_says_what_it_is_of(trained: TrainedModel) -> None:
+    for objective, said in (("squared", "in squared crop sides"), ("nrmse_ip", "a fraction of the pupils'")):
+        training = trained.card.training.model_copy(update={"settings": Recipe(objective=objective)})
+        page = Page("", "")
+        station._training_section(page, replace(trained, card=trained.card.model_copy(update={"training": training})))
+        assert said in Document(page.html()).text
+    assert OBJECTIVE.keys() == OBJECTIVES.keys()
 
 
 def test_the_card_of_the_model_is_that_of_its_run(trained: TrainedModel) -> None:
