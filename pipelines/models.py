@@ -28,6 +28,8 @@ from pipelines.settings import VAL_SHARE, Engine, Precision, PrecisionChoice
 
 ONNX_SUFFIX: Final = ".onnx"
 ONNX_FILE: Final = "model.onnx"
+ON_GPU: Final[Precision] = "bfloat16"
+"""The precision of every model there."""
 
 
 def has_bfloat16() -> bool:
@@ -144,10 +146,10 @@ class Model:
         return Graph(self.graph, self.card.calibration, self.name, self.version)
 
     def on_gpu(self) -> Predictor | None:
-        """A new predictor on this machine's GPU, in bfloat16; None where there is no GPU, and for ONNX files."""
+        """A new predictor on this machine's GPU, in `ON_GPU`; None where there is no GPU, and for ONNX files."""
         if ONNX_FILE in dict(self.files) or not torch.cuda.is_available():
             return None
-        network, card = _reduced(replace(self, precision="bfloat16"))
+        network, card = _reduced(replace(self, precision=ON_GPU))
         return CudaPredictor(network, card.calibration)
 
 

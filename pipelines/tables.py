@@ -22,8 +22,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
     table = evaluation.table()
     protocol = table["all"]["protocol"]
     lines = [
-        f"{evaluation.model} on {len(evaluation.faces)} faces ({evaluation.selection}); trained on "
-        f"{evaluation.training_set}",
+        f"{evaluation.model} in {evaluation.precision} on {len(evaluation.faces)} faces ({evaluation.selection}); "
+        f"trained on {evaluation.training_set}",
         f"boxes: {protocol['boxes']}",
         *filter(None, [seen_note(evaluation)]),
         _rendered(("subset", *_COLUMNS), [(name, *_cells(row)) for name, row in table.items()]),

@@ -19,10 +19,11 @@ from pipelines.evaluation.ert import Ert
 from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate, photo_of
 from pipelines.evaluation.honesty import expected_and_true, rank_correlation
 from pipelines.evaluation.robustness import RobustnessRow, robustness
-from pipelines.models import Model
+from pipelines.models import ON_GPU, Model
 from pipelines.pace import one_core, race
 from pipelines.progress import Counted
 from pipelines.pyramid import crop, frame_around
+from pipelines.settings import Precision
 
 TRAIN_3148: Final = "3,148 faces of LFPW, HELEN, AFW"
 COLUMNS: Final = ("lfpw", "helen", "common", "challenging", "full")
@@ -59,6 +60,7 @@ class Speed:
 
     what: str
     where: str
+    precision: Precision
     faces_per_second: float
 
 
@@ -199,15 +201,19 @@ def speeds(model: Model, ert: Ert | None, crops: NDArray[np.uint8]) -> list[Spee
     if ert:
         contestants[ERT] = lambda: ert.predict(batch)
     with one_core():
-        found = _raced(contestants, "one CPU core", len(batch))
+        found = _raced(contestants, "one CPU core", model.precision, len(batch))
     if on_gpu := model.on_gpu():
         many = np.resize(crops, (TIMED_ON_GPU, *crops.shape[1:]))
-        found += _raced({"model": lambda: on_gpu.predict(many)}, torch.cuda.get_device_name(), len(many))
+        where = torch.cuda.get_device_name()
+        found += _raced({"model": lambda: on_gpu.predict(many)}, where, ON_GPU, len(many))
     return found
 
 
-def _raced(contestants: dict[str, Callable[[], object]], where: str, faces: int) -> list[Speed]:
-    return [Speed(name, where, faces / float(np.median(taken))) for name, taken in race(contestants).items()]
+def _raced(contestants: dict[str, Callable[[], object]], where: str, precision: Precision, faces: int) -> list[Speed]:
+    return [
+        Speed(name, where, "float32" if name == ERT else precision, faces / float(np.median(taken)))
+        for name, taken in race(contestants).items()
+    ]
 
 
 def _together(*parts: NDArray[np.bool_]) -> NDArray[np.bool_]:

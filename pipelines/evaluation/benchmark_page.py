@@ -50,7 +50,8 @@ def benchmark_page(result: Benchmark) -> str:
     protocol = table["protocol"]
     page = Page(
         "Benchmark",
-        f"{result.evaluation.model} on {table['faces']} faces ({result.evaluation.selection}).\n\n"
+        f"{result.evaluation.model} in {protocol['precision']} on {table['faces']} faces "
+        f"({result.evaluation.selection}).\n\n"
         f"Boxes: {protocol['boxes']} ({table['missed']} missed, and counted). IP: errors over the distance of the "
         f"pupils. Trained on {result.evaluation.training_set}. "
         f"{seen_note(result.evaluation)}",
@@ -66,7 +67,7 @@ def benchmark_page(result: Benchmark) -> str:
     page.section(
         "Speed", "From grey crops of 200 px to shapes, 64 faces at a time (on a GPU 16,384), by turns in one process."
     )
-    _table(page, [{"what": s.what, "on": s.where, "faces/s": f"{s.faces_per_second:.0f}",
+    _table(page, [{"what": s.what, "on": s.where, "in": s.precision, "faces/s": f"{s.faces_per_second:.0f}",
                    "ms a face": f"{1000 / s.faces_per_second:.3f}"} for s in result.speeds])  # fmt: skip
     add_faces(page, result.evaluation)
     return page.html()

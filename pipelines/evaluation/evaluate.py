@@ -32,7 +32,7 @@ from pipelines.evaluation.ert import Ert
 from pipelines.models import Model
 from pipelines.progress import Counted
 from pipelines.pyramid import crop, frame_around, sharpness
-from pipelines.settings import VAL_SHARE, BoxesBy
+from pipelines.settings import VAL_SHARE, BoxesBy, Precision
 from pipelines.sources.files import Files
 
 PHOTOS_PER_UNIT: Final = 16
@@ -96,6 +96,7 @@ class Evaluation:
     """faces on photos that the model was trained on; None where its card does not name those"""
     source_format: str = "auto"
     """of the sources, as it was said"""
+    precision: Precision = "float32"
 
     @property
     def training_set(self) -> str:
@@ -127,6 +128,7 @@ class Evaluation:
                     "io: distance of the outer eye corners",
                     "boxes": f"{self.detector}; a missed face gets a box predicted from its annotation",
                     "model": self.model,
+                    "precision": self.precision,
                     "trained_on": self.trained_on,
                     "selection": self.selection,
                     "faces_digest": self.faces_digest,
@@ -189,7 +191,15 @@ def evaluate(
     trained_on |= training.settings.model_dump(include={"init"})
     known = sum(model.saw(face.photo_sha256) for face in faces) if model.photos else None
     return Evaluation(
-        model.label, boxes_by, trained_on, selection, tuple(faces), tuple(left_out), known, source_format
+        model.label,
+        boxes_by,
+        trained_on,
+        selection,
+        tuple(faces),
+        tuple(left_out),
+        known,
+        source_format,
+        model.precision,
     )
 
 

@@ -48,7 +48,7 @@ def test_every_table_and_the_page_are_written(annotated: Path, model: Model, ert
     assert 100 * clean["nrmse_ip"] == pytest.approx(measured[model.label]["all"], abs=0.006)
     assert 100 * clean["ert_nrmse_ip"] == pytest.approx(measured[ERT]["all"], abs=0.006)
     assert [row["stage"] for row in tables["table2"]] == ["mean_shape", "initial", "stage_1", "stage_2", "stage_3"]
-    assert {row["what"] for row in tables["speed"]} == {"model", ERT}
+    assert {(row["what"], row["precision"]) for row in tables["speed"]} >= {("model", "float32"), (ERT, "float32")}
     html = (tmp_path / "index.html").read_text()
     assert "These are not the official test sets" in html
     assert str(annotated) not in html
@@ -68,7 +68,7 @@ AFW = {"dataset": "d", "faces": 3, "faces_by_source": {"afw": {"train": 3}}}
 def result(*faces: FaceResult, trained: Mapping[str, Any] = AFW) -> Benchmark:
     evaluation = Evaluation("msrrn 1", "hog", dict(trained), "all", faces, ())
     rows = [RobustnessRow(it.name, 0.1, 0.2, float("nan"), float("nan")) for it in PERTURBATIONS]
-    return Benchmark(evaluation, None, rows, [Speed("model", "here", 10.0)])
+    return Benchmark(evaluation, None, rows, [Speed("model", "here", "bfloat16", 10.0)])
 
 
 def test_columns_are_those_that_the_data_have() -> None:
@@ -113,6 +113,13 @@ def test_a_card_that_does_not_say_what_a_model_was_trained_on() -> None:
     assert silent.table1()[-1]["trained on"] == "not known"
     assert "Trained on data that its card does not name." in benchmark_page(silent)
     assert "None" not in evaluation_text(silent.evaluation)
+
+
+def test_accuracy_and_speed_say_their_precision() -> None:
+    one = result(face("lfpw", 0.02, 0.9))
+    assert "msrrn 1 in float32 on 1 faces" in benchmark_page(one)
+    assert "<td>bfloat16</td>" in benchmark_page(one)
+    assert "msrrn 1 in float32 on 1 faces" in evaluation_text(one.evaluation)
 
 
 def test_the_official_sets_are_known_by_their_counts() -> None:
