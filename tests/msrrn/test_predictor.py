@@ -51,6 +51,16 @@ def test_a_face_gets_the_same_shape_alone_and_in_any_batch(config: ModelConfig) 
     assert np.abs(together.stages[0, -1] - together.stages[1, -1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_in_bfloat16_too_a_face_gets_the_same_shape_alone_and_in_any_batch(config: ModelConfig) -> None:
+    model, crops = network(config), smooth_crops(7).numpy()
+    model.reduce()
+    together = TorchPredictor(model, batch=64).predict(crops).stages
+    for batch in (1, 3):
+        given = TorchPredictor(model, batch=batch).predict(crops).stages
+        np.testing.assert_allclose(given, together, atol=1e-6, rtol=0)
+
+
 def test_the_same_call_gives_the_same_bytes() -> None:
     crops = random_crops(3)
     first, second = (TorchPredictor(network()).predict(crops) for _ in range(2))
