@@ -88,7 +88,8 @@ def robustness(model: Model, ert: Ert | None, faces: Sequence[FaceResult], worke
     """A row for each of `PERTURBATIONS`, over all faces whose photos are still there."""
     per_unit = 16
     units = [tuple(faces[start : start + per_unit]) for start in range(0, len(faces), per_unit)]
-    errors = np.concatenate(list(run_units(_errors, (model, ert), units, workers)), axis=0)
+    # Units end in any order, on which the last bits of a sum hang.
+    errors = np.sort(np.concatenate(list(run_units(_errors, (model, ert), units, workers))), axis=0)
     return [
         RobustnessRow(
             perturbation.name,

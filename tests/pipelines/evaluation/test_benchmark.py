@@ -14,11 +14,12 @@ from msrrn.geometry import Box
 from msrrn.metrics import nrmse_ip
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UserError
+from pipelines.evaluation import robustness as station
 from pipelines.evaluation.benchmark import ERT, PUBLISHED, SEEN, Benchmark, Speed, benchmark
 from pipelines.evaluation.benchmark_page import benchmark_page, write_benchmark
 from pipelines.evaluation.ert import Ert, trained_ert
 from pipelines.evaluation.evaluate import Evaluation, FaceResult
-from pipelines.evaluation.robustness import PERTURBATIONS, RobustnessRow
+from pipelines.evaluation.robustness import PERTURBATIONS, RobustnessRow, robustness
 from pipelines.models import Model
 from pipelines.storage import Store
 from pipelines.tables import evaluation_text
@@ -137,6 +138,15 @@ def test_what_the_model_expects_is_held_against_the_truth() -> None:
     for expected, true in honest.reliability():
         assert expected == pytest.approx(true, rel=1e-6)
     assert result(*(face("lfpw", error, error) for error in errors)).honesty()["rank correlation"] == -1
+
+
+def test_the_order_in_which_units_end_changes_no_bit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = np.random.default_rng(0).random((6, 16, len(PERTURBATIONS), 2))
+    orders = []
+    for ended in (units, units[::-1], units[[3, 0, 5, 1, 4, 2]]):
+        monkeypatch.setattr(station, "run_units", lambda *job, ended=ended: iter(ended))
+        orders.append(robustness(model, None, [], 1))
+    assert [[row[:4] for row in rows] for rows in orders] == [[row[:4] for row in orders[0]]] * 3
 
 
 def test_the_command_says_what_it_measured(
