@@ -140,6 +140,11 @@ def test_what_the_model_expects_is_held_against_the_truth() -> None:
     assert result(*(face("lfpw", error, error) for error in errors)).honesty()["rank correlation"] == -1
 
 
+def test_what_is_no_number_is_a_failure_everywhere() -> None:
+    broken = result(*(face("lfpw", error, 0.5) for error in (0.02, 0.2, float("nan")))).honesty()
+    assert (broken["failures"], broken["share of failures"]) == (2, round(2 / 3, 4))
+
+
 def test_the_order_in_which_units_end_changes_no_bit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     units = np.random.default_rng(0).random((6, 16, len(PERTURBATIONS), 2))
     orders = []
