@@ -37,6 +37,20 @@ def blurred(picture: Picture, sigma: float) -> Picture:
     return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32).reshape(picture.shape)
 
 
+def swept(picture: Picture, reach: int, turn: float) -> Picture:
+    """The picture, moved by some `reach` pixels in the direction `turn` while it was taken, half of that either way.
+
+    Nothing is moved on the whole: landmarks stay where they are.
+    """
+    side = reach | 1  # an even filter has no middle
+    middle = np.full(2, side // 2)
+    arm = np.round(np.array([np.cos(turn), np.sin(turn)]) * (reach - 1) / 2).astype(int)
+    line = np.zeros((side, side), np.float32)
+    cv2.line(line, (middle - arm).tolist(), (middle + arm).tolist(), 1.0)
+    line += line[::-1, ::-1].copy()  # steps of a slanted line are not the same from both ends
+    return np.asarray(cv2.filter2D(picture, -1, line / line.sum()), np.float32)
+
+
 def resized(picture: Picture, size: tuple[int, int], interpolation: int = cv2.INTER_LINEAR) -> Picture:
     """The picture at `size` (width, height)."""
     return np.asarray(cv2.resize(picture, size, interpolation=interpolation), np.float32)

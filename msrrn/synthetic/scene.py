@@ -4,7 +4,19 @@ import cv2
 import numpy as np
 
 from msrrn.synthetic.anatomy import Rng
-from msrrn.synthetic.paint import Picture, blend, blurred, ellipse, fill, noise, octaves, resized, smooth, stroke
+from msrrn.synthetic.paint import (
+    Picture,
+    blend,
+    blurred,
+    ellipse,
+    fill,
+    noise,
+    octaves,
+    resized,
+    smooth,
+    stroke,
+    swept,
+)
 
 
 def draw_background(rng: Rng, size: tuple[int, int]) -> Picture:
@@ -123,17 +135,7 @@ def develop(picture: Picture, detail: float, rng: Rng) -> np.ndarray[tuple[int, 
         out = blurred(out, min(0.3 + rng.exponential(0.6), 0.03 * detail))
     if rng.random() < 0.06:
         reach = int(rng.integers(3, max(4, int(detail * 0.12))))
-        line = np.zeros((reach, reach), np.float32)
-        turn = rng.uniform(0, np.pi)
-        arm = np.array([np.cos(turn), np.sin(turn)]) * reach / 2
-        middle = np.full(2, (reach - 1) / 2)
-        cv2.line(
-            line,
-            np.round(middle - arm).astype(int).tolist(),
-            np.round(middle + arm).astype(int).tolist(),
-            1.0,
-        )
-        out = np.asarray(cv2.filter2D(out, -1, line / max(float(line.sum()), 1.0)), np.float32)
+        out = swept(out, reach, rng.uniform(0, np.pi))
     grey = (out[..., :1] + out[..., 1:2] + out[..., 2:]) / np.float32(3)
     saturation = 0.0 if rng.random() < 0.08 else rng.uniform(0.5, 1.4)
     out = np.asarray(grey + (out - grey) * np.float32(saturation), np.float32)

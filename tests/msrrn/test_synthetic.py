@@ -11,6 +11,7 @@ from msrrn.landmarks import MIRROR, inter_pupil, pupils
 from msrrn.synthetic import SyntheticPhoto, draw_photo
 from msrrn.synthetic.anatomy import MEAN, draw_anchors, draw_expression
 from msrrn.synthetic.camera import Camera, rasterise
+from msrrn.synthetic.paint import swept
 from msrrn.synthetic.pose import MAX_PITCH, MAX_ROLL, MAX_YAW, draw_pose, landmarks_seen
 from msrrn.synthetic.surface import head_grid
 
@@ -46,6 +47,20 @@ def test_same_numbers_same_photo_and_other_numbers_another(photos: list[Syntheti
     np.testing.assert_array_equal(again.poses, photos[3].poses)
     assert len({photo.jpeg for photo in photos}) == PHOTOS
     assert draw_photo(SEED + 1, 3).jpeg != photos[3].jpeg
+
+
+def test_a_picture_that_is_swept_stays_where_it_is() -> None:
+    point = np.zeros((61, 61), np.float32)
+    point[30, 30] = 1
+    places = np.moveaxis(np.mgrid[0:61, 0:61], 0, -1)
+    for reach in range(3, 25):
+        for turn in np.linspace(0, np.pi, 37):
+            streak = swept(point, reach, turn)
+            assert streak.sum() == pytest.approx(1, abs=1e-5)
+            centre = np.tensordot(streak, places)
+            np.testing.assert_allclose(centre, 30, atol=1e-3)
+            length = np.ptp(places[streak > 1e-4] @ [np.sin(turn), np.cos(turn)]) + 1
+            assert abs(length - reach) < 1.5
 
 
 def test_a_photo_is_a_jpeg_of_the_promised_size(photos: list[SyntheticPhoto]) -> None:
