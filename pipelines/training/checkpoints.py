@@ -4,6 +4,7 @@
 same with Ray and without, and for any number of workers.
 """
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from typing import Final
@@ -12,13 +13,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import UserError
-from pipelines.settings import TrainSettings
+from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.loop import TrainState
 
 RUNS: Final = "runs"
 RUN: Final = "run.json"
 STATE: Final = "state.pt"
+_DIGEST: Final = 32
+"""Bytes of the SHA-256 that a checkpoint begins with, of what follows."""
 
 
 class Told(BaseModel):
@@ -29,12 +32,18 @@ class Told(BaseModel):
     dataset: str
     settings: TrainSettings
     checkpoint_steps: int = Field(ge=1, description="beside the settings, since it fixes nothing of the model")
+    experiment: str = Field(NAME, description="of MLflow, in which the run is followed")
     init_photos: tuple[str, ...] = Field((), description="of the model that it starts from")
 
     @classmethod
-    def of(cls, dataset: str, settings: TrainSettings) -> "Told":
-        photos = settings.init.photos if settings.init else ()
-        return cls(dataset=dataset, settings=settings, checkpoint_steps=settings.checkpoint_steps, init_photos=photos)
+    def of(cls, dataset: str, settings: TrainSettings, experiment: str) -> "Told":
+        return cls(
+            dataset=dataset,
+            settings=settings,
+            checkpoint_steps=settings.checkpoint_steps,
+            experiment=experiment,
+            init_photos=settings.init.photos if settings.init else (),
+        )
 
     def all_settings(self) -> TrainSettings:
         init = self.settings.init and self.settings.init.model_copy(update={"photos": self.init_photos})
@@ -47,14 +56,20 @@ class Checkpoints:
 
     place: Store
 
-    def begin(self, dataset: Store, settings: TrainSettings) -> None:
-        """Notes what the run is, and where its dataset lies now."""
-        told = Told.of(dataset.absolute().url, settings)
+    def begin(self, dataset: Store, settings: TrainSettings, experiment: str) -> None:
+        """Notes what the run is, where its dataset lies now, and where it is followed."""
+        told = Told.of(dataset.absolute().url, settings, experiment)
         self.place.publish(RUN, told.model_dump_json(indent=1).encode())
 
     def write(self, state: TrainState) -> None:
         """The last checkpoint is replaced in one step."""
-        self.place.publish(STATE, state.to_bytes())
+        data = state.to_bytes()
+        self.place.publish(STATE, hashlib.sha256(data).digest() + data)
+
+    @property
+    def version(self) -> str | None:
+        """What changes with each checkpoint; None where there is none."""
+        return self.place.version(STATE)
 
     def restore(self, state: TrainState) -> bool:
         """Takes `state` to the last checkpoint; False where there is none.
@@ -66,7 +81,10 @@ class Checkpoints:
             return False
         data = self.place.read_bytes(STATE)
         try:
-            state.load_bytes(data)
+            # torch takes weights of which bits have changed.
+            if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+                raise ValueError("it is not what was written")
+            state.load_bytes(data[_DIGEST:])
         except (MemoryError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # bytes may be wrong in more ways than torch has kinds of errors

@@ -182,6 +182,7 @@ def train(
         )
     model = parallel(state.model)
     device = state.model.mean_shape.device
+    wishes = 0.0
     for epoch in range(state.epoch, settings.epochs):
         model.train()
         with closing(_seen(state, settings, data, epoch, rank, world)) as batches:
@@ -192,14 +193,14 @@ def train(
                 # The mean over few updates, at the beginning, must not be one of the first weights.
                 done = epoch * steps + state.step
                 state.average(min(settings.averaged, (1 + done) / (10 + done)) if settings.averaged else 0.0)
-                usual = state.loss / state.step if state.step else loss
+                usual = _usual(state, loss)
                 state.step += 1
                 state.loss += loss
                 state.gradient_norm += gradient_norm
                 if not loss < SPIKE * usual:
                     raise DivergedError(
                         f"training: the loss is {loss:.4g} at epoch {epoch + 1}, batch {state.step} of {steps} (mean "
-                        f"of this epoch before: {usual:.4g}); lower --learning-rate, or look at these samples"
+                        f"before: {usual:.4g}); lower --learning-rate, or look at these samples"
                     )
                 if state.step < steps and (wishes or state.step % settings.checkpoint_steps == 0):
                     on_checkpoint(state)
@@ -211,6 +212,15 @@ def train(
         state.history.append(metrics | validate(state.averaged, val, rank, world))
         state.epoch, state.step, state.loss, state.gradient_norm = epoch + 1, 0, 0.0, 0.0
         on_checkpoint(state)
+        if wishes:
+            return
+
+
+def _usual(state: TrainState, loss: float) -> float:
+    """What a loss is beside: the mean of its epoch so far, or of the epoch before; its own where it is the first."""
+    if state.step:
+        return state.loss / state.step
+    return state.history[-1]["loss"] if state.history else loss
 
 
 def learning_rate(settings: TrainSettings, epoch: float) -> float:

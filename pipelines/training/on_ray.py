@@ -21,6 +21,7 @@ from pipelines.training.epochs import OnEpoch, epoch_done, interruptible
 from pipelines.training.loop import DivergedError, TrainState, train
 
 WORKER_FAILURES: Final = 3
+"""Of workers, or of their machines, that a training stands without a checkpoint in between."""
 POLL_SECONDS: Final = 0.2
 """how often it is looked whether a person wants the training to stop"""
 
@@ -49,35 +50,40 @@ def train_on_ray(
     elastic = bool(os.environ.get("RAY_ADDRESS"))
     most = workers if elastic else min(workers, gpus or int(here["CPU"]))
     with _followed(progress) as (following, reports, wishes), interruptible() as stopping:
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={
-                "dataset": store.absolute(),
-                "settings": settings,
-                "checkpoints": checkpoints,
-                "reports": reports,
-                "wishes": wishes,
-            },
-            scaling_config=ray.train.ScalingConfig(num_workers=(1, most) if elastic else most, use_gpu=gpus > 0),
-            run_config=ray.train.RunConfig(
-                name="ray",
-                storage_path=checkpoints.place.url,
-                failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
-            ),
-        )
-        fitting = in_a_thread(trainer.fit)
-        while not wait([fitting], POLL_SECONDS).done:
-            # What `progress` raises ends the training, too, as it does without Ray.
-            if (stopping() or following.done()) and wishes.empty():
-                wishes.put("stop")
-        if stopping():
-            raise KeyboardInterrupt
-        try:
-            fitting.result()
-        except ray.train.TrainingFailedError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            known = next((line for line in lines if "UserError: " in line), lines[-1])
-            raise UserError(f"training {name} failed: {known.rpartition('UserError: ')[2]}") from error
+        while True:
+            trainer = TorchTrainer(
+                _worker,
+                train_loop_config={
+                    "dataset": store.absolute(),
+                    "settings": settings,
+                    "checkpoints": checkpoints,
+                    "reports": reports,
+                    "wishes": wishes,
+                },
+                scaling_config=ray.train.ScalingConfig(num_workers=(1, most) if elastic else most, use_gpu=gpus > 0),
+                run_config=ray.train.RunConfig(
+                    name="ray",
+                    storage_path=checkpoints.place.url,
+                    failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+                ),
+            )
+            before = checkpoints.version
+            fitting = in_a_thread(trainer.fit)
+            while not wait([fitting], POLL_SECONDS).done:
+                # What `progress` raises ends the training, too, as it does without Ray.
+                if (stopping() or following.done()) and wishes.empty():
+                    wishes.put("stop")
+            if stopping():
+                raise KeyboardInterrupt
+            try:
+                fitting.result()
+                break
+            except ray.train.TrainingFailedError as error:
+                if checkpoints.version != before:
+                    continue  # Ray counts the failures of the whole training; machines may come and go for days
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                known = next((line for line in lines if "UserError: " in line), lines[-1])
+                raise UserError(f"training {name} failed: {known.rpartition('UserError: ')[2]}") from error
     if not checkpoints.restore(state):
         raise UserError(f"training {name} left no checkpoint at {checkpoints.place.url}; run it again with --debug")
     return state

@@ -25,7 +25,7 @@ from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.errors import UsageError, UserError
 from pipelines.models import PHOTO_DIGITS
 from pipelines.outages import MissingError
-from pipelines.settings import TrainSettings
+from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
 from pipelines.training.checkpoints import RUNS, Checkpoints, unfinished
@@ -61,8 +61,8 @@ def run_name(manifest: Manifest, settings: TrainSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def resumable(out: str, name: str = "") -> tuple[str, TrainSettings]:
-    """Dataset and settings of the one run below `out` that is not finished, or of the one of this name.
+def resumable(out: str, name: str = "") -> tuple[str, TrainSettings, str]:
+    """Dataset, settings and experiment of the one run below `out` that is not finished, or of the one of this name.
 
     Raises:
         UserError: there is none, or more than one and no name says which, or it is of another version.
@@ -74,7 +74,16 @@ def resumable(out: str, name: str = "") -> tuple[str, TrainSettings]:
             f"run {name} was begun by another version of msrrn, or {told.dataset} is another dataset now: call "
             f"`train` with --dataset, and delete {out}/{RUNS}/{name}"
         )
-    return told.dataset, settings
+    return told.dataset, settings, told.experiment
+
+
+def made_before(out: str, name: str) -> bool:
+    """Whether the artifact of a run is there."""
+    return _artifact(out, name).exists(CARD)
+
+
+def _artifact(out: str, name: str) -> Store:
+    return Store(out).child("models").child(name)
 
 
 def train_model(
@@ -84,11 +93,13 @@ def train_model(
     workers: int,
     progress: OnEpoch = lambda epoch: None,
     init: MSRRN | None = None,
+    experiment: str = NAME,
 ) -> TrainedModel:
     """Trains on up to `workers` Ray workers (0: in this process), on GPUs if there are, or finds the artifact done.
 
     Every worker has an equal share of each batch, and on GPUs one of its own: so many work as that allows. `init` is
-    the network that `settings.init` speaks of; a run that has a checkpoint does without it.
+    the network that `settings.init` speaks of; a run that has a checkpoint does without it. `experiment` is noted
+    with the run, for `resumable`.
 
     Raises:
         UserError: the dataset is not finished or too small, training failed, or the artifact there is damaged.
@@ -103,21 +114,24 @@ def train_model(
             "prepare with more --copies"
         )
     name = run_name(manifest, settings)
-    artifact = Store(out).child("models").child(name)
+    artifact = _artifact(out, name)
     checkpoints = Checkpoints(Store(out).absolute().child(RUNS).child(name))
     reused = artifact.exists(CARD)
     if not reused:
         if settings.init:
             _start(checkpoints, settings, Loader(store, manifest, "train"), init)
-        checkpoints.begin(store, settings)
+        checkpoints.begin(store, settings, experiment)
         try:
             if workers == 0:
                 state = _train_here(store, manifest, settings, checkpoints, progress)
             else:
                 state = train_on_ray(store, name, settings, workers, checkpoints, progress)
-        except DivergedError:
-            checkpoints.finish()  # it would diverge again: there is nothing to go on with
-            raise
+            _require_weights(state.averaged)
+        except DivergedError as error:
+            raise DivergedError(
+                f"{error}\nThe run is kept as it was before, at {checkpoints.place.url}: call again if it can have "
+                "been by chance, as on other hardware; else delete that"
+            ) from None
         model = state.averaged.cpu()
         data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
         model.lean.copy_(lean(model, data))
@@ -194,6 +208,13 @@ def _card(
             **metrics,
         },
     )
+
+
+def _require_weights(model: MSRRN) -> None:
+    """Raises DivergedError where an artifact cannot hold the weights."""
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight.half()).all():
+            raise DivergedError(f"training: {name} is beyond {torch.finfo(torch.half).max:g}; lower --learning-rate")
 
 
 def _seen(val: Loader, init: InitialWeights | None) -> EpochMetrics:

@@ -21,7 +21,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begun(out: str, name: str) -> Checkpoints:
     checkpoints = Checkpoints(Store(f"{out}/runs/{name}"))
-    checkpoints.begin(Store("datasets/one"), SETTINGS)
+    checkpoints.begin(Store("datasets/one"), SETTINGS, "faces")
     return checkpoints
 
 
@@ -39,6 +39,7 @@ def test_a_run_is_found_by_its_name_or_as_the_only_one(tmp_path: Path, s3: str, 
     assert (name, told) == unfinished(out, "aa")
     assert name == "aa"
     assert told.dataset == str(Path("datasets/one").absolute())
+    assert told.experiment == "faces"
     assert told.all_settings() == SETTINGS
     assert told.all_settings().checkpoint_steps == 7
     with pytest.raises(UserError, match="no unfinished run bb to go on with; unfinished there: aa"):

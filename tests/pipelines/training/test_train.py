@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -17,13 +18,13 @@ from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UsageError, UserError
 from pipelines.models import PHOTO_DIGITS, initial_weights, read_model
-from pipelines.settings import TrainSettings
+from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
 from pipelines.training import train as station
 from pipelines.training.checkpoints import RUN, STATE, Checkpoints
 from pipelines.training.epochs import Epoch
-from pipelines.training.loop import DivergedError
+from pipelines.training.loop import DivergedError, TrainState
 from pipelines.training.train import HISTORY, TrainedModel, resumable, run_name, train_model
 from pipelines.training.validation import validate
 from tests.factories import TINY, times, tree
@@ -106,12 +107,25 @@ def test_a_damaged_artifact_is_not_taken_for_a_model(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_training_that_diverged_leaves_nothing_to_go_on_with(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_training_that_diverged_keeps_what_it_had_before(dataset: Dataset, tmp_path: Path) -> None:
     diverging = QUICK.model_copy(update={"learning_rate": 1e6})
-    with pytest.raises(DivergedError):
-        train_model(dataset[0].url, str(tmp_path), diverging, 0)
-    with pytest.raises(UserError, match="no unfinished run"):
-        resumable(str(tmp_path))
+    for _ in range(2):  # on the same machine it does so again
+        with pytest.raises(DivergedError, match=rf"is kept as it was before, at {tmp_path}/runs/\w+: call again"):
+            train_model(dataset[0].url, str(tmp_path), diverging, 0)
+    assert resumable(str(tmp_path)) == (dataset[0].absolute().url, diverging, NAME)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_weights_that_no_artifact_holds_are_not_published(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absurd(state: TrainState, *_: object) -> None:
+        next(state.averaged.parameters()).data.fill_(1e6)
+
+    monkeypatch.setattr(station, "train", absurd)
+    with pytest.raises(DivergedError, match="beyond 65504; lower --learning-rate"):
+        train_model(dataset[0].url, str(tmp_path), QUICK, 0)
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.usefixtures("tiny")
@@ -170,7 +184,7 @@ def test_a_run_that_broke_off_goes_on_from_its_checkpoint(dataset: Dataset, tmp_
     with pytest.raises(OSError, match="the log is full"):
         train_model(url, out, settings, 0, breaks)
     assert sorted(tree(tmp_path / "broken")) == [f"runs/{whole.name}/{key}" for key in (RUN, STATE)]
-    assert resumable(out) == (url, settings)
+    assert resumable(out) == (url, settings, NAME)
     later: list[Epoch] = []
     assert not train_model(url, out, settings, 0, later.append).reused
     assert [(epoch.metrics["epoch"], bool(epoch.examples)) for epoch in later] == [(3, False), (4, True)]
@@ -195,7 +209,7 @@ def test_a_run_may_start_from_the_weights_of_another_and_its_card_says_so(datase
 
     with pytest.raises(OSError, match="the log is full"):
         train_model(dataset[0].url, broken, settings, 0, breaks, network)
-    url, told = resumable(broken)
+    url, told, _ = resumable(broken)
     resumed = train_model(url, broken, told, 0)
     assert (local(whole) / WEIGHTS).read_bytes() == (local(resumed) / WEIGHTS).read_bytes()
     assert whole.name not in (first.name, run_name(dataset[1], settings.model_copy(update={"init": None})))
@@ -246,9 +260,9 @@ def test_what_a_finished_run_left_behind_is_removed(dataset: Dataset, tmp_path: 
     """Killed between the card and the last deletion."""
     trained = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
     left = Checkpoints(Store(f"{tmp_path}/runs/{trained.name}"))
-    left.begin(dataset[0], QUICK)
+    left.begin(dataset[0], QUICK, NAME)
     left.place.publish("ray/snapshot.json", b"{}")
-    found, settings = resumable(str(tmp_path))
+    found, settings, _ = resumable(str(tmp_path))
     assert train_model(found, str(tmp_path), settings, 0).reused
     assert list((tmp_path / "runs").iterdir()) == []
 
@@ -258,15 +272,19 @@ def test_what_a_finished_run_left_behind_is_removed(dataset: Dataset, tmp_path: 
 def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path, workers: int) -> None:
     place = tmp_path / "runs" / run_name(dataset[1], QUICK)
     place.mkdir(parents=True)
-    (place / STATE).write_bytes(b"PK")
-    with pytest.raises(UserError, match=rf"{place / STATE} is damaged, .*: delete it to begin anew"):
-        train_model(dataset[0].url, str(tmp_path), QUICK, workers)
+    Checkpoints(Store(str(place))).write(TrainState(QUICK, np.zeros((68, 2), np.float32)))
+    flipped = bytearray((place / STATE).read_bytes())
+    flipped[len(flipped) // 2] ^= 64  # of a weight
+    for damaged in (b"PK", bytes(flipped)):
+        (place / STATE).write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{place / STATE} is damaged, .*: delete it to begin anew"):
+            train_model(dataset[0].url, str(tmp_path), QUICK, workers)
     (place / STATE).unlink()
     assert not train_model(dataset[0].url, str(tmp_path), QUICK, 0).reused
 
 
 def test_a_run_of_another_version_is_not_resumed(dataset: Dataset, tmp_path: Path) -> None:
-    Checkpoints(Store(f"{tmp_path}/runs/0123456789abcdef")).begin(dataset[0], QUICK)
+    Checkpoints(Store(f"{tmp_path}/runs/0123456789abcdef")).begin(dataset[0], QUICK, NAME)
     with pytest.raises(UserError, match=r"run 0123456789abcdef was begun by another version of msrrn, or "):
         resumable(str(tmp_path))
 
@@ -328,7 +346,7 @@ def test_workers_that_ctrl_c_stopped_leave_a_checkpoint_for_any_number(
     out = str(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         train_model(dataset[0].url, out, SHARED, ray_of_two, ctrl_c)
-    found, settings = resumable(out)
+    found, settings, _ = resumable(out)
     later: list[float] = []
     resumed = train_model(found, out, settings, 0, lambda epoch: later.append(epoch.metrics["epoch"]))
     assert 1 not in later

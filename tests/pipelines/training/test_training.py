@@ -119,9 +119,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(splits: Splits, every: int
         assert resumed.history == whole.history
 
 
-@pytest.mark.parametrize(
-    ("wished", "places"), [(1, [(0, 1)]), (3, [(0, 3)]), (4, [(1, 0), (1, 1)]), (6, [(1, 0), (1, 2)])]
-)
+@pytest.mark.parametrize(("wished", "places"), [(1, [(0, 1)]), (3, [(0, 3)]), (4, [(1, 0)]), (6, [(1, 0), (1, 2)])])
 def test_a_run_that_was_asked_to_stop_ends_as_one_that_never_stopped(
     splits: Splits, wished: int, places: list[tuple[int, int]]
 ) -> None:
@@ -297,6 +295,26 @@ def test_a_loss_that_is_no_number_or_jumps_names_its_batch(
     ):
         train(state, SETTINGS, *splits, lambda now: None)
     assert state.history == []
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_jump_at_the_beginning_of_an_epoch_is_one(
+    splits: Splits, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS.model_copy(update={"batch": len(splits[0]) // steps})
+    batches = list(splits[0].epoch(0, 0, settings.batch))
+    rotten = [Batch(batches[0].image_200, batches[0].landmarks + 300), *batches[1:]]
+    monkeypatch.setattr(Loader, "epoch", lambda *told: (batch for batch in (rotten if told[2] else batches)))
+    state = started(splits)
+    with pytest.raises(DivergedError, match=rf"at epoch 2, batch 1 of {steps} "):
+        train(state, settings, *splits, lambda now: None)
+    assert len(state.history) == 1
+
+
+def test_a_training_of_one_batch_an_epoch_can_be_stopped(splits: Splits) -> None:
+    state = started(splits)
+    train(state, SETTINGS.model_copy(update={"batch": len(splits[0])}), *splits, lambda now: None, lambda: True)
+    assert (state.epoch, state.step, len(state.history)) == (1, 0, 1)
 
 
 def test_a_batch_that_does_not_fit_is_refused(splits: Splits) -> None:
