@@ -35,7 +35,7 @@ from flows.options import (
 )
 from flows.registry_commands import add_registry_commands
 from pipelines.errors import UsageError
-from pipelines.settings import BoxesBy
+from pipelines.settings import NAME, BoxesBy
 
 
 def add_commands(commands: Commands) -> None:
@@ -91,17 +91,20 @@ def _demo(commands: Commands) -> None:
 def _train(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import epoch_progress
-        from pipelines.retraining import started_from, train_tracked
+        from pipelines.retraining import begun_from, train_tracked
         from pipelines.training.train import resumable
 
         if call.resume is None:
-            dataset, (settings, network) = call.dataset, started_from(call.init, train_settings(call))
+            dataset, experiment = call.dataset, call.name
+            settings, network = begun_from(call.init, train_settings(call), dataset, call.out)
         else:
             if given(call, "preset", "init", "epochs", "batch", "learning_rate", "precision", "seed"):
                 raise UsageError("--resume goes on with the settings that the run has: leave the others out")
-            (dataset, settings), network = resumable(call.out, call.resume), None
+            (dataset, settings, experiment), network = resumable(call.out, call.resume), None
+            if call.name not in (NAME, experiment):
+                raise UsageError(f"--resume goes on in the experiment {experiment}, as it began: leave --name out")
         with epoch_progress(settings) as epoch:
-            trained = train_tracked(dataset, call.out, settings, call.workers, call.name, epoch, network)
+            trained = train_tracked(dataset, call.out, settings, call.workers, experiment, epoch, network)
         measured = {key: value for key, value in trained.card.metrics.items() if key != "protocol"}
         result = {"model": trained.artifact.url, "reused": trained.reused, **trained.history[-1], **measured}
         if call.json:

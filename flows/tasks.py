@@ -31,7 +31,7 @@ from pipelines.monitoring.page import write_drift
 from pipelines.outages import OutageError
 from pipelines.registry.versions import ModelVersion
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
-from pipelines.retraining import open_model, record, require_validation, started_from, train_tracked
+from pipelines.retraining import begun_from, open_model, record, require_validation, train_tracked
 from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import TrainedModel
@@ -77,7 +77,7 @@ def train_network(
     dataset: str, out: str, settings: TrainSettings, workers: int, name: str, init: str | None
 ) -> TrainedModel:
     """A dataset → a model artifact, followed by MLflow."""
-    settings, network = started_from(init, settings)
+    settings, network = begun_from(init, settings, dataset, out)
     with epoch_progress(settings) as epoch:
         trained = train_tracked(dataset, out, settings, workers, name, epoch, network)
     say(f"model {trained.artifact.url}" + (" (trained before: reused)" if trained.reused else ""))

@@ -19,6 +19,7 @@ class InitialWeights(BaseModel):
     init: "InitialWeights | None" = Field(
         None, exclude_if=lambda init: init is None, description="whose weights that one had started from"
     )
+    alias: str = Field("", exclude_if=lambda alias: not alias, description="that led to it, where one was asked for")
     # The version stands for them in a run's name; a card tells them once, among its own.
     photos: tuple[str, ...] = Field((), exclude=True, description="as `Model.photos`, sorted")
 

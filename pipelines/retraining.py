@@ -30,7 +30,7 @@ from pipelines.registry.versions import ModelVersion, champion, fetch, register
 from pipelines.settings import INIT, NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.epochs import Epoch
-from pipelines.training.train import HISTORY, TrainedModel, run_name, train_model
+from pipelines.training.train import HISTORY, TrainedModel, made_before, run_name, train_model
 
 IN_THE_BOX: Final = "box"
 BOX: Final = Path(__file__).with_name("box")
@@ -89,7 +89,27 @@ def started_from(init: str | None, settings: TrainSettings) -> tuple[TrainSettin
     if init == RANDOM:
         return settings, None
     network, weights = initial_weights(open_model(init))
+    if "@" in init:
+        weights = weights.model_copy(update={"alias": init})
     return settings.model_copy(update={"init": weights}), network
+
+
+def begun_from(
+    init: str | None, settings: TrainSettings, dataset: str, out: str
+) -> tuple[TrainSettings, MSRRN | None]:
+    """`started_from`, for a call that may be made again.
+
+    An alias may lead by then to the model that came of that call: it is what is to be found, not to be started from.
+    """
+    if init is not None and "@" in init:
+        made = open_model(init).card.training
+        before = made.settings.init
+        if before is not None and before.alias == init:
+            same = settings.model_copy(update={"init": before})
+            name = run_name(read_manifest(Store(dataset)), same)
+            if name == made.run and made_before(out, name):
+                return same, None
+    return started_from(init, settings)
 
 
 def train_tracked(
@@ -132,14 +152,14 @@ def train_tracked(
                 tell(epoch)
                 progress(epoch.metrics)
 
-            trained = train_model(dataset, out, settings, workers, follow, init)
+            trained = train_model(dataset, out, settings, workers, follow, init, name)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with suppress(UserError):  # that MLflow cannot be told is not what went wrong
             finish_run(run, "KILLED" if interrupted else "FAILED")
         if not interrupted:
             raise
-        call = ["msrrn", "train", "--resume", key, "--out", out, *(("--name", name) if name != NAME else ())]
+        call = ["msrrn", "train", "--resume", key, "--out", out]
         raise KeyboardInterrupt(
             f"training stopped; the same command goes on from its last checkpoint, and so does\n  {shlex.join(call)}"
         ) from error

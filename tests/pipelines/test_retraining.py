@@ -10,12 +10,12 @@ from msrrn.config import PRESETS
 from pipelines import retraining
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UserError
-from pipelines.models import Model
+from pipelines.models import Model, read_model
 from pipelines.registry import tracking
-from pipelines.retraining import open_model, require_validation, train_tracked
+from pipelines.retraining import begun_from, open_model, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
-from pipelines.training.train import run_name
+from pipelines.training.train import TrainedModel, run_name, train_model
 from tests.factories import TINY
 
 Dataset = tuple[Store, Manifest]
@@ -120,12 +120,32 @@ def test_an_interrupted_training_is_seen_to_be_and_says_how_to_go_on(
         monkeypatch.setattr(retraining, "finish_run", unreachable)
     with pytest.raises(KeyboardInterrupt) as said:
         train_tracked(dataset[0].url, f"{tmp_path}/my work", TrainSettings(), 0, name, lambda metrics: None)
-    call = f"msrrn train --resume {key} --out '{tmp_path}/my work' --name {name}"
+    call = f"msrrn train --resume {key} --out '{tmp_path}/my work'"
     assert str(said.value).splitlines()[1].strip() == call
     client = tracking.client()
     (experiment,) = client.search_experiments(filter_string=f"name = '{name}'")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == ("KILLED" if reached else "RUNNING")
+
+
+def test_an_alias_that_leads_to_what_the_same_call_made_is_not_started_from(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new champion comes of a call that started from the champion; the same call again finds it."""
+    settings, out = TrainSettings(epochs=1, batch=8), str(tmp_path)
+
+    def trained(init: str) -> TrainedModel:
+        told, network = begun_from(init, settings, dataset[0].url, out)
+        made = train_model(dataset[0].url, out, told, 0, init=network)
+        monkeypatch.setattr(retraining, "open_model", lambda model: read_model(tmp_path / "models" / made.name))
+        return made
+
+    first = trained("none")
+    second = trained("models:/msrrn@champion")
+    again = trained("models:/msrrn@champion")
+    assert (again.name, again.reused) == (second.name, True)
+    assert second.name != first.name
+    assert not trained("models:/msrrn/2").reused  # a version is what was meant
 
 
 def test_a_model_is_opened_wherever_it_is(model: Model, tmp_path: Path, s3: str) -> None:
