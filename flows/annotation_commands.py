@@ -55,7 +55,7 @@ def _annotate(commands: Commands) -> None:
         from pipelines.annotation.run import annotate
         from pipelines.annotation.work import Again
         from pipelines.metrics_export import metered
-        from pipelines.retraining import open_model
+        from pipelines.opening import open_model
         from pipelines.storage import Store
         from pipelines.tables import annotation_text, rehearsal_text
 

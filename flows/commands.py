@@ -55,7 +55,7 @@ def add_commands(commands: Commands) -> None:
 def _demo(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.demo import demo
-        from pipelines.registry.tracking import shown_uri
+        from pipelines.registry.store import shown_uri
 
         program = "msrrn" if shutil.which("msrrn") else sys.argv[0]
         made = demo(call.out, call.workers)
@@ -144,7 +144,7 @@ def _evaluate(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
         from pipelines.evaluation.evaluate import evaluate
-        from pipelines.retraining import open_model
+        from pipelines.opening import open_model
         from pipelines.storage import publish_file
         from pipelines.tables import evaluation_text
 
@@ -188,7 +188,7 @@ def _benchmark(commands: Commands) -> None:
         from pipelines.evaluation.benchmark import benchmark
         from pipelines.evaluation.benchmark_page import PAGE, write_benchmark
         from pipelines.evaluation.ert import trained_ert
-        from pipelines.retraining import open_model
+        from pipelines.opening import open_model
         from pipelines.storage import Store
         from pipelines.tables import rows_text
 
@@ -232,7 +232,7 @@ def _benchmark(commands: Commands) -> None:
 def _export(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from pipelines.models import export_model
-        from pipelines.retraining import open_model
+        from pipelines.opening import open_model
         from pipelines.storage import publish_file
 
         model = open_model(call.model)
@@ -267,7 +267,7 @@ def onnx_file(text: str) -> str:
 def _retrain(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.retrain import retrain
-        from pipelines.registry.tracking import shown_uri
+        from pipelines.registry.store import shown_uri
 
         result = retrain(
             call.data,

@@ -28,10 +28,11 @@ from pipelines.metrics_export import metered
 from pipelines.models import Model
 from pipelines.monitoring.drift import DriftReport, compare
 from pipelines.monitoring.page import write_drift
+from pipelines.opening import open_model
 from pipelines.outages import OutageError
 from pipelines.registry.versions import ModelVersion
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
-from pipelines.retraining import begun_from, open_model, record, require_validation, train_tracked
+from pipelines.retraining import begun_from, record, require_validation, train_tracked
 from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import TrainedModel

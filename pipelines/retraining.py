@@ -10,13 +10,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
-from msrrn.artifact import CARD, WEIGHTS
 from msrrn.network import MSRRN
 from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.engine import in_a_thread
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import Evaluation
-from pipelines.models import ONNX_SUFFIX, Model, initial_weights, read_model
+from pipelines.models import Model, initial_weights
+from pipelines.opening import open_model
 from pipelines.registry.tracking import (
     RunRecord,
     finish_run,
@@ -26,16 +26,12 @@ from pipelines.registry.tracking import (
     open_run,
     system_metrics,
 )
-from pipelines.registry.versions import ModelVersion, champion, fetch, register
-from pipelines.settings import INIT, NAME, TrainSettings
+from pipelines.registry.versions import ModelVersion, register
+from pipelines.settings import INIT, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.epochs import Epoch
 from pipelines.training.train import HISTORY, TrainedModel, made_before, run_name, train_model
 
-IN_THE_BOX: Final = "box"
-BOX: Final = Path(__file__).with_name("box")
-PACKAGED: Final = {IN_THE_BOX: BOX, "synthetic": BOX / "synthetic"}
-"""The models that come with the package; the second has seen synthetic faces alone: training may start from it."""
 RANDOM: Final = "none"
 SOURCES_TAG: Final = "msrrn.eval_sources"
 SELECTION_TAG: Final = "msrrn.eval_selection"
@@ -51,30 +47,6 @@ def require_validation(manifest: Manifest) -> None:
             f"dataset {manifest.name} has no validation face, so no model could be judged: annotate at least two "
             "photos, raise --val-share, or name some in val.txt"
         )
-
-
-def open_model(model: str | None) -> Model:
-    """Reads M: an artifact directory or an exported `.onnx` (local or `s3://`), a `models:/name@alias` URI, or
-    `box` or `synthetic`, the models that come with the package. None: the champion of the registry where there is
-    one, else that in the box."""
-    if model is None:
-        best = champion(NAME)
-        model = f"models:/{best.name}/{best.version}" if best else IN_THE_BOX
-    if model in PACKAGED:
-        return read_model(PACKAGED[model])
-    if model.startswith("models:"):
-        return read_model(fetch(model))
-    if local := Store(model).local_path():
-        return read_model(local)
-    with tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
-        if model.endswith(ONNX_SUFFIX):
-            place, _, file = model.rpartition("/")
-            Path(folder, file).write_bytes(Store(place).read_bytes(file))
-            return read_model(Path(folder, file))
-        store = Store(model)
-        for key in (WEIGHTS, CARD):
-            Path(folder, key).write_bytes(store.read_bytes(key))
-        return read_model(Path(folder))
 
 
 def started_from(init: str | None, settings: TrainSettings) -> tuple[TrainSettings, MSRRN | None]:

@@ -177,7 +177,7 @@ def training_dataset(url: str) -> Store:
         return store
     if not store.folders():
         raise NothingYetError(f"{url}: no dataset was made there yet; give the URL that `msrrn prepare` printed")
-    from pipelines.retraining import open_model  # as slow to import as MLflow and torch
+    from pipelines.opening import open_model  # as slow to import as torch
 
     model = open_model(None)
     trained_on = str(model.card.training.dataset)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
 from pipelines.models import ONNX_FILE, Model, read_model
+from pipelines.opening import open_model
 from pipelines.promotion.comparison import Pair, pace_row, paired
 from pipelines.promotion.decision import Decision, Verdict, decide, first_model
 from pipelines.promotion.page import decision_files
@@ -26,7 +27,7 @@ from pipelines.registry.succession import OvertakenError, await_approval, lost_c
 from pipelines.registry.tracking import client, finish_run, log_files, log_metrics, open_run, reaching_mlflow
 from pipelines.registry.turns import DECISION_TAG, JUDGED_TAG, whoami
 from pipelines.registry.versions import ROLLED_BACK, ModelVersion, champion, fetch, resolve, version_of
-from pipelines.retraining import FORMAT_TAG, METRIC_NAME, SELECTION_TAG, SOURCES_TAG, open_model, record
+from pipelines.retraining import FORMAT_TAG, METRIC_NAME, SELECTION_TAG, SOURCES_TAG, record
 from pipelines.settings import GateSettings, SourceFormat
 
 ATTEMPTS: Final = 3

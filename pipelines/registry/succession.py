@@ -15,7 +15,8 @@ from typing import Final, Literal
 from pipelines.errors import UserError
 from pipelines.metrics_export import export_champion
 from pipelines.registry.ledger import Line, Move, Turn, find_ledger, open_ledger
-from pipelines.registry.tracking import client, reaching_mlflow, store_exists
+from pipelines.registry.store import store_exists
+from pipelines.registry.tracking import client, reaching_mlflow
 from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS, Waiting, finish_last, take_turn
 from pipelines.registry.versions import (
     CHALLENGER,

@@ -6,7 +6,6 @@ no active run. Only one process of a training (rank 0) writes.
 """
 
 import hashlib
-import os
 import re
 import sqlite3
 import tempfile
@@ -22,15 +21,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.cache import cache_directory
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
+from pipelines.registry.store import shown_uri, sqlite_file, tracking_uri
 from pipelines.secrecy import has_password, without_secrets
 
-STORE: Final = "MLFLOW_TRACKING_URI"
 KEY_TAG: Final = "msrrn.key"
 _KEY: Final = re.compile(r"[0-9A-Za-z._:-]{1,200}")
 _BATCH: Final = {"metrics": 1000, "params": 100, "tags": 100}  # what one log_batch request may hold
@@ -42,34 +40,6 @@ class RunRecord:
     experiment: str
 
 
-def tracking_uri() -> str:
-    """The MLflow store: `MLFLOW_TRACKING_URI`, or SQLite in `mlflow.db` of the current directory."""
-    return os.environ.get(STORE) or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-
-
-def shown_uri() -> str:
-    """The store for messages: without user and password."""
-    return without_secrets(tracking_uri())
-
-
-def _sqlite_file() -> Path | None:
-    """The database file where the store is SQLite (absolute), None for a server or another database."""
-    uri = tracking_uri()
-    if not uri.startswith("sqlite:"):
-        return None
-    try:
-        database = make_url(uri).database
-    except ArgumentError:
-        raise UserError(f"MLFLOW_TRACKING_URI={shown_uri()} is no database address") from None
-    return Path(database or "mlflow.db").absolute()
-
-
-def store_exists() -> bool:
-    """False for a SQLite store that nothing was written to yet: to look for something, none must be created."""
-    database = _sqlite_file()
-    return database is None or database.exists()
-
-
 def client() -> MlflowClient:
     """A client of `tracking_uri()`; a new SQLite store is created on first use, which takes seconds."""
     if tracking_uri().startswith("http") and has_password(tracking_uri()):
@@ -78,7 +48,7 @@ def client() -> MlflowClient:
             "user and password go into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, not into "
             "MLFLOW_TRACKING_URI"
         )
-    if database := _sqlite_file():
+    if database := sqlite_file():
         try:
             database.parent.mkdir(parents=True, exist_ok=True)
             # MLflow would try to open what is no database for 100 seconds.
@@ -89,24 +59,6 @@ def client() -> MlflowClient:
     # Two processes that create the tables of one new database at once both fail.
     with reaching_mlflow(), store_lock() if database else nullcontext():
         return MlflowClient(tracking_uri=tracking_uri())
-
-
-@contextmanager
-def default_store() -> Iterator[None]:
-    """Makes `tracking_uri()` the store that MLflow takes by itself.
-
-    What it does with `models:/` asks that one, whatever client it is asked through; and where an old folder `mlruns`
-    lies in the current directory, it is that folder.
-    """
-    known = os.environ.get(STORE)
-    os.environ[STORE] = tracking_uri()
-    try:
-        yield
-    finally:
-        if known is None:
-            os.environ.pop(STORE, None)
-        else:
-            os.environ[STORE] = known
 
 
 @contextmanager
@@ -135,7 +87,7 @@ def store_lock() -> Iterator[None]:
     aliases do not rely on it (see `pipelines.registry.succession`).
     `client()` takes it for a moment, so it must not be called inside.
     """
-    if database := _sqlite_file():
+    if database := sqlite_file():
         path = database.with_name(f"{database.name}.lock")
     else:
         digest = hashlib.sha256(tracking_uri().encode()).hexdigest()[:16]
@@ -188,7 +140,7 @@ def _experiment_id(mlflow: MlflowClient, name: str) -> str:
 def artifact_location() -> str | None:
     """Where a new experiment's artifacts go: beside a SQLite store; None where the server says."""
     # Without this MLflow would write to `mlruns` of whatever directory a later command runs in.
-    database = _sqlite_file()
+    database = sqlite_file()
     return database.with_name("mlartifacts").as_uri() if database else None
 
 

@@ -24,15 +24,8 @@ import msrrn
 from msrrn.artifact import CARD, ArtifactError, read_card
 from pipelines.cache import cache_directory
 from pipelines.errors import UserError
-from pipelines.registry.tracking import (
-    RunRecord,
-    client,
-    default_store,
-    reaching_mlflow,
-    shown_uri,
-    store_exists,
-    store_lock,
-)
+from pipelines.registry.store import default_store, shown_uri, store_exists
+from pipelines.registry.tracking import RunRecord, client, reaching_mlflow, store_lock
 
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"

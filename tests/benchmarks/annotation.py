@@ -33,7 +33,7 @@ from pipelines.dataset.prepare import prepare
 from pipelines.detection import Detection, Detector, match, open_detector
 from pipelines.errors import UserError
 from pipelines.evaluation.ert import trained_ert
-from pipelines.retraining import open_model
+from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings, PrepareSettings
 from tests.benchmarks.pictures import Picture, mix
 from tests.factories import write_face

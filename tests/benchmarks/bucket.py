@@ -17,7 +17,7 @@ from pathlib import Path
 import fsspec
 
 from pipelines.annotation.run import annotate
-from pipelines.retraining import open_model
+from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
 from tests.benchmarks.pictures import mix

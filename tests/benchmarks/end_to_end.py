@@ -27,7 +27,7 @@ from pipelines.annotation.looking import look
 from pipelines.annotation.run import annotate
 from pipelines.detection import open_detector
 from pipelines.engine import start_ray
-from pipelines.retraining import open_model
+from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings, EngineChoice
 from tests.benchmarks.pictures import mix
 

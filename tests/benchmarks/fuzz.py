@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipelines.annotation.run import annotate
 from pipelines.annotation.tables import Annotations
-from pipelines.retraining import open_model
+from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
 from tests.fuzz import encodings, write_containers, write_pictures

@@ -19,7 +19,7 @@ import psutil
 
 from pipelines.annotation.run import annotate
 from pipelines.annotation.tables import SUMMARY, Annotations
-from pipelines.retraining import open_model
+from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
 from tests.cluster import Cluster, cluster, kill_one

@@ -25,9 +25,9 @@ from msrrn.predictor import TorchPredictor
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import read_manifest
 from pipelines.evaluation.ert import Ert, trained_ert
+from pipelines.opening import BOX
 from pipelines.pace import one_core
 from pipelines.pyramid import CROP
-from pipelines.retraining import BOX
 from pipelines.storage import Store
 
 BATCH: Final = 64

@@ -26,7 +26,7 @@ from pipelines.annotation.looking import look
 from pipelines.detection import Detector, open_detector
 from pipelines.engine import default_workers
 from pipelines.models import Model
-from pipelines.retraining import open_model
+from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
 from tests.benchmarks.detection import photographs
 from tests.benchmarks.pictures import frames

@@ -23,7 +23,7 @@ from pipelines.archives import list_inputs
 from pipelines.decoding import decode
 from pipelines.detection import open_detector
 from pipelines.models import Model
-from pipelines.retraining import open_model
+from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
 
 

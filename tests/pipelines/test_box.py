@@ -9,7 +9,8 @@ import pytest
 from msrrn.artifact import WEIGHTS
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.models import export_model
-from pipelines.retraining import BOX, PACKAGED, open_model, started_from
+from pipelines.opening import BOX, PACKAGED, open_model
+from pipelines.retraining import started_from
 from pipelines.settings import TrainSettings
 from pipelines.training.loop import TrainState
 

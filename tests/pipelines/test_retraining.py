@@ -11,8 +11,9 @@ from pipelines import retraining
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UserError
 from pipelines.models import Model, read_model
+from pipelines.opening import open_model
 from pipelines.registry import tracking
-from pipelines.retraining import begun_from, open_model, require_validation, train_tracked
+from pipelines.retraining import begun_from, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import TrainedModel, run_name, train_model

@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from flows.parameters import Place
-from pipelines.registry import tracking
+from pipelines.registry.store import shown_uri
 from pipelines.secrecy import has_password, without_secrets
 
 SECRET = "Ve7ry5ecret"
@@ -33,7 +33,7 @@ def test_an_address_is_shown_without_user_and_password(
     address: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    assert tracking.shown_uri() == shown
+    assert shown_uri() == shown
     assert has_password(address) == (address != shown)
     assert without_secrets(f"API request to {address} failed") == f"API request to {shown} failed"
 

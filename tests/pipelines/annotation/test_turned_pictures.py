@@ -17,7 +17,7 @@ from pipelines.annotation.pictures import UPRIGHT, Rows, annotated, end_sandbox
 from pipelines.annotation.sightings import Task
 from pipelines.archives import list_inputs
 from pipelines.detection import Detector, HogDetector
-from pipelines.retraining import open_model
+from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
 from pipelines.sources.pts import parse_pts
 from tests.factories import picture

@@ -284,7 +284,7 @@ def test_the_champions_dataset_is_found_under_its_new_name(
         class card:  # noqa: N801
             training = {"dataset": dataset[1].name}  # noqa: RUF012
 
-    monkeypatch.setattr("pipelines.retraining.open_model", lambda model: Champion)
+    monkeypatch.setattr("pipelines.opening.open_model", lambda model: Champion)
     new: str | None = dataset[1].name
     for stem in ("lfpw/trainset/0", "lfpw/trainset/1"):
         assert new is not None

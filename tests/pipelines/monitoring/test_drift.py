@@ -221,7 +221,7 @@ def test_in_a_place_of_datasets_that_of_the_champion_is_taken(place: Path, monke
         class card:  # noqa: N801
             training = Training(dataset="dataset")
 
-    monkeypatch.setattr("pipelines.retraining.open_model", lambda model: Champion)
+    monkeypatch.setattr("pipelines.opening.open_model", lambda model: Champion)
     assert drift.training_dataset(str(place)).url == str(place / "dataset")
 
 

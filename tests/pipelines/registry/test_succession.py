@@ -14,6 +14,7 @@ from pipelines.errors import UserError
 from pipelines.registry import succession, tracking, turns
 from pipelines.registry import versions as registry
 from pipelines.registry.ledger import Ledger, Line
+from pipelines.registry.store import tracking_uri
 from pipelines.registry.succession import OvertakenError, finish_turn, log, rollback, settle
 
 NEVER = -1
@@ -61,7 +62,7 @@ def start(name: str, version: int | str, champion: int = 0, crash: int = NEVER) 
     """`work` in a process of its own, which dies before its alias write number `crash`, counted from 0."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipelines.promotion.gate"])
-    process = context.Process(target=work, args=(name, version, champion, crash, tracking.tracking_uri()))
+    process = context.Process(target=work, args=(name, version, champion, crash, tracking_uri()))
     process.start()
     return process
 

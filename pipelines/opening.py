@@ -1,0 +1,51 @@
+"""A model by what a person calls it: a place, an alias of the registry, or one that comes with the package."""
+
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from msrrn.artifact import CARD, WEIGHTS
+from pipelines.models import ONNX_SUFFIX, Model, read_model
+from pipelines.registry.store import store_exists
+from pipelines.settings import NAME
+from pipelines.storage import Store
+
+IN_THE_BOX: Final = "box"
+BOX: Final = Path(__file__).with_name("box")
+PACKAGED: Final = {IN_THE_BOX: BOX, "synthetic": BOX / "synthetic"}
+"""The models that come with the package; the second has seen synthetic faces alone: training may start from it."""
+
+
+def open_model(model: str | None) -> Model:
+    """Reads M: an artifact directory or an exported `.onnx` (local or `s3://`), a `models:/name@alias` URI, or
+    `box` or `synthetic`, the models that come with the package. None: the champion of the registry where there is
+    one, else that in the box."""
+    if model is None:
+        model = _champion() or IN_THE_BOX
+    if model in PACKAGED:
+        return read_model(PACKAGED[model])
+    if model.startswith("models:"):
+        from pipelines.registry.versions import fetch
+
+        return read_model(fetch(model))
+    if local := Store(model).local_path():
+        return read_model(local)
+    with tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
+        if model.endswith(ONNX_SUFFIX):
+            place, _, file = model.rpartition("/")
+            Path(folder, file).write_bytes(Store(place).read_bytes(file))
+            return read_model(Path(folder, file))
+        store = Store(model)
+        for key in (WEIGHTS, CARD):
+            Path(folder, key).write_bytes(store.read_bytes(key))
+        return read_model(Path(folder))
+
+
+def _champion() -> str:
+    """The URI of the registry's champion; none where there is none. Without a store, MLflow is not imported."""
+    if not store_exists():
+        return ""
+    from pipelines.registry.versions import champion
+
+    best = champion(NAME)
+    return f"models:/{best.name}/{best.version}" if best else ""

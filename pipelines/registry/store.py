@@ -1,0 +1,64 @@
+"""Where the MLflow store is: what can be said without MLflow, which takes a second to import."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from pipelines.errors import UserError
+from pipelines.secrecy import without_secrets
+
+STORE: Final = "MLFLOW_TRACKING_URI"
+DEFAULT: Final = "mlflow.db"
+
+
+def tracking_uri() -> str:
+    """The MLflow store: `MLFLOW_TRACKING_URI`, or SQLite in `mlflow.db` of the current directory."""
+    return os.environ.get(STORE) or f"sqlite:///{Path.cwd() / DEFAULT}"
+
+
+def shown_uri() -> str:
+    """The store for messages: without user and password."""
+    return without_secrets(tracking_uri())
+
+
+def sqlite_file() -> Path | None:
+    """The database file where the store is SQLite (absolute), None for a server or another database."""
+    if not os.environ.get(STORE):
+        return Path.cwd() / DEFAULT
+    uri = tracking_uri()
+    if not uri.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url  # it takes as long to import as all else here, and few have a store
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        database = make_url(uri).database
+    except ArgumentError:
+        raise UserError(f"MLFLOW_TRACKING_URI={shown_uri()} is no database address") from None
+    return Path(database or DEFAULT).absolute()
+
+
+def store_exists() -> bool:
+    """False for a SQLite store that nothing was written to yet: to look for something, none must be created."""
+    database = sqlite_file()
+    return database is None or database.exists()
+
+
+@contextmanager
+def default_store() -> Iterator[None]:
+    """Makes `tracking_uri()` the store that MLflow takes by itself.
+
+    What it does with `models:/` asks that one, whatever client it is asked through; and where an old folder `mlruns`
+    lies in the current directory, it is that folder.
+    """
+    known = os.environ.get(STORE)
+    os.environ[STORE] = tracking_uri()
+    try:
+        yield
+    finally:
+        if known is None:
+            os.environ.pop(STORE, None)
+        else:
+            os.environ[STORE] = known
