@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from flows.cli import main
+from msrrn.provenance import Training
 from pipelines.annotation.forget import forget_in_runs
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
@@ -282,7 +283,7 @@ def test_the_champions_dataset_is_found_under_its_new_name(
         label = "champion"
 
         class card:  # noqa: N801
-            training = {"dataset": dataset[1].name}  # noqa: RUF012
+            training = Training(dataset=dataset[1].name)
 
     monkeypatch.setattr("pipelines.opening.open_model", lambda model: Champion)
     new: str | None = dataset[1].name
