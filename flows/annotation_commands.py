@@ -206,6 +206,8 @@ def _export(commands: Commands) -> None:
             print(f"  left out, {reason}: {count} pictures")
         if not made.finished:
             print("  the run is not finished: these are its finished units")
+        if made.format == "pts":
+            print(f"  for `msrrn prepare`, put them beside the pictures: cp -r {made.place}/. PHOTOS")
 
     parser = add_command(
         commands,

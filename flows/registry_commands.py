@@ -178,8 +178,15 @@ def _reconcile(commands: Commands) -> None:
         "--place", nargs="+", action="extend", default=[], metavar="URL", help="where dead runs may have left leases"
     )
     parser.add_argument(
-        "--minutes", type=float, default=15.0, help="what is younger may still be at work (default: %(default)s)"
+        "--minutes", type=_minutes, default=15.0, help="what is younger may still be at work (default: %(default)s)"
     )
     add_gate_options(parser)
     add_workers(parser)
     add_json(parser)
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return value

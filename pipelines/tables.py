@@ -63,6 +63,8 @@ def annotation_text(out: str, summary: Summary) -> str:
         f"{summary.quarantined} quarantined; {summary.faces} faces by {summary.model}"
     ]
     lines += [f"  quarantined, {reason}: {count}" for reason, count in summary.reasons.items()]
+    if summary.ignored:
+        lines.append(f"  not looked at, hidden or by their names no pictures: {summary.ignored} files")
     if summary.gone:
         lines.append(f"  no longer in the archive: {summary.gone}")
     if summary.throughput:
@@ -82,7 +84,8 @@ def rehearsal_text(rehearsal: Rehearsal, model: str, workers: int) -> str:
     return "\n".join(
         [
             f"{rehearsal.pictures} pictures, {rehearsal.bytes / 1e9:.2f} GB ({counted(rehearsal.suffixes)}); "
-            f"{rehearsal.ignored} other files are ignored",
+            f"{rehearsal.ignored} files are ignored, hidden or by their names no pictures",
+            *([f"{rehearsal.to_do} of them are to be done, the others are"] if rehearsal.begun else []),
             f"unusable as listed: {counted(rehearsal.unusable)}",
             f"of {rehearsal.looked_at} drawn at random: {counted(rehearsal.statuses)}; {rehearsal.faces} faces by "
             f"{model}" + (f"; quarantined as {counted(rehearsal.reasons)}" if rehearsal.reasons else ""),

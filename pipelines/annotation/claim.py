@@ -5,7 +5,8 @@ from typing import Any
 
 from pipelines.annotation.tables import RUN, SCHEMA_VERSION, Annotations
 from pipelines.errors import UserError
-from pipelines.models import Model
+from pipelines.models import Model, read_model
+from pipelines.opening import PACKAGED
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
 
@@ -18,7 +19,10 @@ def _begun_at(place: Store) -> dict[str, Any]:
     """
     if not place.exists(RUN):
         return {}
-    return {"engine": "native"} | Annotations(place).run  # older ones had no other
+    run = Annotations(place).run
+    if "source" not in run:
+        raise UserError(f"{place.url}/{RUN} is not the record of a run: delete it, or give another --out")
+    return {"engine": "native"} | run  # older ones had no other
 
 
 def continued(place: Store, source: str, model: Model, settings: AnnotateSettings) -> AnnotateSettings:
@@ -63,14 +67,23 @@ def _refuse_another(place: Store, begun: dict[str, Any], mine: dict[str, Any]) -
         raise _another(place, "source", begun.get("archive") or begun.get("source"), mine["archive"])
     for field, value in mine.items():
         if field not in {"source", "archive"} and begun.get(field) != value:
-            raise _another(place, field, begun.get(field), value)
+            how = _the_same(begun) if field in {"model", "model_sha256"} else ""
+            raise _another(place, field, begun.get(field), value, how)
 
 
-def _another(place: Store, field: str, then: Any, now: Any) -> UserError:
+def _another(place: Store, field: str, then: Any, now: Any, how: str = "") -> UserError:
     return UserError(
         f"{place.url} holds a run with {field} = {then}, this one has {now}; "
-        "ask for the same, give another --out, or delete that one"
+        f"ask for the same{how}, give another --out, or delete that one"
     )
+
+
+def _the_same(begun: dict[str, Any]) -> str:
+    """How the model of a run is asked for: without --model it is that of the day."""
+    for name, folder in PACKAGED.items():
+        if read_model(folder).digest == begun.get("model_sha256"):
+            return f" (--model {name})"
+    return " (--model models:/NAME/VERSION, or its artifact)"
 
 
 def _is_same_archive(begun: dict[str, Any], mine: dict[str, Any]) -> bool:

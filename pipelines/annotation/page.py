@@ -77,7 +77,7 @@ def _totals(page: Page, summary: Totals, statuses: dict[str, int]) -> None:
             ("Without a face", share["no_face"]),
             ("Quarantined", share["quarantined"]),
             ("Faces", str(summary.faces)),
-            ("Other files", f"{summary.ignored}, no pictures: not looked at"),
+            ("Other files", f"{summary.ignored}, hidden or by their names no pictures: not looked at"),
             ("Model", summary.model),
             ("Digest", summary.digest),
         ]

@@ -84,7 +84,7 @@ class Plan:
         for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(numbers)], strict=True):
             if stop > start:
                 gone = frozenset(np.flatnonzero(self.gone[start:stop]).tolist())
-                yield Unit(_key(numbers[start]), inputs_of(self.table.slice(start, stop - start)), gone)
+                yield Unit(unit_key(numbers[start]), inputs_of(self.table.slice(start, stop - start)), gone)
 
     @property
     def is_first(self) -> bool:
@@ -104,7 +104,8 @@ class Plan:
             raise UserError(f"another run has planned what is new in {out.url} meanwhile: run again")
 
 
-def _key(unit: int) -> str:
+def unit_key(unit: int) -> str:
+    """By which parts and records of a unit are named."""
     return f"{unit:06d}"
 
 
@@ -119,7 +120,7 @@ def _tables(out: Store) -> list[str]:
 
 def keys_of(table: pa.Table) -> list[str]:
     """Of the units of a plan's rows, in their order."""
-    return [_key(number) for number in pc.unique(table["unit"]).to_pylist()]
+    return [unit_key(number) for number in pc.unique(table["unit"]).to_pylist()]
 
 
 def inputs_of(table: pa.Table) -> tuple[Input, ...]:
@@ -208,7 +209,7 @@ def additions(out: Store) -> list[tuple[str, list[str]]]:
         units = _read(out, key)["unit"]
         new = sorted(set(pc.unique(units).to_pylist()) - known)
         known.update(new)
-        found.append((key, [_key(number) for number in new]))
+        found.append((key, [unit_key(number) for number in new]))
     return found
 
 

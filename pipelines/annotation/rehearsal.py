@@ -3,15 +3,19 @@
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Final
 
+import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from pipelines.annotation.pictures import annotated, end_sandbox
+from pipelines.annotation.plan import make_plan, unit_key
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.sightings import Task
+from pipelines.annotation.tables import RUN, Annotations
 from pipelines.archives import Input, list_inputs
 from pipelines.detection import open_detector
 from pipelines.models import Model
@@ -28,6 +32,10 @@ class Rehearsal(BaseModel):
     """What is there, and what a look at a few pictures, drawn at random, makes expect."""
 
     pictures: int
+    begun: bool
+    """whether a run was begun where it would write"""
+    to_do: int
+    """of these pictures; all, where none was begun"""
     bytes: int
     ignored: int
     suffixes: dict[str, int]
@@ -40,7 +48,7 @@ class Rehearsal(BaseModel):
     seconds_per_picture: float
     """of one worker"""
     hours: float
-    """expected for all, with the workers asked for"""
+    """expected for those to do, with the workers asked for"""
 
 
 def rehearse(
@@ -63,10 +71,11 @@ def rehearse(
     listing = list_inputs(task.source, Store(out).absolute() if out else None)
     asked, inputs = prepared(model, settings, islice(listing, limit), progress)
     census = _Census()
-    for count, item in enumerate(inputs, start=1):
-        census.add(item)
-        if count % 10_000 == 0:
-            progress(count, 0, "listing pictures")
+    place = Store(out).absolute() if out else None
+    begun = place is not None and place.exists(RUN)
+    left = _left(place, census.of(inputs, progress), settings) if place and begun else None
+    for _ in census.of(inputs, progress):
+        pass
     statuses: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     faces = 0
@@ -84,6 +93,8 @@ def rehearse(
     each = (time.monotonic() - began) / len(drawn)
     return Rehearsal(
         pictures=census.pictures,
+        begun=begun,
+        to_do=census.pictures if left is None else left,
         bytes=census.bytes,
         ignored=listing.ignored,
         suffixes=dict(census.suffixes.most_common(12)),
@@ -93,8 +104,18 @@ def rehearse(
         reasons=dict(reasons.most_common()),
         faces=faces,
         seconds_per_picture=round(each, 4),
-        hours=round(each * census.pictures / workers / 3600, 3),
+        hours=round(each * (census.pictures if left is None else left) / workers / 3600, 3),
     )
+
+
+def _left(place: Store, inputs: Iterator[Input], settings: AnnotateSettings) -> int:
+    """Pictures that a run which was begun at a place has to do: those of unfinished units, and what was replaced."""
+    plan = make_plan(inputs, place, settings.images_per_unit)
+    done = set(Annotations(place).units())
+    counts = pc.value_counts(plan.table["unit"]).field("counts").to_pylist()
+    unfinished = sum(int(count) for key, count in zip(plan.keys(), counts, strict=True) if key not in done)
+    changed = [] if plan.addition is None else plan.addition["unit"].to_pylist()
+    return unfinished + sum(unit_key(unit) in done for unit in changed)
 
 
 class _Census:
@@ -107,6 +128,14 @@ class _Census:
         self.unusable: Counter[str] = Counter()
         self.drawn: list[Input] = []
         self._random = random.Random(0)
+
+    def of(self, inputs: Iterator[Input], progress: Progress) -> Iterator[Input]:
+        """These inputs, which are counted as they pass."""
+        for item in inputs:
+            self.add(item)
+            if self.pictures % 10_000 == 0:
+                progress(self.pictures, 0, "listing pictures")
+            yield item
 
     def add(self, item: Input) -> None:
         self.pictures += 1

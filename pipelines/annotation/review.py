@@ -8,13 +8,14 @@ source for `prepare`, in which faces that a person changed are `corrections`: se
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import nsmallest
 from pathlib import PurePosixPath
 from typing import Final
 
 from pydantic import BaseModel
 
-from pipelines.annotation.exports import coco, cvat, mark
+from pipelines.annotation.exports import coco, cvat, exporter, mark
 from pipelines.annotation.exports.pictures import AnnotatedPictures, Face, Picture, numbers, picture_suffix
 from pipelines.annotation.tables import Annotations
 from pipelines.errors import UserError
@@ -78,7 +79,7 @@ def review(
     chosen = _chosen(pictures, worst)
     if not chosen:
         raise UserError(f"{annotations.store.url} has no face to review: annotate pictures with faces first")
-    mark(store, format)
+    mark(store, format, partial(_older, format))
     shown = sorted(_written(pictures, chosen, store), key=lambda it: it.name)
     if not shown:
         reasons = ", ".join(f"{reason} × {count}" for reason, count in sorted(pictures.unreadable.items()))
@@ -89,7 +90,7 @@ def review(
     file = _write_cvat(shown, store) if format == "cvat" else _write_coco(shown, store)
     store.publish(README, _readme(store.url, file).encode())
     remembered = Review(
-        source=str(run.get("source", "")),
+        source=str(run.get("archive") or run.get("source", "")),
         model=str(run.get("model", "")),
         asked=worst,
         pictures={f"{IMAGES}/{it.name}": _remembered(it.picture) for it in shown},
@@ -112,6 +113,10 @@ def _chosen(pictures: AnnotatedPictures, worst: int) -> dict[int, list[int]]:
     for _, face, picture in nsmallest(worst, ranks):
         chosen.setdefault(picture, []).append(face)
     return chosen
+
+
+def _older(format: ReviewFormat, out: Store) -> list[str]:  # noqa: A002
+    return [*exporter(format).older(out), *(key for key in (README,) if out.exists(key)), *out.keys(IMAGES)]
 
 
 def _written(pictures: AnnotatedPictures, chosen: dict[int, list[int]], out: Store) -> Iterator[Shown]:

@@ -75,8 +75,8 @@ def annotate(
             raise UserError(f"{place.url} has finished units but no plan: make it anew first, without --limit")
         if limit is not None and plan.inputs > limit and work.left:
             raise UserError(
-                f"{place.url}: the run has {plan.inputs} pictures already, of which {work.left} are to be done, and "
-                f"cannot do the first {limit} alone: leave --limit out, or give another --out"
+                f"{place.url}: the run has more than these {limit} pictures, and with them {work.left} to be done, "
+                f"of all {plan.inputs}; it cannot do the first alone: leave --limit out, or give another --out"
             )
         before = summary_before(place)
         work.begin()

@@ -36,6 +36,8 @@ class UnitRecord(BaseModel):
     """fingerprints of what its rows are made from, in order"""
     parts: dict[str, str]
     """SHA-256 of each table's part"""
+    sizes: dict[str, int] = {}
+    """and its bytes; older records do not tell"""
     statuses: dict[str, int]
     reasons: dict[str, int]
     faces: int
@@ -67,7 +69,9 @@ def read_record(out: Store, unit: str) -> UnitRecord | None:
         record = UnitRecord.model_validate_json(out.read_bytes(f"{RECORDS}/{unit}.json"))
     except (MissingError, ValidationError):
         return None  # a damaged record stands for nothing: the unit is done again
-    return _settled(out, unit, record) if record.staged else record
+    if not record.staged:
+        return record
+    return _settled(out, unit, record).model_copy(update={"sizes": {}})  # whoever listed parts has seen the old ones
 
 
 def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
@@ -93,6 +97,7 @@ def write_unit(
     record = UnitRecord(
         inputs=inputs,
         parts={name: hashlib.sha256(part).hexdigest() for name, part in data.items()},
+        sizes={name: len(part) for name, part in data.items()},
         statuses=dict(sorted(Counter(row["status"] for row in tables["images"]).items())),
         reasons=dict(sorted(Counter(row["reason"] for row in tables["images"] if row["reason"]).items())),
         faces=len(tables["faces"]),

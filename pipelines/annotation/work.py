@@ -62,10 +62,9 @@ class Work:
         self._records: dict[str, UnitRecord] = {}
         self._left: dict[str, tuple[int, ...]] = {}
         self._recorded: set[str] = set()
-        there = [key for folder in (RECORDS, *TABLES) for key in job.out.keys(folder)]
+        written = {key: size for folder in (RECORDS, *TABLES) for key, size in job.out.sizes(folder).items()}
         planned = set(plan.keys())
-        self._strays = [key for key in there if (own := _OF_A_UNIT.fullmatch(key)) and own[1] not in planned]
-        written = set(there)
+        self._strays = [key for key in written if (own := _OF_A_UNIT.fullmatch(key)) and own[1] not in planned]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             read = pool.map(
                 lambda key: read_record(job.out, key) if f"{RECORDS}/{key}.json" in written else None, plan.keys()
@@ -73,7 +72,8 @@ class Work:
             for unit, record in zip(plan.units(), read, strict=True):
                 if record is not None:
                     self._recorded.add(unit.key)
-                whole = {f"{table}/part-{unit.key}.parquet" for table in TABLES} <= written
+                sizes = {table: written.get(f"{table}/part-{unit.key}.parquet") for table in TABLES}
+                whole = record is not None and None not in sizes.values() and record.sizes in ({}, sizes)
                 self._judge(unit, record if whole else None, again)
 
     @property

@@ -6,6 +6,7 @@ run's tables and to the archive, and has landmarks in pixels of the upright pict
 """
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from typing import Final, Protocol
@@ -93,7 +94,7 @@ def export(
         raise UserError(f"{store.url} is a review, in which a person corrects annotations: give another --out")
     if format == "webdataset" and annotations.lies_in(store):
         raise UserError(f"{store.url} holds the pictures of this run: give another --out")
-    mark(store, format)
+    mark(store, format, exporter(format).older)
     key = exporter(format).write(pictures, store)
     return Exported(
         format=format,
@@ -106,20 +107,20 @@ def export(
     )
 
 
-def mark(out: Store, format: ExportFormat) -> None:  # noqa: A002
-    """Notes that an export is written here.
+def mark(out: Store, format: ExportFormat, older: Callable[[Store], list[str]]) -> None:  # noqa: A002
+    """Notes that an export is written here, which would replace the `older` files.
 
     Raises:
-        UserError: what it would replace is none.
+        UserError: these are of no export.
     """
     before: list[str] = []
     with suppress(MissingError, ValueError):
         before = json.loads(out.read_bytes(MARK))
     if format in before:
         return
-    if older := exporter(format).older(out):
+    if replaced := older(out):
         raise UserError(
-            f"{out.url}/{older[0]} is there, and no export is known to have written it: give another --out, or move "
-            "it away"
+            f"{out.url}/{replaced[0]} is there, and no export is known to have written it: give another --out, or "
+            "move it away"
         )
     out.publish(MARK, json.dumps(sorted({*before, format})).encode())

@@ -352,7 +352,9 @@ def test_a_call_that_is_refused_changes_nothing(album: Path, model: Model, tmp_p
     annotate(str(folder), str(tmp_path / "out"), model, SETTINGS, 1, limit=4)
     before = result(tmp_path / "out"), tree(tmp_path / "out")
     shutil.copy(folder / "b" / "0.jpg", folder / "0.jpg")  # the first of all
-    with pytest.raises(UserError, match="the run has 5 pictures already, of which 1 are to be done, and cannot do"):
+    with pytest.raises(
+        UserError, match=r"more than these 4 pictures, and with them 1 to be done, of all 5; it cannot"
+    ):
         annotate(str(folder), str(tmp_path / "out"), model, SETTINGS, 1, limit=4)
     assert (result(tmp_path / "out"), tree(tmp_path / "out")) == before
 
@@ -461,9 +463,22 @@ def test_a_damaged_table_is_named_and_made_again_where_it_is_deleted(
         assert result(tmp_path) == good
 
 
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_table_that_was_cut_is_made_again(album: Path, model: Model, tmp_path: Path, left: int) -> None:
+    call = (str(album), str(tmp_path), model, SETTINGS, 1)
+    annotate(*call)
+    good = result(tmp_path)
+    for table in ("images", "faces"):
+        (tmp_path / table / "part-000001.parquet").write_bytes(good[f"{table}/part-000001.parquet"][:left])
+    assert annotate(*call).throughput
+    assert result(tmp_path) == good
+
+
 def test_a_limit_cannot_cut_what_is_planned_already(album: Path, model: Model, tmp_path: Path) -> None:
     assert killed_at_write(9, annotate, str(album), str(tmp_path), model, SETTINGS, 1) == -9
-    with pytest.raises(UserError, match=r"has 11 pictures already, of which \d+ are to be done.*leave --limit out"):
+    with pytest.raises(
+        UserError, match=r"more than these 2 .* and with them \d+ to be done, of all 11;.*--limit out"
+    ):
         annotate(str(album), str(tmp_path), model, SETTINGS, 1, limit=2)
     assert annotate(str(album), str(tmp_path), model, SETTINGS, 1).images == 11
 
@@ -902,4 +917,18 @@ def test_a_rehearsal_tells_and_writes_nothing(
     assert told.reasons == {"empty": 1, "not_an_image": 1, "truncated": 1}
     assert told.suffixes == {".jpg": 9, ".doc": 1, ".png": 1}
     assert told.hours == pytest.approx(told.seconds_per_picture * 11 / 4 / 3600, abs=1e-3)
+    assert (told.begun, told.to_do) == (False, 11)
     assert tree(tmp_path) == before
+
+
+def test_a_rehearsal_knows_what_is_done(album: Path, face: bytes, model: Model, tmp_path: Path) -> None:
+    folder, out = shutil.copytree(album, tmp_path / "in"), tmp_path / "out"
+    annotate(str(folder), str(out), model, SETTINGS, 1)
+    (folder / "c/half.jpg").write_bytes(face)
+    (folder / "d.jpg").write_bytes(face)
+    before = tree(out)
+    told = rehearse(str(folder), model, SETTINGS, 1, out=str(out))
+    assert (told.pictures, told.begun, told.to_do) == (12, True, 2)
+    assert tree(out) == before
+    (out / "records" / "000000.json").unlink()
+    assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 5

@@ -266,6 +266,15 @@ def test_nor_is_it_by_an_export(made: ExportFormat, run: Run, tmp_path: Path) ->
     assert tree(tmp_path / "review") == before
 
 
+@pytest.mark.parametrize("key", ["README.txt", "images/0001-z.jpg", "annotations.xml"])
+def test_a_review_replaces_nothing_of_anybodys_own(key: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out" / key).parent.mkdir(parents=True)
+    (tmp_path / "out" / key).write_text("mine")
+    with pytest.raises(UserError, match=f"{key} is there, and no export"):
+        review(run, 5, "cvat", str(tmp_path / "out"))
+    assert tree(tmp_path / "out") == {key: b"mine"}
+
+
 def test_a_review_that_was_interrupted_is_made_again(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
