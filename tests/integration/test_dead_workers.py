@@ -21,7 +21,9 @@ from msrrn.augmentation import AugmentationSettings
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation.tables import SUMMARY
 from pipelines.settings import PrepareSettings, TrainSettings
+from pipelines.storage import Store
 from pipelines.synthesis import synthesise
+from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.loop import TrainState
 from tests.cluster import kill_tree
 from tests.infra.files import INFRA
@@ -184,9 +186,10 @@ def test_a_run_whose_worker_died_is_crashed_and_the_next_has_its_place_and_its_c
     assert state(server, dead)["message"].startswith("No sign of life")
     (checkpoint,) = (place / "work" / "runs").glob("*/state.pt")
     training = TrainState(TRAIN, np.zeros((68, 2), np.float32))
-    training.load_bytes(checkpoint.read_bytes())
+    checkpoints = Checkpoints(Store(str(checkpoint.parent)))
+    assert checkpoints.restore(training)
     training.history[0]["loss"] = MARK  # a training that began anew would measure another
-    checkpoint.write_bytes(training.to_bytes())
+    checkpoints.write(training)
     run = start_retrain(server, place)
     assert ended(server, run) == "COMPLETED", worker.read_text(errors="replace")[-3000:]
     (history,) = (place / "work" / "models").glob("*/history.json")

@@ -163,7 +163,10 @@ def test_runs_take_turns(store: Store) -> None:
             inside += 1
             most = max(most, inside)
             lease.note("busy")
-            time.sleep(0.15)
+            end = time.monotonic() + 20
+            while "busy" not in heard and time.monotonic() < end:
+                time.sleep(0.02)
+            time.sleep(0.05)
             inside -= 1
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
