@@ -228,12 +228,16 @@ def test_the_tight_box_touches_the_shape_on_all_sides(points: NDArray[np.float64
     assert (box.x1, box.y1) == tuple(points.max(axis=0))
 
 
-@pytest.mark.parametrize(
-    "edges", [(0, 0, 0, 1), (0, 0, 1, 0), (1, 0, 0, 1), (0, 0, float("nan"), 1), (0, 0, float("inf"), 1)]
-)
+@pytest.mark.parametrize("edges", [(0, 0, 0, 1), (0, 0, 1, 0), (1, 0, 0, 1)])
 def test_empty_boxes_are_refused(edges: tuple[float, float, float, float]) -> None:
-    with pytest.raises(ValueError, match="empty|finite"):
+    with pytest.raises(ValueError, match="empty"):
         Box(*edges)
+
+
+@pytest.mark.parametrize("edge", [float("nan"), float("inf"), 1e200])
+def test_boxes_that_no_picture_has_are_refused(edge: float) -> None:
+    with pytest.raises(ValueError, match="edges must be finite"):
+        Box(0, 0, edge, 1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
