@@ -212,7 +212,11 @@ class Store:
                     yield found["Key"].removeprefix(root), int(found["Size"]), str(found["ETag"])
 
     def keys(self, prefix: str = "") -> list[str]:
-        """Keys of all regular files below `prefix` (a directory), sorted, relative to the store.
+        """Keys of all regular files below `prefix` (a directory), sorted, relative to the store; see `files`."""
+        return list(self.files(prefix))
+
+    def files(self, prefix: str = "") -> dict[str, int]:
+        """All regular files below `prefix` (a directory) with their bytes, sorted by key.
 
         Raises:
             UserError: a folder below `prefix` may not be opened. Beside all folders of ours there may be such ones.
@@ -222,7 +226,7 @@ class Store:
             for key in [key for key, size in found.items() if prefix and size is None and not self._remote]:
                 if self._path(key).is_dir() and not self._path(key).is_symlink():
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), key)
-        return [key for key, size in found.items() if size is not None]
+        return {key: size for key, size in found.items() if size is not None}
 
     def folders(self) -> list[str]:
         """Names of the directories directly below, sorted; none where there is no such place."""

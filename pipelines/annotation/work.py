@@ -62,7 +62,7 @@ class Work:
         self._records: dict[str, UnitRecord] = {}
         self._left: dict[str, tuple[int, ...]] = {}
         self._recorded: set[str] = set()
-        written = {key: size for folder in (RECORDS, *TABLES) for key, size in job.out.sizes(folder).items()}
+        written = {key: size for folder in (RECORDS, *TABLES) for key, size in job.out.files(folder).items()}
         planned = set(plan.keys())
         self._strays = [key for key in written if (own := _OF_A_UNIT.fullmatch(key)) and own[1] not in planned]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:

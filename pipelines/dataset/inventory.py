@@ -53,7 +53,7 @@ def datasets(url: str) -> Datasets:
     store = Store(url)
     if not store.exists():
         raise UserError(f"{url} does not exist: give the place that `msrrn prepare` was told with --out")
-    sizes = {key: size for key, size in store.sizes().items() if size is not None}
+    sizes = store.files()
     names = {key.partition("/")[0] for key in sizes if "/" in key}
     shards = {key: size for key, size in sizes.items() if key.startswith("shards/")}
     done = {key.rpartition("/")[2].removesuffix(".json") for key in sizes if key.startswith("records/")}

@@ -41,7 +41,7 @@ class UnitRecord(BaseModel):
 
 def made_before(out: Store, records: str) -> tuple[frozenset[str], dict[str, str]]:
     """The units of these settings that are finished, and for each photo's key the unit that holds its rows."""
-    shards = out.sizes("shards")
+    shards = out.files("shards")
     finished = set()
     made_in: dict[str, str] = {}
     for key in out.keys(records):

@@ -114,8 +114,8 @@ def mark(out: Store, format: ExportFormat, older: Callable[[Store], list[str]]) 
         UserError: these are of no export.
     """
     before: list[str] = []
-    with suppress(MissingError, ValueError):
-        before = json.loads(out.read_bytes(MARK))
+    with suppress(MissingError, ValueError, TypeError):  # one that was damaged says nothing
+        before = list(json.loads(out.read_bytes(MARK)))
     if format in before:
         return
     if replaced := older(out):
