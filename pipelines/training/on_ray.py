@@ -42,6 +42,7 @@ def train_on_ray(
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    config: dict[str, Any] = {"dataset": store.absolute(), "settings": settings, "checkpoints": checkpoints}
     here = ray.cluster_resources()
     gpus = int(here.get("GPU", 0))
     workers = min(workers, settings.batch)
@@ -49,24 +50,13 @@ def train_on_ray(
     # is there, and takes in workers as they come and go, each time from the last checkpoint.
     elastic = bool(os.environ.get("RAY_ADDRESS"))
     most = workers if elastic else min(workers, gpus or int(here["CPU"]))
+    scaling = ray.train.ScalingConfig(num_workers=(1, most) if elastic else most, use_gpu=gpus > 0)
+    failing = ray.train.FailureConfig(max_failures=WORKER_FAILURES)
+    run = ray.train.RunConfig(name="ray", storage_path=checkpoints.place.url, failure_config=failing)
     with _followed(progress) as (following, reports, wishes), interruptible() as stopping:
+        config |= {"reports": reports, "wishes": wishes}
         while True:
-            trainer = TorchTrainer(
-                _worker,
-                train_loop_config={
-                    "dataset": store.absolute(),
-                    "settings": settings,
-                    "checkpoints": checkpoints,
-                    "reports": reports,
-                    "wishes": wishes,
-                },
-                scaling_config=ray.train.ScalingConfig(num_workers=(1, most) if elastic else most, use_gpu=gpus > 0),
-                run_config=ray.train.RunConfig(
-                    name="ray",
-                    storage_path=checkpoints.place.url,
-                    failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
-                ),
-            )
+            trainer = TorchTrainer(_worker, train_loop_config=config, scaling_config=scaling, run_config=run)
             before = checkpoints.version
             fitting = in_a_thread(trainer.fit)
             while not wait([fitting], POLL_SECONDS).done:
