@@ -50,6 +50,14 @@ class Told(BaseModel):
         return self.settings.model_copy(update={"checkpoint_steps": self.checkpoint_steps, "init": init})
 
 
+def checked(checkpoint: bytes) -> bytes:
+    """What `TrainState.to_bytes` gave; ValueError where bits have changed since, with which torch would take it."""
+    data = checkpoint[_DIGEST:]
+    if hashlib.sha256(data).digest() != checkpoint[:_DIGEST]:
+        raise ValueError("it is not what was written")
+    return data
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """The place of one run's checkpoints."""
@@ -81,10 +89,7 @@ class Checkpoints:
             return False
         data = self.place.read_bytes(STATE)
         try:
-            # torch takes weights of which bits have changed.
-            if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
-                raise ValueError("it is not what was written")
-            state.load_bytes(data[_DIGEST:])
+            state.load_bytes(checked(data))
         except (MemoryError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # bytes may be wrong in more ways than torch has kinds of errors

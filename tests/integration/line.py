@@ -21,7 +21,7 @@ import torch
 from pipelines.outages import MissingError
 from pipelines.settings import PrepareSettings, TrainSettings
 from pipelines.storage import Store
-from pipelines.training.checkpoints import STATE
+from pipelines.training.checkpoints import STATE, checked
 from tests.cluster import Cluster, cluster
 from tests.factories import PLANTED
 from tests.faulty import FaultyEndpoint, serve_faulty
@@ -134,7 +134,7 @@ class Line:
             if key.endswith(STATE):
                 if tag not in self.epochs:
                     with suppress(MissingError):  # the training may end just now
-                        state = torch.load(io.BytesIO(store.read_bytes(key)), weights_only=True)
+                        state = torch.load(io.BytesIO(checked(store.read_bytes(key))), weights_only=True)
                         self.epochs[tag] = int(state["epoch"])
                 return self.epochs.get(tag, 0)
         return 0
