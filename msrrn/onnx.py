@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from msrrn.artifact import ArtifactError, Card, card_of
 from msrrn.calibration import FLOOR, LOG_ERRORS, Calibration, Signs
 from msrrn.geometry import LEVELS
+from msrrn.landmarks import NUM_LANDMARKS
 from msrrn.network import MSRRN
 from msrrn.prediction import CPU_BATCH, OUTPUTS, STAGES, Predictor
 from msrrn.predictor import Looks
@@ -26,8 +27,8 @@ CARD_KEY: Final = "msrrn.card"
 SHAPES: Final = {
     "crops": (LEVELS[-1], LEVELS[-1]),
     **dict.fromkeys(OUTPUTS, ()),
-    "landmarks": (68, 2),
-    "stages": (len(STAGES), 68, 2),
+    "landmarks": (NUM_LANDMARKS, 2),
+    "stages": (len(STAGES), NUM_LANDMARKS, 2),
 }
 """What a graph takes and gives, for each face."""
 

@@ -61,9 +61,14 @@ def started_from(init: str | None, settings: TrainSettings) -> tuple[TrainSettin
     if init == RANDOM:
         return settings, None
     network, weights = initial_weights(open_model(init))
-    if "@" in init:
+    if _is_alias(init):
         weights = weights.model_copy(update={"alias": init})
     return settings.model_copy(update={"init": weights}), network
+
+
+def _is_alias(model: str) -> bool:
+    """Whether a model's name may stand for another one tomorrow; a place may hold an @, too."""
+    return model.startswith("models:") and "@" in model
 
 
 def begun_from(
@@ -73,7 +78,7 @@ def begun_from(
 
     An alias may lead by then to the model that came of that call: it is what is to be found, not to be started from.
     """
-    if init is not None and "@" in init:
+    if init is not None and _is_alias(init):
         made = open_model(init).card.training
         before = made.settings.init
         if before is not None and before.alias == init:

@@ -219,7 +219,8 @@ class Store:
         """All regular files below `prefix` (a directory) with their bytes, sorted by key.
 
         Raises:
-            UserError: a folder below `prefix` may not be opened. Beside all folders of ours there may be such ones.
+            UserError: a folder below `prefix` may not be opened. Without a prefix it is passed over: beside ours
+                there may be others.
         """
         found = self.sizes(prefix)
         with explained(self.url, prefix):

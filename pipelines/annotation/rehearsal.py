@@ -73,9 +73,8 @@ def rehearse(
     census = _Census()
     place = Store(out).absolute() if out else None
     begun = place is not None and place.exists(RUN)
-    left = _left(place, census.of(inputs, progress), settings) if place and begun else None
-    for _ in census.of(inputs, progress):
-        pass
+    counted = census.of(inputs, progress)
+    left = _left(place, counted, settings) if place and begun else sum(1 for _ in counted)
     statuses: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     faces = 0
@@ -94,7 +93,7 @@ def rehearse(
     return Rehearsal(
         pictures=census.pictures,
         begun=begun,
-        to_do=census.pictures if left is None else left,
+        to_do=left,
         bytes=census.bytes,
         ignored=listing.ignored,
         suffixes=dict(census.suffixes.most_common(12)),
@@ -104,7 +103,7 @@ def rehearse(
         reasons=dict(reasons.most_common()),
         faces=faces,
         seconds_per_picture=round(each, 4),
-        hours=round(each * (census.pictures if left is None else left) / workers / 3600, 3),
+        hours=round(each * left / workers / 3600, 3),
     )
 
 

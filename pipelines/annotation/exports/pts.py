@@ -27,7 +27,7 @@ MAX_FOLDERS: Final = 600
 def write(pictures: AnnotatedPictures, out: Store) -> str:
     """See `Exporter`."""
 
-    def write(file: tuple[str, Face]) -> None:
+    def publish(file: tuple[str, Face]) -> None:
         key, face = file
         out.publish(key, format_pts(face.landmarks))
 
@@ -35,7 +35,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
         list(pool.map(out.delete, older(out)))  # a face may be left out now
         for _, found in pictures.units():
             files = {pts_key(picture.uri, face.index): face for picture in found for face in picture.faces}
-            list(pool.map(write, files.items()))  # or raise what one of them raised
+            list(pool.map(publish, files.items()))  # or raise what one of them raised
     return FOLDER
 
 
