@@ -69,7 +69,7 @@ class MlflowServer:
             except OSError:
                 return False
 
-        wait_for(answers, 120)
+        wait_for(answers)
 
     def kill(self) -> None:
         for process in (*psutil.Process(self._process.pid).children(recursive=True), self._process):

@@ -35,7 +35,7 @@ class Server:
         command = [PREFECT, "server", "start", "--port", str(self._port)]
         with (self._home / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_for(lambda: _answers(f"{self.url}/health") or self._process.poll() is not None, 120)
+        wait_for(lambda: _answers(f"{self.url}/health") or self._process.poll() is not None)
         assert self._process.poll() is None, (self._home / "server.log").read_text(errors="replace")[-3000:]
 
     def kill(self) -> None:
@@ -74,8 +74,8 @@ def prefect(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def wait_for(found: Callable[[], Any], seconds: float) -> Any:
-    """What `found` gives, as soon as it is something."""
+def wait_for(found: Callable[[], Any], seconds: float = 600) -> Any:
+    """What `found` gives, as soon as it is something. The limit is for what never happens, not for slow machines."""
     until = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < until, "it did not happen"

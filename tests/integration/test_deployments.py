@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,7 +117,7 @@ def test_the_event_that_training_emits_starts_promote_on_a_worker(
     version = register_model(artifact, "told", annotated)
     with running(tmp_path / "worker.log", PREFECT, "worker", "start", "--pool", "msrrn", "--limit", "1"):
         announce(version)
-        run = wait_for(lambda: ended(api, "promote"), 120)
+        run = wait_for(lambda: ended(api, "promote"))
     said = (tmp_path / "worker.log").read_text(errors="replace")[-3000:]
     assert run["state"]["type"] == "COMPLETED", said
     assert run["parameters"]["model"] == "models:/told/1"
@@ -137,7 +136,7 @@ def test_a_promotion_is_held_until_a_person_resumes_the_paused_run(
         def paused() -> dict[str, Any] | None:
             return next((run for run in runs_of(api, "promote") if run["state"]["type"] == "PAUSED"), None)
 
-        run = wait_for(paused, 60)
+        run = wait_for(paused)
         said.append(champion("held"))
         answer = {"approve": True, "note": "seen the faces", "who": "ann"}
         said.append(post(f"{api}/flow_runs/{run['id']}/resume", {"run_input": answer})["status"])
@@ -174,7 +173,7 @@ def test_one_machine_serves_the_same_without_a_work_pool(api: str, tmp_path: Pat
     before = {name: deployment(api, name) for name in ("retrain", "promote", "reconcile", "annotate", "monitor")}
     command = [sys.executable, "-c", "from flows.cli import entry; entry()", "serve", "--limit", "1"]
     with running(tmp_path / "serve.log", *command):
-        wait_for(lambda: deployment(api, "monitor")["entrypoint"] == "flows.monitor.monitor", 60)
+        wait_for(lambda: deployment(api, "monitor")["entrypoint"] == "flows.monitor.monitor")
         for name, known in before.items():
             served = deployment(api, name)
             assert served["parameter_openapi_schema"] == known["parameter_openapi_schema"]
@@ -183,10 +182,8 @@ def test_one_machine_serves_the_same_without_a_work_pool(api: str, tmp_path: Pat
             schedules = [each["schedule"] for each in served["schedules"]]
             assert [each["cron"] for each in schedules] == [each["schedule"]["cron"] for each in known["schedules"]]
         create = f"{api}/deployments/{deployment(api, 'reconcile')['id']}/create_flow_run"
-        began = time.monotonic()
         post(create, {"parameters": {"minutes": 0, "workers": 1}})
-        run = wait_for(lambda: ended(api, "reconcile"), 90)
+        run = wait_for(lambda: ended(api, "reconcile"))
     assert run["state"]["type"] == "COMPLETED", (tmp_path / "serve.log").read_text(errors="replace")[-3000:]
-    assert time.monotonic() - began < 90
     automations = post(f"{api}/automations/filter", {})
     assert sum("promote" in each["name"] for each in automations) == 1

@@ -95,7 +95,7 @@ class Broken:
 def later(place: Line, again: Left) -> Broken:
     synthesise(str(place.folder / "photos" / "new"), 4, 4, workers=1)
     place.start_retrain(PREPARE, LATER)
-    wait_for(place.epochs_done, 600)
+    wait_for(place.epochs_done)
     place.mlflow.kill()
     place.kill_node_of(place.rank_0())
     killed = place.epochs_done()
@@ -104,7 +104,7 @@ def later(place: Line, again: Left) -> Broken:
         done = place.epochs_done() or LATER.epochs  # a training that is over has no checkpoint
         return done if done >= killed + 2 else 0
 
-    reached = wait_for(beyond, 600)
+    reached = wait_for(beyond)
     place.mlflow.start()
     place.ended("retrain", 3)
     place.ended("promote", 2)

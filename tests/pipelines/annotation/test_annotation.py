@@ -852,7 +852,7 @@ def test_ctrl_c_ends_in_one_line_and_the_next_run_completes(
     while not (out / RUN).exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "msrrn: interrupted; the same command goes on where this one stopped"
     assert "Traceback" not in errors

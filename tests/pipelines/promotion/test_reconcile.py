@@ -1,5 +1,4 @@
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -181,9 +180,7 @@ def test_leases_of_the_dead_are_freed(tmp_path: Path) -> None:
 def test_every_model_is_looked_after() -> None:
     make_versions("one of all", 1)
     known_place("one of all", 1)
-    began = time.monotonic()
     assert "models:/one of all/1" in [each.where for each in mended(None)]
-    assert time.monotonic() - began < 60
 
 
 def test_a_registered_model_really_goes_through_the_gate(model: Model, annotated: Path, tmp_path: Path) -> None:
