@@ -15,10 +15,11 @@ _SECRETS: Final = (
     "RAY_AUTH_TOKEN",
     "PGPASSWORD",
 )
-USERINFO: Final = r'[A-Za-z][A-Za-z0-9+.-]*://(?:[^/\s:@\["\x27]*:(?!\d{1,5}/)\S*@|[^/\s]*@)'
+USERINFO: Final = r'[A-Za-z][A-Za-z0-9+.-]{0,30}://(?:[^/\s:@\["\x27]*:(?!\d{1,5}/)\S*@|[^/\s]*@)'
 """An address up to the end of user and password; the last @ counts, since a password may hold others.
 
 It may also hold a /: what follows a user and a colon is a password up to the last @ of all, unless it is a port.
+No scheme is longer than 31 letters: without that bound, long texts without one would take the square of their length.
 """
 _USERINFO: Final = re.compile(USERINFO)
 
@@ -26,6 +27,12 @@ _USERINFO: Final = re.compile(USERINFO)
 def has_password(url: str) -> bool:
     """Whether an address begins with a user, or a user and a password."""
     return _USERINFO.match(url) is not None
+
+
+def masked(url: str) -> str:
+    """An address with `***` for the user, or the user and the password, that it begins with."""
+    found = _USERINFO.match(url)
+    return f"{url.partition('//')[0]}//***@{url[found.end() :]}" if found else url
 
 
 def without_secrets(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from pipelines.archives.inputs import Input
 from pipelines.archives.names import ARCHIVE_SUFFIXES, TABLE_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, printable
 from pipelines.errors import UserError
+from pipelines.secrecy import has_password, masked
 from pipelines.storage import Store
 
 MAX_LINE: Final = 1 << 16
@@ -32,7 +33,7 @@ def list_entries(store: Store, name: str) -> Iterator[Input]:
     for number, line in enumerate(_lines(store, name)):
         entry = _first_cell(line) if is_csv else line
         if entry and not (is_csv and number == 0 and re.sub(r"[ _-]", "", entry.lower()) in _HEADINGS):
-            uri = printable(_without_secrets(entry))
+            uri = printable(masked(entry))  # tables are read by others
             problem = _problem(store, uri, entry)
             size, version = (0, "") if problem else _state(*place_of(store, entry))
             yield Input(uri, "", 0, size, size, version, problem)
@@ -83,13 +84,8 @@ def _first_cell(line: str) -> str:
         return line
 
 
-def _without_secrets(entry: str) -> str:
-    """Without what may stand before an @ in a URI: tables are read by others."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "***@", entry)
-
-
 def _problem(store: Store, uri: str, entry: str) -> str:
-    if "***@" in uri:
+    if has_password(entry):
         return "unsupported_url"
     if uri != entry or "\0" in entry or entry.rpartition("/")[2] in {"", ".", ".."} or len(entry) > MAX_LINE // 16:
         return "unreadable"
