@@ -77,12 +77,15 @@ def export_metrics(
     _rewrite(change)
 
 
-def export_champion(name: str, version: int | None, tags: Mapping[str, str], promoted: bool) -> None:
-    """The champion of a model as the registry has it, None where there is none; `promoted`: just now."""
+def export_champion(name: str, version: int | None, tags: Mapping[str, str], promoted: float | None) -> None:
+    """The champion of a model as the registry has it, None where there is none.
+
+    `promoted` is the time at which one was last promoted, in seconds since 1970, None where none was.
+    """
 
     def change(values: dict[Key, float]) -> None:
-        if promoted:
-            values["msrrn_last_promotion_timestamp_seconds", (name,)] = time.time()
+        if promoted is not None:
+            values["msrrn_last_promotion_timestamp_seconds", (name,)] = promoted
         for gauge in ("msrrn_champion_version", "msrrn_champion_nrmse_ip"):
             values.pop((gauge, (name,)), None)
         if version is not None:

@@ -25,8 +25,8 @@ from pipelines.promotion.page import decision_files
 from pipelines.registry.ledger import open_ledger
 from pipelines.registry.succession import OvertakenError, await_approval, lost_champion, settle
 from pipelines.registry.tracking import client, finish_run, log_files, log_metrics, open_run, reaching_mlflow
-from pipelines.registry.turns import DECISION_TAG, JUDGED_TAG, whoami
-from pipelines.registry.versions import ROLLED_BACK, ModelVersion, champion, fetch, resolve, version_of
+from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, was_rolled_back, whoami
+from pipelines.registry.versions import ModelVersion, champion, fetch, resolve, version_of
 from pipelines.retraining import FORMAT_TAG, METRIC_NAME, SELECTION_TAG, SOURCES_TAG, record
 from pipelines.settings import GateSettings, SourceFormat
 
@@ -109,9 +109,12 @@ def settled(challenge: Challenge, version: ModelVersion, old: ModelVersion | Non
     tags = version.tags
     if old is not None and old.version == version.version:
         return Decision(verdict="kept", reason=f"{what} is the champion already.")
-    if tags.get(DECISION_TAG, "").startswith(ROLLED_BACK):
+    if was_rolled_back(version):
         why = tags.get("msrrn.reason", "")
         return Decision(verdict="kept", reason=f"{what} was rolled back ({why}): it does not return by itself.")
+    if tags.get(DECISION_TAG) == GIVEN_UP and not challenge.again:
+        why = tags.get("msrrn.reason", "")
+        return Decision(verdict="kept", reason=f"{what} was given up ({why}): it is judged again with --again.")
     if tags.get(JUDGED_TAG) == _digest(challenge, old) and not challenge.again:
         verdict: Verdict = "undecided" if tags.get(DECISION_TAG) == "undecided" else "kept"
         reason = f"{what} was judged on the same faces before: {tags.get('msrrn.reason', '')}"

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.errors import UserError
 from pipelines.lease import free_stale
 from pipelines.registry.ledger import experiment_of
-from pipelines.registry.succession import AWAITING, finish_turn, lost_champion, show_champion
+from pipelines.registry.succession import AWAITING, finish_turn, log, lost_champion, show_champion
 from pipelines.registry.tracking import client, reaching_mlflow
 from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS
 from pipelines.registry.versions import CHAMPION, ModelVersion, models, names
@@ -68,7 +68,7 @@ def reconcile(
         found += _dead_runs(each, minutes)
         versions = models(each)
         # Also what a person moved or deleted, which no command of ours has seen.
-        show_champion(each, versions, promoted=line is not None and line.done and line.turn.what == "promoted")
+        show_champion(each, versions, log(each))
         if lost := lost_champion(each):
             found.append(Finding(where=each, what="its champion is gone", done=f"nothing: {lost}"))
             continue  # whoever is judged would be the first model

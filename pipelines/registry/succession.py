@@ -14,15 +14,14 @@ from typing import Final, Literal
 
 from pipelines.errors import UserError
 from pipelines.metrics_export import export_champion
-from pipelines.registry.ledger import Line, Move, Turn, find_ledger, open_ledger
+from pipelines.registry.ledger import DONE, Line, Move, Turn, find_ledger, open_ledger
 from pipelines.registry.store import store_exists
 from pipelines.registry.tracking import client, reaching_mlflow
-from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS, Waiting, finish_last, take_turn
+from pipelines.registry.turns import PATIENCE_SECONDS, Waiting, finish_last, take_turn, was_rolled_back
 from pipelines.registry.versions import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
-    ROLLED_BACK,
     ModelVersion,
     aliases_of,
     find_version,
@@ -38,7 +37,11 @@ class OvertakenError(UserError):
 
 
 class _AlreadyError(Exception):
-    """Somebody else did what a rollback was called for."""
+    """What was to be done is done: by somebody else, or by an heir of this process's own try before."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__()
+        self.line = line
 
 
 def settle(
@@ -55,6 +58,8 @@ def settle(
     """Records a decision about `version` and moves the aliases that follow from it.
 
     `promoted`: it is champion, and the champion of before is `previous`. `kept`, `undecided`: it is `challenger`.
+    A promotion that an heir of this process's own try before, or another one with the same `run`, has carried out by
+    now is not overtaken: it is done.
 
     Raises:
         OvertakenError: `champion` is not the champion any more, or `version` was rolled back.
@@ -63,6 +68,8 @@ def settle(
 
     def plan(lines: list[Line], aliases: dict[str, int]) -> Turn:
         if aliases.get(CHAMPION) != champion:
+            if run and lines and lines[-1].done and is_this(lines[-1].turn):
+                raise _AlreadyError(lines[-1])
             raise OvertakenError(
                 f"{name}: version {aliases.get(CHAMPION)} became champion while version {version} was judged against "
                 f"version {champion}: judge it again"
@@ -89,11 +96,18 @@ def settle(
             judged=judged,
         )
 
+    def is_this(turn: Turn) -> bool:
+        return (turn.what, turn.version, turn.champion, turn.run) == (what, version, champion, run)
+
     mlflow = client()
     with reaching_mlflow():
         find_version(mlflow, name, version)
-        line = take_turn(open_ledger(mlflow, name), name, plan, on_wait)
-        show_champion(name, versions_of(mlflow, name), promoted=what == "promoted")
+        ledger = open_ledger(mlflow, name)
+        try:
+            line = take_turn(ledger, name, plan, on_wait)
+        except _AlreadyError as already:
+            line = already.line
+        show_champion(name, versions_of(mlflow, name), ledger.lines())
         return line
 
 
@@ -102,8 +116,9 @@ def rollback(
 ) -> tuple[ModelVersion, ModelVersion]:
     """Swaps champion and previous, and returns them as they are then: (champion, previous).
 
-    What goes is the champion of now. Where another rollback is under way, or is finished for the dead, that was all
-    there is to do, and `on_wait` is told so: to swap once more would bring the bad version back.
+    What goes is the champion of now. Where another rollback is under way, or the last turn was one that was finished
+    for the dead, that was all there is to do, and `on_wait` is told so: to swap once more would bring the bad version
+    back.
 
     Raises:
         OvertakenError: another version became champion meanwhile.
@@ -115,15 +130,18 @@ def rollback(
         ledger = open_ledger(mlflow, name)
         # First the ledger, then the alias: whoever moves it in between writes a line that is not known here.
         known = ledger.lines()
-        if known and known[-1].end is None and known[-1].turn.what == "rolled back":
+        if known and known[-1].end != DONE and known[-1].turn.what == "rolled back":
             known.pop()
         bad = aliases_of(mlflow, name).get(CHAMPION)
 
         def plan(lines: list[Line], aliases: dict[str, int]) -> Turn:
             for line in lines[len(known) :]:
-                if line.turn.what == "rolled back" and line.done:
-                    on_wait(f"{line.turn.who} rolled version {line.turn.version} back: nothing is left to do")
-                    raise _AlreadyError
+                if line.turn.what == "rolled back" and line.done and line.turn.version != aliases.get(CHAMPION):
+                    on_wait(
+                        f"{line.turn.who} rolled version {line.turn.version} back: nothing is left to do (should it "
+                        "be champion again after all, give it the alias in MLflow's UI)"
+                    )
+                    raise _AlreadyError(line)
             old, new = aliases.get(CHAMPION), aliases.get(PREVIOUS)
             if old != bad:
                 raise OvertakenError(
@@ -148,7 +166,7 @@ def rollback(
         with suppress(_AlreadyError):
             take_turn(ledger, name, plan, on_wait)
         versions = versions_of(mlflow, name)
-        show_champion(name, versions)
+        show_champion(name, versions, ledger.lines())
         after = {alias: each for each in versions for alias in each.aliases}
         return after[CHAMPION], after[PREVIOUS]
 
@@ -217,13 +235,15 @@ def now() -> str:
 
 
 def _require_not_rolled_back(version: ModelVersion) -> None:
-    if version.tags.get(DECISION_TAG, "").startswith(ROLLED_BACK):
+    if was_rolled_back(version):
         raise OvertakenError(f"{version.name}: version {version.version} was rolled back while it was judged")
 
 
-def show_champion(name: str, versions: Sequence[ModelVersion], promoted: bool = False) -> None:
-    """Who is champion among the versions of a model, for dashboards; `promoted`: since just now."""
+def show_champion(name: str, versions: Sequence[ModelVersion], lines: Sequence[Line]) -> None:
+    """Who is champion among the versions of a model, and when one last became so, for dashboards."""
     best = next((version for version in versions if CHAMPION in version.aliases), None)
+    when = [line.turn.when for line in lines if line.done and line.turn.what == "promoted"]
+    promoted = datetime.fromisoformat(when[-1]).timestamp() if when else None
     export_champion(name, best.version if best else None, best.tags if best else {}, promoted)
 
 

@@ -6,6 +6,7 @@ no active run. Only one process of a training (rank 0) writes.
 """
 
 import hashlib
+import os
 import re
 import sqlite3
 import tempfile
@@ -76,6 +77,25 @@ def reaching_mlflow() -> Iterator[None]:
             ) from None
         line = without_secrets(str(error).split("\n")[0])
         raise UserError(f"MLflow at {shown_uri()}: {line[:400]}") from None
+
+
+@contextmanager
+def sent_once(seconds: float) -> Iterator[None]:
+    """A request to a server is not repeated by MLflow meanwhile, and is given up after so long.
+
+    What is sent late can undo what others wrote since. MLflow asks the environment before each request.
+    """
+    told = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{max(1, round(seconds))}"}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -4,14 +4,15 @@ A turn that does not end within `PATIENCE_SECONDS` belongs to a process that die
 rollback or `reconcile`, is its heir, one at a time, and finishes it: the aliases that it names are made what it says.
 Where they are not as that process can have left them, a person has moved one since, by hand, and the turn is given
 up: people win, and nobody judges its version anew unasked. What nothing tells apart is an alias that the turn moved
-and a person put back, and one that it had not come to. A process that was only frozen finds its time to write over
-(`HOLD_SECONDS`) and lets go.
+and a person put back, and one that it had not come to, but for the tag by which a person says that the version was
+rolled back. A process that was only frozen finds its time to write over (`HOLD_SECONDS`) and lets go.
 """
 
 import getpass
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import dropwhile
 from typing import Final
 
@@ -20,7 +21,8 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.errors import UserError
 from pipelines.registry.ledger import DONE, Ledger, Line, Move, Turn
-from pipelines.registry.versions import CHAMPION, ROLLED_BACK, aliases_of, versions_of
+from pipelines.registry.tracking import sent_once
+from pipelines.registry.versions import CHAMPION, ROLLED_BACK, ModelVersion, aliases_of, versions_of
 
 HOLD_SECONDS: Final = 15.0
 """For how long a process may write aliases and tags after it wrote its turn down."""
@@ -72,6 +74,11 @@ def finish_last(ledger: Ledger, name: str, patience: float, on_wait: Waiting) ->
         time.sleep(min(_PAUSE_SECONDS, patience))
 
 
+def was_rolled_back(version: ModelVersion) -> bool:
+    """As the last that was decided about it."""
+    return version.tags.get(DECISION_TAG, "").startswith(ROLLED_BACK)
+
+
 def whoami() -> str:
     """The user of this process; in a container it may have no name."""
     with suppress(KeyError, OSError):
@@ -81,14 +88,16 @@ def whoami() -> str:
 
 def _finish(ledger: Ledger, name: str, turn: Turn, until: float) -> str:
     current = aliases_of(ledger.mlflow, name)
+    versions = {each.version: each for each in versions_of(ledger.mlflow, name)}
+    if turn.what != "rolled back" and turn.version in versions and was_rolled_back(versions[turn.version]):
+        return f"{GIVEN_UP}: version {turn.version} was rolled back by hand"  # which its tags say already
     if move := _moved_by_hand(turn.moves, current):
         why = f"{move.alias} was moved by hand, to version {current.get(move.alias)}"
         return _give_up(ledger.mlflow, name, turn, why, until)
-    known = {each.version for each in versions_of(ledger.mlflow, name)}
-    gone = sorted({move.after for move in turn.moves if move.after} - known)
+    gone = sorted({move.after for move in turn.moves if move.after} - versions.keys())
     if gone:
         for move in reversed(turn.moves):
-            _point(ledger.mlflow, name, move.alias, move.before if move.before in known else None, until)
+            _point(ledger.mlflow, name, move.alias, move.before if move.before in versions else None, until)
         return _give_up(ledger.mlflow, name, turn, f"version {gone[0]} is gone", until)
     _apply(ledger.mlflow, name, turn, until)
     return f"{DONE}, by {whoami()} after its process died"
@@ -118,25 +127,35 @@ def _tag(mlflow: MlflowClient, name: str, tags: Mapping[int, Mapping[str, str]],
     for version, words in tags.items():
         try:
             for key, value in words.items():
-                _require_time(name, until)
-                mlflow.set_model_version_tag(name, str(version), key, value)
+                _send(name, until, partial(mlflow.set_model_version_tag, name, str(version), key, value))
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # a version that a person deleted needs no tags
                 raise
 
 
-def _require_time(name: str, until: float) -> None:
-    """Raises UserError where others may be at the turn by now: what was written late would undo what they wrote."""
-    if time.monotonic() > until:
-        raise UserError(f"{name}: the turn took more than {HOLD_SECONDS:.0f} s; `msrrn reconcile` finishes it")
+def _send(name: str, until: float, request: Callable[[], object]) -> None:
+    """Sends a request, again where the server is in trouble, and not after `until`: others may be at the turn then.
+
+    What was written late would undo what they wrote.
+    """
+    while True:
+        if time.monotonic() > until:
+            raise UserError(f"{name}: the turn took more than {HOLD_SECONDS:.0f} s; `msrrn reconcile` finishes it")
+        try:
+            with sent_once(HOLD_SECONDS):
+                request()
+            return
+        except MlflowException as error:
+            if error.get_http_status_code() < 500 or time.monotonic() + _PAUSE_SECONDS > until:
+                raise
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _point(mlflow: MlflowClient, name: str, alias: str, version: int | None, until: float) -> None:
-    _require_time(name, until)
     if version is None:
-        mlflow.delete_registered_model_alias(name, alias)
+        _send(name, until, partial(mlflow.delete_registered_model_alias, name, alias))
     else:
-        mlflow.set_registered_model_alias(name, alias, str(version))
+        _send(name, until, partial(mlflow.set_registered_model_alias, name, alias, str(version)))
 
 
 def _about(turn: Turn) -> dict[str, str]:

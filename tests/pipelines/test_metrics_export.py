@@ -48,25 +48,25 @@ def test_counters_go_on_and_gauges_are_replaced(metrics: Path) -> None:
 
 def test_every_metric_can_be_exported(metrics: Path) -> None:
     export_metrics(pictures={"no_face": 1}, quarantined={'a "b" \\ \n': 1}, queue_units=1, pictures_per_second=1)
-    export_champion("msrrn", 7, {"msrrn.nrmse_ip": "0.04370"}, promoted=True)
+    export_champion("msrrn", 7, {"msrrn.nrmse_ip": "0.04370"}, promoted=1.7e9)
     exported = read(metrics)
     assert {name.partition("{")[0] for name in exported} == METRICS.keys()
     assert exported['msrrn_quarantined_total{a "b" \\ \n}'] == 1
-    promoted = exported["msrrn_last_promotion_timestamp_seconds{msrrn}"]
-    export_champion("msrrn", 6, {"msrrn.nrmse_ip": "0.05"}, promoted=False)
+    assert exported["msrrn_last_promotion_timestamp_seconds{msrrn}"] == 1.7e9
+    export_champion("msrrn", 6, {"msrrn.nrmse_ip": "0.05"}, promoted=None)
     again = read(metrics)
     assert again["msrrn_champion_version{msrrn}"] == 6
     assert again["msrrn_champion_nrmse_ip{msrrn}"] == 0.05
-    assert again["msrrn_last_promotion_timestamp_seconds{msrrn}"] == promoted
+    assert again["msrrn_last_promotion_timestamp_seconds{msrrn}"] == 1.7e9
 
 
 def test_each_model_has_its_champion_or_none(metrics: Path) -> None:
-    export_champion("msrrn", 7, {"msrrn.nrmse_ip": "0.04370"}, promoted=True)
-    export_champion("msrrn-demo", 1, {"msrrn.nrmse_ip": "some 4 %"}, promoted=False)
+    export_champion("msrrn", 7, {"msrrn.nrmse_ip": "0.04370"}, promoted=1.7e9)
+    export_champion("msrrn-demo", 1, {"msrrn.nrmse_ip": "some 4 %"}, promoted=None)
     both = read(metrics)
     assert (both["msrrn_champion_version{msrrn}"], both["msrrn_champion_version{msrrn-demo}"]) == (7, 1)
     assert "msrrn_champion_nrmse_ip{msrrn-demo}" not in both
-    export_champion("msrrn", None, {}, promoted=False)
+    export_champion("msrrn", None, {}, promoted=None)
     assert read(metrics).keys() == {
         "msrrn_last_promotion_timestamp_seconds{msrrn}",
         "msrrn_champion_version{msrrn-demo}",

@@ -256,6 +256,18 @@ def test_a_person_has_the_last_word(
     assert (log(name)[-1].turn.what, log(name)[-1].turn.who) == (verdict, "ann")
 
 
+def test_what_was_given_up_is_judged_only_when_asked(artifacts: dict[str, str], sources: list[str]) -> None:
+    """A person moved an alias while it was promoted: the next retraining, of the same model, leaves it so."""
+    pass_gate(challenge(artifacts["bad"], sources, "left"))
+    better = challenge(artifacts["good"], sources, "left")
+    client().set_model_version_tag("left", "2", "msrrn.decision", "given up")
+    client().set_model_version_tag("left", "2", "msrrn.reason", "champion was moved by hand")
+    decision, judgement = pass_gate(better)
+    assert (decision.verdict, judgement.run) == ("kept", "")
+    assert "was given up (champion was moved by hand): it is judged again with --again" in decision.reason
+    assert pass_gate(replace(better, again=True))[0].promote
+
+
 def test_nobody_is_asked_about_what_is_not_promoted(artifacts: dict[str, str], sources: list[str]) -> None:
     pass_gate(challenge(artifacts["good"], sources, "unasked"))
 

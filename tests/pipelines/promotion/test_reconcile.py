@@ -8,7 +8,7 @@ from pipelines.errors import UserError
 from pipelines.models import Model
 from pipelines.promotion.gate import judged_where_registered
 from pipelines.promotion.reconcile import Finding, reconcile
-from pipelines.registry import tracking
+from pipelines.registry import succession, tracking
 from pipelines.registry.succession import await_approval, rollback, settle
 from pipelines.registry.versions import ModelVersion, models
 from pipelines.retraining import SELECTION_TAG, SOURCES_TAG
@@ -151,6 +151,21 @@ def test_dashboards_see_who_is_champion(tmp_path: Path, monkeypatch: pytest.Monk
     tracking.client().delete_model_version("shown", "2")
     mended("shown")
     assert shown() == {"msrrn_last_promotion_timestamp_seconds"}
+
+
+def test_dashboards_on_a_new_disk_see_since_when_there_is_a_champion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_versions("older", 2)
+    monkeypatch.setattr(succession, "now", lambda: "2026-01-02T03:04:05+00:00")
+    settle("older", "promoted", 1, None, "first", "me")
+    known_place("older", 2)
+    monkeypatch.setenv("MSRRN_METRICS_DIR", str(tmp_path))
+    mended("older")
+    assert (
+        'msrrn_last_promotion_timestamp_seconds{model="older"} 1.767323045e+09'
+        in (tmp_path / "msrrn.prom").read_text()
+    )
 
 
 def test_a_champion_that_was_deleted_is_said_and_nobody_takes_its_place() -> None:
