@@ -101,6 +101,7 @@ def _train(commands: Commands) -> None:
             if given(call, "preset", "init", "epochs", "batch", "learning_rate", "precision", "seed"):
                 raise UsageError("--resume goes on with the settings that the run has: leave the others out")
             (dataset, settings, experiment), network = resumable(call.out, call.resume), None
+            experiment = experiment or call.name
             if call.name not in (NAME, experiment):
                 raise UsageError(f"--resume goes on in the experiment {experiment}, as it began: leave --name out")
         with epoch_progress(settings) as epoch:

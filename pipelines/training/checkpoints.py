@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import UserError
-from pipelines.settings import NAME, TrainSettings
+from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.loop import TrainState
 
@@ -22,6 +22,8 @@ RUN: Final = "run.json"
 STATE: Final = "state.pt"
 _DIGEST: Final = 32
 """Bytes of the SHA-256 that a checkpoint begins with, of what follows."""
+_ZIP: Final = b"PK\x03\x04"
+"""What an older one begins with, which has no digest."""
 
 
 class Told(BaseModel):
@@ -32,7 +34,7 @@ class Told(BaseModel):
     dataset: str
     settings: TrainSettings
     checkpoint_steps: int = Field(ge=1, description="beside the settings, since it fixes nothing of the model")
-    experiment: str = Field(NAME, description="of MLflow, in which the run is followed")
+    experiment: str | None = Field(None, description="of MLflow, in which the run is followed; older ones do not say")
     init_photos: tuple[str, ...] = Field((), description="of the model that it starts from")
 
     @classmethod
@@ -52,6 +54,8 @@ class Told(BaseModel):
 
 def checked(checkpoint: bytes) -> bytes:
     """What `TrainState.to_bytes` gave; ValueError where bits have changed since, with which torch would take it."""
+    if checkpoint.startswith(_ZIP):
+        return checkpoint
     data = checkpoint[_DIGEST:]
     if hashlib.sha256(data).digest() != checkpoint[:_DIGEST]:
         raise ValueError("it is not what was written")

@@ -61,8 +61,10 @@ def run_name(manifest: Manifest, settings: TrainSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def resumable(out: str, name: str = "") -> tuple[str, TrainSettings, str]:
+def resumable(out: str, name: str = "") -> tuple[str, TrainSettings, str | None]:
     """Dataset, settings and experiment of the one run below `out` that is not finished, or of the one of this name.
+
+    An older run does not say its experiment: None.
 
     Raises:
         UserError: there is none, or more than one and no name says which, or it is of another version.
@@ -126,13 +128,13 @@ def train_model(
                 state = _train_here(store, manifest, settings, checkpoints, progress)
             else:
                 state = train_on_ray(store, name, settings, workers, checkpoints, progress)
-            _require_weights(state.averaged)
         except DivergedError as error:
             raise DivergedError(
                 f"{error}\nThe run is kept as it was before, at {checkpoints.place.url}: call again if it can have "
                 "been by chance, as on other hardware; else delete that"
             ) from None
         model = state.averaged.cpu()
+        _require_weights(model, checkpoints)
         data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
         model.lean.copy_(lean(model, data))
         metrics = validate(model, val) | _seen(val, settings.init)
@@ -210,11 +212,14 @@ def _card(
     )
 
 
-def _require_weights(model: MSRRN) -> None:
-    """Raises DivergedError where an artifact cannot hold the weights."""
+def _require_weights(model: MSRRN, checkpoints: Checkpoints) -> None:
+    """Raises DivergedError where an artifact cannot hold the weights: its last epoch is over, nothing can go on."""
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight.half()).all():
-            raise DivergedError(f"training: {name} is beyond {torch.finfo(torch.half).max:g}; lower --learning-rate")
+            raise DivergedError(
+                f"training: {name} is beyond {torch.finfo(torch.half).max:g}; lower --learning-rate, and delete "
+                f"{checkpoints.place.url}, which ends so again"
+            )
 
 
 def _seen(val: Loader, init: InitialWeights | None) -> EpochMetrics:

@@ -73,6 +73,15 @@ def test_the_last_checkpoint_is_restored_and_the_one_before_is_gone(tmp_path: Pa
     assert not (tmp_path / "runs" / "aa").exists()
 
 
+def test_a_checkpoint_of_before_they_had_digests_is_gone_on_with(tmp_path: Path) -> None:
+    checkpoints, state = begun(str(tmp_path), "aa"), started()
+    state.epoch = 2
+    checkpoints.place.publish(STATE, state.to_bytes())
+    restored = started()
+    assert checkpoints.restore(restored)
+    assert restored.epoch == 2
+
+
 def damaged(kind: str) -> bytes:
     whole = started().to_bytes()
     other = started(TrainSettings(preset="best")).to_bytes()
