@@ -59,14 +59,17 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
     stuck: dict[str, UserError] = {}
     made: dict[str, str | None] = {}
     for name, manifest in manifests.items():
-        held = {photo.sha256 for photo in manifest.held}
-        if holding.isdisjoint(unit.key for unit in manifest.units) and held.isdisjoint(wanted):
+        in_units = not holding.isdisjoint(unit.key for unit in manifest.units)
+        if not in_units and wanted.isdisjoint(photo.sha256 for photo in manifest.held):
             _hide_rejected(place.child(name), manifest)
             continue
         try:
             made[name] = _made_anew(place, name, manifest, workers, progress)
         except UserError as error:
-            stuck[name] = error
+            if in_units:
+                stuck[name] = error
+            else:
+                _forget_held(place.child(name), manifest, wanted)
     _clear(place, holding)
     place.sweep()
     if stuck:
@@ -151,6 +154,8 @@ def _made_anew(place: Store, name: str, manifest: Manifest, workers: int, progre
     new: str | None = None
     with suppress(NoFaceError):
         new = prepare([], place.url, settings, workers, progress, append_to=name)[1].name
+    if new == name:
+        raise UserError("without it, it would be what it is")
     forgotten = read_forgotten(place)
     forgotten.renamed[name] = new
     write_forgotten(place, forgotten)
@@ -173,6 +178,12 @@ def _clear(place: Store, holding: Collection[str]) -> None:
         if folder := dataset.local_path():
             with suppress(OSError):  # what somebody else put there stays
                 folder.rmdir()
+
+
+def _forget_held(dataset: Store, manifest: Manifest, wanted: Collection[str]) -> None:
+    """Takes photos, which it only holds out of its units, from a dataset of another version: it keeps its name."""
+    held = [photo for photo in manifest.held if photo.sha256 not in wanted]
+    dataset.publish(MANIFEST, manifest.model_copy(update={"held": held}).model_dump_json(indent=1).encode())
 
 
 def _hide_rejected(dataset: Store, manifest: Manifest) -> None:

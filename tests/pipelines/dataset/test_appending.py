@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from msrrn.synthetic import SyntheticPhoto, draw_photo
+from pipelines.dataset import planning
 from pipelines.dataset.forget import forget_in_datasets
 from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.dataset.prepare import prepare
+from pipelines.dataset.verify import verify
 from pipelines.errors import UserError
 from pipelines.settings import PrepareSettings
 from pipelines.storage import Store
@@ -99,6 +101,21 @@ def test_what_is_held_out_is_forgotten_too(parts: tuple[Path, Path], photos: Pho
     assert len(left.held) == len(old.held) - 1
     assert left.units == old.units
     assert made([parts[0]], tmp_path / "out") == left
+
+
+def test_what_a_dataset_of_another_version_holds_out_is_forgotten_where_it_is(
+    parts: tuple[Path, Path], photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "RECIPE", planning.RECIPE - 1)
+        old = made([parts[0]], tmp_path / "out")
+    digest = hashlib.sha256(photos[0][4].jpeg).hexdigest()
+    forgot = forget_in_datasets(str(tmp_path / "out"), [digest], 1, lambda done, total, text: None)
+    left = read_manifest(Store(str(tmp_path / "out" / old.name)))
+    assert (left.units, len(left.held)) == (old.units, len(old.held) - 1)
+    assert digest not in {photo.sha256 for photo in left.held}
+    assert forgot.datasets == {}
+    assert verify(str(tmp_path / "out" / old.name)).problems == []
 
 
 def test_a_test_photo_that_was_replaced_makes_another_dataset(parts: tuple[Path, Path], tmp_path: Path) -> None:
