@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Final
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
@@ -108,11 +109,11 @@ def rehearse(
 
 
 def _left(place: Store, inputs: Iterator[Input], settings: AnnotateSettings) -> int:
-    """Pictures that a run which was begun at a place has to do: those of unfinished units, and what was replaced."""
+    """Of these pictures, those that a run which was begun at a place has to do: of unfinished units, and replaced."""
     plan = make_plan(inputs, place, settings.images_per_unit)
     done = set(Annotations(place).units())
-    counts = pc.value_counts(plan.table["unit"]).field("counts").to_pylist()
-    unfinished = sum(int(count) for key, count in zip(plan.keys(), counts, strict=True) if key not in done)
+    counts = pc.value_counts(plan.table.filter(pa.array(~plan.gone))["unit"]).to_pylist()
+    unfinished = sum(int(each["counts"]) for each in counts if unit_key(each["values"]) not in done)
     changed = [] if plan.addition is None else plan.addition["unit"].to_pylist()
     return unfinished + sum(unit_key(unit) in done for unit in changed)
 

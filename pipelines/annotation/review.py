@@ -79,7 +79,7 @@ def review(
     chosen = _chosen(pictures, worst)
     if not chosen:
         raise UserError(f"{annotations.store.url} has no face to review: annotate pictures with faces first")
-    mark(store, format, partial(_older, format))
+    mark(store, f"review-{format}", partial(_older, format))
     shown = sorted(_written(pictures, chosen, store), key=lambda it: it.name)
     if not shown:
         reasons = ", ".join(f"{reason} × {count}" for reason, count in sorted(pictures.unreadable.items()))

@@ -46,7 +46,7 @@ FORMATS: Final[dict[ExportFormat, str]] = {
 """Name of a format → its exporter, imported when it is asked for."""
 
 MARK: Final = ".msrrn-exports.json"
-"""The formats of which an export was written here: that, and nothing else, is replaced by the next one."""
+"""What was written here, formats of exports and `review-` with one: that and nothing else is replaced by the next."""
 
 
 class Exported(BaseModel):
@@ -107,8 +107,8 @@ def export(
     )
 
 
-def mark(out: Store, format: ExportFormat, older: Callable[[Store], list[str]]) -> None:  # noqa: A002
-    """Notes that an export is written here, which would replace the `older` files.
+def mark(out: Store, what: str, older: Callable[[Store], list[str]]) -> None:
+    """Notes that this is written here, which would replace the `older` files.
 
     Raises:
         UserError: these are of no export.
@@ -116,11 +116,11 @@ def mark(out: Store, format: ExportFormat, older: Callable[[Store], list[str]]) 
     before: list[str] = []
     with suppress(MissingError, ValueError, TypeError):  # one that was damaged says nothing
         before = list(json.loads(out.read_bytes(MARK)))
-    if format in before:
+    if what in before:
         return
     if replaced := older(out):
         raise UserError(
             f"{out.url}/{replaced[0]} is there, and no export is known to have written it: give another --out, or "
             "move it away"
         )
-    out.publish(MARK, json.dumps(sorted({*before, format})).encode())
+    out.publish(MARK, json.dumps(sorted({*before, what})).encode())

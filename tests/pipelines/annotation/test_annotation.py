@@ -932,3 +932,5 @@ def test_a_rehearsal_knows_what_is_done(album: Path, face: bytes, model: Model, 
     assert tree(out) == before
     (out / "records" / "000000.json").unlink()
     assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 5
+    first = rehearse(str(folder), model, SETTINGS, 1, limit=1, out=str(out))
+    assert (first.pictures, first.to_do) == (1, 1)

@@ -134,6 +134,18 @@ def test_the_least_certain_faces_with_all_of_their_pictures(made: ReviewFormat, 
 
 
 @pytest.mark.parametrize("made", FORMATS)
+def test_an_export_beside_it_does_not_let_a_review_replace_what_is_a_persons(
+    made: ReviewFormat, run: Run, tmp_path: Path
+) -> None:
+    export(run, made, str(tmp_path / "out"))
+    (tmp_path / "out" / "README.txt").write_text("my own")
+    before = tree(tmp_path / "out")
+    with pytest.raises(UserError, match="is there, and no export is known to have written it"):
+        review(run, 3, made, str(tmp_path / "out"))
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("made", FORMATS)
 def test_only_what_was_changed_comes_back_changed(made: ReviewFormat, run: Run, tmp_path: Path) -> None:
     review(run, 99, made, str(tmp_path / "out"))
     before = faces_of(open_annotated(str(tmp_path / "out")))
