@@ -100,8 +100,7 @@ class GzipStream(io.RawIOBase):
                 break
             if not self._block:
                 self._remember()
-                self._block = self._file.read(_BLOCK)
-                self._packed += len(self._block)
+                self._block = self._more()
             try:
                 data: bytes = self._state.decompress(self._block, _BLOCK)
             except zlib.error:
@@ -122,13 +121,21 @@ class GzipStream(io.RawIOBase):
     def _next_member(self) -> bool:
         """Whether another stream follows; padding and what is no gzip end the file, as for gzip itself."""
         if len(self._block) < len(_MAGIC):
-            more = self._file.read(_BLOCK)
-            self._packed += len(more)
-            self._block += more
+            self._block += self._more()
         if not self._block.startswith(_MAGIC):
             return False
         self._state = zlib.decompressobj(_GZIP)
         return True
+
+    def _more(self) -> bytes:
+        """More of the file. A read that fails may have moved it: then it goes back, so that the next one goes on."""
+        try:
+            more = self._file.read(_BLOCK)
+        except OSError:
+            self._file.seek(self._packed)
+            raise
+        self._packed += len(more)
+        return more
 
     def _remember(self) -> None:
         if self._at - self._points[-1][0] < self._spacing:
