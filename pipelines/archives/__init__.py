@@ -17,7 +17,7 @@ from pipelines.archives.folders import Found, walk
 from pipelines.archives.inputs import PROBLEMS, Input, reason_of, unopened, unusable
 from pipelines.archives.lists import list_entries, place_of
 from pipelines.archives.names import LIST_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, split_url
-from pipelines.archives.patience import Patience
+from pipelines.archives.patience import Patience, insist, told
 from pipelines.archives.tables import NoPicturesError
 from pipelines.decoding import Limits, Undecodable
 from pipelines.errors import UserError
@@ -61,18 +61,9 @@ def list_inputs(url: str, apart: Store | None = None) -> Listing:
 
     Raises:
         UserError: nothing is there, it is of no known kind or broken at its beginning, or it has no input.
+        OutageError: S3 fails, or the disk cannot read what it has to say.
     """
-    store, name = _place(url)
-    if not name:
-        listing = Listing(_folder(store, apart))
-    elif has_suffix(name, SUFFIXES):
-        listing = Listing(list_container(store, name))
-    elif has_suffix(name, LIST_SUFFIXES):
-        listing = Listing(list_entries(store, name))
-    elif has_suffix(name, UNSUPPORTED_SUFFIXES):
-        raise UserError(f"{url} is a kind of archive that is not read: unpack it, or make a .tar or .zip of it")
-    else:
-        raise UserError(f"{url} is of no known kind: {_KINDS}")
+    listing = Listing(_entries(url, apart))
     if not listing.begun():
         raise UserError(f"{url} has no pictures ({listing.ignored} other files): {_KINDS}, with some in it")
     return listing
@@ -108,6 +99,21 @@ def read_inputs(
                 for item in group
             )
             yield from read_files(places, limit)
+
+
+def _entries(url: str, apart: Store | None) -> Iterator[Input | None]:
+    with told(url):
+        store, name = insist(partial(_place, url))
+        if not name:
+            yield from _folder(store, apart)
+        elif has_suffix(name, SUFFIXES):
+            yield from list_container(store, name)
+        elif has_suffix(name, LIST_SUFFIXES):
+            yield from list_entries(store, name)
+        elif has_suffix(name, UNSUPPORTED_SUFFIXES):
+            raise UserError(f"{url} is a kind of archive that is not read: unpack it, or make a .tar or .zip of it")
+        else:
+            raise UserError(f"{url} is of no known kind: {_KINDS}")
 
 
 def _place(url: str) -> tuple[Store, str]:

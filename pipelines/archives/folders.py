@@ -5,9 +5,11 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipelines.archives.names import is_ignored, is_safe, printable
+from pipelines.archives.patience import insist
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
@@ -49,7 +51,7 @@ def _local(root: Path, apart: Path | None) -> Iterator[Found]:
     links = _Links(root)
     without = None if apart is None else apart.resolve()
     try:
-        folders = [("", _names(root))]
+        folders = [("", insist(partial(_names, root)))]
     except PermissionError as error:
         raise UserError(f"{root} may not be opened: check its rights") from error
     while folders:
@@ -63,11 +65,11 @@ def _local(root: Path, apart: Path | None) -> Iterator[Found]:
             yield _file(path, key)
         elif without is not None and _may_be(path, without) and path.resolve() == without:
             continue
-        elif not links.enter(path) if path.is_symlink() else links.has_entered(path):
+        elif not links.enter(path) if insist(path.is_symlink) else links.has_entered(path):
             yield Found(printable(key[:-1]), problem="linked_folder")
         else:
             try:
-                folders.append((key, _names(path)))
+                folders.append((key, insist(partial(_names, path))))
             except OSError as error:
                 if problem := _problem(error):
                     yield Found(printable(key[:-1]), problem=problem)
@@ -97,7 +99,7 @@ def _file(path: Path, key: str) -> Found:
     if printable(key) != key:
         return Found(printable(key), problem="unreadable")
     try:
-        status = path.stat()
+        status = insist(path.stat)
     except OSError as error:
         return Found(key, problem=_problem(error) or "unsafe_member")
     if not stat.S_ISREG(status.st_mode):
@@ -106,10 +108,13 @@ def _file(path: Path, key: str) -> Found:
 
 
 def _problem(error: OSError) -> str:
-    """The reason code of a file or folder that cannot be looked at; none where it is gone. The rest may pass."""
+    """The reason code of a file or folder that cannot be looked at; none where it is gone.
+
+    The rest may pass, and a row would take the place of what is known of a sound picture.
+    """
     if error.errno in {errno.EACCES, errno.EPERM}:
         return "forbidden"
-    if error.errno in {errno.ENAMETOOLONG, errno.EIO}:
+    if error.errno == errno.ENAMETOOLONG:
         return "unreadable"
     if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
         return ""

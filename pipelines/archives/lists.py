@@ -5,6 +5,7 @@ and what begins with `#`, are passed over. Nothing is asked of S3 while listing.
 """
 
 import csv
+import errno
 import io
 import posixpath
 import re
@@ -14,6 +15,7 @@ from typing import Any, Final, cast
 
 from pipelines.archives.inputs import Input
 from pipelines.archives.names import ARCHIVE_SUFFIXES, TABLE_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, printable
+from pipelines.archives.patience import insist
 from pipelines.errors import UserError
 from pipelines.secrecy import has_password, masked
 from pipelines.storage import Store
@@ -99,10 +101,15 @@ def _problem(store: Store, uri: str, entry: str) -> str:
 
 
 def _state(store: Store, name: str) -> tuple[int, str]:
-    """Size and time of a local file; nothing is known of others, nor of what reading will find missing."""
+    """Size and time of a local file; nothing is known of others, nor of what reading will find missing.
+
+    A disk that cannot say is asked again: without them the file would be taken for one that was replaced.
+    """
     local = store.local_path()
     try:
-        status = (local / name).stat() if local is not None else None
-    except OSError:
+        status = insist((local / name).stat) if local is not None else None
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
         status = None
     return (status.st_size, f"{status.st_mtime_ns}") if status else (0, "")

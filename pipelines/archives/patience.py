@@ -2,17 +2,52 @@
 
 import errno
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
 
+from pipelines.archives.names import printable
 from pipelines.decoding import Undecodable
+from pipelines.outages import OutageError
 
+Result = TypeVar("Result")
 Content = bytes | Undecodable
 
 _PAUSES: Final = (0.2, 0.8, 3.2)
-"""Seconds before a file is read again."""
+"""Seconds before a disk is asked again."""
 _MANY: Final = 32
 """Files in a row that cannot be read: it is the disk then."""
+
+
+def insist(ask: Callable[[], Result]) -> Result:
+    """What the disk answers; where it says that it cannot (`EIO`, a bad sector), it is asked again after pauses."""
+    for pause in _PAUSES:
+        try:
+            return ask()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        time.sleep(pause)
+    return ask()
+
+
+@contextmanager
+def told(source: str) -> Iterator[None]:
+    """Around a listing: a disk that cannot be listed may be whole tomorrow, so nothing is known of what lies there.
+
+    Raises:
+        OutageError: it says so.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        name = printable(str(error.filename or source))
+        raise OutageError(
+            f"{name}: the disk cannot read it ({error.strerror}): check the disk and its connection, or "
+            "copy the file again from where it came, and run again"
+        ) from error
 
 
 class Patience:
@@ -22,21 +57,19 @@ class Patience:
         self._failed = 0
 
     def read(self, read: Callable[[], Content]) -> Content:
-        """What `read` gives, or, where the disk says that it cannot (`EIO`, a bad sector), why there is nothing.
+        """What `read` gives, or, where the disk cannot read it, why there is nothing.
 
         Raises:
             OSError: that of many files, or another.
         """
         # One is waited for; what follows it in its folder often lies in the same place.
-        for pause in (*(() if self._failed else _PAUSES), 0.0):
-            try:
-                content = read()
-            except OSError as error:
-                if error.errno != errno.EIO or self._failed == _MANY:
-                    raise
-                time.sleep(pause)
-            else:
-                self._failed = 0
-                return content
-        self._failed += 1
+        try:
+            content = read() if self._failed else insist(read)
+        except OSError as error:
+            if error.errno != errno.EIO or self._failed == _MANY:
+                raise
+            self._failed += 1
+        else:
+            self._failed = 0
+            return content
         return Undecodable("unreadable", "the disk cannot read it: copy the file again from where it came")

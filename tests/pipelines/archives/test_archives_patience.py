@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pipelines.archives import list_inputs
+from pipelines.outages import OutageError
 from pipelines.storage import Store
-from tests.pipelines.containers import packed, read
+from tests.pipelines.containers import packed, publish, read
 
 
 class BadSector(io.FileIO):
@@ -60,6 +61,28 @@ def damaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, int], None]:
     return damage
 
 
+@pytest.fixture
+def unlisted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Nothing can be asked of a file or folder of this name, so many times."""
+
+    def refuse(name: str, times: int) -> None:
+        left = [None] * times
+
+        def patched(ask: Callable[..., Any]) -> Callable[..., Any]:
+            def asking(path: Any, **named: Any) -> Any:
+                if Path(path).name == name and left:
+                    left.pop()
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+                return ask(path, **named)
+
+            return asking
+
+        monkeypatch.setattr(Path, "stat", patched(Path.stat))
+        monkeypatch.setattr(os, "scandir", patched(os.scandir))
+
+    return refuse
+
+
 @pytest.mark.parametrize("kind", [".tar", ".tar.gz", ".zip"])
 def test_a_moment_of_trouble_costs_one_picture_of_an_archive(
     kind: str, tmp_path: Path, damaged: Callable[[str, int, int], None]
@@ -73,3 +96,22 @@ def test_a_moment_of_trouble_costs_one_picture_of_an_archive(
     found = dict(read(str(place), items))
     assert [name for name, data in found.items() if data == "unreadable"] == ["13.jpg"]
     assert {**found, "13.jpg": files["13.jpg"]} == files
+
+
+@pytest.mark.parametrize("name", ["b.jpg", "deep", "in", "in.txt"])
+def test_a_disk_that_cannot_be_listed_makes_no_rows(
+    name: str, tmp_path: Path, pauses: list[float], unlisted: Callable[[str, int], None]
+) -> None:
+    """They would take the place of what earlier runs made of sound pictures."""
+    publish(str(tmp_path / "in"), {"a.jpg": b"a", "b.jpg": b"b", "deep/c.jpg": b"c"})
+    source = str(tmp_path / "in")
+    if name == "in.txt":
+        (tmp_path / name).write_text("in/a.jpg\nin/b.jpg\n")
+        source, name = str(tmp_path / name), "b.jpg"
+    sound = list(list_inputs(source))
+    unlisted(name, 2)
+    assert list(list_inputs(source)) == sound
+    assert pauses == [0.2, 0.8]
+    unlisted(name, 100)
+    with pytest.raises(OutageError, match=rf"^/.*{name}: the disk cannot read it .*run again$"):
+        list(list_inputs(source))
