@@ -17,7 +17,7 @@ from pipelines.archives.folders import Found, walk
 from pipelines.archives.inputs import PROBLEMS, Input, reason_of, unopened, unusable
 from pipelines.archives.lists import list_entries, place_of
 from pipelines.archives.names import LIST_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, split_url
-from pipelines.archives.patience import Patience, insist, told
+from pipelines.archives.patience import Patience, insist, patience_with, told
 from pipelines.archives.tables import NoPicturesError
 from pipelines.decoding import Limits, Undecodable
 from pipelines.errors import UserError
@@ -89,16 +89,17 @@ def read_inputs(
     """
     limit = Limits().max_bytes if max_bytes is None else max_bytes
     store, name = _place(url)
+    patience = patience_with(url)
     is_list = has_suffix(name, LIST_SUFFIXES)
     for container, group in groupby(inputs, key=lambda item: item.container):
         if container:
-            yield from _read_container(store, container, group, limit)
+            yield from _read_container(store, container, group, limit, patience)
         else:
             places = (
                 (item, *(place_of(store, item.uri) if is_list and not item.problem else (store, item.uri)))
                 for item in group
             )
-            yield from read_files(places, limit)
+            yield from read_files(places, limit, patience)
 
 
 def _entries(url: str, apart: Store | None) -> Iterator[Input | None]:
@@ -158,7 +159,7 @@ def _entered(store: Store, found: Found) -> Iterator[Input | None]:
 
 
 def _read_container(
-    store: Store, key: str, items: Iterator[Input], limit: int
+    store: Store, key: str, items: Iterator[Input], limit: int, patience: Patience
 ) -> Iterator[tuple[Input, bytes | Undecodable]]:
     with ExitStack() as stack:
         try:
@@ -169,6 +170,5 @@ def _read_container(
             for item in items:
                 yield item, unusable(item, limit) or unopened(error)
             return
-        patience = Patience()
         for item in items:
             yield item, patience.read(partial(container.read, item, limit))

@@ -18,13 +18,14 @@ LARGEST: Final = 8 << 20
 """Bytes of a file that is read ahead; a larger one is read when it is wanted, so that few are in memory."""
 
 
-def read_files(files: Iterable[tuple[Input, Store, str]], limit: int) -> Iterator[tuple[Input, Content]]:
+def read_files(
+    files: Iterable[tuple[Input, Store, str]], limit: int, patience: Patience
+) -> Iterator[tuple[Input, Content]]:
     """Each input with its bytes, or with why there are none, given its folder and its name there.
 
     Raises:
         OSError, OutageError: trouble that may pass, at the input that has it.
     """
-    patience = Patience()
     waiting: deque[tuple[Input, Callable[[], Content]]] = deque()
     for item, store, key in files:
         waiting.append((item, _begun(item, store, key, limit)))

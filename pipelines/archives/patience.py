@@ -4,6 +4,7 @@ import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Final, TypeVar
 
 from pipelines.archives.names import printable
@@ -51,9 +52,10 @@ def told(source: str) -> Iterator[None]:
 
 
 class Patience:
-    """Reads one file after another."""
+    """Reads one file after another of a source."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
+        self._source = source
         self._failed = 0
 
     def read(self, read: Callable[[], Content]) -> Content:
@@ -67,9 +69,16 @@ class Patience:
             content = read() if self._failed else insist(read)
         except OSError as error:
             if error.errno != errno.EIO or self._failed == _MANY:
+                error.filename = error.filename or self._source  # reading names no file
                 raise
             self._failed += 1
-        else:
+            return Undecodable("unreadable", "the disk cannot read it: copy the file again from where it came")
+        if isinstance(content, bytes):  # of what is not even read, nothing is known
             self._failed = 0
-            return content
-        return Undecodable("unreadable", "the disk cannot read it: copy the file again from where it came")
+        return content
+
+
+@cache
+def patience_with(source: str) -> Patience:
+    """That of this process: archives and pieces of work are small, and a disk that is gone fails in many of them."""
+    return Patience(source)

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.archives import list_inputs
+from pipelines.archives import Input, list_inputs
+from pipelines.archives.zips import Zip
+from pipelines.decoding import Undecodable
 from pipelines.outages import OutageError
 from pipelines.storage import Store
 from tests.pipelines.containers import packed, publish, read
@@ -115,3 +117,30 @@ def test_a_disk_that_cannot_be_listed_makes_no_rows(
     unlisted(name, 100)
     with pytest.raises(OutageError, match=rf"^/.*{name}: the disk cannot read it .*run again$"):
         list(list_inputs(source))
+
+
+def test_a_disk_that_is_gone_ends_the_work_however_small_its_archives_and_pieces_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"{index}.jpg": b"%d" % index for index in range(4)}
+    place = publish(str(tmp_path), {f"{index:02}.zip": packed(".zip", files) for index in range(20)})
+    items = list(list_inputs(place))
+    zipped = Zip.read
+    gone = True
+
+    def reading(archive: Zip, item: Input, limit: int) -> bytes | Undecodable:
+        if gone:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return zipped(archive, item, limit)
+
+    monkeypatch.setattr(Zip, "read", reading)
+    pieces = [items[start : start + 5] for start in range(0, len(items), 5)]
+    for piece in pieces[:6]:
+        assert [data for _, data in read(place, piece)] == ["unreadable"] * 5
+    for _ in range(2):  # and when the piece is tried again
+        with pytest.raises(OSError, match=f"Input/output error: '{place}'"):
+            read(place, pieces[6])
+    gone = False
+    assert read(place, pieces[0]) == [(item.uri, files[item.uri[-5:]]) for item in pieces[0]]
+    gone = True
+    assert [data for _, data in read(place, pieces[0])] == ["unreadable"] * 5
