@@ -17,7 +17,7 @@ from pipelines.archives.folders import Found, walk
 from pipelines.archives.inputs import PROBLEMS, Input, reason_of, unopened, unusable
 from pipelines.archives.lists import list_entries, place_of
 from pipelines.archives.names import LIST_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, split_url
-from pipelines.archives.patience import Patience, insist, patience_with, told
+from pipelines.archives.patience import Patience, insist, insisted, patience_with, told
 from pipelines.archives.tables import NoPicturesError
 from pipelines.decoding import Limits, Undecodable
 from pipelines.errors import UserError
@@ -106,11 +106,11 @@ def _entries(url: str, apart: Store | None) -> Iterator[Input | None]:
     with told(url):
         store, name = insist(partial(_place, url))
         if not name:
-            yield from _folder(store, apart)
+            yield from _folder(store, apart, patience_with(url))
         elif has_suffix(name, SUFFIXES):
-            yield from list_container(store, name)
+            yield from insisted(partial(list_container, store, name))
         elif has_suffix(name, LIST_SUFFIXES):
-            yield from list_entries(store, name)
+            yield from insisted(partial(list_entries, store, name))
         elif has_suffix(name, UNSUPPORTED_SUFFIXES):
             raise UserError(f"{url} is a kind of archive that is not read: unpack it, or make a .tar or .zip of it")
         else:
@@ -130,12 +130,12 @@ def _place(url: str) -> tuple[Store, str]:
     return store, ""
 
 
-def _folder(store: Store, apart: Store | None) -> Iterator[Input | None]:
+def _folder(store: Store, apart: Store | None, patience: Patience) -> Iterator[Input | None]:
     for found in walk(store, apart):
         if found.problem or found.ignored:
             yield None if found.ignored else _plain(found)
         elif has_suffix(found.key, SUFFIXES):
-            yield from _entered(store, found)
+            yield from _entered(store, found, patience)
         elif has_suffix(found.key, UNSUPPORTED_SUFFIXES):
             yield _plain(found, "unsupported_archive")
         else:
@@ -146,10 +146,11 @@ def _plain(found: Found, problem: str = "") -> Input:
     return Input(found.key, "", 0, found.size, found.size, found.version, problem or found.problem)
 
 
-def _entered(store: Store, found: Found) -> Iterator[Input | None]:
-    """What a container in a folder holds, or one row if it cannot be opened."""
+def _entered(store: Store, found: Found, patience: Patience) -> Iterator[Input | None]:
+    """What a container in a folder holds, and one row if it cannot be opened, or not all of it be listed."""
     try:
-        yield from list_container(store, found.key, f"{found.key}/")
+        for entry in patience.listed(partial(list_container, store, found.key, f"{found.key}/")):
+            yield _plain(found, "broken_archive") if isinstance(entry, Undecodable) else entry
     except NoPicturesError:
         yield None
     except OutageError:
@@ -163,12 +164,13 @@ def _read_container(
 ) -> Iterator[tuple[Input, bytes | Undecodable]]:
     with ExitStack() as stack:
         try:
-            container = stack.enter_context(borrowed(store, key))
+            container = patience.open(lambda: stack.enter_context(borrowed(store, key)))
         except OutageError:
             raise
         except UserError as error:
-            for item in items:
-                yield item, unusable(item, limit) or unopened(error)
+            container = unopened(error)
+        if isinstance(container, Undecodable):
+            yield from ((item, unusable(item, limit) or container) for item in items)
             return
         for item in items:
             yield item, patience.read(partial(container.read, item, limit))

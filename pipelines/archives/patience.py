@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from typing import Final, TypeVar
 
 from pipelines.archives.names import printable
@@ -30,6 +31,35 @@ def insist(ask: Callable[[], Result]) -> Result:
                 raise
         time.sleep(pause)
     return ask()
+
+
+def anew(listing: Callable[[], Iterator[Result]]) -> Callable[[], list[Result]]:
+    """What gives one more of a listing at each call, and none at its end.
+
+    After an error it begins anew, behind what it gave.
+    """
+    given = 0
+    left: Iterator[Result] | None = None
+
+    def more() -> list[Result]:
+        nonlocal given, left
+        left = islice(listing(), given, None) if left is None else left
+        try:
+            found = list(islice(left, 1))
+        except OSError:
+            left = None
+            raise
+        given += len(found)
+        return found
+
+    return more
+
+
+def insisted(listing: Callable[[], Iterator[Result]]) -> Iterator[Result]:
+    """All of a listing; see `insist`."""
+    more = anew(listing)
+    while found := insist(more):
+        yield from found
 
 
 @contextmanager
@@ -64,18 +94,32 @@ class Patience:
         Raises:
             OSError: that of many files, or another.
         """
+        content = self.open(read)
+        if isinstance(content, bytes):  # of what is not even read, nothing is known
+            self._failed = 0
+        return content
+
+    def listed(self, listing: Callable[[], Iterator[Result]]) -> Iterator[Result | Undecodable]:
+        """All that a file lists, or, where the disk cannot read on, why there is no more; else as `read`."""
+        more = anew(listing)
+        while found := self.open(more):
+            if isinstance(found, Undecodable):
+                yield found
+                return
+            self._failed = 0
+            yield from found
+
+    def open(self, ask: Callable[[], Result]) -> Result | Undecodable:
+        """As `read`, but that a file opens is no sign that the disk can read what is in it."""
         # One is waited for; what follows it in its folder often lies in the same place.
         try:
-            content = read() if self._failed else insist(read)
+            return ask() if self._failed else insist(ask)
         except OSError as error:
             if error.errno != errno.EIO or self._failed == _MANY:
                 error.filename = error.filename or self._source  # reading names no file
                 raise
             self._failed += 1
             return Undecodable("unreadable", "the disk cannot read it: copy the file again from where it came")
-        if isinstance(content, bytes):  # of what is not even read, nothing is known
-            self._failed = 0
-        return content
 
 
 @cache

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.archives import Input, list_inputs
+from pipelines.archives.containers import _idle
 from pipelines.archives.zips import Zip
 from pipelines.decoding import Undecodable
 from pipelines.outages import OutageError
@@ -144,3 +147,54 @@ def test_a_disk_that_is_gone_ends_the_work_however_small_its_archives_and_pieces
     assert read(place, pieces[0]) == [(item.uri, files[item.uri[-5:]]) for item in pieces[0]]
     gone = True
     assert [data for _, data in read(place, pieces[0])] == ["unreadable"] * 5
+
+
+@pytest.mark.parametrize("kind", [".tar", ".tar.gz", ".zip", ".parquet"])
+def test_an_archive_of_a_folder_that_the_disk_cannot_read_is_a_row(
+    kind: str, tmp_path: Path, pauses: list[float], damaged: Callable[[str, int, int], None]
+) -> None:
+    pictures = {f"{index}.jpg": b"\xff\xd8\xff%d" % index for index in range(3)}
+    publish(str(tmp_path), {"a.jpg": b"a", "z.jpg": b"z"})
+    if kind == ".parquet":
+        pq.write_table(pa.table({"image": list(pictures.values()), "name": list(pictures)}), tmp_path / "in.parquet")
+    else:
+        publish(str(tmp_path), {f"in{kind}": packed(kind, pictures)})
+    whole = list(list_inputs(str(tmp_path)))
+    damaged(f"in{kind}", 8, 2)
+    assert list(list_inputs(str(tmp_path))) == whole
+    assert pauses == [0.2, 0.8]
+    damaged(f"in{kind}", 8, 10_000)
+    rows = [("a.jpg", b"a"), (f"in{kind}", "broken_archive"), ("z.jpg", b"z")]
+    assert read(str(tmp_path)) == rows
+    _idle.clear()
+    lost = 1 if kind == ".tar" else 3  # of a plain tar, each member can be read without the others
+    outcomes = ["unreadable"] * lost + list(pictures.values())[lost:]
+    assert [data for _, data in read(str(tmp_path), whole)] == [b"a", *outcomes, b"z"]
+    with pytest.raises(OutageError, match=rf"^/.*/in{kind}: the disk cannot read it"):
+        list_inputs(str(tmp_path / f"in{kind}"))
+
+
+def test_an_archive_that_cannot_be_listed_to_its_end_loses_the_rest(
+    tmp_path: Path, damaged: Callable[[str, int, int], None]
+) -> None:
+    publish(str(tmp_path), {"in.tar": packed(".tar", {f"{index}.jpg": bytes(50_000) for index in range(8)})})
+    place = str(tmp_path)
+    whole = [item.uri for item in list_inputs(place)]
+    damaged("in.tar", 5 * 50_688 + 100, 3)
+    assert [item.uri for item in list_inputs(place)] == whole
+    damaged("in.tar", 5 * 50_688 + 100, 10_000)
+    assert [item.uri for item in list_inputs(place)] == [*whole[:5], "in.tar"]
+
+
+def test_a_disk_that_is_gone_makes_no_rows_of_its_archives(
+    tmp_path: Path, damaged: Callable[[str, int, int], None]
+) -> None:
+    archive = packed(".zip", {"a.jpg": b"a"})
+    place = publish(str(tmp_path), {f"{index:02}/in.zip": archive for index in range(40)})
+    items = list(list_inputs(place))
+    damaged("in.zip", 8, 10_000)
+    with pytest.raises(OutageError, match=f"^{place}: the disk cannot read it"):
+        list(list_inputs(place))
+    _idle.clear()
+    with pytest.raises(OSError, match=f"Input/output error: '{place}'"):
+        read(place, items)
