@@ -71,7 +71,7 @@ def _local(root: Path, apart: Path | None) -> Iterator[Found]:
             try:
                 folders.append((key, insist(partial(_names, path))))
             except OSError as error:
-                if problem := _problem(error):
+                if problem := problem_of(error):
                     yield Found(printable(key[:-1]), problem=problem)
 
 
@@ -101,13 +101,13 @@ def _file(path: Path, key: str) -> Found:
     try:
         status = insist(path.stat)
     except OSError as error:
-        return Found(key, problem=_problem(error) or "unsafe_member")
+        return Found(key, problem=problem_of(error) or "unsafe_member")
     if not stat.S_ISREG(status.st_mode):
         return Found(key, problem="unsafe_member")
     return Found(key, status.st_size, f"{status.st_mtime_ns}")
 
 
-def _problem(error: OSError) -> str:
+def problem_of(error: OSError) -> str:
     """The reason code of a file or folder that cannot be looked at; none where it is gone.
 
     The rest may pass, and a row would take the place of what is known of a sound picture.

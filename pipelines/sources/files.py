@@ -2,12 +2,14 @@
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
+from pipelines.archives.folders import problem_of
 from pipelines.archives.names import (
     ARCHIVE_SUFFIXES,
     UNSUPPORTED_SUFFIXES,
@@ -28,6 +30,8 @@ IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jp2", ".ppm"}
 )
 _READAHEAD: Final = 1 << 16
+_ITSELF: Final = "."
+"""How a store calls its own folder, where that may not be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,8 @@ def open_files(url: str) -> Files:
 
 def _folder(store: Store) -> dict[str, Entry]:
     entries = dict(_walk(store, []))
+    if _ITSELF in entries:
+        raise UserError(f"{store.url} may not be opened: check its rights")
     enter = not any(is_picture(name) for name in entries)
     for name in [name for name, entry in entries.items() if not entry.problem and has_suffix(name, ARCHIVE_SUFFIXES)]:
         if not enter:
@@ -182,13 +188,24 @@ def _walk(store: Store, seen: list[Path]) -> Iterator[tuple[str, Entry]]:
             yield uri, Entry(0, "unreadable")
         elif size is not None and is_safe(name):
             yield name, Entry(size, "unsupported_archive" if has_suffix(name, UNSUPPORTED_SUFFIXES) else "")
-        elif local is not None and (local / name).is_dir():
-            if (local / name).is_symlink():
-                yield from _linked(store, name, seen)
-            else:
-                yield name, Entry(0, "forbidden")
+        elif local is not None:
+            yield from _without_size(store, local / name, name, seen)
         else:
             yield name, Entry(0, "unsafe_member")
+
+
+def _without_size(store: Store, path: Path, name: str, seen: list[Path]) -> Iterator[tuple[str, Entry]]:
+    """The files behind a link to a folder; a row for a folder that may not be opened, and for what is no file."""
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+        is_link = name != _ITSELF and path.is_symlink()
+    except OSError as error:  # of a folder that may be listed, and no more, nothing else is told
+        yield name, Entry(0, problem_of(error) or "unsafe_member")
+        return
+    if is_folder and is_link:
+        yield from _linked(store, name, seen)
+    else:
+        yield name, Entry(0, "forbidden" if is_folder else "unsafe_member")
 
 
 def _linked(store: Store, name: str, seen: list[Path]) -> Iterator[tuple[str, Entry]]:
@@ -203,7 +220,7 @@ def _linked(store: Store, name: str, seen: list[Path]) -> Iterator[tuple[str, En
     yield from ((f"{name}/{folder}", Entry(0, "linked_folder")) for folder in entered)
     for below, entry in _walk(linked, seen):
         if not any(below.startswith(f"{folder}/") for folder in entered):
-            yield f"{name}/{below}", entry
+            yield name if below == _ITSELF else f"{name}/{below}", entry
 
 
 def _read_file(store: Store, name: str, limit: int) -> bytes:

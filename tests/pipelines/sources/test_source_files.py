@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -164,8 +165,30 @@ def test_what_is_not_entered_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert rows("in") == {"faces.zip/more.zip": "nested_archive"}
     assert rows("beside") == {"more/faces.tar": "nested_archive", "more/faces.7z": "unsupported_archive"}
     assert rows("shut") == {}
-    refuse(monkeypatch, more=errno.EACCES)
-    assert rows("shut") == {"more": "forbidden"}
+    (tmp_path / "shut" / "linked").symlink_to(tmp_path / "cut" / "more")
+    Store(str(tmp_path)).publish("cut/more/c.jpg", b"c")
+    refuse(monkeypatch, more=errno.EACCES, linked=errno.EACCES)
+    assert rows("shut") == {"more": "forbidden", "linked": "forbidden"}
+    refuse(monkeypatch, shut=errno.EACCES)
+    with pytest.raises(UserError, match="shut may not be opened: check its rights"):
+        rows("shut")
+
+
+def test_a_folder_that_may_be_listed_and_no_more_is_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(str(tmp_path)).publish("a.jpg", b"a")
+    Store(str(tmp_path)).publish("listed/b.jpg", b"b")
+    (tmp_path / "listed" / "link.jpg").symlink_to(tmp_path / "a.jpg")
+    plain = os.stat
+
+    def refusing(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if not isinstance(path, int) and Path(path).parent.name == "listed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return plain(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    files = open_files(str(tmp_path))
+    assert files.sizes() == {"a.jpg": 1, "listed/b.jpg": None, "listed/link.jpg": None}
+    assert files.problems() == dict.fromkeys(["listed/b.jpg", "listed/link.jpg"], "forbidden")
 
 
 def test_an_outage_is_no_broken_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
