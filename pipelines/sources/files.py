@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,7 +147,7 @@ def open_files(url: str) -> Files:
 
 
 def _folder(store: Store) -> dict[str, Entry]:
-    entries = dict(_walk(store, []))
+    entries = dict(_walk(store, _Seen()))
     if _ITSELF in entries:
         raise UserError(f"{store.url} may not be opened: check its rights")
     enter = not any(is_picture(name) for name in entries)
@@ -175,11 +176,37 @@ def _closed(member: str) -> str:
     return "nested_archive" if has_suffix(member, ARCHIVE_SUFFIXES + UNSUPPORTED_SUFFIXES) else ""
 
 
-def _walk(store: Store, seen: list[Path]) -> Iterator[tuple[str, Entry]]:
-    """The files of a folder and of the folders that it links to; `seen`: the real folders entered, the root first."""
+class _Seen:
+    """The real folders entered, the root first; there may be thousands, each behind a link."""
+
+    def __init__(self) -> None:
+        self._root: Path | None = None
+        self._entered: set[Path] = set()
+        self._below: defaultdict[Path, list[Path]] = defaultdict(list)
+
+    def add(self, real: Path) -> None:
+        """Enters a folder."""
+        self._root = self._root or real
+        if real not in self._entered:
+            self._entered.add(real)
+            for above in real.parents:
+                self._below[above].append(real)
+
+    def leads_round(self, real: Path) -> bool:
+        """Whether a folder is read under another name, or the root lies in it."""
+        above_root = self._root is not None and real in self._root.parents
+        return above_root or not self._entered.isdisjoint((real, *real.parents))
+
+    def below(self, real: Path) -> list[Path]:
+        """Those that lie in a folder."""
+        return self._below.get(real, [])
+
+
+def _walk(store: Store, seen: _Seen) -> Iterator[tuple[str, Entry]]:
+    """The files of a folder and of the folders that it links to."""
     local = store.local_path()
     if local is not None:
-        seen.append(local.resolve())
+        seen.add(local.resolve())
     for name, size in store.sizes().items():
         if is_hidden(name):
             continue
@@ -194,7 +221,7 @@ def _walk(store: Store, seen: list[Path]) -> Iterator[tuple[str, Entry]]:
             yield name, Entry(0, "unsafe_member")
 
 
-def _without_size(store: Store, path: Path, name: str, seen: list[Path]) -> Iterator[tuple[str, Entry]]:
+def _without_size(store: Store, path: Path, name: str, seen: _Seen) -> Iterator[tuple[str, Entry]]:
     """The files behind a link to a folder; a row for a folder that may not be opened, and for what is no file."""
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
@@ -208,18 +235,18 @@ def _without_size(store: Store, path: Path, name: str, seen: list[Path]) -> Iter
         yield name, Entry(0, "forbidden" if is_folder else "unsafe_member")
 
 
-def _linked(store: Store, name: str, seen: list[Path]) -> Iterator[tuple[str, Entry]]:
+def _linked(store: Store, name: str, seen: _Seen) -> Iterator[tuple[str, Entry]]:
     linked = store.child(name)
     local = linked.local_path()
     assert local is not None
     real = local.resolve()
-    if real in seen[0].parents or not {real, *real.parents}.isdisjoint(seen):
+    if seen.leads_round(real):
         yield name, Entry(0, "linked_folder")
         return
-    entered = [other.relative_to(real).as_posix() for other in seen if real in other.parents]
-    yield from ((f"{name}/{folder}", Entry(0, "linked_folder")) for folder in entered)
+    entered = {other.relative_to(real).as_posix() for other in seen.below(real)}
+    yield from ((f"{name}/{folder}", Entry(0, "linked_folder")) for folder in sorted(entered))
     for below, entry in _walk(linked, seen):
-        if not any(below.startswith(f"{folder}/") for folder in entered):
+        if not (entered and entered.intersection(map(str, PurePosixPath(below).parents))):
             yield name if below == _ITSELF else f"{name}/{below}", entry
 
 

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -245,6 +245,30 @@ def test_a_folder_that_holds_what_a_link_led_to_is_read_nevertheless(tmp_path: P
         *("a-best/s.jpg", "b-year/winter/summer/w.jpg", "b-year/x.jpg")
     }
     assert files.problems() == {"b-year/summer": "linked_folder"}
+
+
+def test_thousands_of_links_are_not_each_compared_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = PurePath.__hash__
+    looked = 0
+
+    def counted(path: PurePath) -> int:
+        nonlocal looked
+        looked += 1
+        return plain(path)
+
+    def effort(links: int) -> int:
+        nonlocal looked
+        root = tmp_path / f"{links}"
+        for index in range(links):
+            Store(str(root)).publish(f"real/{index}/a.jpg", b"a")
+            (root / "in").mkdir(exist_ok=True)
+            (root / "in" / f"{index}").symlink_to(root / "real" / f"{index}")
+        looked = 0
+        assert len(Files(str(root / "in")).sizes()) == links
+        return looked
+
+    monkeypatch.setattr(PurePath, "__hash__", counted)
+    assert effort(200) < 3 * effort(100)
 
 
 def test_unsafe_members_of_a_zip(tmp_path: Path) -> None:
