@@ -10,6 +10,7 @@ import os
 import re
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
@@ -32,6 +33,7 @@ from pipelines.secrecy import has_password, without_secrets
 
 KEY_TAG: Final = "msrrn.key"
 _KEY: Final = re.compile(r"[0-9A-Za-z._:-]{1,200}")
+_SENDING: Final = threading.Lock()
 _BATCH: Final = {"metrics": 1000, "params": 100, "tags": 100}  # what one log_batch request may hold
 
 
@@ -86,16 +88,17 @@ def sent_once(seconds: float) -> Iterator[None]:
     What is sent late can undo what others wrote since. MLflow asks the environment before each request.
     """
     told = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{max(1, round(seconds))}"}
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with _SENDING:  # of two threads, the later would take what the earlier told for what was there before
+        before = {name: os.environ.get(name) for name in told}
+        os.environ.update(told)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 @contextmanager
