@@ -85,7 +85,7 @@ def rehearsal_text(rehearsal: Rehearsal, model: str, workers: int) -> str:
         [
             f"{rehearsal.pictures} pictures, {rehearsal.bytes / 1e9:.2f} GB ({counted(rehearsal.suffixes)}); "
             f"{rehearsal.ignored} files are ignored, hidden or by their names no pictures",
-            *([f"{rehearsal.to_do} of them are to be done, the others are"] if rehearsal.begun else []),
+            *([f"{rehearsal.to_do} of them are left to be done"] if rehearsal.begun else []),
             f"unusable as listed: {counted(rehearsal.unusable)}",
             f"of {rehearsal.looked_at} drawn at random: {counted(rehearsal.statuses)}; {rehearsal.faces} faces by "
             f"{model}" + (f"; quarantined as {counted(rehearsal.reasons)}" if rehearsal.reasons else ""),
