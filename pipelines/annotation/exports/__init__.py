@@ -111,7 +111,7 @@ def mark(out: Store, what: str, older: Callable[[Store], list[str]]) -> None:
     """Notes that this is written here, which would replace the `older` files.
 
     Raises:
-        UserError: these are of no export.
+        UserError: these are of nobody who wrote the same here before.
     """
     before: list[str] = []
     with suppress(MissingError, ValueError, TypeError):  # one that was damaged says nothing
@@ -120,7 +120,7 @@ def mark(out: Store, what: str, older: Callable[[Store], list[str]]) -> None:
         return
     if replaced := older(out):
         raise UserError(
-            f"{out.url}/{replaced[0]} is there, and no export is known to have written it: give another --out, or "
-            "move it away"
+            f"{out.url}/{replaced[0]} is there, and no call like this one is known to have written it: give another "
+            "--out, or move it away"
         )
     out.publish(MARK, json.dumps(sorted({*before, what})).encode())

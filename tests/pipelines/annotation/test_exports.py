@@ -585,10 +585,10 @@ def test_what_no_export_wrote_stays(made: ExportFormat, key: str, tmp_path: Path
     out = tmp_path / "out"
     (out / key).parent.mkdir(parents=True)
     (out / key).write_bytes(b"mine")
-    with pytest.raises(UserError, match=rf"{key} is there, and no export is known to have written it"):
+    with pytest.raises(UserError, match=rf"{key} is there, and no call like this one is known to have written it"):
         export(run, made, str(out))
     if made == "coco" or made == "cvat":
-        with pytest.raises(UserError, match=rf"{key} is there, and no export"):
+        with pytest.raises(UserError, match=rf"{key} is there, and no call like this one"):
             review(run, 3, made, str(out))
     assert tree(out) == {key: b"mine"}
 

@@ -140,7 +140,7 @@ def test_an_export_beside_it_does_not_let_a_review_replace_what_is_a_persons(
     export(run, made, str(tmp_path / "out"))
     (tmp_path / "out" / "README.txt").write_text("my own")
     before = tree(tmp_path / "out")
-    with pytest.raises(UserError, match="is there, and no export is known to have written it"):
+    with pytest.raises(UserError, match="is there, and no call like this one is known to have written it"):
         review(run, 3, made, str(tmp_path / "out"))
     assert tree(tmp_path / "out") == before
 
@@ -282,7 +282,7 @@ def test_nor_is_it_by_an_export(made: ExportFormat, run: Run, tmp_path: Path) ->
 def test_a_review_replaces_nothing_of_anybodys_own(key: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "out" / key).parent.mkdir(parents=True)
     (tmp_path / "out" / key).write_text("mine")
-    with pytest.raises(UserError, match=f"{key} is there, and no export"):
+    with pytest.raises(UserError, match=f"{key} is there, and no call like this one"):
         review(run, 5, "cvat", str(tmp_path / "out"))
     assert tree(tmp_path / "out") == {key: b"mine"}
 
