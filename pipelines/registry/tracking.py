@@ -33,7 +33,7 @@ from pipelines.secrecy import has_password, without_secrets
 
 KEY_TAG: Final = "msrrn.key"
 _KEY: Final = re.compile(r"[0-9A-Za-z._:-]{1,200}")
-_SENDING: Final = threading.Lock()
+_SENDING: Final = threading.RLock()
 _BATCH: Final = {"metrics": 1000, "params": 100, "tags": 100}  # what one log_batch request may hold
 
 
