@@ -22,7 +22,7 @@ from pipelines.dataset.prepare import NoFaceError, prepare
 from pipelines.dataset.unit_records import UnitRecord
 from pipelines.errors import UserError
 from pipelines.forgotten import ForgottenPicture, read_forgotten, write_forgotten
-from pipelines.outages import MissingError
+from pipelines.outages import MissingError, OutageError
 from pipelines.progress import Progress
 from pipelines.settings import PrepareSettings
 from pipelines.storage import Store
@@ -66,7 +66,7 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
         try:
             made[name] = _made_anew(place, name, manifest, workers, progress)
         except UserError as error:
-            if in_units:
+            if in_units or isinstance(error, OutageError):
                 stuck[name] = error
             else:
                 _forget_held(place.child(name), manifest, wanted)
@@ -181,7 +181,10 @@ def _clear(place: Store, holding: Collection[str]) -> None:
 
 
 def _forget_held(dataset: Store, manifest: Manifest, wanted: Collection[str]) -> None:
-    """Takes photos, which it only holds out of its units, from a dataset of another version: it keeps its name."""
+    """Takes photos, which it only holds out of its units, from a dataset that cannot be made anew: it keeps its name.
+
+    Those of another version cannot.
+    """
     held = [photo for photo in manifest.held if photo.sha256 not in wanted]
     dataset.publish(MANIFEST, manifest.model_copy(update={"held": held}).model_dump_json(indent=1).encode())
 

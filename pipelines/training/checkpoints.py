@@ -53,7 +53,10 @@ class Told(BaseModel):
 
 
 def checked(checkpoint: bytes) -> bytes:
-    """What `TrainState.to_bytes` gave; ValueError where bits have changed since, with which torch would take it."""
+    """What `TrainState.to_bytes` gave; ValueError where bits have changed since, with which torch would take it.
+
+    Of an older checkpoint that is not known.
+    """
     if checkpoint.startswith(_ZIP):
         return checkpoint
     data = checkpoint[_DIGEST:]
