@@ -8,10 +8,12 @@ import errno
 import os
 import threading
 from collections import OrderedDict
+from functools import partial
 from typing import Final
 
 from pipelines.archives.containers import open_container
 from pipelines.archives.names import ARCHIVE_SUFFIXES, has_suffix, split_url
+from pipelines.archives.patience import insist, told
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 from pipelines.storage import Store
@@ -76,7 +78,8 @@ def held(url: str) -> HeldArchive:
     if version is None:
         raise UserError(f"{url} does not exist: check the path, or the bucket and its region")
     if archive is None or archive.version != version:
-        archive = HeldArchive(url, version)
+        with told(url):
+            archive = insist(partial(HeldArchive, url, version))
     with _archives_lock:
         _archives[key] = archive
         _archives.move_to_end(key)

@@ -17,6 +17,7 @@ from pipelines.archives.containers import _idle
 from pipelines.archives.zips import Zip
 from pipelines.decoding import Undecodable
 from pipelines.outages import OutageError
+from pipelines.sources.files import open_files
 from pipelines.storage import Store
 from tests.pipelines.containers import packed, publish, read
 
@@ -198,3 +199,19 @@ def test_a_disk_that_is_gone_makes_no_rows_of_its_archives(
     _idle.clear()
     with pytest.raises(OSError, match=f"Input/output error: '{place}'"):
         read(place, items)
+
+
+@pytest.mark.parametrize("kind", [".tar", ".tar.gz", ".zip"])
+def test_an_archive_of_annotated_photos_that_the_disk_cannot_list_is_told(
+    kind: str, tmp_path: Path, pauses: list[float], damaged: Callable[[str, int, int], None]
+) -> None:
+    place = tmp_path / f"in{kind}"
+    place.write_bytes(packed(kind, {f"{index}.jpg": b"%d" % index for index in range(3)}))
+    at = place.stat().st_size - 1 if kind == ".zip" else 0
+    damaged(place.name, at, 2)
+    assert open_files(str(place)).sizes() == {"0.jpg": 1, "1.jpg": 1, "2.jpg": 1}
+    assert pauses == [0.2, 0.8]
+    os.utime(place, ns=(1, 1))  # so that it is listed again
+    damaged(place.name, at, 100)
+    with pytest.raises(OutageError, match=rf"in\{kind}: the disk cannot read it .*run again$"):
+        open_files(str(place))
