@@ -59,6 +59,11 @@ class Box:
         """The same box on an image resized by `factor`: edges are scaled about the image's own edge."""
         return type(self)(*(float((edge + 0.5) * factor - 0.5) for edge in self.edges))
 
+    def mapped(self, transform: "Similarity") -> Self:
+        """The box of its two corners under a transform, which may not turn them."""
+        (x0, y0), (x1, y1) = transform(np.array(self.edges).reshape(2, 2)).tolist()
+        return type(self)(x0, y0, x1, y1)
+
     @property
     def edges(self) -> tuple[float, float, float, float]:
         return self.x0, self.y0, self.x1, self.y1

@@ -25,7 +25,7 @@ BACKGROUND: Final[Colour] = (128, 128, 128)
 """TRUTH is much lighter than PREDICTION and bluer, so red-green blindness keeps them apart;
 BACKGROUND sits as well on a light page as on a dark one."""
 
-PADDING: Final = 1.5
+_PADDING: Final = 1.5
 """Side of a face tile over that of the box: detector boxes cut off chins and foreheads."""
 
 _SHIFT: Final = 4
@@ -59,7 +59,7 @@ def face_tile(rgb: Picture, box: Box, shapes: Sequence[tuple[Points, Colour]], s
 
     Shapes are in pixels of `rgb`. What lies beyond the picture's edge shows BACKGROUND.
     """
-    side = PADDING * max(box.width, box.height)
+    side = face_side(box)
     upright = CropFrame.square(box.centre, side).to_pixels(size)
     # warpAffine samples without averaging, so a large face is first shrunk by area.
     shrunk = _resized(rgb, min(1.0, size / side))
@@ -77,6 +77,11 @@ def face_tile(rgb: Picture, box: Box, shapes: Sequence[tuple[Points, Colour]], s
     for shape, colour in shapes:
         tile = draw_shape(tile, upright(shape), colour)
     return tile
+
+
+def face_side(box: Box) -> float:
+    """Side of the square that `face_tile` shows of a picture, in pixels of the picture."""
+    return _PADDING * max(box.width, box.height)
 
 
 def photo_tile(rgb: Picture, faces: Sequence[tuple[Box, Points]], size: int = 400) -> Picture:

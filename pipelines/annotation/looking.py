@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import Box, CropFrame, Similarity
+from msrrn.geometry import Box, CropFrame
 from pipelines.decoding import Photo, decode, decode_grey
 from pipelines.detection import Detection, Detector
 from pipelines.detection.boxes import ordered
@@ -99,7 +99,7 @@ def _find(
     least = -np.inf if settings.min_score is None else settings.min_score
     lying = np.ascontiguousarray(np.rot90(photo.rgb, -turned // 90))
     found = [
-        Detection(_mapped(turned_back(item.box, turned, width, height), to_full), item.score)
+        Detection(turned_back(item.box, turned, width, height).mapped(to_full), item.score)
         for item in detector(lying, smallest / photo.reduction)
         if item.score >= least and item.box.side * photo.reduction >= smallest
     ]
@@ -123,11 +123,6 @@ def _crops(data: bytes, photo: Photo, frames: Sequence[CropFrame]) -> list[NDArr
 def _reduction(frame: CropFrame, most: int) -> int:
     """The strongest reduction that leaves a crop its resolution."""
     return next((factor for factor in (8, 4, 2) if factor <= most and frame.side / factor >= CROP), 1)
-
-
-def _mapped(box: Box, transform: Similarity) -> Box:
-    (x0, y0), (x1, y1) = transform(np.array(box.edges).reshape(2, 2)).tolist()
-    return Box(x0, y0, x1, y1)
 
 
 def turned_back(box: Box, turned: int, width: int, height: int) -> Box:

@@ -4,15 +4,16 @@ replaced, since the run, by another that kills its decoder."""
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 import cv2
 
+from msrrn.geometry import Box, Points
 from pipelines.annotation.faces import Shown
 from pipelines.annotation.sandbox import BEGUN, Died, Sandbox
 from pipelines.annotation.tables import Annotations
-from pipelines.decoding import Photo, Undecodable, decode
-from pipelines.drawing import PREDICTION, Picture, face_tile, photo_tile
+from pipelines.decoding import Undecodable, decode
+from pipelines.drawing import PREDICTION, Picture, face_side, face_tile, photo_tile
 from pipelines.errors import UserError
 
 SECONDS: Final = 60.0
@@ -61,23 +62,38 @@ def _drawn(data: bytes, wanted: list[Wanted]) -> Tiles:
     if not own:
         return {}
     with suppress(Undecodable, MemoryError):
-        photo = decode(data)
-        return {(kind, place): _DRAWN[kind](photo, shown) for kind, place, shown in own}
+        photo = decode(data, enough=lambda longer: max(_KINDS[kind].enough(longer, shown) for kind, _, shown in own))
+        to_reduced = photo.to_reduced(photo.reduction)
+        made: Tiles = {}
+        for kind, place, shown in own:
+            faces = [(face.box.mapped(to_reduced), to_reduced(face.shape)) for face in shown.faces]
+            made[kind, place] = _KINDS[kind].draw(photo.rgb, faces)
+        return made
     return {}
 
 
-def _face(photo: Photo, shown: Shown) -> Picture:
-    (face,) = shown.faces
-    return face_tile(photo.rgb, face.box, [(face.shape, PREDICTION)])
+class _Kind(NamedTuple):
+    """How a picture is shown."""
+
+    enough: Callable[[int, Shown], float]
+    """The longer side that a picture needs, which has one of so many pixels and shows this."""
+    draw: Callable[[Picture, Sequence[tuple[Box, Points]]], Picture]
 
 
-def _whole(photo: Photo, shown: Shown, size: int = 400) -> Picture:
-    return photo_tile(photo.rgb, [(face.box, face.shape) for face in shown.faces], size)
+def _face(size: int = 200) -> _Kind:
+    def enough(longer: int, shown: Shown) -> float:
+        (face,) = shown.faces
+        return longer * size / face_side(face.box)
+
+    def draw(rgb: Picture, faces: Sequence[tuple[Box, Points]]) -> Picture:
+        ((box, shape),) = faces
+        return face_tile(rgb, box, [(shape, PREDICTION)], size)
+
+    return _Kind(enough, draw)
 
 
-_DRAWN: Final[dict[str, Callable[[Photo, Shown], Picture]]] = {
-    "random": _face,
-    "doubtful": _face,
-    "several": _whole,
-    "none": lambda photo, shown: _whole(photo, shown, 200),
-}
+def _whole(size: int) -> _Kind:
+    return _Kind(lambda longer, shown: size, lambda rgb, faces: photo_tile(rgb, faces, size))
+
+
+_KINDS: Final = {"random": _face(), "doubtful": _face(), "several": _whole(400), "none": _whole(200)}

@@ -11,12 +11,12 @@ from msrrn.geometry import Box
 from pipelines.drawing import (
     BACKGROUND,
     BOX,
-    PADDING,
     PREDICTION,
     TRUTH,
     Colour,
     contact_sheet,
     draw_shape,
+    face_side,
     face_tile,
     photo_tile,
     to_jpeg,
@@ -120,7 +120,7 @@ def test_a_tile_shows_the_picture_and_the_shape_at_the_same_place(
     y = int(np.clip(centre[1] + offset[1] * side, 30, 269))
     left, top = x - (offset[0] + 0.5) * side, y - (offset[1] + 0.5) * side
     box = Box(left, top, left + side, top + side)
-    expected = (np.array(offset) / PADDING + 0.5) * size - 0.5
+    expected = np.array(offset) / face_side(box) * box.width * size + 0.5 * size - 0.5
     blank = plain(300, 400, BACKGROUND)
     marked = blank.copy()
     marked[y - 12 : y + 13, x - 12 : x + 13] = 255

@@ -6,15 +6,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation.faces import FAILURES, MEASURES, SHOWN, outcomes, survey
 from pipelines.annotation.page import FAILURES_SHOWN, annotation_page
+from pipelines.annotation.tiles import drawn_tiles
 from pipelines.checks import CHECKS
 from pipelines.dataset.faces import MEASURES as OF_DATASETS
-from pipelines.decoding import Undecodable
+from pipelines.decoding import Undecodable, decode
 from pipelines.errors import UserError
 from tests.factories import picture, traced
 from tests.pipelines.runs import Rows, Run, Totals, face, looked_at, quarantined, write_run
@@ -142,8 +145,29 @@ def test_an_archive_that_is_gone_costs_the_pictures_only(run: tuple[Run, Totals]
 def test_this_process_decodes_no_picture(run: tuple[Run, Totals], monkeypatch: pytest.MonkeyPatch) -> None:
     """One may have been replaced, since the run, by another that kills whoever decodes it."""
     expected = annotation_page(*run)
-    monkeypatch.setattr("pipelines.annotation.tiles.decode", lambda data: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("pipelines.annotation.tiles.decode", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     assert annotation_page(*run) == expected
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_a_large_jpeg_is_decoded_reduced_and_shown_as_if_it_were_not(orientation: int, tmp_path: Path) -> None:
+    grain = np.random.default_rng(0).integers(0, 256, (38, 51, 3), np.uint8)
+    stored = cv2.resize(grain, (1203, 905), interpolation=cv2.INTER_CUBIC)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    jpeg = picture(stored, "JPEG", quality=95, exif=exif)
+    large = decode(jpeg)
+    files = {"large.jpg": jpeg, "large.png": picture(large.rgb)}
+    images = [looked_at(name, *large.size, 1, data) for name, data in files.items()]
+    box = [150.0, 220.0, 750.0, 820.0]
+    shape = np.random.default_rng(1).uniform(200, 700, (68, 2))
+    run, _ = write_run(tmp_path, images, [face(image, 0, shape, box=box) for image in images], files=files)
+    shown = {item.uri: item for item in survey(run).chosen["random"]}
+    for kind in ("random", "several"):
+        tiles = drawn_tiles(run, {kind: [shown[name] for name in files]})
+        reduced, whole = (tiles[kind, place].astype(int) for place in range(2))
+        assert not np.array_equal(reduced, whole)
+        assert np.abs(reduced - whole).mean() < 3
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
