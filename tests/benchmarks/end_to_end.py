@@ -80,9 +80,10 @@ def _alone(files: Sequence[Path], processes: int, settings: AnnotateSettings) ->
 
 
 def _whole(folder: Path, workers: int, settings: AnnotateSettings) -> Prepared:
-    """Annotation by so many workers; Ray is there, its workers are not."""
+    """Annotation by so many workers; Ray is there where it is needed, its workers are not."""
     model = open_model("box")
-    start_ray(workers)
+    if workers > 1:
+        start_ray(workers)
     out = folder / f"out-{workers}"
     return lambda: annotate(str(folder / "in"), str(out), model, settings, workers)
 
