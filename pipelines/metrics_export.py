@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from pipelines.annotation.tables import STATUSES, SUMMARY
+from pipelines.annotation.tables import REASONS, STATUSES, SUMMARY
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
@@ -42,6 +42,7 @@ METRICS: Final = {
     "msrrn_quarantined_total": Metric("Pictures that could not be annotated.", ("reason",)),
     "msrrn_queue_units": Metric("Units of the latest annotation run that are not finished."),
     "msrrn_annotate_pictures_per_second": Metric("Speed of the latest annotation run since it was started."),
+    "msrrn_annotate_heard_timestamp_seconds": Metric("When an annotation run last told how far it was."),
     "msrrn_last_promotion_timestamp_seconds": Metric("When a challenger last became champion.", ("model",)),
     "msrrn_champion_version": Metric("Version of the champion in the registry.", ("model",)),
     "msrrn_champion_nrmse_ip": Metric(
@@ -61,13 +62,18 @@ def export_metrics(
     quarantined: Mapping[str, int] | None = None,
     queue_units: int | None = None,
     pictures_per_second: float | None = None,
+    heard: float | None = None,
 ) -> None:
     """Adds to the counters (`pictures` by status, `faces`, `quarantined` by reason) and sets the gauges given."""
     added: dict[Key, float] = {("msrrn_pictures_total", (status,)): n for status, n in (pictures or {}).items()}
     added |= {("msrrn_quarantined_total", (reason,)): n for reason, n in (quarantined or {}).items()}
     if pictures is not None:
         added["msrrn_faces_total", ()] = faces
-    gauges = {"msrrn_queue_units": queue_units, "msrrn_annotate_pictures_per_second": pictures_per_second}
+    gauges = {
+        "msrrn_queue_units": queue_units,
+        "msrrn_annotate_pictures_per_second": pictures_per_second,
+        "msrrn_annotate_heard_timestamp_seconds": heard,
+    }
 
     def change(values: dict[Key, float]) -> None:
         for key, value in added.items():
@@ -102,7 +108,7 @@ def _rewrite(change: Callable[[dict[Key, float]], None]) -> None:
     if not folder:
         return
     try:
-        path = Path(folder, FILE)
+        path = Path(folder, FILE).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
             values = _read(path)
@@ -121,6 +127,8 @@ def metered(out: str, images_per_unit: int, update: Callable[..., None]) -> Iter
     Gives what to call instead of `update(done, total, ...)`. Counted is what `summary.json` says beyond what it said
     before, so that a finished run that is started again adds nothing, and one with new pictures adds those.
     """
+    # Prometheus sees no increase in what it has not seen before.
+    export_metrics(pictures=dict.fromkeys(STATUSES, 0), quarantined=dict.fromkeys(REASONS, 0))
     before = _counted(out)
     meter = _Meter(images_per_unit, update)
     yield meter
@@ -180,6 +188,7 @@ class _Meter:
         export_metrics(
             queue_units=-(-(self._total - self._done) // self._per_unit),
             pictures_per_second=worked / seconds if worked and seconds else None,
+            heard=time.time(),
         )
 
 

@@ -10,9 +10,8 @@ import pytest
 from pipelines.metrics_export import METRICS
 from tests.infra.files import INFRA, read_yaml
 
-OF_THE_NODE_EXPORTER = {"node_textfile_mtime_seconds": ("file",)}
 OF_PROMETHEUS = {"instance", "job"}
-NAME = re.compile(r"\b(?:msrrn|node)_\w+\b")
+NAME = re.compile(r"\bmsrrn_\w+\b")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def expressions(dashboard: Any, alerts: list[Any]) -> Iterator[str]:
 
 
 def test_expressions_use_metrics_and_labels_that_exist(dashboard: Any, alerts: list[Any]) -> None:
-    labels = {name: metric.labels for name, metric in METRICS.items()} | OF_THE_NODE_EXPORTER
+    labels = {name: metric.labels for name, metric in METRICS.items()}
     for expression in expressions(dashboard, alerts):
         used = set(NAME.findall(expression))
         assert used, expression

@@ -48,6 +48,7 @@ def test_counters_go_on_and_gauges_are_replaced(metrics: Path) -> None:
 
 def test_every_metric_can_be_exported(metrics: Path) -> None:
     export_metrics(pictures={"no_face": 1}, quarantined={'a "b" \\ \n': 1}, queue_units=1, pictures_per_second=1)
+    export_metrics(heard=1.8e9)
     export_champion("msrrn", 7, {"msrrn.nrmse_ip": "0.04370"}, promoted=1.7e9)
     exported = read(metrics)
     assert {name.partition("{")[0] for name in exported} == METRICS.keys()
@@ -125,7 +126,9 @@ def test_a_run_is_counted_once_and_new_pictures_are_added(
         with metered(out, 1, lambda *_: None) as update:
             summary = annotate(str(album), out, model, AnnotateSettings(images_per_unit=1), 1, update)
         assert summary.images == len(list(album.iterdir()))
-        return read(metrics)
+        found = read(metrics)
+        del found["msrrn_annotate_heard_timestamp_seconds"]
+        return found
 
     first = run()
     assert first["msrrn_pictures_total{quarantined}"] == first["msrrn_quarantined_total{empty}"] == 1
@@ -155,5 +158,21 @@ def test_a_run_is_watched_while_it_goes_on(metrics: Path, tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert seen == [(60, 0, "listing pictures"), (0, 95), (30, 95)]
-    assert read(metrics)["msrrn_queue_units"] == 7
-    assert "msrrn_faces_total" not in read(metrics)
+    exported = read(metrics)
+    assert exported["msrrn_queue_units"] == 7
+    # Before they are first counted: what is not there cannot increase.
+    counters = {name: value for name, value in exported.items() if "_total" in name}
+    assert {"msrrn_pictures_total{quarantined}", "msrrn_quarantined_total{timeout}"} < counters.keys()
+    assert not any(counters.values())
+
+
+def test_what_is_told_of_a_champion_is_no_word_of_a_run(
+    metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its age, an alert knows that a run is stuck."""
+    monkeypatch.setattr("time.time", lambda: 1.8e9)
+    with metered(str(tmp_path), 10, lambda *_: None) as update:
+        update(30, 95)
+    monkeypatch.setattr("time.time", lambda: 1.9e9)
+    export_champion("msrrn", 7, {}, promoted=None)
+    assert read(metrics)["msrrn_annotate_heard_timestamp_seconds"] == 1.8e9
