@@ -79,9 +79,8 @@ class Model:
 
     @property
     def val_share(self) -> float:
-        """The share of photos that its dataset held out, where they were not declared."""
-        share = self.card.training.dataset_settings.val_share
-        return VAL_SHARE if share is None else share
+        """The share of photos that its dataset held out where they were not declared; the usual one, if none."""
+        return self.card.training.dataset_settings.val_share or VAL_SHARE
 
     @cached_property
     def photos(self) -> frozenset[str]:

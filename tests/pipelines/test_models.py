@@ -13,6 +13,8 @@ from msrrn.artifact import CARD, WEIGHTS
 from msrrn.openvino import OpenVinoPredictor
 from pipelines.errors import UserError
 from pipelines.models import Model, export_model, initial_weights, read_model
+from pipelines.opening import open_model
+from pipelines.settings import VAL_SHARE
 from tests.factories import tiny_model
 
 MEAN = np.random.default_rng(0).uniform(0.2, 0.8, (68, 2)).astype(np.float32)
@@ -34,6 +36,12 @@ def test_a_model_travels(artifact: Path) -> None:
     assert hash(copy) == hash(model)
     np.testing.assert_array_equal(copy.predictor.predict(CROPS).stages, expected.stages)
     assert expected.stages.shape == (3, 5, 68, 2)
+
+
+def test_what_is_trained_on_all_photos_is_measured_on_the_usual_share() -> None:
+    box = open_model("box")
+    assert box.card.training.dataset_settings.val_share == 0
+    assert box.val_share == VAL_SHARE
 
 
 def test_the_predictor_is_made_once(artifact: Path, tmp_path: Path) -> None:
