@@ -55,6 +55,7 @@ def trained_ert(dataset: str, folder: Path, threads: int, cascades: int = CASCAD
     """
     store = Store(dataset)
     manifest = read_manifest(store)
+    folder = folder.absolute()  # workers may have another working directory
     name = hashlib.sha256(f"{manifest.name} {cascades} {dlib.__version__}".encode()).hexdigest()[:12]
     file = folder / f"ert-{name}.dat"
     margin = float(manifest.settings["crop_margin"])
@@ -100,6 +101,8 @@ def _box(margin: float) -> Any:
 
 @cache
 def _predictor(file: Path) -> Any:
+    if not file.exists():
+        raise UserError(f"{file} is not on this machine: give --ert-folder a folder that all workers share")
     try:
         return dlib.shape_predictor(str(file))
     except RuntimeError as error:

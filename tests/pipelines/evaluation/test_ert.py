@@ -1,5 +1,6 @@
 """dlib's trainer on a dataset's crops."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from msrrn.metrics import nrmse_ip
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest
+from pipelines.errors import UserError
 from pipelines.evaluation import ert as station
 from pipelines.evaluation.ert import trained_ert
 from pipelines.storage import Store
@@ -29,6 +31,10 @@ def test_it_learns_the_faces_and_is_found_again(
     monkeypatch.setattr(station, "_train", lambda *_: pytest.fail("it was trained again"))
     assert trained_ert(store.url, tmp_path / "ert", 1, cascades=3) == found
     assert [path.name for path in (tmp_path / "ert").iterdir()] == [found.file.name]
+    monkeypatch.chdir(tmp_path)
+    assert trained_ert(store.url, Path("ert"), 1, cascades=3) == found  # for a worker in another place, too
+    with pytest.raises(UserError, match=r"other\.dat is not on this machine: give --ert-folder"):
+        replace(found, file=found.file.with_name("other.dat")).predict(images)
 
 
 def test_a_killed_training_leaves_nothing_behind(
