@@ -30,6 +30,7 @@ from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.evaluation.ert import Ert
 from pipelines.models import Model
+from pipelines.outages import OutageError
 from pipelines.progress import Counted
 from pipelines.pyramid import crop, frame_around, sharpness
 from pipelines.settings import VAL_SHARE, BoxesBy, Precision
@@ -216,9 +217,15 @@ def seen_note(evaluation: Evaluation) -> str:
 
 
 def photo_of(face: FaceResult) -> Photo | None:
-    """The photo of an evaluated face; None where it is gone, or another one has its name."""
+    """The photo of an evaluated face; None where it is gone, or another one has its name.
+
+    Raises:
+        OutageError: its storage does not answer.
+    """
     try:
         data = Files(face.root).read(face.uri)
+    except OutageError:
+        raise
     except (UserError, OSError):
         return None
     return decode(data) if hashlib.sha256(data).hexdigest() == face.photo_sha256 else None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from msrrn.geometry import LEVELS, CropFrame, within
 from msrrn.metrics import failure_rate, nrmse_ip
 from pipelines.engine import run_units
+from pipelines.errors import UserError
 from pipelines.evaluation.ert import Ert
 from pipelines.evaluation.evaluate import FaceResult, photo_of
 from pipelines.models import Model
@@ -85,11 +86,17 @@ class RobustnessRow(NamedTuple):
 
 
 def robustness(model: Model, ert: Ert | None, faces: Sequence[FaceResult], workers: int) -> list[RobustnessRow]:
-    """A row for each of `PERTURBATIONS`, over all faces whose photos are still there."""
+    """A row for each of `PERTURBATIONS`, over all faces.
+
+    Raises:
+        UserError: the photo of one is gone.
+    """
     per_unit = 16
     units = [tuple(faces[start : start + per_unit]) for start in range(0, len(faces), per_unit)]
     # Units end in any order, on which the last bits of a sum hang.
     errors = np.sort(np.concatenate(list(run_units(_errors, (model, ert), units, workers))), axis=0)
+    if len(errors) < len(faces):
+        raise UserError(f"{len(faces) - len(errors)} photos are gone since they were evaluated: run again")
     return [
         RobustnessRow(
             perturbation.name,

@@ -18,7 +18,7 @@ from pipelines.evaluation import robustness as station
 from pipelines.evaluation.benchmark import ERT, PUBLISHED, SEEN, Benchmark, Speed, benchmark
 from pipelines.evaluation.benchmark_page import benchmark_page, write_benchmark
 from pipelines.evaluation.ert import Ert, trained_ert
-from pipelines.evaluation.evaluate import Evaluation, FaceResult
+from pipelines.evaluation.evaluate import Evaluation, FaceResult, evaluate
 from pipelines.evaluation.robustness import PERTURBATIONS, RobustnessRow, robustness
 from pipelines.models import Model
 from pipelines.storage import Store
@@ -152,6 +152,13 @@ def test_the_order_in_which_units_end_changes_no_bit(model: Model, monkeypatch: 
         monkeypatch.setattr(station, "run_units", lambda *job, ended=ended: iter(ended))
         orders.append(robustness(model, None, [], 1))
     assert [[row[:4] for row in rows] for rows in orders] == [[row[:4] for row in orders[0]]] * 3
+
+
+def test_a_face_that_is_gone_is_left_out_of_no_row(annotated: Path, model: Model) -> None:
+    found = evaluate(model, [str(annotated)], "held-out", 1)
+    gone = replace(found.faces[0], uri="gone.jpg")
+    with pytest.raises(UserError, match=r"^1 photos are gone since they were evaluated"):
+        robustness(model, None, [gone], 1)
 
 
 def test_the_command_says_what_it_measured(
