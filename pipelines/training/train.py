@@ -16,7 +16,7 @@ from typing import Final
 import torch
 
 from msrrn.artifact import CARD, WEIGHTS, Card, save
-from msrrn.calibration import Calibration
+from msrrn.calibration import LEAST_FACES, Calibration
 from msrrn.config import PRESETS
 from msrrn.network import MSRRN
 from msrrn.provenance import DatasetSettings, InitialWeights, Recipe, Training
@@ -206,7 +206,8 @@ def _card(
         metrics={
             "protocol": "validation faces of the dataset, crops from detector boxes, NRMSE over the pupils' "
             "distance (IP), fractions"
-            + (f"; {metrics[SEEN]} of their photos were learned by what it started from" if SEEN in metrics else ""),
+            + (f"; {metrics[SEEN]} of their photos were learned by what it started from" if SEEN in metrics else "")
+            + ("; too few of them to calibrate the confidence" if manifest.counts["val"] < LEAST_FACES else ""),
             **metrics,
         },
     )
