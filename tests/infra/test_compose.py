@@ -16,7 +16,7 @@ PUBLIC = {"PREFECT_PUBLIC_URL": "https://faces.example:4200", "MLFLOW_HOSTS": "f
 BOTH = ("compose.yaml", "compose.tls.yaml")
 
 
-@pytest.mark.parametrize("file", BOTH)
+@pytest.mark.parametrize("file", [*BOTH, "compose.gpu.yaml"])
 def test_it_is_as_the_compose_specification_wants_it(file: str) -> None:
     check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(INFRA / file)]
     result = subprocess.run(check, capture_output=True, text=True, check=False)
@@ -49,6 +49,7 @@ def test_ports_are_bound_to_loopback_unless_told_otherwise() -> None:
     opened = compose(SECRETS | {"MSRRN_BIND": "0.0.0.0"})
     assert opened["prefect-server"]["ports"] == ["0.0.0.0:4200:4200"]
     assert opened["ray-head"]["ports"] == ["127.0.0.1:8265:8265"]
+    assert opened["metrics"]["ports"] == ["127.0.0.1:9100:9100"]
 
 
 def test_versions_are_pinned_and_agree_with_the_constraints() -> None:
