@@ -31,6 +31,9 @@ from pipelines.settings import AnnotateSettings, EngineChoice
 from tests.benchmarks.pictures import mix
 from tests.benchmarks.turns import Job, Prepared, by_turns
 
+RAY_SECONDS = 15.0
+"""After it says that it is there, Ray starts processes that take five seconds of a core."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -84,6 +87,7 @@ def _whole(folder: Path, workers: int, settings: AnnotateSettings) -> Prepared:
     model = open_model("box")
     if workers > 1:
         start_ray(workers)
+        time.sleep(RAY_SECONDS)
     out = folder / f"out-{workers}"
     return lambda: annotate(str(folder / "in"), str(out), model, settings, workers)
 
