@@ -16,7 +16,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentTriggerTypes
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from flows.gate import has_server
 from pipelines.errors import UsageError, UserError
@@ -75,7 +75,7 @@ def deployments(file: Path) -> tuple[list[RunnerDeployment], dict[str, str]]:
         }
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): give --file, a prefect.yaml") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
         raise UserError(f"{file} describes no deployments: {str(error).splitlines()[0]}") from error
 
 

@@ -37,6 +37,11 @@ def test_what_prefect_deploys_is_served() -> None:
         (None, r"prefect\.yaml cannot be read \(No such file or directory\): give --file"),
         ("deployments: [", "describes no deployments"),
         ("name: msrrn", "describes no deployments: 'deployments'"),
+        ("deployments: [{name: gone, entrypoint: flows/gone.py:run}]", "describes no deployments: No module named"),
+        (
+            "deployments: [{name: odd, entrypoint: flows/retrain.py:retrain, schedules: [{cron: often}]}]",
+            "describes no deployments: Invalid cron",
+        ),
         ("deployments: [{name: evil, entrypoint: ../elsewhere.py:run}]", "describes no deployments: 1 validation"),
         (
             "deployments: [{name: odd, entrypoint: flows/promote.py:promote, triggers: [{posture: odd}]}]",
