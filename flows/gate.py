@@ -37,12 +37,12 @@ POLL_SECONDS: Final = 10
 def enter(
     artifact: str,
     sources: list[str] | None,
-    selection: Selection,
+    selection: Selection | None,
     name: str,
     workers: int,
     settings: GateSettings,
     again: bool = False,
-    source_format: str = "auto",
+    source_format: str | None = None,
 ) -> Challenge:
     """Evaluates a model and registers it, where it is not yet."""
     return gate.challenge_of(artifact, sources, selection, name, workers, settings, again, source_format)

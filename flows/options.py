@@ -5,7 +5,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,6 +28,8 @@ Commands = Any
 """What `ArgumentParser.add_subparsers` returns; argparse keeps its type to itself."""
 
 Runner = Callable[[argparse.Namespace], int | None]
+
+_WITH_DATA: Final = "; only with --data"
 
 
 def add_command(commands: Commands, name: str, run: Runner, text: str, examples: str) -> argparse.ArgumentParser:
@@ -92,12 +94,13 @@ def add_data(parser: argparse.ArgumentParser, required: bool = True) -> None:
     )
 
 
-def add_format(parser: argparse.ArgumentParser) -> None:
+def add_format(parser: argparse.ArgumentParser, data_required: bool = True) -> None:
+    """`None` is nothing said, where --data may be left out."""
     parser.add_argument(
         "--format",
         choices=("auto", *get_args(SourceFormat)),
-        default="auto",
-        help="format of --data (default: found out by looking at it)",
+        default="auto" if data_required else None,
+        help="format of --data (default: found out by looking at it)" + ("" if data_required else _WITH_DATA),
     )
 
 
@@ -110,13 +113,15 @@ def share(text: str) -> float:
     return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
 
 
-def add_split(parser: argparse.ArgumentParser, default: str) -> None:
+def add_split(parser: argparse.ArgumentParser, default: str, data_required: bool = True) -> None:
+    """`None` is nothing said, where --data may be left out."""
     parser.add_argument(
         "--split",
         choices=("held-out", "val", "all"),
-        default=default,
+        default=default if data_required else None,
         help="which photos: those that the source declares val or test, or all where it declares none (held-out); "
-        "those that `prepare` holds out (val); every one (all) (default: %(default)s)",
+        f"those that `prepare` holds out (val); every one (all) (default: {default})"
+        + ("" if data_required else _WITH_DATA),
     )
 
 

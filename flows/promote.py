@@ -43,13 +43,13 @@ def promote(
     model: Annotated[Place, Field(description="an artifact directory, or models:/NAME/VERSION")],
     name: ModelName = NAME,
     data: Sources | None = None,
-    selection: Selection = "val",
+    selection: Selection | None = None,
     settings: GateSettings | None = None,
     again: bool = False,
     approve: bool = False,
     approval_hours: Annotated[float, Field(gt=0, le=24 * 365)] = APPROVAL_HOURS,
     workers: Workers = 2,
-    source_format: Format = "auto",
+    source_format: Format | None = None,
 ) -> PromoteResult:
     """Puts a model through the gate: it becomes champion, is kept out, or nothing is decided.
 
@@ -58,13 +58,14 @@ def promote(
         name: the registered model that it is a version of, or becomes one.
         data: sources of annotated photos; none: those that it was evaluated on when it was registered, and their
             format.
-        selection: which photos of them: held out of training (`val`), declared as such (`held-out`), `all`.
+        selection: which photos of `data`: held out of training (`val`, where nothing is said), declared as such
+            (`held-out`), `all`.
         settings: thresholds of the gate.
         again: judge what was judged on the same faces before.
         approve: hold a promotion until a person resumes the paused run.
         approval_hours: for how long; afterwards the run fails, and the champion stays.
         workers: Ray workers.
-        source_format: of `data`.
+        source_format: of `data`; where nothing is said, `auto`.
     """
     ask = asking(approve, approval_hours)
     challenge = enter(model, data, selection, name, workers, settings or GateSettings(), again, source_format)

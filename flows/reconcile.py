@@ -43,7 +43,7 @@ def reconcile(
 
     def judge(version: ModelVersion) -> str:
         uri = f"models:/{version.name}/{version.version}"
-        challenge = enter(uri, None, "val", version.name, workers, settings or GateSettings())
+        challenge = enter(uri, None, None, version.name, workers, settings or GateSettings())
         decision, _ = pass_gate(challenge, ask)
         return f"{decision.verdict}. {decision.reason}"
 

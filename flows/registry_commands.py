@@ -72,8 +72,8 @@ def _promote(commands: Commands) -> None:
     )
     add_model(parser, required=True)
     add_data(parser, required=False)
-    add_format(parser)
-    add_split(parser, "val")
+    add_format(parser, data_required=False)
+    add_split(parser, "val", data_required=False)
     parser.add_argument(
         "--again",
         action="store_true",

@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
-from pipelines.errors import UserError
+from pipelines.errors import UsageError, UserError
 from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
 from pipelines.models import ONNX_FILE, Model, read_model
 from pipelines.opening import open_model
@@ -178,24 +178,30 @@ def pass_gate(
 def challenge_of(
     artifact: str,
     sources: Sequence[str] | None,
-    selection: Selection,
+    selection: Selection | None,
     name: str,
     workers: int,
     settings: GateSettings,
     again: bool = False,
-    source_format: str = "auto",
+    source_format: str | None = None,
 ) -> Challenge:
     """Evaluates a model (an artifact or a URI) and registers it as a version of `name`, if it is not one.
 
-    Without `sources`, a registered version is evaluated where, and as, it was when it was registered.
+    Without `sources`, a registered version is evaluated where, and as, it was when it was registered. Of `sources`,
+    no selection is `val`, and no format is `auto`.
 
     Raises:
+        UsageError: there is a selection or a format, and no sources.
         UserError: the model, the sources or the registry cannot be used.
     """
+    if sources is None and (selection or source_format):
+        option = "--split" if selection else "--format"
+        raise UsageError(f"{option} needs --data: without it, the model is judged on what it was evaluated on")
     if artifact.startswith("models:") and not artifact.startswith((f"models:/{name}/", f"models:/{name}@")):
         raise UserError(f"{artifact} is not a version of {name!r}: give --name, or the artifact's directory")
     if sources is None:
         sources, selection, source_format = _evaluated_on(artifact)
+    selection = selection or "val"
     model = open_model(artifact)
     if ONNX_FILE in dict(model.files):
         raise UserError(f"{artifact} is an export: promote the artifact that it was made from")
@@ -205,7 +211,7 @@ def challenge_of(
         selection,
         workers,
         val_share=model.val_share,
-        source_format=source_format,
+        source_format=source_format or "auto",
         unseen_by=[model],
     )
     version = record(artifact, model, evaluation, name, sources)
@@ -219,7 +225,7 @@ def judged_where_registered(version: ModelVersion, workers: int, settings: GateS
         UserError: the photos or the registry cannot be used.
     """
     uri = f"models:/{version.name}/{version.version}"
-    decision, _ = pass_gate(challenge_of(uri, None, "val", version.name, workers, settings))
+    decision, _ = pass_gate(challenge_of(uri, None, None, version.name, workers, settings))
     return f"{decision.verdict}. {decision.reason}"
 
 

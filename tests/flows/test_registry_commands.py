@@ -87,6 +87,19 @@ def test_a_version_is_judged_where_it_was_registered(
     assert "does not say which photos it was evaluated on" in said
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--split", "all"), ("--split", "val"), ("--format", "300w"), ("--format", "auto")]
+)
+def test_what_is_said_of_photos_that_are_not_named_is_refused(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = fails(capsys, "promote", "--model", "models:/msrrn/1", option, value, code=2)
+    assert f"{option} needs --data: without it, the model is judged on what it was evaluated on" in said
+    with pytest.raises(SystemExit):
+        main(["promote", "--help"])
+    assert capsys.readouterr().out.count("only with --data") == 2
+
+
 def test_thresholds_are_checked_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
     said = fails(capsys, "promote", "--model", "nowhere", "--data", "x", "--gate-confidence", "7", code=2)
     assert "--gate-confidence 7.0: Input should be less than 1" in said

@@ -12,7 +12,7 @@ import pytest
 
 from msrrn.artifact import CARD
 from msrrn.provenance import DatasetSettings, Training
-from pipelines.errors import UserError
+from pipelines.errors import UsageError, UserError
 from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
 from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.promotion import gate as station
@@ -285,8 +285,18 @@ def test_a_version_knows_where_it_can_be_judged(artifacts: dict[str, str], annot
         key = f"msrrn.{tag}"
         client().set_model_version_tag("where", "1", key, edited)
         with pytest.raises(UserError, match=rf"models:/where/1: the tag `{key}` does not say .*--data"):
-            challenge_of("models:/where/1", None, "val", "where", 1, LENIENT)
+            challenge_of("models:/where/1", None, None, "where", 1, LENIENT)
         client().set_model_version_tag("where", "1", key, made.version.tags[key])
+
+
+def test_without_sources_nothing_is_said_of_them(artifacts: dict[str, str], annotated: Path) -> None:
+    challenge_of(artifacts["good"], [str(annotated)], "all", "as before", 1, LENIENT, source_format="300w")
+    made = challenge_of("models:/as before/1", None, None, "as before", 1, LENIENT)
+    assert (made.sources, made.selection) == ([str(annotated.absolute())], "all")
+    with pytest.raises(UsageError, match="--split needs --data"):
+        challenge_of("models:/as before/1", None, "all", "as before", 1, LENIENT)
+    with pytest.raises(UsageError, match="--format needs --data"):
+        challenge_of("models:/as before/1", None, None, "as before", 1, LENIENT, source_format="300w")
 
 
 def test_a_version_is_judged_in_the_format_that_was_said(
