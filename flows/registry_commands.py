@@ -120,7 +120,7 @@ def _models(commands: Commands) -> None:
         from pipelines.tables import log_text, models_text
 
         if call.log:
-            lines = {name: log(name) for name in ([call.name] if call.name else names())}
+            lines = {name: log(name) for name in ([call.name] if call.name else names(None))}
             if call.json:
                 print_json({name: [line.model_dump() for line in each] for name, each in lines.items()})
             else:

@@ -57,10 +57,10 @@ def reconcile(
     seconds belongs to nobody.
 
     Raises:
-        UserError: MLflow or a place cannot be reached.
+        UserError: others are registered, but not `name`; MLflow or a place cannot be reached.
     """
     found: list[Finding] = []
-    for each in [name] if name else names():
+    for each in names(name):
         line = finish_turn(each, patience, on_wait)
         if line:
             what = f"{line.turn.what}, version {line.turn.version}, by {line.turn.who} was cut off"

@@ -25,6 +25,7 @@ from pipelines.registry.versions import (
     ModelVersion,
     aliases_of,
     find_version,
+    require_model,
     require_store,
     versions_of,
 )
@@ -122,11 +123,12 @@ def rollback(
 
     Raises:
         OvertakenError: another version became champion meanwhile.
-        UserError: there is no champion, or none before it.
+        UserError: there is no such model, no champion, or none before it.
     """
     require_store(f"{name}@{CHAMPION}")
     mlflow = client()
     with reaching_mlflow():
+        require_model(mlflow, name)
         ledger = open_ledger(mlflow, name)
         # First the ledger, then the alias: whoever moves it in between writes a line that is not known here.
         known = ledger.lines()
@@ -172,13 +174,20 @@ def rollback(
 
 
 def log(name: str) -> list[Line]:
-    """The ledger of a registered model, oldest first."""
+    """The ledger of a registered model, oldest first; of one that was deleted, too.
+
+    Raises:
+        UserError: others are registered, but not `name`, and it has no line; MLflow cannot be reached.
+    """
     if not store_exists():
         return []
     mlflow = client()
     with reaching_mlflow():
         ledger = find_ledger(mlflow, name)
-        return ledger.lines() if ledger else []
+        lines = ledger.lines() if ledger else []
+        if not lines:
+            require_model(mlflow, name, or_none=True)
+        return lines
 
 
 def await_approval(name: str, version: int, reason: str) -> None:

@@ -175,6 +175,15 @@ def _check(directory: Path) -> None:
         raise UserError(str(error)) from error
 
 
+def require_model(mlflow_client: MlflowClient, name: str, or_none: bool = False) -> None:
+    """Raises UserError where no model has this name; with `or_none`, only where others are registered."""
+    if _registered(mlflow_client, name) is not None:
+        return
+    others = ", ".join(_names(mlflow_client))
+    if others or not or_none:
+        raise UserError(f"No model {name!r} is registered at {shown_uri()}; there is {others or 'none yet'}")
+
+
 def find_version(mlflow_client: MlflowClient, name: str, version: int) -> ModelVersion:
     """Raises UserError where there is no such model or version."""
     return _find(mlflow_client, name, str(version), None)
@@ -183,8 +192,7 @@ def find_version(mlflow_client: MlflowClient, name: str, version: int) -> ModelV
 def _find(mlflow_client: MlflowClient, name: str, version: str | None, alias: str | None) -> ModelVersion:
     versions = versions_of(mlflow_client, name)
     if not versions:
-        names = ", ".join(_names(mlflow_client)) or "none yet"
-        raise UserError(f"No model {name!r} is registered at {shown_uri()}; there is {names}")
+        require_model(mlflow_client, name)
     for candidate in versions:
         if alias in candidate.aliases or str(candidate.version) == version:
             return candidate
@@ -192,7 +200,7 @@ def _find(mlflow_client: MlflowClient, name: str, version: str | None, alias: st
         aliases = sorted(known for candidate in versions for known in candidate.aliases)
         raise UserError(f"Model {name!r} has no alias {alias!r}; it has {', '.join(aliases) or 'none'}")
     numbers = ", ".join(str(candidate.version) for candidate in versions)
-    raise UserError(f"Model {name!r} has no version {version}; it has {numbers}")
+    raise UserError(f"Model {name!r} has no version {version}; it has {numbers or 'none'}")
 
 
 def _download(model: ModelVersion, cache: Path) -> Path:
@@ -238,24 +246,22 @@ def version_of(name: str, number: int) -> ModelVersion:
 
 
 def models(name: str | None) -> list[ModelVersion]:
-    """The versions of `name`, or of every model by name; newest first."""
+    """The versions of `name`, or of every model by name; newest first.
+
+    Raises:
+        UserError: others are registered, but not `name`; MLflow cannot be reached.
+    """
     if not store_exists():
         return []
     mlflow_client = client()
     with reaching_mlflow():
-        chosen = [name] if name else _names(mlflow_client)
-        return [version for each in chosen for version in versions_of(mlflow_client, each)]
+        return [version for each in _chosen(mlflow_client, name) for version in versions_of(mlflow_client, each)]
 
 
 def aliases_of(mlflow_client: MlflowClient, name: str) -> dict[str, int]:
     """Alias → version; none where there is no such model."""
-    try:
-        aliases = mlflow_client.get_registered_model(name).aliases
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return {}
-    return {alias: int(version) for alias, version in aliases.items()}
+    found = _registered(mlflow_client, name)
+    return {alias: int(version) for alias, version in found.aliases.items()} if found else {}
 
 
 def versions_of(mlflow_client: MlflowClient, name: str) -> list[ModelVersion]:
@@ -268,13 +274,34 @@ def versions_of(mlflow_client: MlflowClient, name: str) -> list[ModelVersion]:
     return sorted(records, key=lambda each: each.version, reverse=True)
 
 
-def names() -> list[str]:
-    """Every registered model."""
+def names(name: str | None) -> list[str]:
+    """`name`, or every registered model; none where there is no store.
+
+    Raises:
+        UserError: others are registered, but not `name`; MLflow cannot be reached.
+    """
     if not store_exists():
         return []
     mlflow_client = client()
     with reaching_mlflow():
+        return _chosen(mlflow_client, name)
+
+
+def _chosen(mlflow_client: MlflowClient, name: str | None) -> list[str]:
+    if not name:
         return _names(mlflow_client)
+    require_model(mlflow_client, name, or_none=True)
+    return [name]
+
+
+def _registered(mlflow_client: MlflowClient, name: str) -> Any:
+    """What MLflow knows of a model; None where there is no such model."""
+    try:
+        return mlflow_client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _names(mlflow_client: MlflowClient) -> list[str]:

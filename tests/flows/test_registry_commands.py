@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import Judgement
 from pipelines.promotion.reconcile import reconcile
 from pipelines.registry.succession import log
-from pipelines.registry.versions import ModelVersion, champion
+from pipelines.registry.tracking import client
+from pipelines.registry.versions import ModelVersion, champion, names
 from tests.factories import tiny_model
 from tests.pipelines.registry.test_succession import crashed, make_versions
 
@@ -148,6 +150,42 @@ def test_approval_on_the_terminal_from_end_to_end(
     assert "not on a Friday" in json.loads(said)["reason"]
     assert champion("friday") is None
     assert [line.turn.what for line in log("friday")] == ["kept"]
+
+
+MISTYPED = (
+    ("models",),
+    ("models", "--json"),
+    ("models", "--log"),
+    ("reconcile", "--workers", "1"),
+    ("rollback", "--reason", "misses profiles"),
+)
+
+
+@pytest.mark.parametrize("call", MISTYPED)
+def test_a_mistyped_name_is_told(call: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    if "typed" not in names(None):
+        make_versions("typed", 1)
+    said = fails(capsys, *call, "--name", "tpyed", code=1)
+    assert "No model 'tpyed' is registered at " in said
+    assert "typed" in said.partition("there is ")[2]
+    assert client().get_experiment_by_name("tpyed-promotions") is None
+
+
+def test_where_nothing_is_registered_yet_no_name_is_mistyped(
+    empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for call, said in (
+        (["models"], "no model is registered yet"),
+        (["models", "--log"], "nothing was decided yet"),
+        (["reconcile", "--workers", "1"], "nothing to do"),
+    ):
+        assert main(call) == main([*call, "--name", "msrrn"]) == 0
+        assert capsys.readouterr().out.count(said) == 2
+    said = fails(capsys, "rollback", "--reason", "misses profiles", code=1)
+    assert "No model 'msrrn' is registered at " in said
+    assert "there is none yet" in said
 
 
 def test_reconcile_says_what_it_did(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,15 @@ def test_where_all_is_well_nothing_is_done(mlflow_store: Path) -> None:
     settle("well", "promoted", 1, None, "first", "me")
     settle("well", "promoted", 2, 1, "better", "me")
     assert mended("well") == []
-    assert mended("no such model") == []
+
+
+def test_a_name_that_no_model_has_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    make_versions("some", 1)
+    place = Store(str(tmp_path))
+    place.publish("lease.json", b'{"token": "x", "host": "elsewhere", "pid": 1, "started": 1.0}')
+    with pytest.raises(UserError, match=r"No model 'smoe' is registered at .*some"):
+        mended("smoe", places=[str(tmp_path)])
+    assert place.keys("") == ["lease.json"]
 
 
 def test_what_died_between_two_aliases_is_finished_once() -> None:
@@ -187,7 +195,8 @@ def test_a_champion_that_was_deleted_is_said_and_nobody_takes_its_place() -> Non
 def test_leases_of_the_dead_are_freed(tmp_path: Path) -> None:
     place = Store(str(tmp_path))
     place.publish("set/lease.json", b'{"token": "x", "host": "elsewhere", "pid": 1, "started": 1.0}')
-    (found,) = reconcile(judge, "nothing", places=[str(tmp_path)], patience=0)
+    make_versions("leased", 1)
+    (found,) = reconcile(judge, "leased", places=[str(tmp_path)], patience=0)
     assert (found.where, found.done) == (f"{tmp_path}/set/lease.json", "freed")
     assert place.keys("") == []
 

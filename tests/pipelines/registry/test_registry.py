@@ -119,6 +119,22 @@ def test_an_artifact_is_registered_once(run: RunRecord, make_artifact: Callable[
     assert {each.name for each in registry.models(None)} >= {"once", "another"}
 
 
+def test_a_name_that_no_model_has_is_told_where_there_are_others(three: list[Path]) -> None:
+    with pytest.raises(UserError, match=r"No model 'there' is registered at .*three"):
+        registry.models("there")
+    with pytest.raises(UserError, match=r"No model 'there' is registered at .*three"):
+        registry.names("there")
+    assert registry.names("three") == ["three"]
+    assert "three" in registry.names(None)
+
+
+def test_a_model_without_versions_is_one(mlflow_store: Path) -> None:
+    tracking.client().create_registered_model("bare")
+    assert registry.models("bare") == []
+    with pytest.raises(UserError, match="Model 'bare' has no version 1; it has none"):
+        registry.resolve("models:/bare/1")
+
+
 def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
     digests = set()
     for index, files in enumerate([{"a": b"1", "b": b"2"}, {"a": b"2", "b": b"1"}, {"a": b"12", "b": b""}]):
@@ -254,7 +270,8 @@ def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
 def test_looking_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    assert registry.models(None) == []
+    assert registry.models(None) == registry.models("msrrn") == []
+    assert registry.names(None) == registry.names("msrrn") == []
     with pytest.raises(UserError, match=r"there is no MLflow store at .*mlflow\.db"):
         registry.resolve("models:/msrrn@champion")
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from pipelines.errors import UserError
 from pipelines.registry import succession, tracking, turns
 from pipelines.registry import versions as registry
-from pipelines.registry.ledger import Ledger, Line
+from pipelines.registry.ledger import Ledger, Line, find_ledger
 from pipelines.registry.store import tracking_uri
 from pipelines.registry.succession import OvertakenError, finish_turn, log, rollback, settle
 
@@ -128,6 +128,20 @@ def test_there_must_be_something_to_move(name: str) -> None:
         settle(name, "promoted", 9, 1, "better", "me")
     with pytest.raises(UserError, match="No model 'none'"):
         settle("none", "kept", 1, None, "worse", "me")
+    assert [line.turn.version for line in log(name)] == [1]
+
+
+def test_a_model_that_does_not_exist_gets_no_ledger(name: str) -> None:
+    for look in (log, lambda mistyped: rollback(mistyped, "why", "me")):
+        with pytest.raises(UserError, match=f"No model 'mistyped' is registered at .*{name}"):
+            look("mistyped")
+    assert find_ledger(tracking.client(), "mistyped") is None
+
+
+def test_the_log_of_a_model_that_was_deleted_can_be_read(name: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    tracking.client().delete_registered_model(name)
+    make_versions(f"{name}-other", 1)
     assert [line.turn.version for line in log(name)] == [1]
 
 
