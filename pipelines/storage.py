@@ -50,7 +50,8 @@ class Store:
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", self.url.rstrip("/") or self.url[:1])
         scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", self.url)
-        if not self.url or (scheme and scheme[1] not in {"file", "s3"}) or self.url == "s3:":
+        slip = re.match(r"(?i)(s3|https?|gs|az):(/(?!/)|$)", self.url)
+        if not self.url or slip or (scheme and scheme[1] not in {"file", "s3"}):
             raise UserError(
                 f"cannot open {without_secrets(self.url)!r}: give a folder, file:///folder or s3://bucket/prefix"
             )

@@ -137,7 +137,9 @@ def test_keys_stay_inside(store: Store, key: str) -> None:
         store.publish(key, b"x")
 
 
-@pytest.mark.parametrize("url", ["ftp://host/x", "gs://bucket", "s3://", ""])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/x", "gs://bucket", "s3://", "", "s3:/bucket/x", "S3:/bucket", "https:/host/x", "gs:/bucket"]
+)
 def test_other_places_are_refused(url: str) -> None:
     with pytest.raises(UserError, match="s3://bucket"):
         Store(url)
