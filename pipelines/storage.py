@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
 
@@ -63,11 +63,11 @@ class Store:
         """The directory of a local store, None for a remote one."""
         if self._remote:
             return None
-        if self.url.startswith("file:"):
+        if self._by_file_url:
             parts = urlsplit(self.url)
             if parts.netloc not in {"", "localhost"}:
                 raise UserError(f"cannot open {self.url!r}: a file URL has three slashes, file:///folder")
-            return Path(unquote(parts.path) or "/")
+            return Path(unquote(parts.path, errors="surrogateescape") or "/")
         try:
             # Not what `Path` makes of ./~name.
             return Path(self.url).expanduser() if self.url.startswith("~") else Path(self.url)
@@ -88,18 +88,25 @@ class Store:
         return Store(str(place))
 
     def child(self, key: str) -> "Store":
-        return Store(f"{self.url.rstrip('/')}/{_checked(key)}")
+        below = _quoted(_checked(key)) if self._by_file_url else _checked(key)
+        return Store(f"{self.url.rstrip('/')}/{below}")
 
     @property
     def parent(self) -> "Store":
         """The directory above; a root, or a bucket, is above itself."""
-        if self._remote or self.url.startswith("file:"):
+        local = self.local_path()
+        if local is None:
             above = self.url.rpartition("/")[0]
-            return self if above in {"", "s3:/"} else Store(above)
-        path = PurePosixPath(self.url)
-        if self.url in {".", "~"} or path.name == "..":
-            return Store(str(path / ".."))
-        return Store(str(path.parent))
+            return self if above == "s3:/" else Store(above)
+        path = local if self._by_file_url else Path(self.url)
+        path = path / ".." if self.url in {".", "~"} or path.name == ".." else path.parent
+        return Store(f"file://{_quoted(str(path))}" if self._by_file_url else str(path))
+
+    @property
+    def name(self) -> str:
+        """What the directory, or the file, is called in the one above."""
+        local = self.local_path()
+        return self.url.rpartition("/")[2] if local is None else local.name
 
     def exists(self, key: str = "") -> bool:
         """Whether a file or a directory lies there; on S3 a directory exists when something is below it."""
@@ -321,6 +328,10 @@ class Store:
     def _remote(self) -> bool:
         return self.url.startswith("s3://")
 
+    @property
+    def _by_file_url(self) -> bool:
+        return self.url.startswith("file:")
+
     def _path(self, key: str) -> Path:
         root = self.local_path()
         assert root is not None
@@ -361,7 +372,8 @@ class Store:
 
 def publish_file(url: str, data: bytes) -> None:
     """Publishes a file that is given by its own path or URL."""
-    Store(url).parent.publish(url.rpartition("/")[2], data)
+    place = Store(url)
+    place.parent.publish(place.name, data)
 
 
 def short_digest(text: str) -> str:
@@ -376,6 +388,11 @@ def _s3() -> Any:
     files = fsspec.filesystem("s3", use_listings_cache=False)
     files.retries = 3  # of answers that break off; what has no answer is repeated by botocore
     return files
+
+
+def _quoted(path: str) -> str:
+    """A path as it stands in a `file://` URL."""
+    return quote(path, errors="surrogateescape")
 
 
 def _checked(key: str) -> str:

@@ -174,7 +174,7 @@ class Annotations:
             return str(run["archive"])
         source = str(run["source"])
         local = Store(source).local_path()
-        below = f"{self.store.url}/{source}"
+        below = f"{self.store.absolute().url}/{source}"
         return below if local and not local.is_absolute() and not local.exists() and Store(below).exists() else source
 
     def _part(self, table: str, unit: str) -> pa.Table:

@@ -54,6 +54,8 @@ def printable(name: str) -> str:
 
 def split_url(url: str) -> tuple[Store, str]:
     """The folder that a file lies in, and its name there."""
+    if url.startswith("file:"):
+        return Store(url).parent, Store(url).name
     parent, _, name = url.rpartition("/")
     return Store(parent or ("/" if url.startswith("/") else ".")), name
 

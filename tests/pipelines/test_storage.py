@@ -15,7 +15,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
-from pipelines.storage import Store
+from pipelines.storage import Store, publish_file
 from tests.factories import refuse
 from tests.faulty import FAULTS, Fault, FaultyEndpoint
 
@@ -264,10 +264,35 @@ def test_a_bucket_itself_exists_or_not(s3: str) -> None:
         ("..", "../.."),
         ("~/sets/a", "~/sets"),
         ("file:///data/a%20b", "file:///data"),
+        ("file:///a%23b/c%2Fd", "file:///a%23b/c"),
+        ("file:///data/..", "file:///data/../.."),
     ],
 )
 def test_the_folder_above(url: str, parent: str) -> None:
     assert Store(url).parent == Store(parent)
+
+
+@pytest.mark.parametrize("name", ["jan%20a", "a#b", "a?b", "a b", "caf\u00e9", "\udcff"])
+def test_any_name_lies_below_a_file_url(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path.as_uri())
+    store.publish(f"{name}/x", b"1")
+    assert store.folders() == [name]
+    child = store.child(name)
+    assert child.read_bytes("x") == b"1"
+    assert child.local_path() == tmp_path / name
+    assert Store(child.absolute().url).keys() == ["x"]
+    assert child.parent == store
+    assert child.child("x").parent == child
+
+
+def test_a_file_is_published_at_its_own_path_or_url(tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    publish_file(f"{tmp_path.as_uri()}/a%20b.onnx", b"1")
+    publish_file("c%20d.onnx", b"2")
+    publish_file(f"{tmp_path}/in/e", b"3")
+    assert Store(".").files() == {"a b.onnx": 1, "c%20d.onnx": 1, "in/e": 1}
+    publish_file(f"{s3}/f%20g.onnx", b"4")
+    assert Store(s3).keys() == ["f%20g.onnx"]
 
 
 def test_the_folder_above_the_home_folder() -> None:

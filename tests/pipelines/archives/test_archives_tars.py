@@ -50,6 +50,12 @@ def test_a_tar_is_read_in_its_own_order(
     assert read(f"{url}/{kind}", items[::-1]) == rows[::-1]
 
 
+def test_a_tar_is_found_by_its_file_url(tmp_path: Path) -> None:
+    place = tmp_path / "100% #1.tar"
+    place.write_bytes(tar(member("a.jpg", b"one")))
+    assert read(place.as_uri()) == [("a.jpg", b"one")]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     files=st.lists(
