@@ -317,11 +317,15 @@ class Store:
                 self._path(key).unlink(missing_ok=True)
 
     def sweep(self, seconds: float = 3600) -> None:
-        """Removes temporary files of writers that were killed: those not written to for so long. S3 has none."""
+        """Removes temporary files of writers that were killed: those not written to for so long. S3 has none.
+
+        One that cannot be removed is an error: it may hold what is to be forgotten.
+        """
         root = self.local_path()
         for path in root.rglob(f"{TEMP_PREFIX}*") if root else ():
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime >= seconds:
+            with explained(str(path), ""), suppress(FileNotFoundError):
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime >= seconds:
                     path.unlink()
 
     @property

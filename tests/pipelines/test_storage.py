@@ -245,6 +245,30 @@ def test_a_deleted_file_is_gone_and_may_be_gone_already(store: Store) -> None:
     assert store.create("a/b", b"2")
 
 
+def test_of_what_is_named_like_temporary_files_only_old_files_are_swept(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for key in ("a/.tmp-old", "a/.tmp-new", "a/kept", ".tmp-folder/kept"):
+        store.publish(key, b"x")
+    (tmp_path / ".tmp-link").symlink_to("a/kept")
+    for path in tmp_path.rglob("*"):
+        if path.name != ".tmp-new":
+            os.utime(path, (0, 0), follow_symlinks=False)
+    store.sweep()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
+    assert left == {"a/.tmp-new", "a/kept", ".tmp-folder/kept", ".tmp-link"}
+
+
+def test_a_temporary_file_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".tmp-old").write_bytes(b"x")
+
+    def refused(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(UserError, match=r"/\.tmp-old: Permission denied; check the path"):
+        Store(str(tmp_path)).sweep(0)
+
+
 def test_a_bucket_itself_exists_or_not(s3: str) -> None:
     assert Store(s3).exists()
     assert not Store("s3://no-such-bucket-here").exists()
