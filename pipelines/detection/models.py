@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.cache import cache_directory
+from pipelines.disk import regular_size
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
@@ -69,8 +70,8 @@ MODEL_FILES: Final = {
 
 
 def has_model_file(detector: str) -> bool:
-    """Whether the model file of a detector was fetched; it may be damaged."""
-    return _path(MODEL_FILES[detector]).is_file()
+    """Whether the model file of a detector was fetched, as far as one may look; it may be damaged."""
+    return regular_size(_path(MODEL_FILES[detector])) is not None
 
 
 def read_model_file(detector: str) -> bytes:

