@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -30,6 +30,17 @@ def cache_directory() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "msrrn"
     except RuntimeError:
         raise UserError("there is no home directory to keep files in: set MSRRN_CACHE to a directory") from None
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises UserError where a folder of the cache cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): set MSRRN_CACHE to a folder that can be"
+        ) from error
 
 
 def remembered(folder: str, name: str, make: Callable[[], bytes], take_up: Callable[[bytes], T]) -> T:

@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.cache import cache_directory
+from pipelines.cache import cache_directory, writing
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.registry.store import shown_uri, sqlite_file, tracking_uri
@@ -109,14 +109,19 @@ def store_lock() -> Iterator[None]:
     on this machine. Nothing worse than a run or a version too many comes of it where it does not reach;
     aliases do not rely on it (see `pipelines.registry.succession`).
     `client()` takes it for a moment, so it must not be called inside.
+
+    Raises:
+        UserError: for a server, the cache cannot be written.
     """
     if database := sqlite_file():
         path = database.with_name(f"{database.name}.lock")
     else:
         digest = hashlib.sha256(tracking_uri().encode()).hexdigest()[:16]
         path = cache_directory() / "locks" / f"mlflow-{digest}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
+    with nullcontext() if database else writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path).acquire()
+    with held:
         yield
 
 

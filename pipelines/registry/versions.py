@@ -22,7 +22,7 @@ from mlflow.types import Schema, TensorSpec
 
 import msrrn
 from msrrn.artifact import CARD, ArtifactError, read_card
-from pipelines.cache import cache_directory
+from pipelines.cache import cache_directory, writing
 from pipelines.errors import UserError
 from pipelines.registry.store import default_store, shown_uri, store_exists
 from pipelines.registry.tracking import RunRecord, client, reaching_mlflow, store_lock
@@ -213,8 +213,10 @@ def _download(model: ModelVersion, cache: Path) -> Path:
         if artifact_digest(target) == digest:
             return target
         shutil.rmtree(target)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=cache) as folder:
+    with writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        downloads = tempfile.TemporaryDirectory(prefix=".download-", dir=cache)
+    with downloads as folder:
         mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/artifacts", dst_path=folder)
         cards = list(Path(folder).rglob(CARD))
         if len(cards) != 1 or artifact_digest(cards[0].parent) != digest:

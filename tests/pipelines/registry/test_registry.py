@@ -240,6 +240,19 @@ def test_says_when_the_store_cannot_be_used(
     assert isinstance(caught.value, OutageError) == ("No MLflow server" in message)
 
 
+def test_a_cache_that_cannot_be_written_is_not_put_down_to_mlflow(
+    three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MSRRN_CACHE", str(tmp_path / "file" / "cache"))
+    message = r"^.*/file/cache/\w+ cannot be written \(Not a directory\): set MSRRN_CACHE"
+    with pytest.raises(UserError, match=message):
+        registry.fetch("models:/three/3")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=message), tracking.reaching_mlflow(), tracking.store_lock():
+        pass
+
+
 def test_a_served_model_answers_as_the_predictor(three: list[Path], mlflow_store: Path) -> None:
     crops = np.random.default_rng(0).integers(0, 256, (3, 200, 200), dtype=np.uint8)
     served = mlflow.pyfunc.load_model("models:/three/3")
