@@ -158,9 +158,9 @@ def _evaluate(commands: Commands) -> None:
         if call.json == "-":
             print_json(table)
             return
+        print(evaluation_text(evaluation))
         if call.json:
             publish_file(call.json, (json.dumps(table, indent=2) + "\n").encode())
-        print(evaluation_text(evaluation))
 
     parser = add_command(
         commands,

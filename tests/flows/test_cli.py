@@ -181,6 +181,8 @@ def test_evaluate_writes_the_figures_and_prints_a_table(
     assert "stage_3" in text
     assert main([*call, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == table
+    assert main([*call, "--json", str(figures / "under a file.json")]) == 1
+    assert capsys.readouterr().out == text
 
 
 def test_annotate_accounts_for_every_picture(
