@@ -33,7 +33,7 @@ BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
 class PrepareSettings(BaseModel):
     """What, beside the photos, fixes a dataset's bytes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     seed: int = Field(0, ge=0, lt=1 << 63)
     val_share: float = Field(
@@ -57,7 +57,7 @@ class PrepareSettings(BaseModel):
 class Tolerance(BaseModel):
     """How much bad input a dataset may have: what is wrong with it is in its manifest either way."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     on_bad: Literal["quarantine", "fail"] = "quarantine"
     max_bad: float = Field(1.0, ge=0, le=1, description="largest share of bad inputs among all")
@@ -66,7 +66,7 @@ class Tolerance(BaseModel):
 class TrainSettings(BaseModel):
     """What, beside the dataset, fixes a model. What is not given is the preset's."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: Literal["paper", "best"] = "paper"
     init: InitialWeights | None = Field(None, description="whose weights training starts from (none: random ones)")
@@ -121,7 +121,7 @@ INIT: Final = {"best": "synthetic"}
 class AnnotateSettings(BaseModel):
     """What, beside the archive and the model, fixes the tables."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     images_per_unit: int = Field(64, ge=1, le=100_000)
     detector: DetectorChoice = Field(
@@ -138,7 +138,6 @@ class AnnotateSettings(BaseModel):
     max_faces: int | None = Field(None, ge=1, description="faces of a picture that are kept, the largest (none: all)")
     min_score: float | None = Field(
         None,
-        allow_inf_nan=False,
         description="least score, the detector's own, of a face that is kept (none: as the detector decides)",
     )
     any_rotation: bool = Field(
@@ -171,7 +170,7 @@ class DriftSettings(BaseModel):
     deviation apart have a PSI of 0.25, and the distance of Kolmogorov and Smirnov (KS) between them is 0.197.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     recent: int = Field(5, ge=1, description="how many runs, the newest, are looked at together")
     psi_warning: float = Field(0.2, gt=0, description="PSI from which a difference is worth a look")
@@ -192,7 +191,7 @@ class DriftSettings(BaseModel):
 class GateSettings(BaseModel):
     """When a challenger replaces the champion. Shares are fractions: 0.01 is one in a hundred."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     least_gain: float = Field(
         0.0,

@@ -116,6 +116,20 @@ def test_a_setting_out_of_its_bounds_names_the_option(capsys: pytest.CaptureFixt
     assert "--seed -1" in said
 
 
+@pytest.mark.parametrize(
+    ("call", "option"),
+    [
+        (["monitor", "--runs", "r", "--out", "o", "--psi-alarm", "inf"], "--psi-alarm inf"),
+        (["promote", "--model", "m", "--gate-slower", "inf"], "--gate-slower inf"),
+        (["train", "--dataset", "d", "--out", "o", "--learning-rate", "inf"], "--learning-rate inf"),
+        (["annotate", "photos", "--out", "o", "--min-face", "nan"], "--min-face nan"),
+        (["annotate", "photos", "--out", "o", "--min-score=-inf"], "--min-score -inf"),
+    ],
+)
+def test_a_number_without_end_is_no_setting(call: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{option}: Input should be a finite number" in fails(capsys, *call, code=2)
+
+
 def test_a_dry_run_does_not_ignore_what_it_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None:
     said = fails(capsys, "annotate", "photos", "--out", "o", "--dry-run", "--retry", "no_face", code=2)
     assert "--dry-run looks at the whole archive" in said
