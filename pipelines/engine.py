@@ -5,6 +5,8 @@ whose worker died, and a job that was killed runs what is not finished.
 """
 
 import os
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +23,7 @@ Result = TypeVar("Result")
 
 UNIT_RETRIES: Final = 3
 _PAUSE_SECONDS: Final = 0.2
+_CONNECT_SECONDS: Final = 10.0
 
 
 def default_workers() -> int:
@@ -29,7 +32,11 @@ def default_workers() -> int:
 
 
 def start_ray(workers: int) -> None:
-    """Joins the cluster at `RAY_ADDRESS`, or starts a local Ray with `workers` CPUs. Repeatable."""
+    """Joins the cluster at `RAY_ADDRESS`, or starts a local Ray with `workers` CPUs. Repeatable.
+
+    Raises:
+        OutageError: nobody listens at `RAY_ADDRESS`.
+    """
     # Ray's defaults would report usage, print its workers' lines and wait two seconds for each poll.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -39,8 +46,23 @@ def start_ray(workers: int) -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _require_listener(address)
     local = {} if address else {"num_cpus": workers, "include_dashboard": False}
     ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+
+
+def _require_listener(address: str) -> None:
+    """Raises OutageError where nobody listens at `host:port`, which Ray itself notices after many minutes."""
+    place = re.fullmatch(r"\[?([^/\[\]]+)\]?:(\d+)", address)
+    if place is None:
+        return
+    try:
+        socket.create_connection((place[1], int(place[2])), _CONNECT_SECONDS).close()
+    except (OSError, ValueError):  # a name that is none is a ValueError
+        from pipelines.outages import OutageError  # it brings in what S3 needs
+
+        raise OutageError(f"no Ray answers at {address}: start it, or correct or unset RAY_ADDRESS") from None
 
 
 def in_a_thread(work: Callable[[], Result]) -> Future[Result]:

@@ -30,7 +30,7 @@ _REFUSED: Final = {
 
 
 class OutageError(UserError):
-    """Storage or MLflow failed again and again, or could not be asked at all: nothing is known of what lies there."""
+    """Storage, MLflow or Ray failed again and again, or could not be asked: nothing is known of what lies there."""
 
 
 class MissingError(UserError):

@@ -1,13 +1,15 @@
 import errno
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipelines.engine import default_workers, run_units
+from pipelines.engine import default_workers, run_units, start_ray
 from pipelines.errors import UserError
+from pipelines.outages import OutageError
 
 
 def test_one_worker_runs_here_and_in_order() -> None:
@@ -37,6 +39,28 @@ def test_units_run_in_other_processes(ray_of_two: int) -> None:
     assert sorted(results) == list(range(9))
     assert os.getpid() not in {pid for pid, _ in results.values()}
     assert {shared for _, shared in results.values()} == {"s"}
+
+
+def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # nobody listens there, nor will
+        for address in (f"127.0.0.1:{unused.getsockname()[1]}", "no-such-host.invalid:6379", "..:6379"):
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            with pytest.raises(OutageError, match=f"no Ray answers at {address}: .*RAY_ADDRESS"):
+                start_ray(2)
+
+
+def test_ray_itself_finds_its_cluster_by_other_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[str] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda address, **_: joined.append(address))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        addresses = ["auto", "local", "ray://127.0.0.1:1", f"127.0.0.1:{server.getsockname()[1]}"]
+        for address in addresses:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            start_ray(2)
+    assert joined == addresses
 
 
 def _dies(always: bool) -> Callable[[Path, int], int]:
