@@ -95,8 +95,25 @@ def _explain(error: Exception) -> int:
     if isinstance(error, UserError):
         _fail(str(error))
         return 2 if isinstance(error, UsageError) else 1
+    if server := _silent_server(error):
+        _fail(f"no Prefect server answers at {server}: start it, or correct or unset PREFECT_API_URL")
+        return 1
     _fail(f"{type(error).__name__}: {str(error).strip() or 'no message'}\nRun the command with --debug for details")
     return 1
+
+
+def _silent_server(error: Exception) -> str | None:
+    """The address of the Prefect server, without a password, where the error is that it does not answer."""
+    if "prefect" not in sys.modules:
+        return None
+    from httpx import TransportError
+    from prefect.settings import get_current_settings
+
+    from pipelines.secrecy import without_secrets
+
+    said = isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API at")
+    server = get_current_settings().api.url if said or isinstance(error, TransportError) else None
+    return without_secrets(server) if server else None
 
 
 def _fail(message: str) -> None:

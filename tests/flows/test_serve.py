@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import DeploymentEventTrigger
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
 from flows.serve import deployments
@@ -54,6 +56,24 @@ def test_says_what_is_wrong_with_the_file(tmp_path: Path, text: str | None, mess
         (tmp_path / "prefect.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         deployments(tmp_path / "prefect.yaml")
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("All connection attempts failed"), RuntimeError("Failed to reach API at http://x/")]
+)
+def test_a_server_that_does_not_answer_is_named(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(file: Path, limit: int) -> None:
+        raise error
+
+    monkeypatch.setattr("flows.serve.serve", serve)
+    with temporary_settings({PREFECT_API_URL: "http://user:planted@127.0.0.1:1/api"}):
+        assert main(["serve"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("msrrn: no Prefect server answers at http://127.0.0.1:1/api: start it")
+    assert "unset PREFECT_API_URL" in said
+    assert "planted" not in said
 
 
 def test_serving_needs_a_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
