@@ -79,8 +79,8 @@ def _demo(commands: Commands) -> None:
         commands,
         "demo",
         run,
-        "Runs the whole line on synthetic photographs. Draws them, prepares a dataset, trains on two Ray "
-        "workers, evaluates, registers and promotes in MLflow, annotates an archive, writes a page.",
+        "Runs the whole line on synthetic photographs. Draws them, prepares a dataset, trains with Ray Train, "
+        "evaluates, registers and promotes in MLflow, annotates an archive, writes a page.",
         "  msrrn demo\n  msrrn demo --out /tmp/demo --workers 4",
     )
     parser.add_argument("--out", default="demo-out", help="where everything goes (default: %(default)s)")
