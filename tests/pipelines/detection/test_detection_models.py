@@ -69,6 +69,14 @@ def test_another_file_is_refused_and_the_good_one_stays(tmp_path: Path, cache: P
     assert [path.name for path in (cache / "detectors").iterdir()] == ["small.bin"]
 
 
+@pytest.mark.parametrize("left", [5, 20, 60, -60])
+def test_an_archive_that_ends_too_early_is_told(tmp_path: Path, left: int) -> None:
+    path = _sdist(tmp_path / "s.tar.gz", CONTENT)
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(UserError, match=r"s\.tar\.gz is damaged"):
+        fetch("small", path)
+
+
 def test_a_fetched_file_is_for_everybody_who_shares_the_cache(tmp_path: Path, cache: Path) -> None:
     before = os.umask(0o022)
     try:
