@@ -2,9 +2,10 @@
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 DESCRIPTION = """\
 Face landmarks at any scale: the multiscale recurrent regression network (MSRRN)
@@ -23,6 +24,9 @@ places:
 
 exit codes: 0 done, 1 the job failed, 2 the call is wrong, 130 interrupted. --debug, anywhere, shows tracebacks."""
 
+_BROKEN_PIPE: Final = 141
+"""What a shell reports of any program whose reader has gone."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
@@ -33,8 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     call = parser().parse_args(arguments)
     _quiet(debug or call.loud)
     try:
-        return int(_run(call))
+        code = int(_run(call))
+        print(end="", flush=True)  # what cannot be said is an error as well
+        return code
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return _BROKEN_PIPE
         if debug:
             raise
         return _explain(error)
@@ -86,6 +94,16 @@ def _quiet(debug: bool) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read stdout has gone, as `head` does; what is left to be said is then dropped."""
+    reader = select.poll()
+    reader.register(sys.stdout.fileno(), 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in reader.poll(0))
+    if gone:  # Python would try again at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _explain(error: Exception) -> int:

@@ -1,5 +1,6 @@
 """The command line as people and machines meet it: help, exit codes, one-line errors, JSON."""
 
+import errno
 import json
 import os
 import shlex
@@ -166,6 +167,30 @@ def test_tracebacks_only_with_debug(tmp_path: Path) -> None:
     ended = subprocess.run(program, capture_output=True, text=True, timeout=120, env=dict(os.environ), check=False)
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_error(empty_store: Path, unbuffered: str) -> None:
+    program = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())", "models"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{empty_store}", "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(
+        program, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, env=os.environ | store, check=False
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
+def test_a_broken_connection_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("pipelines.registry.versions.models", broken)
+    assert main(["models"]) == 1
+    assert "BrokenPipeError" in capfd.readouterr().err
 
 
 def test_prepare_prints_json_for_machines(
