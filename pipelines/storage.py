@@ -1,4 +1,4 @@
-"""One way to open a place: a path, `file://` or `s3://`.
+"""One way to open a place.
 
 Whatever lies under a final name is whole: files are published by one rename or one put, and
 completion records are created exclusively. S3 is reached through s3fs with the standard `AWS_*`
@@ -10,22 +10,19 @@ import asyncio
 import errno
 import hashlib
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
-from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
 
 from pipelines.disk import TEMP_PREFIX, growing, named, regular_size, sync_directory, temporary
-from pipelines.errors import UserError
+from pipelines.location import Location
 from pipelines.outages import FULL, explained
-from pipelines.secrecy import has_password, without_secrets
 
 _ABSENT: Final = {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _CONDITION_FAILED: Final = {errno.EINVAL, 412}
@@ -37,76 +34,12 @@ _KEYS_A_PAGE: Final = 1000
 
 
 @dataclass(frozen=True)
-class Store:
+class Store(Location):
     """A directory, local or on S3. Cheap, immutable, picklable: connections are made where it is used.
 
-    `url` is as the user gave it, without a trailing slash. Keys are relative POSIX paths.
     Errors a person can mend (missing, no permission, disk full) are `UserError`, and so is what S3 still
     refuses after several attempts; others stay `OSError`, so that the caller may retry.
     """
-
-    url: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "url", self.url.rstrip("/") or self.url[:1])
-        scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", self.url)
-        slip = re.match(r"(?i)(s3|https?|gs|az):(/(?!/)|$)", self.url)
-        if not self.url or slip or (scheme and scheme[1] not in {"file", "s3"}):
-            raise UserError(
-                f"cannot open {without_secrets(self.url)!r}: give a folder, file:///folder or s3://bucket/prefix"
-            )
-        if self._remote and has_password(self.url):
-            object.__setattr__(self, "url", "s3://")
-            raise UserError("S3 credentials go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, not into a URL")
-
-    def local_path(self) -> Path | None:
-        """The directory of a local store, None for a remote one."""
-        if self._remote:
-            return None
-        if self._by_file_url:
-            parts = urlsplit(self.url)
-            if parts.netloc not in {"", "localhost"}:
-                raise UserError(f"cannot open {self.url!r}: a file URL has three slashes, file:///folder")
-            return Path(unquote(parts.path, errors="surrogateescape") or "/")
-        try:
-            # Not what `Path` makes of ./~name.
-            return Path(self.url).expanduser() if self.url.startswith("~") else Path(self.url)
-        except RuntimeError:
-            raise UserError(
-                f"{self.url}: there is no such user; write ./{self.url} for a name that begins so"
-            ) from None
-
-    def absolute(self) -> "Store":
-        """The same place for a process with another working directory."""
-        local = self.local_path()
-        if local is None:
-            return self
-        place = local.absolute()
-        if ".." in place.parts:
-            plain = Path(os.path.normpath(place))
-            place = plain if plain.resolve() == place.resolve() else place  # it may lead back from behind a link
-        return Store(str(place))
-
-    def child(self, key: str) -> "Store":
-        below = _quoted(_checked(key)) if self._by_file_url else _checked(key)
-        return Store(f"{self.url.rstrip('/')}/{below}")
-
-    @property
-    def parent(self) -> "Store":
-        """The directory above; a root, or a bucket, is above itself."""
-        local = self.local_path()
-        if local is None:
-            above = self.url.rpartition("/")[0]
-            return self if above == "s3:/" else Store(above)
-        path = local if self._by_file_url else Path(self.url)
-        path = path / ".." if self.url in {".", "~"} or path.name == ".." else path.parent
-        return Store(f"file://{_quoted(str(path))}" if self._by_file_url else str(path))
-
-    @property
-    def name(self) -> str:
-        """What the directory, or the file, is called in the one above."""
-        local = self.local_path()
-        return self.url.rpartition("/")[2] if local is None else local.name
 
     def exists(self, key: str = "") -> bool:
         """Whether a file or a directory lies there; on S3 a directory exists when something is below it."""
@@ -328,22 +261,6 @@ class Store:
                 if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime >= seconds:
                     path.unlink()
 
-    @property
-    def _remote(self) -> bool:
-        return self.url.startswith("s3://")
-
-    @property
-    def _by_file_url(self) -> bool:
-        return self.url.startswith("file:")
-
-    def _path(self, key: str) -> Path:
-        root = self.local_path()
-        assert root is not None
-        return root / _checked(key)
-
-    def _address(self, key: str) -> str:
-        return f"{self.url}/{_checked(key)}".rstrip("/")
-
     def _local_sizes(self, prefix: str) -> Iterator[tuple[str, int | None]]:
         root = self._path("")
         closed: list[str] = []
@@ -392,15 +309,3 @@ def _s3() -> Any:
     files = fsspec.filesystem("s3", use_listings_cache=False)
     files.retries = 3  # of answers that break off; what has no answer is repeated by botocore
     return files
-
-
-def _quoted(path: str) -> str:
-    """A path as it stands in a `file://` URL."""
-    return quote(path, errors="surrogateescape")
-
-
-def _checked(key: str) -> str:
-    pure = PurePosixPath(key)
-    if pure.is_absolute() or ".." in pure.parts:
-        raise ValueError(f"key {key!r} leaves its store")
-    return "" if key in {"", "."} else key
