@@ -14,6 +14,7 @@ from pipelines.models import Model
 from pipelines.settings import AnnotateSettings
 from tests.cluster import cluster, kill_one
 from tests.factories import start_msrrn, tree
+from tests.integration.prefect_server import wait_for
 
 UNITS = 20
 
@@ -61,7 +62,8 @@ def test_what_is_killed_costs_time_and_nothing_else(
 
         driver = start_msrrn(*call, "--workers", "2")
         assert finished(out, 5)
-        assert kill_one(made.workers(), random.Random(0))
+        # Units that the first driver had begun count, too: those of the second may have no worker yet.
+        wait_for(lambda: kill_one(made.workers(), random.Random(0)))
         assert finished(out, 8)
         made.kill_node(1)
         _, said = driver.communicate(timeout=240)
