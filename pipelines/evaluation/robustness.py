@@ -95,8 +95,9 @@ def robustness(model: Model, ert: Ert | None, faces: Sequence[FaceResult], worke
     units = [tuple(faces[start : start + per_unit]) for start in range(0, len(faces), per_unit)]
     # Units end in any order, on which the last bits of a sum hang.
     errors = np.sort(np.concatenate(list(run_units(_errors, (model, ert), units, workers))), axis=0)
-    if len(errors) < len(faces):
-        raise UserError(f"{len(faces) - len(errors)} photos are gone since they were evaluated: run again")
+    lost = len(faces) - len(errors)
+    if lost > 0:
+        raise UserError(f"{lost} faces have lost their photos since they were evaluated: run again")
     return [
         RobustnessRow(
             perturbation.name,

@@ -157,7 +157,7 @@ def test_the_order_in_which_units_end_changes_no_bit(model: Model, monkeypatch: 
 def test_a_face_that_is_gone_is_left_out_of_no_row(annotated: Path, model: Model) -> None:
     found = evaluate(model, [str(annotated)], "held-out", 1)
     gone = replace(found.faces[0], uri="gone.jpg")
-    with pytest.raises(UserError, match=r"^1 photos are gone since they were evaluated"):
+    with pytest.raises(UserError, match=r"^1 faces have lost their photos since"):
         robustness(model, None, [gone], 1)
 
 
