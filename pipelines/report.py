@@ -6,9 +6,11 @@ from itertools import islice
 from typing import Final
 
 from msrrn.prediction import STAGES
+from pipelines.annotation.faces import survey
 from pipelines.annotation.page import PAGE, add_pictures
 from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import Annotations
+from pipelines.annotation.tiles import drawn_tiles
 from pipelines.dataset.manifest import Manifest
 from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, to_jpeg
 from pipelines.evaluation.evaluate import Evaluation, FaceResult, photo_of, seen_note
@@ -192,4 +194,5 @@ def _annotation_section(page: Page, summary: Summary, annotations: Annotations) 
     )
     if shown := list(islice(rejected, REJECTED)):
         page.table(["Quarantined", "Reason", "Message"], shown, f"{len(shown)} of {summary.quarantined}")
-    add_pictures(page, annotations)
+    found = survey(annotations)
+    add_pictures(page, found, drawn_tiles(annotations, found.chosen))

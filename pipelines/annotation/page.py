@@ -1,13 +1,17 @@
 """The page of an annotation run: what became of its pictures, what its faces are like, and pictures of both."""
 
+from functools import partial
 from itertools import zip_longest
 from typing import Any, Final, Protocol
+
+from markupsafe import Markup
 
 from pipelines.annotation.faces import MEASURES, Survey, survey
 from pipelines.annotation.tables import STATUSES, Annotations
 from pipelines.annotation.tiles import Tiles, drawn_tiles
 from pipelines.checks import CHECKS
 from pipelines.drawing import contact_sheet, to_jpeg
+from pipelines.engine import in_a_thread
 from pipelines.figures import binned_figure
 from pipelines.page import Page
 
@@ -48,21 +52,19 @@ def annotation_page(annotations: Annotations, summary: Totals) -> str:
         f"{statuses['quarantined']} quarantined. {summary.faces} faces, by {summary.model}.",
     )
     found = survey(annotations)
+    tiles = in_a_thread(partial(drawn_tiles, annotations, found.chosen))  # which waits for another process meanwhile
+    figures = [(measure.label, _distribution(found, name)) for name, measure in MEASURES.items()]
     _totals(page, summary, statuses)
     _failures(page, summary, found)
-    add_pictures(page, annotations, found)
+    add_pictures(page, found, tiles.result())
     page.section("Distributions", "Of every face; of the pictures that were looked at, where it says so.")
-    for name, measure in MEASURES.items():
-        counts = {measure.of: found.counts[name].tolist()}
-        figure = binned_figure(counts, measure.edges.tolist(), measure.label, measure.log, measure.of)
-        page.figure(figure, f"{measure.label}.")
+    for label, figure in figures:
+        page.figure(figure, f"{label}.")
     return page.html()
 
 
-def add_pictures(page: Page, annotations: Annotations, found: Survey | None = None) -> None:
+def add_pictures(page: Page, found: Survey, tiles: Tiles) -> None:
     """Adds faces and whole pictures with the landmarks that were found."""
-    found = found or survey(annotations)
-    tiles = drawn_tiles(annotations, found.chosen)
     _faces(page, found, tiles)
     _pictures(page, found, tiles)
 
@@ -83,6 +85,12 @@ def _totals(page: Page, summary: Totals, statuses: dict[str, int]) -> None:
         ]
     )
     page.table(["Setting", "Value"], [[name, str(value)] for name, value in sorted(summary.settings.items())])
+
+
+def _distribution(found: Survey, name: str) -> Markup:
+    measure = MEASURES[name]
+    counts = {measure.of: found.counts[name].tolist()}
+    return binned_figure(counts, measure.edges.tolist(), measure.label, measure.log, measure.of)
 
 
 def _failures(page: Page, summary: Totals, found: Survey) -> None:
