@@ -37,14 +37,21 @@ class Decision(BaseModel):
         return self.verdict == "promoted"
 
 
-def first_model(challenger: Evaluation) -> Decision:
-    """Where there is no champion, any model with finite shapes is promoted."""
+def first_model(challenger: Evaluation, box: Pair | None = None) -> Decision:
+    """Where there is no champion, any model with finite shapes is promoted.
+
+    `box` is that model and the one in the box, where they could be compared: the reason says which is better.
+    """
     mean = float(np.mean([face.nrmse_ip[-1] for face in challenger.faces]))
     if not np.isfinite(mean):
         return Decision(verdict="kept", reason=f"The challenger's NRMSE is not a number ({mean}).")
-    return Decision(
-        verdict="promoted", reason=f"This is the first model: NRMSE {mean:.3%} (IP), and there is no champion."
-    )
+    reason = f"This is the first model: NRMSE {mean:.3%} (IP), and there is no champion."
+    if box is not None:
+        new, old = (float(errors.mean()) for errors in box.errors)
+        better = "" if new <= old else ": to go on with that, `--model box`; to begin training with it, `--init box`"
+        faces = f"{len(box.challenger)} face{'s' * (len(box.challenger) != 1)}"
+        reason += f" On {faces} new to both it has {new:.3%}, and the model in the box {old:.3%}{better}."
+    return Decision(verdict="promoted", reason=reason)
 
 
 def decide(pair: Pair, settings: GateSettings, pace: Row | None = None) -> Decision:

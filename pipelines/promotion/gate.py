@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 from pipelines.errors import UsageError, UserError
 from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
 from pipelines.models import ONNX_FILE, Model, read_model
-from pipelines.opening import open_model
+from pipelines.opening import IN_THE_BOX, open_model
 from pipelines.promotion.comparison import Pair, pace_row, paired
 from pipelines.promotion.decision import Decision, Verdict, decide, first_model
 from pipelines.promotion.page import decision_files
@@ -93,9 +93,10 @@ def judge(challenge: Challenge) -> Judgement:
     if old is None:
         if lost := lost_champion(version.name):
             raise UserError(lost)
-        decision = first_model(challenge.evaluation)
+        decision = first_model(challenge.evaluation, _beside_the_box(challenge))
     else:
-        pair, evaluation, model = _meeting(challenge, old)
+        model = read_model(fetch(f"models:/{old.name}/{old.version}"))
+        pair, evaluation = _meeting(challenge, model)
         decision = decide(pair, challenge.settings, pace_row(challenge.model, model, pair, challenge.settings))
     against = f"champion {old.version}" if old else "no champion"
     files = decision_files(f"{version.name}: version {version.version} against {against}", decision, pair)
@@ -252,8 +253,16 @@ def _evaluated_on(artifact: str) -> tuple[list[str], Selection, str]:
     return said.sources, said.selection, said.source_format
 
 
-def _meeting(challenge: Challenge, old: ModelVersion) -> tuple[Pair, Evaluation, Model]:
-    model = read_model(fetch(f"models:/{old.name}/{old.version}"))
+def _beside_the_box(challenge: Challenge) -> Pair | None:
+    """The challenger and the model that comes with the package; None where that was trained on all of the photos."""
+    box = open_model(IN_THE_BOX)
+    if all(box.saw(face.photo_sha256) for face in challenge.evaluation.faces):
+        return None
+    return _meeting(challenge, box)[0]
+
+
+def _meeting(challenge: Challenge, model: Model) -> tuple[Pair, Evaluation]:
+    """The challenger and another model on the photos that neither was trained on; and the evaluation of the other."""
     # Of two shares the smaller holds out photos that the other nearly always holds out, too.
     share = min(model.val_share, challenge.model.val_share)
     both = [challenge.model, model]
@@ -272,7 +281,7 @@ def _meeting(challenge: Challenge, old: ModelVersion) -> tuple[Pair, Evaluation,
     known = any(model.saw(face.photo_sha256) for face in challenge.evaluation.faces)
     new = evaluated(challenge.model) if known or share != challenge.model.val_share else challenge.evaluation
     evaluation = evaluated(model)
-    return paired(new, evaluation), evaluation, model
+    return paired(new, evaluation), evaluation
 
 
 def _digest(challenge: Challenge, old: ModelVersion | None) -> str:

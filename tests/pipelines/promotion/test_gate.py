@@ -105,6 +105,8 @@ def test_a_worse_model_meets_the_champion_and_is_kept_out(
     first, _ = pass_gate(challenge(artifacts["good"], sources, "worse"))
     assert first.promote
     assert "first model" in first.reason
+    assert "On 12 faces new to both it has" in first.reason
+    assert "`--model box`" in first.reason  # which is better than a network that was never trained
     decision, judgement = pass_gate(challenge(artifacts["bad"], sources, "worse"))
     assert decision.verdict == "kept"
     assert "is worse" in decision.reason

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.promotion.comparison import Row
+from pipelines.promotion.comparison import Pair, Row
 from pipelines.promotion.decision import Decision, decide, first_model, shown
 from pipelines.settings import GateSettings
 from tests.pipelines.judged import errors_of, judged, judged_face, pair_of
@@ -117,6 +117,15 @@ def test_the_first_model_is_promoted() -> None:
     assert decision.promote
     assert "first model: NRMSE 20.000%" in decision.reason
     assert not first_model(judged([judged_face(math.nan)])).promote
+
+
+def test_the_first_model_is_told_whether_the_model_in_the_box_is_better() -> None:
+    better, worse = [judged_face(0.04)], [judged_face(0.2)]
+    told = first_model(judged(worse), Pair(worse, better))
+    assert told.promote
+    assert "On 1 face new to both it has 20.000%, and the model in the box 4.000%: to go on with that" in told.reason
+    told = first_model(judged(better), Pair(better, worse))
+    assert told.reason.endswith("it has 4.000%, and the model in the box 20.000%.")
 
 
 def test_a_decision_is_kept_as_text_and_read_again() -> None:
