@@ -1,6 +1,7 @@
 """The program `msrrn`: parses a call, runs one command, turns errors into one line and an exit code."""
 
 import argparse
+import io
 import os
 import select
 import sys
@@ -30,6 +31,7 @@ _BROKEN_PIPE: Final = 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
+    _say_any_name()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     while "--debug" in arguments:
@@ -81,6 +83,12 @@ def _without_passwords(call: argparse.Namespace) -> None:
                 f"{name.replace('_', '-')}: no user or password in an address; S3 credentials go into "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
+
+
+def _say_any_name() -> None:
+    """Lets stdout take what its encoding has no letters for, as stderr does: a folder's name may be no UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _quiet(debug: bool) -> None:

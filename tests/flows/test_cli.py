@@ -23,6 +23,8 @@ from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import run_name, train_model
 from tests.factories import SETTINGS, start_msrrn, tree
+from tests.pipelines.listings import a_face
+from tests.pipelines.runs import run_of
 
 COMMANDS = (
     "demo",
@@ -167,6 +169,14 @@ def test_tracebacks_only_with_debug(tmp_path: Path) -> None:
     ended = subprocess.run(program, capture_output=True, text=True, timeout=120, env=dict(os.environ), check=False)
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
+
+
+def test_a_place_whose_name_is_no_utf_8_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(tmp_path / "run", {"a.jpg": [a_face()]})
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    assert main(["export", run.store.url, "--format", "csv", "--out", str(place)]) == 0
+    assert f"{tmp_path}/caf\\udce9/faces.csv: 1 faces in 1 pictures" in capsys.readouterr().out
+    assert (place / "faces.csv").is_file()
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
