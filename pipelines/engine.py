@@ -36,6 +36,7 @@ def start_ray(workers: int) -> None:
 
     Raises:
         OutageError: nobody listens at `RAY_ADDRESS`.
+        UserError: this process was called with a name, or in a folder, that Ray cannot write down.
     """
     # Ray's defaults would report usage, print its workers' lines and wait two seconds for each poll.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -49,7 +50,13 @@ def start_ray(workers: int) -> None:
     if address:
         _require_listener(address)
     local = {} if address else {"num_cpus": workers, "include_dashboard": False}
-    ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+    except UnicodeEncodeError as error:  # it keeps the command line and the working directory, as UTF-8
+        raise UserError(
+            "Ray takes no name that is not valid UTF-8, neither in the call nor of the folder where it is made: "
+            "rename it, or do without Ray (--workers 1, of a training 0)"
+        ) from error
 
 
 def _require_listener(address: str) -> None:

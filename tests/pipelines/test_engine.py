@@ -2,6 +2,8 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +51,13 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
             monkeypatch.setenv("RAY_ADDRESS", address)
             with pytest.raises(OutageError, match=f"no Ray answers at {address}: .*RAY_ADDRESS"):
                 start_ray(2)
+
+
+def test_a_call_that_ray_cannot_write_down_is_named() -> None:
+    called = "import sys; from pipelines.engine import start_ray; start_ray(1)"
+    program = [sys.executable, "-c", called, os.fsdecode(b"caf\xe9")]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+    assert "UserError: Ray takes no name that is not valid UTF-8" in ended.stderr
 
 
 def test_ray_itself_finds_its_cluster_by_other_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
