@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pipelines.annotation.exports import coco, cvat, exporter, mark
 from pipelines.annotation.exports.pictures import AnnotatedPictures, Face, Picture, numbers, picture_suffix
 from pipelines.annotation.tables import Annotations
+from pipelines.archives.names import printable
 from pipelines.errors import UserError
 from pipelines.progress import Counted
 from pipelines.settings import ReviewFormat
@@ -88,9 +89,9 @@ def review(
             f"{annotations.store.url} is where it was"
         )
     file = _write_cvat(shown, store) if format == "cvat" else _write_coco(shown, store)
-    store.publish(README, _readme(store.url, file).encode())
+    store.publish(README, _readme(printable(store.url), file).encode())
     remembered = Review(
-        source=str(run.get("archive") or run.get("source", "")),
+        source=printable(str(run.get("archive") or run.get("source", ""))),
         model=str(run.get("model", "")),
         asked=worst,
         pictures={f"{IMAGES}/{it.name}": _remembered(it.picture) for it in shown},

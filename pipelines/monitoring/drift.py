@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pipelines.annotation.faces import MEASURES, features, outcomes
 from pipelines.annotation.plan import additions
 from pipelines.annotation.tables import Annotations, runs_at
+from pipelines.archives.names import printable
 from pipelines.dataset.faces import features_of
 from pipelines.dataset.manifest import MANIFEST, read_manifest
 from pipelines.errors import NothingYetError, UserError
@@ -121,7 +122,7 @@ def compare(
     bases: list[Sample] = []
     if dataset is not None:
         store = training_dataset(dataset)
-        dataset = store.url
+        dataset = printable(store.url)
         bases.append(_of_dataset(store, recent[-1], notes))
     if first is not None:
         bases.append(_look("the reference run", first))
@@ -160,7 +161,8 @@ def _sittings(store: Store) -> list[Sitting]:
     found = []
     for number, (key, units) in enumerate(additions(store)):
         if done := tuple(unit for unit in units if unit in finished):
-            name = f"{store.url}, addition {number}" if number else store.url
+            place = printable(store.url)  # for the report
+            name = f"{place}, addition {number}" if number else place
             found.append(Sitting(name, run, what, done, store.modified(key)))
     return found
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from pipelines.archives.containers import open_container
-from pipelines.archives.names import ARCHIVE_SUFFIXES, has_suffix, split_url
+from pipelines.archives.names import ARCHIVE_SUFFIXES, has_suffix, printable, split_url
 from pipelines.archives.patience import insist, told
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
@@ -107,7 +107,7 @@ def root_parts(url: str) -> tuple[str, ...]:
     place = Store(url).absolute()
     local = place.local_path()
     parts = local.resolve().parts if local else tuple(place.url.split("/"))
-    return tuple(without_suffix(part) for part in parts[-2:])
+    return tuple(without_suffix(printable(part)) for part in parts[-2:])
 
 
 def too_large(name: str, limit: int) -> UserError:

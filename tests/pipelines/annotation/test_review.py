@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -351,6 +352,17 @@ def test_the_readme_tells_a_person_what_to_do(run: Run, tmp_path: Path) -> None:
         for name in re.findall(r"\b[\w-]+\.(?:xml|json)\b", text):
             assert (tmp_path / made / name).is_file()
         assert f"msrrn prepare --data 300w /faces/{made} --out datasets" in text
+
+
+@pytest.mark.parametrize("made", FORMATS)
+def test_a_review_of_a_place_whose_name_is_no_utf_8(made: ReviewFormat, run: Run, tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    (tmp_path / "run").rename(place)
+    told = json.loads((place / "run.json").read_bytes())
+    (place / "run.json").write_text(json.dumps(told | {"archive": f"{place}/archive"}))
+    review(Run(Store(str(place)), run.files), 1, made, str(place / "out"))
+    assert rf"--data 300w {tmp_path}/caf\xe9/out" in (place / "out" / "README.txt").read_text()
+    assert subsets(place / "out") == {"0001": ["predictions"]}
 
 
 def test_a_correction_counts_before_an_annotation_and_that_before_a_prediction(tmp_path: Path) -> None:

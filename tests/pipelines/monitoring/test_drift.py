@@ -266,6 +266,18 @@ def test_names_are_escaped(place: Path) -> None:
     assert document.text.count(HOSTILE) == 3
 
 
+def test_places_whose_names_are_no_utf_8_are_reported(place: Path, tmp_path: Path) -> None:
+    copy = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(place / "runs", copy / "runs")
+    shutil.copytree(place / "dataset", copy / "dataset")
+    report = compare([str(copy / "runs")], DEFAULT, str(copy / "dataset"))
+    write_drift(report, Store(str(copy / "drift")))
+    assert report == DriftReport.model_validate_json((copy / "drift" / REPORT).read_bytes())
+    assert {report.dataset, report.reference} == {
+        rf"{tmp_path}/caf\xe9/{name}" for name in ("dataset", "runs/alike-0")
+    }
+
+
 def test_runs_on_s3_are_found_and_ordered(place: Path, s3: str) -> None:
     for name in ("alike-0", "alike-1"):
         for path in sorted((place / "runs" / name).rglob("*.*")):

@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -174,6 +175,12 @@ def test_subsets_and_splits_of_the_official_layout(tmp_path: Path) -> None:
         "Own/a.jpg": ("Own", None),
         "a.jpg": ("300w", None),
     }
+
+
+def test_a_subset_is_a_text_whatever_its_root_is_called(tmp_path: Path) -> None:
+    url = str(tmp_path / os.fsdecode(b"caf\xe9"))
+    _fill(url, "a.jpg", "a.pts")
+    assert _photos(url)["a.jpg"].subset == "caf\\xe9"
 
 
 def test_a_subset_may_be_the_root_itself(tmp_path: Path) -> None:
