@@ -52,6 +52,10 @@ class Store(Location):
                 return False
             return True
 
+    def present(self, *keys: str) -> list[str]:
+        """Those of the keys at which something lies, in their order."""
+        return [key for key in keys if self.exists(key)]
+
     def version(self, key: str = "") -> str | None:
         """What changes when the file changes (its size, time and inode, or the ETag); None where no file is."""
         with explained(self.url, key):

@@ -117,7 +117,7 @@ def _chosen(pictures: AnnotatedPictures, worst: int) -> dict[int, list[int]]:
 
 
 def _older(format: ReviewFormat, out: Store) -> list[str]:  # noqa: A002
-    return [*exporter(format).older(out), *(key for key in (README,) if out.exists(key)), *out.keys(IMAGES)]
+    return [*exporter(format).older(out), *out.present(README), *out.keys(IMAGES)]
 
 
 def _written(pictures: AnnotatedPictures, chosen: dict[int, list[int]], out: Store) -> Iterator[Shown]:

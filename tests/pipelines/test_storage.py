@@ -97,6 +97,7 @@ def test_existence(store: Store) -> None:
     assert store.exists("a/b")
     assert store.exists("a")
     assert not store.exists("a/c")
+    assert store.present("a/c", "a/b", "a") == ["a/b", "a"]
 
 
 def test_create_writes_once(store: Store) -> None:

@@ -62,7 +62,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
 
 def older(out: Store) -> list[str]:
     """See `Exporter`."""
-    return [key for key in (FILE,) if out.exists(key)]
+    return out.present(FILE)
 
 
 def write_document(file: BinaryIO, images: Iterable[dict[str, Any]], annotations: Iterable[dict[str, Any]]) -> None:

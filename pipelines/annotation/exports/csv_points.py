@@ -42,7 +42,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
 
 def older(out: Store) -> list[str]:
     """See `Exporter`."""
-    return [key for key in (FILE,) if out.exists(key)]
+    return out.present(FILE)
 
 
 def harmless(uri: str) -> str:

@@ -50,7 +50,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
 
 def older(out: Store) -> list[str]:
     """See `Exporter`."""
-    return [key for key in (LABELS, FILE) if out.exists(key)]
+    return out.present(LABELS, FILE)
 
 
 def attributes(face: Face) -> dict[str, str]:

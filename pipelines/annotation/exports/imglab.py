@@ -36,7 +36,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
 
 def older(out: Store) -> list[str]:
     """See `Exporter`."""
-    return [key for key in (FILE,) if out.exists(key)]
+    return out.present(FILE)
 
 
 def _box(face: Face) -> str:
