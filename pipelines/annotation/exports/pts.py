@@ -3,6 +3,9 @@
 `pts/URI.K.pts` is face K of the picture URI. Copied over the folder of the pictures (`cp -r OUT/pts/. photos`),
 they are a source for `prepare`: the reader of 300-W knows `a.jpg.0.pts` as a face of `a.jpg`. Such files of an older
 export are removed before the first is written, others stay.
+
+Several pictures may have one path: members of one name of an archive, or `/a/b.jpg` beside `a/b.jpg` in a list. Then
+the files of one are called so, those of the others have a digest in their name.
 """
 
 import hashlib
@@ -10,7 +13,9 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from pipelines.annotation.exports.pictures import AnnotatedPictures, Face
+import numpy as np
+
+from pipelines.annotation.exports.pictures import AnnotatedPictures, Face, Picture
 from pipelines.sources.pts import format_pts
 from pipelines.storage import Store
 
@@ -25,7 +30,14 @@ MAX_FOLDERS: Final = 600
 
 
 def write(pictures: AnnotatedPictures, out: Store) -> str:
-    """See `Exporter`."""
+    """See `Exporter`. Goes through the run twice, or three times where pictures share a path."""
+    owners = _owners(pictures)
+
+    def key_of(picture: Picture, face: Face) -> str:
+        mine = picture.uri, picture.sha256
+        return pts_key(
+            picture.uri, face.index, "" if owners.get(_path(picture.uri), mine) == mine else " ".join(mine)
+        )
 
     def publish(file: tuple[str, Face]) -> None:
         key, face = file
@@ -34,7 +46,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(out.delete, older(out)))  # a face may be left out now
         for _, found in pictures.units():
-            files = {pts_key(picture.uri, face.index): face for picture in found for face in picture.faces}
+            files = {key_of(picture, face): face for picture in found for face in picture.faces}
             list(pool.map(publish, files.items()))  # or raise what one of them raised
     return FOLDER
 
@@ -44,15 +56,37 @@ def older(out: Store) -> list[str]:
     return [key for key in out.keys(FOLDER) if _OURS.search(key)]
 
 
-def pts_key(uri: str, face_index: int) -> str:
-    """`pts/` + the picture's own path + the face's index: it joins back. Members of one name in a tar share it.
+def pts_key(uri: str, face_index: int, apart: str = "") -> str:
+    """`pts/` + the picture's own path + the face's index: it joins back. `apart` tells it from another of that path.
 
     What no file system holds, and what would leave the folder, is shortened to its beginning and a digest.
     """
     folder, _, name = uri.rpartition("/")
     deep = len(folder.encode()) > MAX_FOLDERS
-    parts = [_digested(folder)] if deep else [_file_name(part) for part in folder.split("/") if part not in {"", "."}]
-    return "/".join((FOLDER, *parts, f"{_file_name(name)}.{face_index}.pts"))
+    parts = [_digested(folder)] if deep else map(_file_name, filter(None, _path(folder).split("/")))
+    own = _digested(name, apart) if apart else _file_name(name)
+    return "/".join((FOLDER, *parts, f"{own}.{face_index}.pts"))
+
+
+def _path(uri: str) -> str:
+    """Where a picture lies, whichever of the ways to write it is the uri."""
+    return "/".join(part for part in uri.split("/") if part not in {"", "."})
+
+
+def _owners(pictures: AnnotatedPictures) -> dict[str, tuple[str, str]]:
+    """Paths of several pictures, each with the uri and the digest of that which is called so.
+
+    It is one whose uri is that path, and of these the last: of members of one name the last counts.
+    """
+    hashes = np.fromiter((hash(_path(picture.uri)) for picture in pictures), np.int64)  # memory for the longest runs
+    found, counts = np.unique(hashes, return_counts=True)
+    several = set(found[counts > 1].tolist())
+    owners: dict[str, tuple[str, str]] = {}
+    for picture in pictures if several else ():
+        path = _path(picture.uri)
+        if hash(path) in several and (picture.uri == path or owners.get(path, ("",))[0] != path):
+            owners[path] = picture.uri, picture.sha256
+    return owners
 
 
 def _file_name(part: str) -> str:
@@ -61,5 +95,7 @@ def _file_name(part: str) -> str:
     return _digested(part) if unusable else part
 
 
-def _digested(name: str) -> str:
-    return name[:40].replace("\0", "_").replace("/", "_") + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
+def _digested(name: str, of: str = "") -> str:
+    return (
+        name[:40].replace("\0", "_").replace("/", "_") + "-" + hashlib.sha256((of or name).encode()).hexdigest()[:16]
+    )

@@ -28,6 +28,7 @@ from pipelines.errors import UserError
 from pipelines.settings import ExportFormat
 from pipelines.sources import FORMATS as SOURCES
 from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
+from pipelines.sources.pts import parse_pts
 from pipelines.storage import Store
 from tests.factories import picture, traced, tree
 from tests.pipelines.listings import a_face, faces_of
@@ -507,6 +508,25 @@ def test_pts_of_hostile_names_stay_below_their_folder(tmp_path: Path) -> None:
     assert len(tree(tmp_path / "in" / "out" / "pts")) == len(names)  # each face has a file of its own
     assert (tmp_path / "in/out/pts/x.jpg.0.pts").is_file()
     assert pts_key("a/b.jpg", 3) == "pts/a/b.jpg.3.pts"
+
+
+def test_pictures_of_one_path_keep_pts_of_their_own(tmp_path: Path) -> None:
+    """Members of one name, the first with more faces; ways to write a path in a list, and a picture twice in it."""
+    named = [("m.jpg", 2), ("/a/b.jpg", 1), ("m.jpg", 1), ("a/b.jpg", 1), ("a//b.jpg", 1), ("/c.jpg", 1)]
+    images = [looked_at(uri, 640, 480, count, f"{number}".encode()) for number, (uri, count) in enumerate(named)]
+    places = [(image, index) for image in images for index in range(image["faces"])]
+    shapes = [a_face(number) for number in range(len(places))]
+    faces = [face(image, index, shape) for (image, index), shape in zip(places, shapes, strict=True)]
+    run, _ = write_run(tmp_path / "run", [*images, images[-1]], [*faces, faces[-1]], per_unit=2)
+    assert export(run, "pts", str(tmp_path)).faces == len(shapes) + 1
+    found = {key: parse_pts(data) for key, data in tree(tmp_path / "pts").items()}
+    assert len(found) == len(shapes)
+    for shape in shapes:
+        assert min(np.abs(shape - other).max() for other in found.values()) < 1e-4
+    own = {key: shape for key, shape in found.items() if "-" not in key}
+    assert own.keys() == {"m.jpg.0.pts", "a/b.jpg.0.pts", "c.jpg.0.pts"}
+    for key, number in (("m.jpg.0.pts", 3), ("a/b.jpg.0.pts", 4), ("c.jpg.0.pts", 6)):
+        np.testing.assert_allclose(own[key], shapes[number], rtol=0, atol=1e-4)
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
