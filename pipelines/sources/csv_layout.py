@@ -56,13 +56,23 @@ class Layout:
     def has_header(self) -> bool:
         return bool(self.header)
 
-    def cells(self, line: str) -> list[str]:
-        cells = _cells(line, self.separator)
+    def cells(self, row: str) -> list[str]:
+        """Those of a row, without blanks around them but for the picture's, whose name may have some."""
+        written = _written(row, self.separator)
+        cells = [cell if column == self.picture else cell.strip() for column, cell in enumerate(written)]
         if len(cells) > self.columns and not any(cells[self.columns :]):
             cells = cells[: self.columns]
         if len(cells) != self.columns:
             raise BadAnnotation("syntax", f"{len(cells)} columns instead of {self.columns}")
         return cells
+
+    def is_whole(self, row: str) -> bool:
+        """Whether all columns are there; else a cell in quotes may go on in the next line."""
+        try:
+            self.cells(row)
+        except BadAnnotation:
+            return False
+        return True
 
     def numbers(self, cells: Sequence[str], columns: Sequence[int]) -> NDArray[np.float64]:
         return np.array([self._number(cells, column) for column in columns], np.float64)
@@ -239,8 +249,12 @@ def _is_number(text: str) -> bool:
 
 
 def _cells(line: str, separator: str) -> list[str]:
+    return [cell.strip() for cell in _written(line, separator)]
+
+
+def _written(row: str, separator: str) -> list[str]:
     try:
-        rows = list(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True))
+        rows = list(csv.reader([row], delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise BadAnnotation("syntax", f"not a row of a table ({error})") from error
-    return [cell.strip() for cell in rows[0]] if rows else []
+    return rows[0] if rows else []

@@ -19,10 +19,11 @@ and `-`. What is understood:
 
 import codecs
 import io
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from typing import BinaryIO, Final
 
 from msrrn.geometry import Box
@@ -37,6 +38,8 @@ from pipelines.sources.listed import Entry, OtherKind, heads, near, pixel_box, s
 SUFFIXES: Final = (".csv", ".tsv")
 _SAMPLE: Final = 32
 _LONGEST_LINE: Final = 1 << 16
+_MOST_LINES: Final = 16
+"""Of one row: names of files may have line ends in them."""
 
 
 @dataclass(frozen=True)
@@ -66,31 +69,51 @@ class CsvPoints:
 
 
 def read_csv(files: Files, name: str, one_based: bool = False) -> Iterator[Entry]:
-    """The rows of a table in its order, numbered by line; one row is held at a time."""
+    """The rows of a table in its order, numbered by their first lines; few are held at a time."""
     where = f"{files.url}/{name}"
     with files.open(name) as file:
         lines = _lines(file)
         first = list(islice(lines, _SAMPLE))
         layout = find_layout([line for _, line in first], where)
         own = "" if layout.picture is not None else _own_picture(files, name)
-        for line_number, line in islice(chain(first, lines), int(layout.has_header), None):
-            yield _entry(layout, line, line_number, own, 1.0 if one_based else 0.0)
+        rows = _rows(layout, islice(chain(first, lines), int(layout.has_header), None))
+        for line_number, row in rows:
+            yield _entry(layout, row, line_number, own, 1.0 if one_based else 0.0)
+
+
+def _rows(layout: Layout, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Lines, put together where a cell in quotes goes on; those that do not make a whole row stay alone."""
+    ahead: deque[tuple[int, str]] = deque()
+    while start := ahead.popleft() if ahead else next(lines, None):
+        line_number, row = start
+        if row.count('"') % 2 and not layout.is_whole(row):
+            ahead.extend(islice(lines, _MOST_LINES - 1 - len(ahead)))
+            longer = enumerate(accumulate((line for _, line in ahead), initial=row))
+            more, row = next(((more, text) for more, text in longer if layout.is_whole(text)), (0, row))
+            for _ in range(more):
+                ahead.popleft()
+        if row.strip():
+            yield line_number, row
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Lines that hold something, with their numbers from 1; the rest of one too long is dropped."""
+    """Lines as they are, from the first that holds something on, with their numbers from 1; the rest of one too long
+    is dropped.
+    """
     start = file.read(4)
     file.seek(0)
     wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = io.TextIOWrapper(file, "utf-16" if wide else "utf-8-sig", errors="backslashreplace")
+    text = io.TextIOWrapper(file, "utf-16" if wide else "utf-8-sig", errors="backslashreplace", newline="")
     line_number = 0
+    begun = False
     while line := text.readline(_LONGEST_LINE):
         line_number += 1
         rest = line
-        while len(rest) == _LONGEST_LINE and not rest.endswith("\n"):
+        while len(rest) == _LONGEST_LINE and not rest.endswith(("\n", "\r")):
             rest = text.readline(_LONGEST_LINE)
-        if line.strip():
-            yield line_number, line.rstrip("\r\n")
+        begun = begun or bool(line.strip())
+        if begun:
+            yield line_number, line
 
 
 def _entry(layout: Layout, line: str, line_number: int, own: str, origin: float) -> Entry:

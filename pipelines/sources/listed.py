@@ -196,18 +196,19 @@ def _placed(
     """The entry with the uri of its picture and its own; one whose picture cannot be had says so."""
     annotation = f"{name}#{entry.number}"
     image = entry.image.encode("utf-8", "backslashreplace").decode()  # JSON may hold halves of characters
-    if not image:
+    plain = image.strip()
+    if not plain:
         missing = BadAnnotation("no_image", "it names no picture")
         uri = annotation
     else:
-        # Windows separates folders by what may be part of a name elsewhere.
-        written = PurePosixPath(image.replace("\\", "/"))
-        paths = [path for path in dict.fromkeys((PurePosixPath(image), written)) if _is_below(path)]
+        # Windows separates folders by what may be part of a name elsewhere; so may be blanks around it.
+        written = PurePosixPath(plain.replace("\\", "/"))
+        paths = [path for path in dict.fromkeys((*map(PurePosixPath, (image, plain)), written)) if _is_below(path)]
         wanted = [(PurePosixPath(folder) / path).as_posix() for path in paths for folder in folders]
         there = next((uri for uri in wanted if _is_short(uri) and is_there(uri)), None)
         if there:
             return there, annotation, entry
-        if _is_below(written) and not _DRIVE.match(image):
+        if _is_below(written) and not _DRIVE.match(image) and not _CONTROLS.search(image):
             looked = ", ".join(dict.fromkeys(folder or "." for folder in folders))
             missing = BadAnnotation("no_image", f"{image[:200]!r} is not there (looked in: {looked})")
             uri = (PurePosixPath(folders[0]) / written).as_posix()
@@ -222,11 +223,11 @@ def _placed(
 
 
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""And line ends of other kinds, and what is no Unicode; a page or a terminal would show none of it."""
+"""And line ends of other kinds, and what is no Unicode; of what is missing a page or a terminal would show none."""
 
 
 def _is_below(path: PurePosixPath) -> bool:
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not _CONTROLS.search(str(path))
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _is_short(uri: str) -> bool:

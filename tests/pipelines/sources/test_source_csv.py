@@ -307,3 +307,26 @@ def test_the_real_table(data_root: Path) -> None:
 def test_a_row_without_a_picture_is_known_by_its_line(tmp_path: Path) -> None:
     row = rejected(CsvPoints(write(tmp_path, {"list.csv": table([("", a_face())])})))
     assert (row.uri, row.reason) == ("list.csv#2", "no_image")
+
+
+def test_a_name_in_quotes_goes_on_in_the_next_line_and_may_end_with_a_blank(tmp_path: Path) -> None:
+    faces = [("a\n\nb.jpg", a_face(1)), ("c.jpg ", a_face(2)), ("c.jpg", a_face(3))]
+    rows = [["file", *(f"{axis}{n}" for n, axis in INTERLEAVED)]]
+    rows += [[name, *_values(shape, INTERLEAVED)] for name, shape in faces]
+    for name, _ in faces:
+        write(tmp_path, {name: name.encode()})
+    for data in (_text(rows), _text(rows).decode().encode("utf-16")):
+        found = faces_of(CsvPoints(write(tmp_path, {"list.csv": data}) + "/list.csv"))
+        assert {face.annotation_uri: face.read().decode() for face in found} == {
+            "list.csv#2": "a\n\nb.jpg",
+            "list.csv#5": "c.jpg ",
+            "list.csv#6": "c.jpg",
+        }
+
+
+def test_quotes_that_never_end_cost_their_own_row(tmp_path: Path) -> None:
+    lines = table([("a.jpg", a_face(1)), ("x", a_face(2)), ("b.jpg", a_face(3)), ("b.jpg", a_face(4))]).decode()
+    for odd in ('"x', 'x"', '5" x'):
+        reasons = reasons_of(_source(tmp_path, lines.replace("\nx,", f"\n{odd},").encode()))
+        assert (reasons.pop("a.jpg"), reasons.pop("b.jpg")) == ("", "")
+        assert list(reasons.values()) == ["syntax" if odd == '"x' else "no_image"]
