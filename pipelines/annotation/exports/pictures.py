@@ -1,7 +1,6 @@
 """The annotated pictures of a run with their faces, as every export takes them."""
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,9 @@ _SIGNATURES: Final = {
     b"II*\0": ".tif",
     b"MM\0*": ".tif",
     b"RIFF": ".webp",
+    b"\xff\x4f\xff\x51": ".jp2",
+    b"\0\0\0\x0cjP  ": ".jp2",
+    **{f"P{kind}".encode(): ".ppm" for kind in range(1, 7)},
 }
 
 
@@ -141,12 +143,13 @@ class AnnotatedPictures:
 
 
 def picture_suffix(picture: Picture, data: bytes) -> str:
-    """By which tools know a picture's file: that of its name, else what its bytes say."""
+    """By which tools, and our own readers, know a picture's file: that of its name, else what its bytes say."""
     suffix = PurePosixPath(picture.uri).suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return suffix
-    known = (suffix for start, suffix in _SIGNATURES.items() if data.startswith(start))
-    return next(known, suffix if re.fullmatch(r"\.[a-z0-9]{1,5}", suffix) else ".jpg")
+    if data[4:8] == b"ftyp":
+        return ".avif" if data[8:11] == b"avi" else ".heic"
+    return next((suffix for start, suffix in _SIGNATURES.items() if data.startswith(start)), ".jpg")
 
 
 def numbers(values: NDArray[np.floating] | Sequence[float]) -> list[float]:

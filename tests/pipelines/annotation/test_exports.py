@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from msrrn.geometry import Box
 from pipelines.annotation.exports import FORMATS, MARK, Exported, export
@@ -559,17 +560,24 @@ def test_pictures_that_are_gone_or_changed_are_counted(tmp_path: Path) -> None:
     assert {row.read().decode() for row in found} == {"b/c d.jpg", "b/ü 顔.png"}
 
 
-def test_a_picture_of_no_known_suffix_is_known_by_its_bytes(tmp_path: Path) -> None:
-    data = picture(np.zeros((9, 9, 3), np.uint8))
-    images = [looked_at("scan", 9, 9, 1, data), looked_at("b.doc", 9, 9, 1, data)]
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        *[("PNG", "png"), ("JPEG", "jpg"), ("PPM", "ppm"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp")],
+        *[("TIFF", "tif"), ("JPEG2000", "jp2"), ("AVIF", "avif")],
+    ],
+)
+def test_a_picture_of_no_known_suffix_is_known_by_its_bytes(kind: str, suffix: str, tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(data, kind)
+    names = ["scan", "b.doc", "c.pnm"]
+    images = [looked_at(name, 16, 16, 1, data.getvalue()) for name in names]
     faces = [face(image, 0, a_face(number)) for number, image in enumerate(images)]
-    run, _ = write_run(tmp_path / "run", images, faces, files={"scan": data, "b.doc": data})
+    run, _ = write_run(tmp_path / "run", images, faces, files=dict.fromkeys(names, data.getvalue()))
     export(run, "webdataset", str(tmp_path / "out"))
-    assert len(faces_of(open_annotated(str(tmp_path / "out")))) == 2
-    assert {member.name.rpartition(".")[2] for member in _members(tmp_path / "out/part-000000.tar")} == {
-        "png",
-        "json",
-    }
+    assert len(faces_of(open_annotated(str(tmp_path / "out")))) == len(names)
+    found = {member.name.rpartition(".")[2] for member in _members(tmp_path / "out/part-000000.tar")}
+    assert found == {suffix, "json"}
 
 
 def test_boxes_of_less_than_a_pixel_are_boxes_for_dlib(tmp_path: Path) -> None:
