@@ -1,6 +1,7 @@
 """300-W and what is laid out like it: folders, at any depth, of pictures beside `.pts` of the same stem.
 
-A picture with several faces may have `a.jpg.0.pts`, `a.jpg.1.pts`, …, as `msrrn export` writes them.
+A picture with several faces may have `a.jpg.0.pts`, `a.jpg.1.pts`, …, as `msrrn export` writes them. What has such
+ones is a picture whatever its own name ends with.
 """
 
 from collections import defaultdict
@@ -57,17 +58,20 @@ class ThreeHundredW:
         annotations: dict[str, str] = {}
         numbered: dict[str, list[str]] = defaultdict(list)
         readable = [PurePosixPath(name) for name, size in files.sizes().items() if size is not None]
-        for path in readable:
-            if is_picture(path.name):
+        parts = (
+            path.with_suffix("").as_posix().rpartition(".") for path in readable if path.suffix.lower() == ".pts"
+        )
+        with_faces = {name for name, _, number in parts if number.isdecimal()}
+        for path in sorted(readable, key=lambda path: not is_picture(path.name)):
+            if is_picture(path.name) or (path.suffix.lower() != ".pts" and path.as_posix() in with_faces):
                 images[path.with_suffix("").as_posix()].append(path.as_posix())
         pictures = {name for same in images.values() for name in same}
-        names = files.sizes()
         for path in readable:
             if path.suffix.lower() == ".pts":
                 stem = path.with_suffix("").as_posix()
                 picture, _, number = stem.rpartition(".")
-                # `a.jpg.0.jpg` may be a picture, too; then its own annotation is `a.jpg.0.jpg.0.pts`, or this one.
-                own = any(f"{name}.0.pts" in names for name in images.get(stem, ()))
+                # `a.jpg.0.jpg` may be a picture, too; then its own are `a.jpg.0.jpg.0.pts`, …, or this one.
+                own = not with_faces.isdisjoint(images.get(stem, ()))
                 if (stem not in images or own) and number.isdecimal() and picture in pictures:
                     numbered[picture].append(path.as_posix())
                 else:

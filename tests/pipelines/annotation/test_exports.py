@@ -126,6 +126,7 @@ def test_any_name_and_any_face_come_back(
 
 def test_names_that_few_print_come_back(tmp_path: Path) -> None:
     names = ["Screenshot at 5.00.00\u202fPM.jpg", "a\xa0b.jpg", "\U0001f469\u200d\U0001f4bb.jpg", "\u202egpj.a.jpg"]
+    names += ["scan", "a.mpo", "blank.jpg ", "dot.jpg."]
     names += ["new\nline.jpg", "two\n\nlines.jpg", "\r.jpg", "a\r\n.jpg", 'tab\t"quoted\n".jpg', "a\u2028b\x85.jpg"]
     shapes = {name: [a_face(number)] for number, name in enumerate(sorted(names))}
     run = run_of(tmp_path / "run", shapes)

@@ -162,6 +162,22 @@ def test_a_numbered_face_is_not_taken_for_the_annotation_of_a_picture_that_has_i
     assert pairs == [("a.jpg", "a.jpg.0.pts"), ("a.jpg.0.jpg", "a.jpg.0.jpg.0.pts")]
 
 
+def test_a_numbered_face_is_one_of_a_file_of_any_name(tmp_path: Path) -> None:
+    """As annotation takes them: a file without a suffix, of a rare one, with a blank or a dot behind it."""
+    names = ["b.mpo", "c.jpg ", "d.jpg.", "scan", "scan.jpg"]
+    _fill(str(tmp_path), *names, *(f"{name}.1.pts" for name in names), "scan.pts", "gone.0.pts", "x.pts.0.pts")
+    rows = _scan(str(tmp_path))
+    pairs = [(row.uri, row.annotation_uri) for row in rows if isinstance(row, AnnotatedPhoto)]
+    assert sorted(pairs) == sorted([*((name, f"{name}.1.pts") for name in names), ("scan.jpg", "scan.pts")])
+    assert [row.uri for row in rows if isinstance(row, Rejected)] == ["gone.0.pts", "x.pts.0.pts"]
+
+
+def test_a_face_without_the_first_is_not_taken_for_another_pictures(tmp_path: Path) -> None:
+    _fill(str(tmp_path), "a.jpg", "a.jpg.0.jpg", "a.jpg.0.pts", "a.jpg.0.jpg.1.pts")
+    pairs = [(row.uri, row.annotation_uri) for row in _scan(str(tmp_path)) if isinstance(row, AnnotatedPhoto)]
+    assert pairs == [("a.jpg", "a.jpg.0.pts"), ("a.jpg.0.jpg", "a.jpg.0.jpg.1.pts")]
+
+
 def test_subsets_and_splits_of_the_official_layout(tmp_path: Path) -> None:
     url = str(tmp_path / "300w")
     for stem in ("lfpw/trainset/a", "lfpw/testset/a", "helen/trainset/a", "afw/a", "ibug/a", "Own/a", "a"):
