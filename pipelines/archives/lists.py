@@ -1,7 +1,8 @@
 """A list of pictures: a path or URI a line, or in the first column of a `.csv`.
 
 Relative paths are seen from the list's folder; `file://` and `s3://` are followed wherever they lead. Blank lines,
-and what begins with `#`, are passed over. Nothing is asked of S3 while listing.
+and what begins with `#`, are passed over. A table whose first column has a heading may have semicolons or tabs
+between its columns. Nothing is asked of S3 while listing.
 """
 
 import csv
@@ -9,13 +10,16 @@ import errno
 import io
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, cast
 
 from pipelines.archives.inputs import Input
 from pipelines.archives.names import ARCHIVE_SUFFIXES, TABLE_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, printable
 from pipelines.archives.patience import insist
+from pipelines.archives.rows import in_rows
 from pipelines.errors import UserError
 from pipelines.secrecy import has_password, masked
 from pipelines.storage import Store
@@ -31,28 +35,39 @@ _URI: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 def list_entries(store: Store, name: str) -> Iterator[Input]:
     """The entries of a list, as they are written, in order."""
-    is_csv = has_suffix(name, (".csv",))
-    for number, line in enumerate(_lines(store, name)):
-        entry = _first_cell(line) if is_csv else line
-        if entry and not (is_csv and number == 0 and re.sub(r"[ _-]", "", entry.lower()) in _HEADINGS):
-            uri = printable(masked(entry))  # tables are read by others
-            problem = _problem(store, uri, entry)
-            size, version = (0, "") if problem else _state(*place_of(store, entry))
-            yield Input(uri, "", 0, size, size, version, problem)
+    lines = _lines(store, name)
+    for entry in _first_cells(lines) if has_suffix(name, (".csv",)) else _said(lines):
+        uri = printable(masked(entry))  # tables are read by others
+        problem = _problem(store, uri, entry)
+        size, version = (0, "") if problem else _state(*place_of(store, entry))
+        yield Input(uri, "", 0, size, size, version, problem)
 
 
 def _lines(store: Store, name: str) -> Iterator[str]:
-    """Lines that say something; of one that is longer than any path, the beginning."""
+    """Lines with their ends; of one that is longer than any path, the beginning."""
     mark = b"\xef\xbb\xbf"
     with io.BufferedReader(cast(Any, store.open(name))) as file:
         while line := file.readline(MAX_LINE):
             more = line
             while len(more) == MAX_LINE and not more.endswith(b"\n"):
                 more = file.readline(MAX_LINE)
-            text = line.removeprefix(mark).decode("utf-8", "surrogateescape").strip()
+            yield line.removeprefix(mark).decode("utf-8", "surrogateescape")
             mark = b""
-            if text and not text.startswith("#"):
-                yield text
+
+
+def _said(lines: Iterable[str]) -> Iterator[str]:
+    """Those that say something."""
+    return (text for line in lines if (text := line.strip()) and not text.startswith("#"))
+
+
+def _first_cells(lines: Iterator[str]) -> Iterator[str]:
+    """Of a table without its heading; empty ones are left out."""
+    first = next(_said(lines), "")
+    headed = (mark for mark in ",;\t" if re.sub(r"[ _-]", "", _first_cell(first, mark).lower()) in _HEADINGS)
+    separator = next(headed, "")
+    left = lines if separator else chain([f"{first}\n"], lines)
+    rows = in_rows(enumerate(left), partial(_is_row, separator=separator or ","))
+    return filter(None, (_first_cell(row, separator or ",") for row in _said(row for _, row in rows)))
 
 
 def place_of(store: Store, entry: str) -> tuple[Store, str]:
@@ -79,11 +94,20 @@ def _joined(store: Store, entry: str) -> str:
     return f"s3://{bucket}{posixpath.normpath(posixpath.join('/', folder, entry))}"
 
 
-def _first_cell(line: str) -> str:
+def _first_cell(row: str, separator: str) -> str:
     try:
-        return next(csv.reader([line]))[0].strip()
+        return next(csv.reader([row], delimiter=separator))[0].strip()
     except (csv.Error, StopIteration, IndexError):
-        return line
+        return row
+
+
+def _is_row(text: str, separator: str) -> bool:
+    """Whether all quotes end in it."""
+    try:
+        list(csv.reader([text], delimiter=separator, strict=True))
+    except csv.Error:
+        return False
+    return True
 
 
 def _problem(store: Store, uri: str, entry: str) -> str:

@@ -19,15 +19,15 @@ and `-`. What is understood:
 
 import codecs
 import io
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, chain, islice
+from itertools import chain, islice
 from typing import BinaryIO, Final
 
 from msrrn.geometry import Box
 from msrrn.landmarks import NUM_LANDMARKS
+from pipelines.archives.rows import in_rows
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, usable_shape
@@ -38,8 +38,6 @@ from pipelines.sources.listed import Entry, OtherKind, heads, near, pixel_box, s
 SUFFIXES: Final = (".csv", ".tsv")
 _SAMPLE: Final = 32
 _LONGEST_LINE: Final = 1 << 16
-_MOST_LINES: Final = 16
-"""Of one row: names of files may have line ends in them."""
 
 
 @dataclass(frozen=True)
@@ -76,24 +74,9 @@ def read_csv(files: Files, name: str, one_based: bool = False) -> Iterator[Entry
         first = list(islice(lines, _SAMPLE))
         layout = find_layout([line for _, line in first], where)
         own = "" if layout.picture is not None else _own_picture(files, name)
-        rows = _rows(layout, islice(chain(first, lines), int(layout.has_header), None))
-        for line_number, row in rows:
+        rows = islice(chain(first, lines), int(layout.has_header), None)
+        for line_number, row in in_rows(rows, layout.is_whole):
             yield _entry(layout, row, line_number, own, 1.0 if one_based else 0.0)
-
-
-def _rows(layout: Layout, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Lines, put together where a cell in quotes goes on; those that do not make a whole row stay alone."""
-    ahead: deque[tuple[int, str]] = deque()
-    while start := ahead.popleft() if ahead else next(lines, None):
-        line_number, row = start
-        if row.count('"') % 2 and not layout.is_whole(row):
-            ahead.extend(islice(lines, _MOST_LINES - 1 - len(ahead)))
-            longer = enumerate(accumulate((line for _, line in ahead), initial=row))
-            more, row = next(((more, text) for more, text in longer if layout.is_whole(text)), (0, row))
-            for _ in range(more):
-                ahead.popleft()
-        if row.strip():
-            yield line_number, row
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:

@@ -44,6 +44,17 @@ def test_the_heading_of_a_table_is_no_picture(heading: str, tmp_path: Path) -> N
     assert read(str(tmp_path / "x.csv")) == [("a.jpg", b"a")]
 
 
+def test_a_cell_of_a_table_may_hold_line_ends(tmp_path: Path) -> None:
+    publish(str(tmp_path), {"a.jpg": b"a", "b.jpg": b"b", "c\nd.jpg": b"cd"})
+    rows = 'file,caption\r\na.jpg,"two\r\n\r\n# lines, ""said"""\r\n"c\nd.jpg",\n"open,1\nb.jpg,5" tall\n'
+    for separator in ",;\t":
+        (tmp_path / "x.csv").write_bytes(rows.replace(",", separator).encode())
+        found = [("a.jpg", b"a"), ("c\nd.jpg", b"cd"), (f"open{separator}1".strip(), "unreadable"), ("b.jpg", b"b")]
+        assert read(str(tmp_path / "x.csv")) == found
+    (tmp_path / "x.csv").write_text('"c\nd.jpg",1\na.jpg;1\n')
+    assert read(str(tmp_path / "x.csv")) == [("c\nd.jpg", b"cd"), ("a.jpg;1", "unreadable")]
+
+
 def test_a_local_list_leads_anywhere(tmp_path: Path, s3: str) -> None:
     publish(s3, {"deep/a #1.jpg": b"remote"})
     publish(str(tmp_path / "else where"), {"b.jpg": b"local"})
