@@ -7,7 +7,8 @@
 
 Parts are pixel indices as dlib has them: 0-based centres, like ours. A box covers the pixels from `left` to
 `left + width - 1` (dlib's rectangle includes both ends), so its edges lie half a pixel further out. Paths are
-relative to the XML's folder and stay below it.
+relative to the XML's folder and stay below it. dlib says that its files are in ISO-8859-1, and writes the bytes of
+names as they are, which is UTF-8 nearly everywhere.
 
 Source: dlib, `dlib/data_io/image_dataset_metadata.h` and its `.cpp`.
 """
@@ -66,10 +67,15 @@ class _Listing(XmlListing):
         self._parts: list[dict[str, str]] = []
         self._surplus = 0
         self._count = 0
+        self._encoding = ""
+        self._parser.XmlDeclHandler = self._declare
+
+    def _declare(self, _version: str, encoding: str | None, _standalone: int) -> None:
+        self._encoding = encoding or ""
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         if tag == "image":
-            self._image, self._is_empty = attributes.get("file", ""), True
+            self._image, self._is_empty = _name(attributes.get("file", ""), self._encoding), True
         elif tag == "box" and self._image is not None:
             self._box, self._parts, self._surplus = attributes, [], 0
             self._line = self.line
@@ -103,6 +109,16 @@ class _Listing(XmlListing):
             return usable_shape(_points(self._parts)), _box(box)
         except BadAnnotation as error:
             return BadAnnotation(error.reason, f"line {self._line}: {error.message}")
+
+
+def _name(text: str, encoding: str) -> str:
+    """A picture's name, whose bytes dlib does not encode as it declares; what is no UTF-8 is what it says it is."""
+    if encoding.upper() != "ISO-8859-1":
+        return text
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def _points(parts: list[dict[str, str]]) -> NDArray[np.float64]:

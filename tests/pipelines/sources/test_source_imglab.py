@@ -76,10 +76,17 @@ def test_faces_of_one_picture_and_ignored_boxes(tmp_path: Path) -> None:
     assert rows[2].uri == "a.jpg#2"
 
 
-def test_dlibs_own_encoding(tmp_path: Path) -> None:
-    xml = ONE.decode().replace("UTF-8", "ISO-8859-1").replace("a.jpg", "ä.jpg").encode("latin-1")
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_dlibs_own_encoding(encoding: str, tmp_path: Path) -> None:
+    """It declares the first, and writes names with the bytes that they have on the disk."""
+    xml = ONE.decode().replace("UTF-8", "ISO-8859-1").replace("a.jpg", "ä.jpg").encode(encoding)
     source = Imglab(write(tmp_path, {"ä.jpg": b"", "list.xml": xml}))
     assert reasons_of(source) == {"ä.jpg": ""}
+
+
+def test_what_is_declared_as_utf_8_is_that(tmp_path: Path) -> None:
+    source = Imglab(write(tmp_path, {"Ã¤.jpg": b"", "list.xml": ONE.decode().replace("a.jpg", "Ã¤.jpg").encode()}))
+    assert reasons_of(source) == {"Ã¤.jpg": ""}
 
 
 LAUGHS = "<!DOCTYPE l [<!ENTITY a 'ha'>" + "".join(
