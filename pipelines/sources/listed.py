@@ -22,11 +22,12 @@ from pipelines.sources.three_hundred_w import SUBSETS, TEST_FOLDERS
 from pipelines.storage import Store
 
 _SPLIT_WORD: Final = re.compile(
-    r"(?<![a-z])(train(?:ing|set)?|val(?:id(?:ation)?|set)?|test(?:ing|set)?)(\d*)(?![a-z])"
+    r"(?<![a-z])(train(?:ing|set)?|val(?:id(?:ation)?|set)?|test(?:ing|set)?)(\d*)(?![a-z])", re.IGNORECASE
 )
 _SPLITS: Final = {"tr": "train", "va": "val", "te": "test"}
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _LONGEST_NAME: Final = 255
+_OF_CVAT: Final = "person_keypoints_"
 
 
 class OtherKind(UserError):  # noqa: N818 - it names a state of a file
@@ -110,11 +111,15 @@ def scan_listed(
 def near(name: str) -> list[str]:
     """Where the pictures of an annotation file usually lie.
 
-    Its own folder, or `images` in it, or a folder named like the file or like the split in its name (`val2017`);
-    for a file in a folder `annotations`, the same beside that.
+    Its own folder, or `images` in it, or a folder named like the file, like the split in its name (`val2017`), or
+    like the subset, with which CVAT ends it (`person_keypoints_Batch 2.json`); for a file in a folder `annotations`,
+    the same beside that. COCO-WholeBody leaves the year out of the name (`coco_wholebody_val_v1.0.json`).
     """
     path = PurePosixPath(name)
-    own = [path.stem, *(match[0] for match in _SPLIT_WORD.finditer(path.stem.lower()))]
+    splits = [word for match in _SPLIT_WORD.finditer(path.stem) for word in (match[0], match[0].lower())]
+    years = [f"{split}2017" for split in splits if path.stem.lower().startswith("coco_wholebody_")]
+    subset = [path.stem.removeprefix(_OF_CVAT)] if path.stem.startswith(_OF_CVAT) else []
+    own = dict.fromkeys((path.stem, *splits, *years, *subset))
     bases = [path.parent, *([path.parent.parent] if path.parent.name.lower() == "annotations" else [])]
     return [
         "" if str(place) == "." else place.as_posix()

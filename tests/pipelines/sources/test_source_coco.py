@@ -138,6 +138,24 @@ def test_the_layout_of_coco(pictures: str, place: str, tmp_path: Path, request: 
         assert (face.declared_split, face.subset, face.read()) == ("val", "coco", b"1")
 
 
+@pytest.mark.parametrize(
+    ("name", "picture", "split"),
+    [
+        ("coco_wholebody_train_v1.0", "train2017/01.jpg", "train"),
+        ("coco_wholebody_val_v1.0", "val2017/01.jpg", "val"),
+        ("person_keypoints_default", "images/default/01.jpg", None),
+        ("person_keypoints_Validation", "images/Validation/01.jpg", "val"),
+        ("person_keypoints_Batch 2", "images/Batch 2/01.jpg", None),
+    ],
+)
+def test_the_layouts_of_coco_wholebody_and_of_cvat(
+    name: str, picture: str, split: str | None, tmp_path: Path
+) -> None:
+    files = {picture: b"1", f"annotations/{name}.json": coco([("01.jpg", a_face())])}
+    (face,) = faces_of(Coco(write(tmp_path, files)))
+    assert (face.uri, face.declared_split) == (picture, split)
+
+
 def test_the_layout_of_coco_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"images/a.jpg": b"1", "annotations/x.json": coco([("a.jpg", a_face())])})
     monkeypatch.chdir(tmp_path / "annotations")
