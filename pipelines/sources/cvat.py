@@ -7,6 +7,8 @@
 CVAT counts from the corner of the first pixel, so pixel centres lie at 0.5, 1.5, …: half a pixel is taken off. The
 elements of a skeleton have numbers for labels, 0 to 67 or 1 to 68, and are in the order of these; one that is
 `outside` was not labelled. Other shapes and tags are left alone. Pictures lie beside the XML or where `near` says.
+In the XML of a project, a picture names the subset of its task, whose pictures CVAT puts into `images/SUBSET`; where
+that is a word for a split, it is the picture's.
 
 Source: https://docs.cvat.ai/docs/other/xml_format; see `pipelines.annotation.exports.cvat`.
 """
@@ -23,7 +25,7 @@ from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, usable_shape
 from pipelines.sources.files import Files, open_files
-from pipelines.sources.listed import Entry, heads, near, number, scan_listed
+from pipelines.sources.listed import Entry, heads, near, number, scan_listed, split_in
 from pipelines.sources.xml_listing import XmlListing, read_xml
 
 SUFFIXES: Final = (".xml",)
@@ -64,6 +66,7 @@ class _Listing(XmlListing):
     def __init__(self, where: str) -> None:
         super().__init__(where)
         self._image: str | None = None
+        self._subset = ""
         self._is_empty = True
         self._count = 0
         self._shape = ""
@@ -77,6 +80,7 @@ class _Listing(XmlListing):
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         if tag == "image":
             self._image, self._is_empty = attributes.get("name", ""), True
+            self._subset = attributes.get("subset", "")
         elif tag in {"points", "skeleton"} and self._image is not None and not self._shape:
             self._shape, self._line, self._said = tag, self.line, {}
             self._points = [attributes] if tag == "points" else []
@@ -103,7 +107,8 @@ class _Listing(XmlListing):
 
     def _add(self, face: BadAnnotation | NDArray[np.float64], checked: bool = False) -> None:
         self._count += 1
-        self.done.append(Entry(self._image or "", self._count, face, checked=checked))
+        split = split_in(self._subset)
+        self.done.append(Entry(self._image or "", self._count, face, None, split, "", checked, self._subset))
 
     def _face(self) -> BadAnnotation | NDArray[np.float64]:
         try:

@@ -40,7 +40,8 @@ class Entry:
 
     `image` is the picture's path as written, `number` tells the entry from the others of its file. `face` is
     the shape, float64 (68, 2), 0-based pixels, or why there is none. `split` and `subset` are the entry's own;
-    `checked` is set where it says that a person found it right.
+    `checked` is set where it says that a person found it right. `folder` is one in which the picture may lie, below
+    those where it is looked for.
     """
 
     image: str
@@ -50,6 +51,7 @@ class Entry:
     split: Split | None = None
     subset: str = ""
     checked: bool = False
+    folder: str = ""
 
 
 ListReader = Callable[[Files, str], Iterator[Entry]]
@@ -137,6 +139,12 @@ def said_split(value: object) -> Split | None:
     return _split_of(match[1]) if match else None
 
 
+def split_in(text: str) -> Split | None:
+    """The one split that a name has a word for."""
+    said = {_split_of(match[1]) for match in _SPLIT_WORD.finditer(text.lower())}
+    return said.pop() if len(said) == 1 else None
+
+
 def number(text: str) -> float:
     """A decimal number; `ValueError` for all else, and for what Python alone takes for one."""
     if "_" in text:
@@ -209,12 +217,13 @@ def _placed(
         # Windows separates folders by what may be part of a name elsewhere; so may be blanks around it.
         written = PurePosixPath(plain.replace("\\", "/"))
         paths = [path for path in dict.fromkeys((*map(PurePosixPath, (image, plain)), written)) if _is_below(path)]
-        wanted = [(PurePosixPath(folder) / path).as_posix() for path in paths for folder in folders]
+        places = [place for folder in map(PurePosixPath, folders) for place in (folder / entry.folder, folder)]
+        wanted = [(place / path).as_posix() for path in paths for place in places]
         there = next((uri for uri in wanted if _is_short(uri) and is_there(uri)), None)
         if there:
             return there, annotation, entry
         if _is_below(written) and not _DRIVE.match(image) and not _CONTROLS.search(image):
-            looked = ", ".join(dict.fromkeys(folder or "." for folder in folders))
+            looked = ", ".join(dict.fromkeys(place.as_posix() for place in places))
             missing = BadAnnotation("no_image", f"{image[:200]!r} is not there (looked in: {looked})")
             uri = (PurePosixPath(folders[0]) / written).as_posix()
         else:
@@ -273,19 +282,13 @@ def _subset(url: str, uri: str) -> str:
 
 def _split(url: str, name: str, uri: str, subset: str) -> Split | None:
     """What the annotation file's name says, else the picture's folders."""
-    said = _split_in(PurePosixPath(name).stem)
+    said = split_in(PurePosixPath(name).stem)
     if said:
         return said
     folders = _folders(uri)
     if subset == "ibug" or TEST_FOLDERS & {*folders, *(part.lower() for part in root_parts(url))}:
         return "test"
-    return next(filter(None, map(_split_in, folders)), None)
-
-
-def _split_in(text: str) -> Split | None:
-    """The one split that a name has a word for."""
-    said = {_split_of(match[1]) for match in _SPLIT_WORD.finditer(text.lower())}
-    return said.pop() if len(said) == 1 else None
+    return next(filter(None, map(split_in, folders)), None)
 
 
 def _split_of(word: str) -> Split:

@@ -72,6 +72,25 @@ def test_what_cvat_exports(place: str, tmp_path: Path, request: pytest.FixtureRe
     }
 
 
+@pytest.mark.parametrize("folder", ["images/", "", None])
+def test_the_tasks_of_a_project_have_subsets(folder: str | None, tmp_path: Path) -> None:
+    """CVAT puts pictures into folders of these; without them (None), whoever has the pictures put them anywhere."""
+    subsets = ("Train", "Validation", "Test", "default")
+    names = [f"{subset}.jpg" if folder is None else "same.jpg" for subset in subsets]
+    xml = document(*((name, points(FACE + 9 * place)) for place, name in enumerate(names))).decode()
+    for number, subset in enumerate(subsets):
+        xml = xml.replace(f'<image id="{number}"', f'<image id="{number}" subset="{subset}" task_id="{number}"')
+    places = [
+        name if folder is None else f"{folder}{subset}/{name}" for subset, name in zip(subsets, names, strict=True)
+    ]
+    pictures = {place: place.encode() for place in places}
+    rows = faces_of(Cvat(write(tmp_path, {"annotations.xml": xml.encode(), **pictures})))
+    found = {row.uri: row.declared_split for row in rows}
+    assert found == dict(zip(places, ("train", "val", "test", None), strict=True))
+    for row in rows:
+        np.testing.assert_allclose(row.shape, FACE + 9 * places.index(row.uri), rtol=0, atol=0.0051)
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_skeletons_are_in_the_order_of_their_labels(first: int, tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(68).tolist()
