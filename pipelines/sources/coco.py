@@ -38,6 +38,8 @@ _START: Final = re.compile(
 _OF_IMAGES: Final = {"id", "file_name", "split", "subset"}
 _OF_FACES: Final = {"image_id", "keypoints", "bbox", "iscrowd", "face_kpts", "face_box", "face_valid", "attributes"}
 _KEPT: Final = frozenset({"images", "annotations", "checked"} | _OF_IMAGES | _OF_FACES)
+_Id = int | float | str
+"""Tables that were joined write whole numbers as 7.0, which is 7."""
 _REMEDY: Final = "give a COCO keypoints JSON with images and annotations, or a folder or an archive that holds one"
 
 
@@ -71,7 +73,7 @@ def read_coco(files: Files, name: str) -> Iterator[Entry]:
     """
     where = f"{files.url}/{name}"
     document = _document(files.read(name, MAX_BYTES), where)
-    images: dict[int | str | None, dict[str, Any]] = {}
+    images: dict[_Id | None, dict[str, Any]] = {}
     odd: list[tuple[str, BadAnnotation]] = []
     for image in document["images"]:
         key = _key(image, "id")
@@ -121,9 +123,9 @@ def _packed(field: Any) -> Any:
     return field
 
 
-def _key(entry: Any, field: str) -> int | str | None:
+def _key(entry: Any, field: str) -> _Id | None:
     key = entry.get(field) if isinstance(entry, dict) else None
-    return key if isinstance(key, int | str) else None
+    return key if isinstance(key, int | float | str) else None
 
 
 def _file_name(image: Any) -> str:

@@ -117,6 +117,13 @@ def test_pictures_without_annotation_and_odd_images(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(("image", "face"), [(7, 7), (7.0, 7), (7, 7.0), ("7", "7")])
+def test_a_face_finds_its_picture(image: object, face: object, tmp_path: Path) -> None:
+    document = _document(image_id=face)
+    document["images"][0]["id"] = image
+    assert reasons_of(_source(tmp_path, document)) == {"a.jpg": ""}
+
+
 @pytest.mark.parametrize(
     ("said", "split"), [("train", "train"), ("Val", "val"), ("validation", "val"), ("TESTING", "test"), ("", None)]
 )
