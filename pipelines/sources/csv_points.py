@@ -37,7 +37,8 @@ from pipelines.sources.listed import Entry, OtherKind, heads, near, pixel_box, s
 
 SUFFIXES: Final = (".csv", ".tsv")
 _SAMPLE: Final = 32
-_LONGEST_LINE: Final = 1 << 16
+_LONGEST_LINE: Final = 1 << 20
+"""Characters: tables that hold the features of a face beside its points have thousands of columns."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class CsvPoints:
     @staticmethod
     def recognises(files: Files) -> bool:
         """See `Reader.recognises`: a table has the columns for 68 points."""
-        for head in heads(files, SUFFIXES, 1 << 16):
+        for head in heads(files, SUFFIXES, _LONGEST_LINE):
             try:
                 find_layout([line for _, line in islice(_lines(io.BytesIO(head)), 1)], "")
             except OtherKind:

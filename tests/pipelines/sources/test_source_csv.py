@@ -121,6 +121,14 @@ def test_decimal_commas_and_the_encodings_of_spreadsheets(tmp_path: Path) -> Non
             _check(_source(tmp_path / f"{number}{ord(separator)}b", text.partition("\n")[2].encode(codec)))
 
 
+def test_points_among_thousands_of_columns(tmp_path: Path) -> None:
+    others = [f"embedding_of_the_face_{n}" for n in range(8000)]
+    rows = [[*others, "file", *(f"{axis}{n}" for n, axis in BLOCKS)]]
+    rows += [[*["-0.123456"] * len(others), name, *_values(shape, BLOCKS)] for name, shape in FACES]
+    assert isinstance(open_annotated(_source(tmp_path, _text(rows)).url), CsvPoints)
+    _check(_source(tmp_path, _text(rows)))
+
+
 def _openface(face: int = 0, success: str = "1") -> tuple[list[str], list[str]]:
     """A row as OpenFace 2 writes it: also points of the eyes and in space, and spaces after the commas."""
     shape = FACES[face][1]
@@ -222,7 +230,8 @@ def test_the_pictures_of_a_known_course(tmp_path: Path) -> None:
         ("SWAP:", "syntax", "column x2: '' is not a number"),
         ("SWAP:1_0", "syntax", "column x2: '1_0' is not a number"),
         ("SWAP:<b>", "syntax", "column x2: '<b>' is not a number"),
-        ("x" * 200_000, "syntax", "instead of 141"),
+        ("x" * 200_000, "syntax", "not a row of a table"),
+        (",".join("x" * 2_000_000), "syntax", "instead of 141"),
         ("\0", "syntax", "1 columns"),
     ],
 )
