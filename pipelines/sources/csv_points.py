@@ -3,7 +3,7 @@
 Points are 0-based pixel centres of the upright picture; `CsvPoints(url, one_based=True)` reads 1-based ones. That
 a header counts its points from 0 or from 1 says nothing about pixels and is not taken to. Columns may be apart by
 commas, semicolons (numbers may then have decimal commas) or tabs; names are compared without case, spaces, `_`
-and `-`. What is understood:
+and `-`. The text is UTF-8, UTF-16 with its mark, or in the code page of Windows. What is understood:
 
 - points: `x0, y0, x1, y1, …`, `x_0, …, x_67, y_0, …, y_67`, `0_x`, `p1x`, `landmark_0_y` and the like, counted from
   0 or 1, in any order, after any common prefix. The tables of OpenFace have them so, beside points in space and
@@ -80,6 +80,15 @@ def read_csv(files: Files, name: str, one_based: bool = False) -> Iterator[Entry
             yield _entry(layout, row, line_number, own, 1.0 if one_based else 0.0)
 
 
+def _of_windows(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("cp1252", "backslashreplace"), error.end
+
+
+codecs.register_error("msrrn.windows", _of_windows)
+"""What is no UTF-8 is in the code page of Windows, in which Excel writes what it calls CSV; names tell."""
+
+
 def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
     """Lines as they are, from the first that holds something on, with their numbers from 1; the rest of one too long
     is dropped.
@@ -87,7 +96,8 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
     start = file.read(4)
     file.seek(0)
     wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = io.TextIOWrapper(file, "utf-16" if wide else "utf-8-sig", errors="backslashreplace", newline="")
+    encoding, errors = ("utf-16", "backslashreplace") if wide else ("utf-8-sig", "msrrn.windows")
+    text = io.TextIOWrapper(file, encoding, errors=errors, newline="")
     line_number = 0
     begun = False
     while line := text.readline(_LONGEST_LINE):

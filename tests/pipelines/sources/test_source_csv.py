@@ -121,6 +121,14 @@ def test_decimal_commas_and_the_encodings_of_spreadsheets(tmp_path: Path) -> Non
             _check(_source(tmp_path / f"{number}{ord(separator)}b", text.partition("\n")[2].encode(codec)))
 
 
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_names_beyond_ascii_are_found(codec: str, tmp_path: Path) -> None:
+    """The last is how Excel saves a table, unless it is told to take UTF-8."""
+    write(tmp_path, {"Zoë Müller €.jpg": b""})
+    data = table([("Zoë Müller €.jpg", a_face())]).decode().encode(codec)
+    assert reasons_of(CsvPoints(write(tmp_path, {"list.csv": data}))) == {"Zoë Müller €.jpg": ""}
+
+
 def test_points_among_thousands_of_columns(tmp_path: Path) -> None:
     others = [f"embedding_of_the_face_{n}" for n in range(8000)]
     rows = [[*others, "file", *(f"{axis}{n}" for n, axis in BLOCKS)]]
