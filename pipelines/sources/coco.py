@@ -154,8 +154,10 @@ def _face(annotation: dict[str, Any]) -> tuple[NDArray[np.float64], Box | None]:
     if prefix and not annotation.get("face_valid", True):
         raise BadAnnotation("not_labelled", "face_valid is false: its face was not labelled")
     values = annotation.get("face_kpts" if prefix else "keypoints", [])
+    if isinstance(values, list | array) and len(values) % 3:
+        raise BadAnnotation("count", f"{len(values)} numbers are not x, y, v of {NUM_LANDMARKS} keypoints each")
     if isinstance(values, list | array) and len(values) != 3 * NUM_LANDMARKS:
-        raise BadAnnotation("count", f"{len(values) / 3:g} keypoints instead of {NUM_LANDMARKS}")
+        raise BadAnnotation("count", f"{len(values) // 3} keypoints instead of {NUM_LANDMARKS}")
     if not isinstance(values, array):
         raise BadAnnotation("syntax", "the keypoints are not a list of numbers")
     points = np.array(values, np.float64).reshape(NUM_LANDMARKS, 3)

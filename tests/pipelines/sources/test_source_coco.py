@@ -102,6 +102,14 @@ def test_the_faces_of_whole_bodies(tmp_path: Path) -> None:
     assert rejected(_source(tmp_path, _document(**body))).reason == "count"
 
 
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [(POINTS[:51], "17 keypoints instead of 68"), (POINTS[:136], "136 numbers are not x, y, v of 68 keypoints each")],
+)
+def test_how_many_keypoints_there_are_is_told(points: list[float], message: str, tmp_path: Path) -> None:
+    assert rejected(_source(tmp_path, _document(keypoints=points))).message.endswith(message)
+
+
 def test_pictures_without_annotation_and_odd_images(tmp_path: Path) -> None:
     document = _document()
     document["images"] += [{"id": 1, "file_name": "a2.jpg"}, {"id": "x"}, {"id": 2, "file_name": 5}]
