@@ -15,10 +15,15 @@ _SECRETS: Final = (
     "RAY_AUTH_TOKEN",
     "PGPASSWORD",
 )
-USERINFO: Final = r'[A-Za-z][A-Za-z0-9+.-]{0,30}://(?:[^/\s:@\["\x27]*:(?!\d{1,5}/)\S*@|[^/\s]*@)'
+_SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]{0,30}"
+_NAME: Final = r'[^/\s:@\["\x27]*'
+USERINFO: Final = (
+    rf"(?:{_SCHEME}://(?:{_NAME}:(?!\d{{1,5}}/)\S*@|[^/\s]*@)|\b(?!https?:){_SCHEME}://{_NAME}:\d{{1,5}}/\S*@)"
+)
 """An address up to the end of user and password; the last @ counts, since a password may hold others.
 
 It may also hold a /: what follows a user and a colon is a password up to the last @ of all, unless it is a port.
+After that, only addresses of the web have an @ (`models:/NAME@champion`): elsewhere a few digits are a password, too.
 No scheme is longer than 31 letters: without that bound, long texts without one would take the square of their length.
 """
 _USERINFO: Final = re.compile(USERINFO)
