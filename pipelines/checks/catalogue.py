@@ -112,8 +112,8 @@ _UNUSED: Final = (
     Check("test_split", "info", "a test photo, which is never trained on", "nothing"),
     Check("forgotten", "info", "a picture that was forgotten", "nothing: see `msrrn forget`"),
     Check("trained_on", "info", "a photo that a model was trained on, which says nothing of it", "nothing"),
-    Check("known_photo", "info", "the dataset has this photo already, with other annotations",
-          "prepare all sources together to use the new annotations"),
+    Check("known_photo", "info", "the dataset has this photo already, with other annotations or by another name",
+          "prepare all sources together to use these"),
 )  # fmt: skip
 
 CHECKS: Final[dict[str, Check]] = {check.code: check for check in (*_ANNOTATIONS, *_PHOTOS, *_UNUSED)}

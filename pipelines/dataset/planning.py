@@ -100,7 +100,7 @@ def plan(
         if same is None:
             photos.append(PlannedPhoto(key, split, group.seen, len(group.faces), group, made_in.get(key)))
         elif same and key != same.key:
-            message = f"{append_to} has this photo with other annotations: prepare all sources together"
+            message = f"{append_to} has it with other annotations, or by another name: prepare all sources together"
             left_out += _all_faces(group, "known_photo", message)
     told = set(left_out)
     left_out += [item for item in base.left_out if item not in told]

@@ -70,6 +70,16 @@ def test_copies_of_test_photos_stay_out_when_they_are_appended(parts: tuple[Path
     assert {unit.key for unit in again.units} == {unit.key for unit in whole.units}
 
 
+def test_a_photo_keeps_its_name(photos: Photos, tmp_path: Path) -> None:
+    put(tmp_path / "first", "a/0", photos[0][0])
+    put(tmp_path / "second", "week-2/0", photos[0][0])
+    old = made([tmp_path / "first"], tmp_path / "out")
+    grown = made([tmp_path / "second"], tmp_path / "out", old.name)
+    assert grown.units == old.units
+    assert [(item.uri, item.reason) for item in grown.left_out] == [("week-2/0.pts", "known_photo")]
+    assert "by another name" in grown.left_out[0].message
+
+
 def test_a_test_photo_that_shows_what_is_trained_on_is_refused(photos: Photos, tmp_path: Path) -> None:
     put(tmp_path / "first", "a/0", photos[0][0])
     put(tmp_path / "first", "a/1", photos[0][1])
