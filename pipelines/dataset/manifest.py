@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from msrrn.landmarks import SCHEME
 from pipelines.dataset.shards import SCHEMA_VERSION, Split
 from pipelines.errors import UserError
+from pipelines.forgotten import read_forgotten
 from pipelines.storage import Store
 
 MANIFEST: Final = "manifest.json"
@@ -100,9 +101,11 @@ def read_manifest(dataset: Store) -> Manifest:
     """The dataset's manifest.
 
     Raises:
-        UserError: there is none (not a dataset, or not finished), or it has another schema.
+        UserError: there is none (not a dataset, not finished, or it has another name since a picture of it was
+            forgotten), or it has another schema.
     """
     if not dataset.exists(MANIFEST):
+        _refuse_renamed(dataset)
         raise UserError(
             f"{dataset.url}: no {MANIFEST}, so it is no finished dataset; "
             "give the URL that `msrrn prepare` printed, or run it again to finish"
@@ -129,3 +132,12 @@ def read_manifest(dataset: Store) -> Manifest:
             f"{name}: not JSON ({error}); give the URL that `msrrn prepare` printed, or delete the file and run the "
             "same `msrrn prepare` again"
         ) from error
+
+
+def _refuse_renamed(dataset: Store) -> None:
+    place = dataset.absolute()
+    forgotten = read_forgotten(place.parent)
+    if place.name in forgotten.renamed:
+        now = forgotten.now(place.name)
+        told = f"it is {now} without them: give that" if now else "nothing was left of it to train on"
+        raise UserError(f"{dataset.url}: pictures of it were forgotten, and {told}")

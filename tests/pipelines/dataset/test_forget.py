@@ -99,6 +99,8 @@ def test_nothing_of_a_photo_is_left_and_the_rest_is_as_it_was(
     assert digest not in left
     assert {key: count for key, count in rows.items() if key != digest} == left
     assert not [path for path in (place / name).rglob("*") if path.is_file()]
+    with pytest.raises(UserError, match=f"{name}: pictures of it were forgotten, and it is {new} without them"):
+        read_manifest(Store(str(place / name)))
     assert verify(str(place / new)).problems == []
     after = read_manifest(Store(str(place / new)))
     assert after.counts["faces_in"] == before.counts["faces_in"]
@@ -183,6 +185,9 @@ def test_a_dataset_of_which_nothing_is_left_goes(
     assert forgot.datasets == {dataset[1].name: None}
     assert decoded_rows(place) == {}
     assert datasets(str(place)).datasets == []
+    monkeypatch.chdir(place)
+    with pytest.raises(UserError, match="nothing was left of it to train on"):
+        read_manifest(Store(dataset[1].name))
 
 
 def test_shards_that_no_dataset_lists_are_looked_through(annotated: Path, place: Path) -> None:
