@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final, cast
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,9 +215,12 @@ def _placed(
         missing = BadAnnotation("no_image", "it names no picture")
         uri = annotation
     else:
-        # Windows separates folders by what may be part of a name elsewhere; so may be blanks around it.
-        written = PurePosixPath(plain.replace("\\", "/"))
-        paths = [path for path in dict.fromkeys((*map(PurePosixPath, (image, plain)), written)) if _is_below(path)]
+        # Windows separates folders by what may be part of a name elsewhere, and macOS may write ë as e and its dots;
+        # blanks around a name may be its own.
+        slashes = plain.replace("\\", "/")
+        written, *forms = map(PurePosixPath, (slashes, normalize("NFC", slashes), normalize("NFD", slashes)))
+        names = dict.fromkeys((PurePosixPath(image), PurePosixPath(plain), written, *forms))
+        paths = [path for path in names if _is_below(path)]
         places = [place for folder in map(PurePosixPath, folders) for place in (folder / entry.folder, folder)]
         wanted = [(place / path).as_posix() for path in paths for place in places]
         there = next((uri for uri in wanted if _is_short(uri) and is_there(uri)), None)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -144,6 +146,22 @@ def test_names_of_any_kind_are_looked_up(suffix: str, source: Reader, encode: Wr
     )
     reasons = reasons_of(source(str(tmp_path / f"list.{suffix}")))
     assert reasons == {"sub/é ü.jpg": "", "a" * 300: "no_image"}
+
+
+@each_format
+@pytest.mark.parametrize(("there", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_letter_and_its_accent_may_be_one_or_two(
+    there: Literal["NFC", "NFD"],
+    named: Literal["NFC", "NFD"],
+    suffix: str,
+    source: Reader,
+    encode: Writer,
+    tmp_path: Path,
+) -> None:
+    """As macOS stores names, and as its archives bring them to others."""
+    picture = normalize(there, "Zoë/é ü.jpg")
+    url = write(tmp_path, {picture: b"1", f"list.{suffix}": encode([(normalize(named, picture), a_face())])})
+    assert reasons_of(source(url)) == {picture: ""}
 
 
 @each_format
