@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import FARTHEST
+from msrrn.geometry import FARTHEST, Box
 from msrrn.landmarks import NUM_LANDMARKS, inter_ocular, inter_pupil
 
 MAX_BYTES: Final = 1 << 20
@@ -62,6 +62,19 @@ def points_of(value: object) -> NDArray[np.float64]:
         return np.array(numbers, np.float64).reshape(-1, 2)
     except OverflowError as error:
         raise BadAnnotation("not_finite", "a number is too large") from error
+
+
+def box_of(value: object) -> Box | None:
+    """A list of left, top, right and bottom edge, if there is one. Raises `BadAnnotation`: syntax."""
+    if value is None:
+        return None
+    try:
+        edges = points_of(value).ravel()
+        return Box(*(float(edge) for edge in edges))
+    except (BadAnnotation, TypeError, ValueError) as error:
+        raise BadAnnotation(
+            "syntax", f"box is {value!r}"[:200] + ": write its left, top, right, bottom edge"
+        ) from error
 
 
 def _is_pair(value: object) -> bool:

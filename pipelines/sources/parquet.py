@@ -18,16 +18,14 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from msrrn.geometry import Box
 from msrrn.landmarks import SCHEME
 from pipelines.archives.names import LIST_SUFFIXES, has_suffix, normal, split_url
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected
-from pipelines.sources.annotation import BadAnnotation, usable_shape
+from pipelines.sources.annotation import BadAnnotation, box_of, points_of, usable_shape
 from pipelines.sources.corrections import CORRECTIONS, PREDICTIONS
 from pipelines.sources.files import Files, open_files
 from pipelines.sources.held import is_archive
@@ -101,13 +99,10 @@ class _Pictures:
                 f"not looked for: {_EXPORT})",
             )
         try:
-            box = None if row.get("box") is None else Box(*row["box"])
-            landmarks = np.array(row["landmarks"], np.float64)
-            shape = usable_shape(landmarks.reshape(-1, 2) if landmarks.size % 2 == 0 else landmarks)
+            box = box_of(row.get("box"))
+            shape = usable_shape(points_of(row["landmarks"]))
         except BadAnnotation as error:
             return Rejected(uri, error.reason, f"{place}: {error.message}")
-        except (TypeError, ValueError) as error:
-            return Rejected(uri, "syntax", f"{place}: {error}")
         return AnnotatedPhoto(self._url, uri, place, _subset(row), None, shape, box, row.get("sha256") or "")
 
 

@@ -28,7 +28,7 @@ from msrrn.geometry import Box
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
-from pipelines.sources.annotation import BadAnnotation, points_of, usable_shape
+from pipelines.sources.annotation import BadAnnotation, box_of, points_of, usable_shape
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
 from pipelines.sources.held import root_parts
 from pipelines.sources.pts import parse_pts
@@ -141,7 +141,7 @@ def _photos(files: Files, uri: str, annotations: Sequence[str]) -> Iterator[Anno
     annotation, name = annotations[0], subset or root_parts(files.url)[-1]
     if annotation.lower().endswith(".pts"):
         shape = parse_pts(files.read(annotation))
-        yield AnnotatedPhoto(files.url, uri, annotation, name, split, shape, _box(said.get("box")), sha256)
+        yield AnnotatedPhoto(files.url, uri, annotation, name, split, shape, box_of(said.get("box")), sha256)
     elif FACES not in said:
         yield AnnotatedPhoto(files.url, uri, annotation, name, split, *_face(said), sha256)
     else:
@@ -163,7 +163,7 @@ def _listed(faces: object) -> list[dict[str, Any]]:
 
 def _face(said: dict[str, Any]) -> tuple[NDArray[np.float64], Box | None]:
     shape = usable_shape(points_of(next((said[field] for field in POINTS if field in said), None)))
-    return shape, _box(said.get("box"))
+    return shape, box_of(said.get("box"))
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -174,15 +174,3 @@ def _object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadAnnotation("syntax", "not a JSON object")
     return value
-
-
-def _box(value: object) -> Box | None:
-    if value is None:
-        return None
-    try:
-        edges = points_of(value).ravel()
-        return Box(*(float(edge) for edge in edges))
-    except (BadAnnotation, TypeError, ValueError) as error:
-        raise BadAnnotation(
-            "syntax", f"box is {value!r}"[:200] + ": write its left, top, right, bottom edge"
-        ) from error

@@ -165,7 +165,14 @@ def test_bad_rows_stop_nothing(tmp_path: Path) -> None:
         {"uri": None, "landmarks": good},
     ]
     write(tmp_path / "t.parquet", rows, schema)
-    assert {row.uri: row.reason for row in scan(tmp_path) if isinstance(row, Rejected)} == {
+    rejected = {row.uri: row for row in scan(tmp_path) if isinstance(row, Rejected)}
+    told = {
+        "d": "the points are not a list",
+        "e": "box is [1.0, 2.0]: write its left, top, right, bottom edge",
+        "f": "135 numbers make no pairs",
+    }
+    assert {uri: rejected[uri].message.partition(": ")[2] for uri in told} == told
+    assert {uri: row.reason for uri, row in rejected.items()} == {
         "../escape": "no_image",
         "b": "count",
         "c": "not_finite",
