@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import fsspec
 import pytest
+from hypothesis import HealthCheck, settings
 
 from msrrn.synthetic import SyntheticPhoto, draw_photo
 from pipelines.cache import cache_directory
@@ -23,6 +24,10 @@ from pipelines.storage import Store
 from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w
 from tests.faulty import FaultyEndpoint, serve_faulty
 from tests.seaweedfs import serve_seaweedfs, weed
+
+# How long an example takes tells of the machine, and of what else it does, not of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 TOGETHER: Final = {
     # Each network takes half a minute to export.

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from msrrn.calibration import LEAST_FACES, Calibration, Signs, fit
@@ -21,7 +21,6 @@ def faces(count: int = 500) -> Signs:
 some = st.floats(0.1, 1)
 
 
-@settings(deadline=None)
 @given(st.floats(6, 7), some, some, some, some, some)
 def test_coefficients_are_found_again(
     constant: float, own: float, disagreement: float, narrowness: float, spread: float, astray: float

@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -35,7 +35,6 @@ frames = st.builds(CropFrame.square, st.tuples(coordinates, coordinates), st.flo
 
 
 @given(similarities, clouds)
-@settings(deadline=None)
 def test_inverse_undoes_a_similarity_from_both_sides(move: Similarity, points: NDArray[np.float64]) -> None:
     slack = 1e-9 * (1 + 1 / move.scale) * 1e4
     np.testing.assert_allclose(move.inverse()(move(points)), points, atol=slack)
@@ -44,7 +43,6 @@ def test_inverse_undoes_a_similarity_from_both_sides(move: Similarity, points: N
 
 
 @given(similarities, similarities, clouds)
-@settings(deadline=None)
 def test_after_applies_the_first_map_first(
     second: Similarity, first: Similarity, points: NDArray[np.float64]
 ) -> None:
@@ -53,7 +51,6 @@ def test_after_applies_the_first_map_first(
 
 
 @given(similarities, similarities, similarities, clouds)
-@settings(deadline=None)
 def test_composition_is_associative_with_an_identity(
     a: Similarity, b: Similarity, c: Similarity, points: NDArray[np.float64]
 ) -> None:
@@ -64,7 +61,6 @@ def test_composition_is_associative_with_an_identity(
 
 
 @given(similarities, clouds)
-@settings(deadline=None)
 def test_a_similarity_scales_all_distances_alike(move: Similarity, points: NDArray[np.float64]) -> None:
     before = np.linalg.norm(points[:, None] - points, axis=-1)
     after = np.linalg.norm(move(points)[:, None] - move(points), axis=-1)
@@ -79,7 +75,6 @@ def test_a_similarity_keeps_dtype_and_leading_axes() -> None:
 
 
 @given(rigid, clouds)
-@settings(deadline=None)
 def test_fit_recovers_a_similarity(move: Similarity, points: NDArray[np.float64]) -> None:
     fitted = fit_similarity(points, move(points))
     np.testing.assert_allclose(fitted.matrix, move.matrix, atol=1e-9 * move.scale + 1e-10)
@@ -87,7 +82,6 @@ def test_fit_recovers_a_similarity(move: Similarity, points: NDArray[np.float64]
 
 
 @given(similarities, clouds, st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_no_other_similarity_fits_better(move: Similarity, points: NDArray[np.float64], seed: int) -> None:
     rng = np.random.default_rng(seed)
     target = move(points) + rng.normal(0, 5 * move.scale, points.shape)
@@ -110,7 +104,6 @@ def test_coinciding_points_have_no_fit() -> None:
 
 
 @given(frames, clouds)
-@settings(deadline=None)
 def test_crop_and_upright_round_trip(frame: CropFrame, inside: NDArray[np.float64]) -> None:
     in_crop = inside / 100
     np.testing.assert_allclose(frame.shape_to_crop(frame.shape_to_upright(in_crop)), in_crop, atol=1e-6)
@@ -119,7 +112,6 @@ def test_crop_and_upright_round_trip(frame: CropFrame, inside: NDArray[np.float6
 
 
 @given(frames, clouds)
-@settings(deadline=None)
 def test_levels_agree_on_pixel_centres(frame: CropFrame, points: NDArray[np.float64]) -> None:
     upright = frame.shape_to_upright(points / 100)
 
@@ -140,7 +132,6 @@ def test_a_crop_of_the_same_size_keeps_the_pixels_where_they_are() -> None:
 
 
 @given(st.tuples(coordinates, coordinates), st.floats(5, 5000))
-@settings(deadline=None)
 def test_the_four_corners_and_the_side(centre: tuple[float, float], side: float) -> None:
     frame = CropFrame.square(centre, side)
     np.testing.assert_allclose(frame.shape_to_upright(CORNERS), centre + (CORNERS - 0.5) * side, atol=1e-6)
@@ -151,7 +142,6 @@ def test_the_four_corners_and_the_side(centre: tuple[float, float], side: float)
 
 
 @given(frames)
-@settings(deadline=None)
 def test_any_frame_is_a_square_of_its_side_around_its_centre(frame: CropFrame) -> None:
     upright = frame.shape_to_upright(CORNERS)
     edges = np.linalg.norm(upright[[1, 3, 2, 0]] - upright[[0, 1, 3, 2]], axis=-1)
@@ -170,7 +160,6 @@ def test_a_positive_roll_turns_the_content_clockwise_and_the_mirror_comes_after(
 
 
 @given(frames, clouds)
-@settings(deadline=None)
 def test_a_mirrored_frame_shows_the_crop_flipped(frame: CropFrame, points: NDArray[np.float64]) -> None:
     centre = frame.shape_to_upright(np.array([0.5, 0.5]))
     turn = frame.to_crop.matrix / frame.to_crop.scale
@@ -182,7 +171,6 @@ def test_a_mirrored_frame_shows_the_crop_flipped(frame: CropFrame, points: NDArr
 
 
 @given(boxes, st.floats(0.01, 20))
-@settings(deadline=None)
 def test_a_box_scales_with_its_picture(box: Box, factor: float) -> None:
     scaled = box.scaled(factor)
     assert scaled.width == pytest.approx(box.width * factor, rel=1e-6, abs=1e-9)
@@ -196,7 +184,6 @@ def test_a_box_around_the_whole_picture_stays_around_it() -> None:
 
 
 @given(boxes, boxes, st.floats(0.1, 10))
-@settings(deadline=None)
 def test_iou(a: Box, b: Box, factor: float) -> None:
     assert 0 <= a.iou(b) <= 1
     assert a.iou(b) == b.iou(a)
@@ -213,7 +200,6 @@ def test_iou_by_hand() -> None:
 
 
 @given(boxes)
-@settings(deadline=None)
 def test_area_centre_and_side(box: Box) -> None:
     assert box.area == pytest.approx(box.width * box.height)
     assert box.side**2 == pytest.approx(box.area)
@@ -221,7 +207,6 @@ def test_area_centre_and_side(box: Box) -> None:
 
 
 @given(clouds)
-@settings(deadline=None)
 def test_the_tight_box_touches_the_shape_on_all_sides(points: NDArray[np.float64]) -> None:
     box = Box.around(points)
     assert (box.x0, box.y0) == tuple(points.min(axis=0))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -124,7 +124,6 @@ def test_distances_keep_leading_axes() -> None:
 
 
 @given(similarities, st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_normalised_errors_do_not_see_similarities(move: Similarity, seed: int) -> None:
     predicted = FACE + np.random.default_rng(seed).normal(0, 0.05, FACE.shape)
     assert inter_pupil(move(FACE)) == pytest.approx(move.scale * inter_pupil(FACE), rel=1e-6)

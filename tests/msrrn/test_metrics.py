@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -47,7 +47,6 @@ def test_shares_by_hand() -> None:
 
 
 @given(error_lists, thresholds)
-@settings(deadline=None)
 def test_auc_is_the_area_under_the_ced(errors: NDArray[np.float64], threshold: float) -> None:
     steps = 4000
     middles = (np.arange(steps) + 0.5) / steps * threshold
@@ -57,7 +56,6 @@ def test_auc_is_the_area_under_the_ced(errors: NDArray[np.float64], threshold: f
 
 
 @given(error_lists, thresholds, thresholds)
-@settings(deadline=None)
 def test_figures_are_monotonic(errors: NDArray[np.float64], a: float, b: float) -> None:
     low, high = sorted((a, b))
     assert share_under(errors, low) <= share_under(errors, high)
@@ -70,7 +68,6 @@ def test_figures_are_monotonic(errors: NDArray[np.float64], a: float, b: float) 
 
 
 @given(error_lists, thresholds, st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_the_order_of_faces_does_not_matter(errors: NDArray[np.float64], threshold: float, seed: int) -> None:
     shuffled = np.random.default_rng(seed).permutation(errors)
     assert auc(shuffled, threshold) == pytest.approx(auc(errors, threshold))

@@ -58,7 +58,7 @@ def test_draws_that_change_nothing_change_nothing() -> None:
     np.testing.assert_allclose(points, shape, atol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     mirrored=st.booleans(),
     angle=st.floats(-0.5, 0.5),

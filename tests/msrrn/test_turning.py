@@ -30,7 +30,7 @@ def centre_of_light(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.array([weights.sum(0) @ centres, weights.sum(1) @ centres])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(yaw=TURNS, pitch=TURNS, mark=st.sampled_from([0, 8, 16, 19, 30, 36, 45, 48, 57]))
 def test_what_is_at_a_landmark_stays_at_it(yaw: float, pitch: float, mark: int) -> None:
     image, shape = turned(spot(SHAPE[mark]), SHAPE, yaw, pitch)
@@ -54,7 +54,7 @@ def test_the_nose_leads_and_the_side_that_turns_away_becomes_narrow() -> None:
     assert right[NOSE, 0] - right[JAW_LEFT, 0] > centre[0] - SHAPE[JAW_LEFT, 0] + 0.01
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(yaw=TURNS, pitch=TURNS)
 def test_a_mirrored_head_turns_the_other_way(yaw: float, pitch: float) -> None:
     mirrored = mirror_shape(np.stack([1 - SHAPE[:, 0], SHAPE[:, 1]], axis=-1))

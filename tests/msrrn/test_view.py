@@ -15,7 +15,7 @@ from tests.msrrn.test_landmarks import FACE
 MEAN = torch.from_numpy(FACE * 0.14 + 0.5).float()
 """So small that its square stays inside of the crop, however it is turned."""
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 angles, scales, shifts = st.floats(-3, 3), st.floats(0.7, 1.3), st.floats(-0.05, 0.05)
 
 

@@ -418,7 +418,7 @@ def test_grey_and_cmyk_jpegs_are_reduced(reduction: int) -> None:
 _SEEDS = [_picture(SCENE, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", *decoding._HEIC)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(_SEEDS),
     st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6),
@@ -439,7 +439,7 @@ def test_whatever_the_bytes_nothing_else_is_raised(data: bytes, changes: list[tu
     assert reason in {"", "empty", "not_an_image", "truncated", "corrupt", "too_large"}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.booleans(),
     st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=4),

@@ -56,7 +56,7 @@ def ink(picture: NDArray[np.uint8], before: NDArray[np.uint8]) -> NDArray[np.flo
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.3, 15))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_landmark_gets_ink_and_the_input_none(seed: int, scale: float) -> None:
     size = round(60 * scale)
     picture = plain(size, size)
@@ -111,7 +111,7 @@ def test_a_picture_that_is_none_is_refused() -> None:
     offset=st.tuples(st.floats(-0.4, 0.4), st.floats(-0.4, 0.4)),
     size=st.integers(60, 220),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_tile_shows_the_picture_and_the_shape_at_the_same_place(
     centre: tuple[float, float], side: float, offset: tuple[float, float], size: int
 ) -> None:

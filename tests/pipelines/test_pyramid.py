@@ -131,7 +131,7 @@ def test_a_crop_does_not_depend_on_memory_layout() -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_levels_equal_those_that_the_predictor_makes(seed: int) -> None:
     rng = np.random.default_rng(seed)
     level = rng.integers(0, rng.integers(1, 257), (200, 200), dtype=np.uint8)

@@ -112,7 +112,7 @@ _FACES = st.builds(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(names=st.sets(_NAMES, min_size=1, max_size=4), data=st.data())
 def test_any_name_and_any_face_come_back(
     names: set[str], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -53,7 +53,7 @@ def test_rows_are_pictures(place: str, kind: pa.DataType, tmp_path: Path, reques
     assert read(f"{url}/in") == [("a.jpg", b"a"), *entered]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(0, 300), min_size=1, max_size=60),
     rows_per_group=st.integers(1, 70),
@@ -140,7 +140,7 @@ def test_a_damaged_group_costs_its_own_rows(tmp_path: Path) -> None:
     assert [value for _, value in found[:3] + found[6:]] == values[:3] + values[6:]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(flips=st.lists(st.tuples(st.integers(0, 1 << 12), st.integers(0, 255)), min_size=1, max_size=4))
 def test_damage_is_a_row_or_a_plain_error(
     flips: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory

@@ -56,7 +56,7 @@ def test_a_tar_is_found_by_its_file_url(tmp_path: Path) -> None:
     assert read(place.as_uri()) == [("a.jpg", b"one")]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     files=st.lists(
         st.tuples(st.text("aä写/.-", min_size=1, max_size=150), st.binary(max_size=2000)), min_size=1, max_size=8
@@ -248,7 +248,6 @@ def _checked(header: bytearray) -> bytearray:
     return header
 
 
-@settings(deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     cut=st.integers(1, 4096),

@@ -41,7 +41,7 @@ def test_a_zip_is_read_in_its_own_order(
     assert read(f"{url}/in.ZIP", items[::-1]) == rows[::-1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     files=st.lists(st.tuples(st.text("aä写/.-", max_size=150), st.binary(max_size=2000)), max_size=8),
     method=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
@@ -230,7 +230,6 @@ def test_an_archive_that_changes_after_the_listing(tmp_path: Path) -> None:
     assert [data for _, data in read(str(path), items)] == ["corrupt", "corrupt"]
 
 
-@settings(deadline=None)
 @given(cut=st.integers(0, 900), flips=st.lists(st.tuples(st.integers(0, 899), st.integers(0, 255)), max_size=4))
 def test_damage_is_a_row_or_a_plain_error(
     cut: int, flips: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory

@@ -42,7 +42,7 @@ def numbers(batches: Iterable[Batch]) -> list[list[int]]:
 
 
 windows = st.sampled_from([1, 8, 20, 51, 1000])
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=20)
 batch_sizes = st.sampled_from([2, 4, 6, 12, 48])
 
 

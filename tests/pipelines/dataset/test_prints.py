@@ -104,7 +104,7 @@ def _print(hash_bits: int, thumbnail: NDArray[np.uint8]) -> str:
     return base64.b64encode(hash_bits.to_bytes(8, "big") + thumbnail.tobytes()).decode()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(2, 60))
 def test_the_search_misses_no_pair(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)

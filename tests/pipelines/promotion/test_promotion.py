@@ -50,7 +50,7 @@ def test_the_same_model_again_changes_nothing() -> None:
 
 
 @given(gain=st.floats(-0.2, 0.2), asked=st.floats(-0.1, 0.1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_gain_that_is_asked_for_moves_the_line(gain: float, asked: float) -> None:
     decision = meeting(gain, gate=GATE.model_copy(update={"least_gain": asked, "slice_loss": 1.0}))
     sure = 0.02  # wider than the interval, as a share of the error

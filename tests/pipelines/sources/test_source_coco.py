@@ -227,7 +227,7 @@ def _changed(key: str) -> Callable[[Any], dict[str, Any]]:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.sampled_from(["image_id", "bbox", "keypoints", "images", "annotations"]).flatmap(
         lambda k: _json.map(_changed(k))

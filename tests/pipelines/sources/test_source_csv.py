@@ -47,7 +47,7 @@ def _check(source: CsvPoints, faces: Sequence[Face] = FACES) -> list[AnnotatedPh
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     order=st.sampled_from([INTERLEAVED, BLOCKS]) | st.permutations(INTERLEAVED),
     style=st.sampled_from(
@@ -84,7 +84,7 @@ def test_named_columns_of_any_order(
     _check(_source(tmp_path_factory.getbasetemp() / "layouts", _text(rows, separator)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     order=st.sampled_from([INTERLEAVED, BLOCKS]),
     head=st.sampled_from([None, 0, 1]),
@@ -286,7 +286,7 @@ def test_noise_that_is_no_face_is_not_guessed_at(tmp_path: Path) -> None:
         _source(tmp_path, _text([["a.jpg", *row] for row in noise])).scan()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.binary(max_size=300) | st.text("abx0123456789.-,;\t\"'\n", max_size=400).map(str.encode), st.integers(0, 3))
 def test_nothing_but_a_user_error_is_raised(tmp_path_factory: pytest.TempPathFactory, junk: bytes, line: int) -> None:
     lines = table(FACES).splitlines()

@@ -124,7 +124,7 @@ def test_another_xml_is_not_taken_for_one(tmp_path: Path) -> None:
     assert not Imglab.recognises(open_files(write(tmp_path / "voc", {"a.xml": b"<annotation/>"})))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=200) | st.text("<>/='\"&;! abdegimnoprstx\n", max_size=300).map(str.encode), st.booleans())
 def test_nothing_but_a_user_error_is_raised(
     tmp_path_factory: pytest.TempPathFactory, junk: bytes, inside: bool
