@@ -1,23 +1,28 @@
-import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from pipelines.pace import ROUNDS, one_core, race
 
 
-def test_contestants_take_turns_and_the_first_round_does_not_count() -> None:
+def test_contestants_take_turns_and_the_first_round_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
+    clock = 0.0
 
-    def slow() -> None:
-        order.append("slow")
-        time.sleep(0.2 if len(order) == 1 else 0.01)
+    def contestant(name: str, first: float, later: float) -> Callable[[], object]:
+        def work() -> None:
+            nonlocal clock
+            clock += later if name in order else first
+            order.append(name)
 
-    seconds = race({"slow": slow, "quick": lambda: order.append("quick")})
+        return work
+
+    monkeypatch.setattr("pipelines.pace.time", SimpleNamespace(perf_counter=lambda: clock))
+    seconds = race({"slow": contestant("slow", 64, 2), "quick": contestant("quick", 32, 1)})
     assert order == ["slow", "quick"] * (ROUNDS + 1)
-    assert seconds["slow"].shape == (ROUNDS,)
-    assert seconds["slow"].min() >= 0.01
-    assert seconds["slow"].max() < 0.2
-    assert seconds["quick"].max() < 0.01
+    assert {name: taken.tolist() for name, taken in seconds.items()} == {"slow": [2] * ROUNDS, "quick": [1] * ROUNDS}
 
 
 def test_one_core_is_for_the_time_of_the_block() -> None:
