@@ -21,9 +21,12 @@ from pipelines.dataset.prepare import prepare
 from pipelines.engine import start_ray
 from pipelines.models import Model
 from pipelines.storage import Store
+from tests.environment import be_nobodys
 from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w
 from tests.faulty import FaultyEndpoint, serve_faulty
 from tests.seaweedfs import serve_seaweedfs, weed
+
+be_nobodys(os.environ)  # before Prefect, which reads it once, is imported with the first test that needs it
 
 # How long an example takes tells of the machine, and of what else it does, not of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
