@@ -32,7 +32,7 @@ from pipelines.annotation.tables import FACES, IMAGES, RUN, STATUSES, SUMMARY, A
 from pipelines.annotation.unit import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.work import Again
 from pipelines.decoding import decode
-from pipelines.detection import Detection, HogDetector, open_detector
+from pipelines.detection import HogDetector, open_detector
 from pipelines.detection.blazeface import BlazeFaceDetector
 from pipelines.errors import UserError
 from pipelines.lease import LEASE, Lease, hold
@@ -52,6 +52,7 @@ from tests.factories import (
     write_tar,
 )
 from tests.faulty import FaultyEndpoint
+from tests.upset import UPSETTING, Upset
 
 SETTINGS = AnnotateSettings(images_per_unit=3)
 Photos = tuple[list[SyntheticPhoto], list[SyntheticPhoto]]
@@ -250,13 +251,14 @@ def test_another_run_into_the_same_place_is_refused(
         annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
 
 
-def test_a_lost_part_and_a_damaged_record_are_made_again(album: Path, model: Model, tmp_path: Path) -> None:
-    annotate(str(album), str(tmp_path), model, SETTINGS, 1)
-    whole = result(tmp_path)
-    (tmp_path / "images" / "part-000000.parquet").unlink()
-    (tmp_path / "records" / "000001.json").write_text("{")
-    annotate(str(album), str(tmp_path), model, SETTINGS, 1)
-    assert result(tmp_path) == whole
+def test_a_lost_part_and_a_damaged_record_are_made_again(
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
+) -> None:
+    out, whole = shutil.copytree(done[0], tmp_path / "out"), result(done[0])
+    (out / "images" / "part-000000.parquet").unlink()
+    (out / "records" / "000001.json").write_text("{")
+    annotate(str(album), str(out), model, SETTINGS, 1)
+    assert result(out) == whole
 
 
 def test_pictures_that_came_went_or_were_replaced(album: Path, face: bytes, model: Model, tmp_path: Path) -> None:
@@ -376,12 +378,14 @@ def test_what_is_known_of_pictures_that_are_gone_stays_though_others_are_done_ag
         assert tables(tmp_path / "out") == before
 
 
-def test_what_a_file_manager_leaves_in_a_run_is_not_of_it(album: Path, model: Model, tmp_path: Path) -> None:
-    before = annotate(str(album), str(tmp_path), model, SETTINGS, 1)
+def test_what_a_file_manager_leaves_in_a_run_is_not_of_it(
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
+) -> None:
+    out = shutil.copytree(done[0], tmp_path / "out")
     for place in ("plan", RECORDS, "images", "faces"):
-        (tmp_path / place / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
-    assert Annotations(Store(str(tmp_path))).finished
-    assert annotate(str(album), str(tmp_path), model, SETTINGS, 1) == before
+        (out / place / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    assert Annotations(Store(str(out))).finished
+    assert annotate(str(album), str(out), model, SETTINGS, 1) == done[1]
 
 
 def test_a_run_may_write_into_its_own_archive(
@@ -442,36 +446,35 @@ def test_a_damaged_plan_is_made_again_where_it_is_deleted_and_no_picture_is_twic
 
 
 def test_a_damaged_table_is_named_and_made_again_where_it_is_deleted(
-    album: Path, model: Model, tmp_path: Path
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
 ) -> None:
-    call = (str(album), str(tmp_path), model, SETTINGS, 1)
-    whole = annotate(*call)
-    good = result(tmp_path)
+    out, good = shutil.copytree(done[0], tmp_path / "out"), result(done[0])
+    call = (str(album), str(out), model, SETTINGS, 1)
     reading: dict[str, Callable[[], object]] = {
-        "images/part-000001.parquet": lambda: tables(tmp_path),
+        "images/part-000001.parquet": lambda: tables(out),
         "plan/00000.parquet": lambda: annotate(*call),
     }
     for key, read in reading.items():
-        (tmp_path / key).write_bytes(good[key][:100])
-        what = rf"the whole of {tmp_path}/plan \(rows .* with it\)" if "plan" in key else "it"
+        (out / key).write_bytes(good[key][:100])
+        what = rf"the whole of {out}/plan \(rows .* with it\)" if "plan" in key else "it"
         with pytest.raises(
             UserError, match=rf"{key} is damaged \(.*\): delete {what} and run the same `msrrn annota"
         ):
             read()
-        (tmp_path / key).unlink()
-        assert annotate(*call).digest == whole.digest
-        assert result(tmp_path) == good
+        (out / key).unlink()
+        assert annotate(*call).digest == done[1].digest
+        assert result(out) == good
 
 
 @pytest.mark.parametrize("left", [0, 100])
-def test_a_table_that_was_cut_is_made_again(album: Path, model: Model, tmp_path: Path, left: int) -> None:
-    call = (str(album), str(tmp_path), model, SETTINGS, 1)
-    annotate(*call)
-    good = result(tmp_path)
+def test_a_table_that_was_cut_is_made_again(
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path, left: int
+) -> None:
+    out, good = shutil.copytree(done[0], tmp_path / "out"), result(done[0])
     for table in ("images", "faces"):
-        (tmp_path / table / "part-000001.parquet").write_bytes(good[f"{table}/part-000001.parquet"][:left])
-    assert annotate(*call).throughput
-    assert result(tmp_path) == good
+        (out / table / "part-000001.parquet").write_bytes(good[f"{table}/part-000001.parquet"][:left])
+    assert annotate(str(album), str(out), model, SETTINGS, 1).throughput
+    assert result(out) == good
 
 
 def test_a_limit_cannot_cut_what_is_planned_already(album: Path, model: Model, tmp_path: Path) -> None:
@@ -483,16 +486,15 @@ def test_a_limit_cannot_cut_what_is_planned_already(album: Path, model: Model, t
     assert annotate(str(album), str(tmp_path), model, SETTINGS, 1).images == 11
 
 
-def test_a_page_of_before_a_crash_is_made_anew(album: Path, model: Model, tmp_path: Path) -> None:
-    annotate(str(album), str(tmp_path), model, SETTINGS, 1, limit=4)
-    of_four = (tmp_path / PAGE).read_bytes()
-    annotate(str(album), str(tmp_path), model, SETTINGS, 1)
-    of_all = (tmp_path / PAGE).read_bytes()
-    assert of_all != of_four
-    (tmp_path / PAGE).write_bytes(of_four)  # as a kill leaves it between the last unit and the page
-    (tmp_path / SUMMARY).unlink()
-    annotate(str(album), str(tmp_path), model, SETTINGS, 1)
-    assert (tmp_path / PAGE).read_bytes() == of_all
+def test_a_page_of_before_a_crash_is_made_anew(
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
+) -> None:
+    out = shutil.copytree(done[0], tmp_path / "out")
+    of_all = (out / PAGE).read_bytes()
+    (out / PAGE).write_bytes(b"of four pictures")  # as a kill leaves it between the last unit and the page
+    (out / SUMMARY).unlink()
+    annotate(str(album), str(out), model, SETTINGS, 1)
+    assert (out / PAGE).read_bytes() == of_all
 
 
 def test_an_archive_is_known_by_its_place_however_it_is_written(
@@ -513,29 +515,6 @@ def test_an_archive_is_known_by_its_place_however_it_is_written(
         annotate("album", "../out", model, SETTINGS, 1)
     shutil.rmtree(tmp_path / "here")  # now it was moved
     assert annotate("album", "../out", model, SETTINGS, 1).digest == first.digest
-
-
-class Upset:
-    """A detector that chokes on pictures of 40 rows, in the way that their columns say."""
-
-    name = "hog"
-    resolution = HogDetector.resolution
-
-    def __init__(self, patient: bool = False) -> None:
-        self.patient = patient
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Upset) and self.patient == other.patient
-
-    def __call__(self, rgb: np.ndarray[Any, Any], *smallest: float) -> list[Detection]:
-        height, width = rgb.shape[:2]
-        if height == 40 and width == 41:
-            raise RuntimeError("internal error in the detector")
-        if height == 40 and width == 42:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if height == 40 and width == 43 and not self.patient:
-            time.sleep(60)
-        return HogDetector()(rgb, *smallest)
 
 
 def test_a_picture_that_upsets_crashes_or_hangs_costs_only_itself(
@@ -569,9 +548,6 @@ def test_a_picture_that_upsets_crashes_or_hangs_costs_only_itself(
     parts = {Path(name).name for name, stamp in times(tmp_path / "out").items() if stamps.get(name) != stamp}
     assert "part-000001.parquet" in parts
     assert "part-000000.parquet" not in parts
-
-
-UPSETTING = {"b raises": 41, "c dies": 42, "d hangs": 43}
 
 
 def test_a_retry_that_is_killed_leaves_the_unit_whole(

@@ -1,0 +1,37 @@
+"""A detector that chokes on some pictures. It is imported by each process that looks at pictures: so, by itself."""
+
+import os
+import signal
+import time
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.detection import Detection, HogDetector
+
+UPSETTING: Final = {"b raises": 41, "c dies": 42, "d hangs": 43}
+"""Columns of pictures of 40 rows."""
+
+
+class Upset:
+    """Chokes on such pictures in the way that their columns say."""
+
+    name = "hog"
+    resolution = HogDetector.resolution
+
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Upset) and self.patient == other.patient
+
+    def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
+        height, width = rgb.shape[:2]
+        if height == 40 and width == 41:
+            raise RuntimeError("internal error in the detector")
+        if height == 40 and width == 42:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if height == 40 and width == 43 and not self.patient:
+            time.sleep(60)
+        return HogDetector()(rgb, min_side)
