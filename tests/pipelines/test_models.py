@@ -1,22 +1,29 @@
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
+from msrrn.geometry import Box
 from msrrn.openvino import OpenVinoPredictor
+from msrrn.synthetic import SyntheticPhoto
+from pipelines.decoding import decode
 from pipelines.errors import UserError
 from pipelines.models import Model, export_model, initial_weights, read_model
 from pipelines.opening import open_model
+from pipelines.pyramid import crop, frame_around
 from pipelines.settings import VAL_SHARE
 from tests.factories import tiny_model
 
+README = Path(__file__).parents[2] / "README.md"
 MEAN = np.random.default_rng(0).uniform(0.2, 0.8, (68, 2)).astype(np.float32)
 CROPS = np.random.default_rng(1).integers(0, 256, (3, 200, 200), dtype=np.uint8)
 
@@ -25,6 +32,19 @@ CROPS = np.random.default_rng(1).integers(0, 256, (3, 200, 200), dtype=np.uint8)
 def artifact(tmp_path: Path) -> Path:
     tiny_model(tmp_path / "artifact", MEAN)
     return tmp_path / "artifact"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of that artifact, which takes seconds to make."""
+    return export_model(tiny_model(tmp_path_factory.mktemp("exported"), MEAN))
+
+
+@pytest.fixture
+def file(exported: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "face.onnx"
+    path.write_bytes(exported)
+    return path
 
 
 def test_a_model_travels(artifact: Path) -> None:
@@ -54,36 +74,30 @@ def test_the_predictor_is_made_once(artifact: Path, tmp_path: Path) -> None:
     assert (model.label, other.label) == ("msrrn tiny0", "msrrn tiny1")
 
 
-def test_half_the_precision_finds_nearly_the_same(artifact: Path, tmp_path: Path) -> None:
+def test_half_the_precision_finds_nearly_the_same(artifact: Path, file: Path) -> None:
     model = read_model(artifact)
     half = model.in_precision("bfloat16")
     assert half != model
     whole, reduced = (each.predictor.predict(CROPS).shapes for each in (model, half))
     assert 0 < np.abs(whole - reduced).max() < 0.02
     np.testing.assert_array_equal(half.in_precision("float32").predictor.predict(CROPS).shapes, whole)
-    file = tmp_path / "face.onnx"
-    file.write_bytes(export_model(model))
     assert read_model(file).in_precision("float32") == read_model(file)
     with pytest.raises(UserError, match="--precision bfloat16 needs the artifact"):
         read_model(file).in_precision("bfloat16")
 
 
 def test_precision_is_chosen_by_what_the_cpu_computes_in(
-    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = read_model(artifact)
-    file = tmp_path / "face.onnx"
-    file.write_bytes(export_model(model))
     for able, chosen in (({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")):
         monkeypatch.setattr("torch.cpu.get_capabilities", lambda able=able: able)
         assert model.in_precision("auto").precision == chosen
         assert read_model(file).in_precision("auto").precision == "float32"
 
 
-def test_openvino_gives_the_same_from_an_artifact_and_from_an_export(artifact: Path, tmp_path: Path) -> None:
+def test_openvino_gives_the_same_from_an_artifact_and_from_an_export(artifact: Path, file: Path) -> None:
     model = read_model(artifact)
-    file = tmp_path / "face.onnx"
-    file.write_bytes(export_model(model))
     expected = model.predictor.predict(CROPS).stages
     for asked in (model, read_model(file)):
         chosen = asked.in_engine("openvino")
@@ -156,10 +170,8 @@ def test_a_damaged_artifact_is_explained(artifact: Path) -> None:
         read_model(artifact)
 
 
-def test_an_export_is_a_model_too(artifact: Path, tmp_path: Path) -> None:
+def test_an_export_is_a_model_too(artifact: Path, file: Path, tmp_path: Path) -> None:
     model = read_model(artifact)
-    file = tmp_path / "face.onnx"
-    file.write_bytes(export_model(model))
     exported = read_model(file)
     assert exported.card == model.card
     assert exported.digest != model.digest
@@ -173,3 +185,20 @@ def test_an_export_is_a_model_too(artifact: Path, tmp_path: Path) -> None:
         read_model(file)
     with pytest.raises(UserError, match=r"absent\.onnx cannot be read"):
         read_model(tmp_path / "absent.onnx")
+
+
+def test_the_readme_asks_an_export_as_the_pipeline_does(
+    file: Path, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = README.read_text("utf-8")
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "onnx" in code)
+    monkeypatch.chdir(file.parent)
+    Path("photo.jpg").write_bytes(photos[0][0].jpeg)
+    said: dict[str, Any] = {}
+    exec(code, said)
+    frame = frame_around(Box(said["x"] - 90, said["y"] - 90, said["x"] + 90, said["y"] + 90), 1.5)
+    expected = frame.shape_to_upright(said["landmarks"][0].astype(np.float64))
+    np.testing.assert_allclose(said["shape"], expected, atol=1e-3)
+    ours = crop(decode(photos[0][0].jpeg).rgb, frame)
+    inside = said["crop"] > 0  # beyond the picture both crops are filled in ways of their own
+    assert np.abs(said["crop"].astype(float) - ours)[inside].mean() < 5

@@ -55,7 +55,20 @@ def test_the_forms_of_flows_refuse_what_would_be_told() -> None:
     assert not refused.search("s3://bucket/12:30/a@b.jpg")
 
 
-@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "PGPASSWORD",
+        "PREFECT_API_AUTH_STRING",
+        "PREFECT_API_KEY",
+        "RAY_AUTH_TOKEN",
+    ],
+)
 def test_what_the_environment_holds_is_not_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, SECRET)
     assert without_secrets(f"the key {SECRET} is bad") == "the key *** is bad"

@@ -1,0 +1,43 @@
+"""What the README says in tables and lists is what there is."""
+
+import re
+from argparse import _SubParsersAction
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from flows.cli import main, parser
+from pipelines.annotation.tables import FACES, IMAGES
+from pipelines.settings import SourceFormat
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+COMMANDS = sorted(set(re.findall(r"`msrrn (\S+?)[ `]", "\n".join(re.findall(r"^\| `msrrn .*", README, re.M)))))
+
+
+def test_its_commands_are_those_that_there_are() -> None:
+    (there,) = (action for action in parser()._actions if isinstance(action, _SubParsersAction))
+    assert sorted(there.choices) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_by_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"  msrrn {command}" in text.partition("examples:")[2]
+    assert all(len(line) <= 130 for line in text.splitlines())
+
+
+def test_its_columns_are_those_of_the_tables() -> None:
+    for table, schema in (("images", IMAGES), ("faces", FACES)):
+        (columns,) = re.findall(rf"`OUT/{table}/\*\.parquet` \([^`]*`([^`]*)`", README)
+        assert re.split(r",\s+", columns) == schema.names
+
+
+def test_its_formats_are_those_that_are_read() -> None:
+    table = README.partition("| `--format` |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert {name for row in table for name in re.findall(r"`([^`]+)`", row.split("|")[1])} == {
+        *get_args(SourceFormat)
+    }
