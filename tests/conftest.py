@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import fsspec
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from msrrn.synthetic import SyntheticPhoto, draw_photo
@@ -27,6 +28,10 @@ from tests.faulty import FaultyEndpoint, serve_faulty
 from tests.seaweedfs import serve_seaweedfs, weed
 
 be_nobodys(os.environ)  # before Prefect, which reads it once, is imported with the first test that needs it
+
+# Tests run side by side: where threads of one wait for cores that others have, it took ten times as long.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 # How long an example takes tells of the machine, and of what else it does, not of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -27,6 +27,10 @@ def test_contestants_take_turns_and_the_first_round_does_not_count(monkeypatch: 
 
 def test_one_core_is_for_the_time_of_the_block() -> None:
     before = torch.get_num_threads()
-    with one_core():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(2)
+    try:
+        with one_core():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
