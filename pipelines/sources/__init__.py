@@ -129,6 +129,8 @@ def open_annotated(url: str, format: str = "auto") -> AnnotatedSource:  # noqa: 
     files = open_files(url)
     if format != "auto":
         return reader(format)(url)
+    if not files.sizes():
+        raise UserError(f"{url} holds no files: put annotated photos there, or leave it out")
     matching = [name for name in FORMATS if reader(name).recognises(files)]
     if len(matching) == 1:
         return reader(matching[0])(url)
@@ -155,4 +157,4 @@ def rejected_files(files: Files, suffixes: Collection[str] = IMAGE_SUFFIXES) -> 
 def _summary(files: Files) -> str:
     """`3 .jpg, 1 .xml`: the most frequent suffixes."""
     counts = Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in files.sizes())
-    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(6)) or "no files"
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(6))
