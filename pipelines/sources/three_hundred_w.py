@@ -135,8 +135,11 @@ class ThreeHundredW:
         if place is None:
             return None
         name = f"{files.url}/{place}{VALIDATION_LIST}"
-        lines = files.read(place + VALIDATION_LIST).decode("utf-8-sig", "replace").splitlines()
-        listed = [place + line.strip() for line in lines if line.strip()]
+        try:
+            text = files.read(place + VALIDATION_LIST).decode("utf-8-sig")
+        except UnicodeDecodeError as error:  # as PowerShell writes it, in UTF-16
+            raise UserError(f"{name} is no text in UTF-8: save it as that") from error
+        listed = [place + line.strip() for line in text.splitlines() if line.strip()]
         missing = sorted(set(listed) - set(images))
         if missing:
             raise UserError(

@@ -228,6 +228,9 @@ def test_a_wrong_validation_list_is_refused(tmp_path: Path) -> None:
     Store(str(tmp_path)).publish("val.txt", b"ibug/b\n")
     with pytest.raises(UserError, match="a test picture"):
         _scan(str(tmp_path))
+    Store(str(tmp_path)).publish("val.txt", "a\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"val\.txt is no text in UTF-8: save it as that"):
+        _scan(str(tmp_path))
 
 
 def test_nothing_to_read_is_said_at_once(tmp_path: Path) -> None:
