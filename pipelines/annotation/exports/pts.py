@@ -34,10 +34,8 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
     owners = _owners(pictures)
 
     def key_of(picture: Picture, face: Face) -> str:
-        mine = picture.uri, picture.sha256
-        return pts_key(
-            picture.uri, face.index, "" if owners.get(_path(picture.uri), mine) == mine else " ".join(mine)
-        )
+        owner = owners.get(_path(picture.uri), picture.sha256)
+        return pts_key(picture.uri, face.index, "" if owner == picture.sha256 else picture.sha256)
 
     def publish(file: tuple[str, Face]) -> None:
         key, face = file
@@ -57,14 +55,15 @@ def older(out: Store) -> list[str]:
 
 
 def pts_key(uri: str, face_index: int, apart: str = "") -> str:
-    """`pts/` + the picture's own path + the face's index: it joins back. `apart` tells it from another of that path.
+    """`pts/` + the picture's own path + the face's index: it joins back. `apart`, of a picture that is not the one of
+    that path, tells it from others.
 
     What no file system holds, and what would leave the folder, is shortened to its beginning and a digest.
     """
     folder, _, name = uri.rpartition("/")
     deep = len(folder.encode()) > MAX_FOLDERS
     parts = [_digested(folder)] if deep else map(_file_name, filter(None, _path(folder).split("/")))
-    own = _digested(name, apart) if apart else _file_name(name)
+    own = _digested(name, f"{_path(uri)} {apart}") if apart else _file_name(name)
     return "/".join((FOLDER, *parts, f"{own}.{face_index}.pts"))
 
 
@@ -73,20 +72,21 @@ def _path(uri: str) -> str:
     return "/".join(part for part in uri.split("/") if part not in {"", "."})
 
 
-def _owners(pictures: AnnotatedPictures) -> dict[str, tuple[str, str]]:
-    """Paths of several pictures, each with the uri and the digest of that which is called so.
+def _owners(pictures: AnnotatedPictures) -> dict[str, str]:
+    """Paths that several pictures have, each with the digest of that which is called so.
 
     It is one whose uri is that path, and of these the last: of members of one name the last counts.
     """
     hashes = np.fromiter((hash(_path(picture.uri)) for picture in pictures), np.int64)  # memory for the longest runs
     found, counts = np.unique(hashes, return_counts=True)
     several = set(found[counts > 1].tolist())
-    owners: dict[str, tuple[str, str]] = {}
+    plain: dict[str, str] = {}
+    others: dict[str, str] = {}
     for picture in pictures if several else ():
         path = _path(picture.uri)
-        if hash(path) in several and (picture.uri == path or owners.get(path, ("",))[0] != path):
-            owners[path] = picture.uri, picture.sha256
-    return owners
+        if hash(path) in several:
+            (plain if picture.uri == path else others)[path] = picture.sha256
+    return others | plain
 
 
 def _file_name(part: str) -> str:

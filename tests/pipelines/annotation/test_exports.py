@@ -518,7 +518,8 @@ def test_pictures_of_one_path_keep_pts_of_their_own(tmp_path: Path) -> None:
     places = [(image, index) for image in images for index in range(image["faces"])]
     shapes = [a_face(number) for number in range(len(places))]
     faces = [face(image, index, shape) for (image, index), shape in zip(places, shapes, strict=True)]
-    run, _ = write_run(tmp_path / "run", [*images, images[-1]], [*faces, faces[-1]], per_unit=2)
+    again = images[-1] | {"uri": "./c.jpg"}
+    run, _ = write_run(tmp_path / "run", [*images, again], [*faces, faces[-1]], per_unit=2)
     assert export(run, "pts", str(tmp_path)).faces == len(shapes) + 1
     found = {key: parse_pts(data) for key, data in tree(tmp_path / "pts").items()}
     assert len(found) == len(shapes)
