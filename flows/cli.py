@@ -23,7 +23,8 @@ places:
   a folder, file:///folder or s3://bucket/prefix. MLFLOW_TRACKING_URI (default: mlflow.db in this
   folder), PREFECT_API_URL, RAY_ADDRESS and AWS_* switch from this machine to servers.
 
-exit codes: 0 done, 1 the job failed, 2 the call is wrong, 130 interrupted. --debug, anywhere, shows tracebacks."""
+exit codes: 0 done, 1 the job failed, 2 the call is wrong, 130 interrupted, 141 whoever read stdout has gone.
+--debug, anywhere, shows tracebacks."""
 
 _BROKEN_PIPE: Final = 141
 """What a shell reports of any program whose reader has gone."""
