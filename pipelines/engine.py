@@ -24,6 +24,9 @@ Result = TypeVar("Result")
 UNIT_RETRIES: Final = 3
 _PAUSE_SECONDS: Final = 0.2
 _CONNECT_SECONDS: Final = 10.0
+_SETTINGS: Final = b"\4"
+_GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
+"""How HTTP/2 begins, which Ray speaks: either side sends a frame of its settings (RFC 9113, 3.4)."""
 
 
 def default_workers() -> int:
@@ -35,7 +38,7 @@ def start_ray(workers: int) -> None:
     """Joins the cluster at `RAY_ADDRESS`, or starts a local Ray with `workers` CPUs. Repeatable.
 
     Raises:
-        OutageError: nobody listens at `RAY_ADDRESS`.
+        OutageError: no Ray listens at `RAY_ADDRESS`.
         UserError: this process was called with a name, or in a folder, that Ray cannot write down.
     """
     # Ray's defaults would report usage, print its workers' lines and wait two seconds for each poll.
@@ -60,12 +63,16 @@ def start_ray(workers: int) -> None:
 
 
 def _require_listener(address: str) -> None:
-    """Raises OutageError where nobody listens at `host:port`, which Ray itself notices after many minutes."""
+    """Raises OutageError where no Ray listens at `host:port`, which Ray itself notices after many minutes."""
     place = re.fullmatch(r"\[?([^/\[\]]+)\]?:(\d+)", address)
     if place is None:
         return
     try:
-        socket.create_connection((place[1], int(place[2])), _CONNECT_SECONDS).close()
+        with socket.create_connection((place[1], int(place[2])), _CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                connection.sendall(_GREETING)
+                if connection.makefile("rb").read(4)[3:] != _SETTINGS:
+                    raise ConnectionError
     except (OSError, ValueError):  # a name that is none is a ValueError
         from pipelines.outages import OutageError  # it brings in what S3 needs
 

@@ -4,10 +4,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipelines.engine import default_workers, run_units, start_ray
 from pipelines.errors import UserError
@@ -60,15 +62,32 @@ def test_a_call_that_ray_cannot_write_down_is_named() -> None:
     assert "UserError: Ray takes no name that is not valid UTF-8" in ended.stderr
 
 
-def test_ray_itself_finds_its_cluster_by_other_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 505 HTTP Version Not Supported\r\n\r\n", b""])
+def test_what_answers_and_is_no_ray_is_told(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+    def speak(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        threading.Thread(target=speak, args=[server], daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(OutageError, match=f"no Ray answers at {address}: .*RAY_ADDRESS"):
+            start_ray(2)
+
+
+def test_ray_itself_finds_its_cluster_by_other_addresses(ray_of_two: int, monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[str] = []
+    addresses = ["auto", "local", "ray://127.0.0.1:1", ray.get_runtime_context().gcs_address]
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", lambda address, **_: joined.append(address))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        addresses = ["auto", "local", "ray://127.0.0.1:1", f"127.0.0.1:{server.getsockname()[1]}"]
-        for address in addresses:
-            monkeypatch.setenv("RAY_ADDRESS", address)
-            start_ray(2)
+    for address in addresses:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        start_ray(2)
     assert joined == addresses
 
 
