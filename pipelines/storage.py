@@ -1,9 +1,7 @@
 """One way to open a place.
 
 Whatever lies under a final name is whole: files are published by one rename or one put, and
-completion records are created exclusively. S3 is reached through s3fs with the standard `AWS_*`
-variables (endpoint, credentials, region, `AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`) and fsspec's `FSSPEC_S3_*`
-(timeouts: `FSSPEC_S3_CONFIG_KWARGS='{"read_timeout": 60}'`). Requests to it that fail are repeated.
+completion records are created exclusively. S3 is reached through s3fs (`pipelines.s3`).
 """
 
 import asyncio
@@ -18,17 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-import fsspec
-
 from pipelines.disk import TEMP_PREFIX, growing, named, regular_size, sync_directory, temporary
 from pipelines.location import Location
 from pipelines.outages import FULL, explained
+from pipelines.s3 import s3_files
 
 _ABSENT: Final = {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _CONDITION_FAILED: Final = {errno.EINVAL, 412}
 """How s3fs reports a put refused because the key exists (HTTP 412 has no errno of its own)."""
-_ATTEMPTS: Final = "5"
-"""Of one request: at most 15 seconds of pauses."""
 _KEYS_A_PAGE: Final = 1000
 """Of a listing on S3, which gives no more."""
 
@@ -47,7 +42,7 @@ class Store(Location):
             if not self._remote:
                 return self._path(key).exists()
             try:
-                _s3().info(self._address(key))
+                s3_files().info(self._address(key))
             except FileNotFoundError:
                 return False
             return True
@@ -61,7 +56,7 @@ class Store(Location):
         with explained(self.url, key):
             try:
                 if self._remote:
-                    info = _s3().info(self._address(key))
+                    info = s3_files().info(self._address(key))
                     return str(info["ETag"]) if info["type"] == "file" else None
                 status = self._path(key).stat()
             except OSError as error:
@@ -73,7 +68,7 @@ class Store(Location):
     def read_bytes(self, key: str) -> bytes:
         with explained(self.url, key):
             if self._remote:
-                return cast(bytes, _s3().cat_file(self._address(key)))
+                return cast(bytes, s3_files().cat_file(self._address(key)))
             return self._path(key).read_bytes()
 
     def reading(self, key: str, most: int) -> Callable[[], bytes]:
@@ -83,7 +78,7 @@ class Store(Location):
         """
         if self._remote:
             with explained(self.url, key):
-                files = _s3()
+                files = s3_files()
                 # The coroutines of fsspec's filesystems run on its loop: no thread for each request.
                 begun = asyncio.run_coroutine_threadsafe(
                     files._cat_file(self._address(key), start=0, end=most), files.loop
@@ -119,7 +114,7 @@ class Store(Location):
         with explained(self.url, key):
             if self._remote:
                 blocks = {"cache_type": "background", "cache_options": {"maxblocks": 2}} if through else {}
-                file = _s3().open(self._address(key), "rb", block_size=readahead, **blocks)
+                file = s3_files().open(self._address(key), "rb", block_size=readahead, **blocks)
                 file.cache.fetcher = explained(self.url, key)(file.cache.fetcher)  # later reads fail as this one does
                 return cast(BinaryIO, file)
             return self._path(key).open("rb")
@@ -137,14 +132,14 @@ class Store(Location):
 
     def objects(self, prefix: str = "") -> Iterator[tuple[str, int, str]]:
         """Of a store on S3: every object below `prefix` with its bytes and ETag, in S3's order, page by page."""
-        bucket, root, _ = _s3().split_path(self._address(""))
+        bucket, root, _ = s3_files().split_path(self._address(""))
         root = f"{root}/" if root else ""
         below = f"{root}{prefix}/" if prefix else root
         page: dict[str, Any] = {"IsTruncated": True}
         while page.get("IsTruncated"):
             token = page.get("NextContinuationToken")
             with explained(self.url, prefix):
-                page = _s3().call_s3(
+                page = s3_files().call_s3(
                     "list_objects_v2",
                     Bucket=bucket,
                     Prefix=below,
@@ -181,7 +176,7 @@ class Store(Location):
                 root = self._path("")
                 return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
             try:
-                below = _s3().ls(self.url, detail=True)
+                below = s3_files().ls(self.url, detail=True)
             except FileNotFoundError:
                 return []
             return sorted(info["name"].rpartition("/")[2] for info in below if info["type"] == "directory")
@@ -190,14 +185,14 @@ class Store(Location):
         """When a file was written, in seconds since 1970 by the storage's clock."""
         with explained(self.url, key):
             if self._remote:
-                return float(_s3().modified(self._address(key)).timestamp())
+                return float(s3_files().modified(self._address(key)).timestamp())
             return self._path(key).stat().st_mtime
 
     def publish(self, key: str, data: bytes) -> None:
         """Writes a whole file or nothing; an older one is replaced in one step."""
         with explained(self.url, key):
             if self._remote:
-                _s3().pipe_file(self._address(key), data)
+                s3_files().pipe_file(self._address(key), data)
                 return
             path = self._path(key)
             with temporary(path, data) as beside:
@@ -224,7 +219,7 @@ class Store(Location):
             with explained(self.url, key):
                 file.flush()
                 if path is None:
-                    _s3().put_file(file.name, self._address(key))
+                    s3_files().put_file(file.name, self._address(key))
                     return
                 os.fsync(file.fileno())
                 Path(file.name).replace(path)
@@ -249,7 +244,7 @@ class Store(Location):
         """Removes a file; one that is gone already is no error."""
         with explained(self.url, key):
             if self._remote:
-                _s3().rm_file(self._address(key))
+                s3_files().rm_file(self._address(key))
             else:
                 self._path(key).unlink(missing_ok=True)
 
@@ -285,7 +280,7 @@ class Store(Location):
 
     def _create_remote(self, key: str, data: bytes) -> bool:
         try:
-            _s3().pipe_file(self._address(key), data, mode="create")
+            s3_files().pipe_file(self._address(key), data, mode="create")
         except OSError as error:
             if not isinstance(error, FileExistsError) and (
                 error.errno not in _CONDITION_FAILED or not self.exists(key)
@@ -304,12 +299,3 @@ def publish_file(url: str, data: bytes) -> None:
 def short_digest(text: str) -> str:
     """Eight hexadecimal digits that stand for a text in a name."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-
-
-def _s3() -> Any:
-    os.environ.setdefault("AWS_RETRY_MODE", "standard")  # the old mode does not repeat all that may pass
-    os.environ.setdefault("AWS_MAX_ATTEMPTS", _ATTEMPTS)
-    # fsspec keeps one instance per thread and drops it after a fork; listings must not be stale.
-    files = fsspec.filesystem("s3", use_listings_cache=False)
-    files.retries = 3  # of answers that break off; what has no answer is repeated by botocore
-    return files

@@ -420,6 +420,25 @@ def test_what_s3_refuses_for_good_is_explained(
         assert ("what is finished is kept" in str(caught.value)) == (fault != "403")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        ("AWS_MAX_ATTEMPTS", "abc", "give 1 or more"),
+        ("AWS_MAX_ATTEMPTS", "0", "give 1 or more"),
+        ("AWS_RETRY_MODE", "often", "legacy, standard, adaptive"),
+        ("FSSPEC_S3_CONFIG_KWARGS", "{bad", "JSON object"),
+        ("FSSPEC_S3_CONFIG_KWARGS", "[60]", "JSON object"),
+        ("FSSPEC_S3_CONFIG_KWARGS", '{"patience": 60}', "JSON object"),
+    ],
+)
+def test_a_setting_that_s3_cannot_use_is_named(
+    variable: str, value: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=f"^{variable}.*{remedy}.*unset it$"):
+        Store("s3://bucket/place").keys()
+
+
 def test_reading_on_is_explained_as_well(s3: str, faulty: FaultyEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     store = Store(s3)

@@ -1,0 +1,54 @@
+"""S3 as s3fs sees it, set by variables of the environment.
+
+The standard `AWS_*` (endpoint, credentials, region, `AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`) and fsspec's `FSSPEC_S3_*`
+(timeouts: `FSSPEC_S3_CONFIG_KWARGS='{"read_timeout": 60}'`). Requests that fail are repeated.
+"""
+
+import json
+import os
+from functools import cache
+from typing import Any, Final
+
+import fsspec
+
+from pipelines.errors import UserError
+from pipelines.secrecy import without_secrets
+
+_ATTEMPTS: Final = "5"
+"""Of one request: at most 15 seconds of pauses."""
+_CLIENT: Final = "FSSPEC_S3_CONFIG_KWARGS"
+_MODES: Final = ("legacy", "standard", "adaptive")
+
+
+def s3_files() -> Any:
+    """The file system.
+
+    Raises:
+        UserError: a variable cannot be used.
+    """
+    os.environ.setdefault("AWS_RETRY_MODE", "standard")  # the old mode does not repeat all that may pass
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", _ATTEMPTS)
+    _require_usable(os.environ["AWS_MAX_ATTEMPTS"], os.environ["AWS_RETRY_MODE"], os.environ.get(_CLIENT, "{}"))
+    # fsspec keeps one instance per thread and drops it after a fork; listings must not be stale.
+    files = fsspec.filesystem("s3", use_listings_cache=False)
+    files.retries = 3  # of answers that break off; what has no answer is repeated by botocore
+    return files
+
+
+@cache
+def _require_usable(attempts: str, mode: str, client: str) -> None:
+    """botocore itself would not say which variable it was."""
+    from botocore.config import Config  # type: ignore[import-untyped]  # as slow to import as all of S3
+    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
+    if not (attempts.isdecimal() and int(attempts)):
+        raise UserError(f"AWS_MAX_ATTEMPTS={attempts} is no number of attempts: give 1 or more, or unset it")
+    if mode not in _MODES:
+        raise UserError(f"AWS_RETRY_MODE={mode} is none of {', '.join(_MODES)}: correct or unset it")
+    try:
+        Config(**json.loads(client))
+    except (ValueError, TypeError, BotoCoreError) as error:
+        raise UserError(
+            f"{_CLIENT} cannot be used ({without_secrets(str(error))}): give a JSON object of settings of botocore, "
+            'such as {"read_timeout": 60}, or unset it'
+        ) from None
