@@ -4,7 +4,8 @@ import json
 import re
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,7 +29,7 @@ from pipelines.registry.tracking import (
 )
 from pipelines.registry.versions import ModelVersion, register
 from pipelines.settings import INIT, TrainSettings
-from pipelines.storage import Store
+from pipelines.storage import Store, short_digest
 from pipelines.training.epochs import Epoch
 from pipelines.training.train import HISTORY, TrainedModel, made_before, run_name, train_model
 
@@ -36,8 +37,17 @@ RANDOM: Final = "none"
 SOURCES_TAG: Final = "msrrn.eval_sources"
 SELECTION_TAG: Final = "msrrn.eval_selection"
 FORMAT_TAG: Final = "msrrn.eval_format"
-METRIC_NAME: Final = re.compile(r"[^\w.\- /]")
-"""What MLflow refuses in the name of a metric."""
+_REFUSED: Final = re.compile(r"[^\w.\- /]|/(?=\.{0,2}/)")
+"""What MLflow refuses in the name of a metric: characters, and what leads nowhere in a path."""
+_LONGEST: Final = 200
+"""Of the 250 characters that MLflow takes, so that others have place beside them."""
+
+
+def metric_names(names: Iterable[str]) -> dict[str, str]:
+    """Name → what MLflow takes for it; of names that would become the same, each gets a digest of its own."""
+    taken = {name: _REFUSED.sub("_", name)[:_LONGEST] for name in names}
+    times = Counter(taken.values())
+    return {name: short if times[short] == 1 else f"{short}-{short_digest(name)}" for name, short in taken.items()}
 
 
 def require_validation(manifest: Manifest) -> None:
@@ -199,11 +209,12 @@ def record(artifact: str, model: Model, evaluation: Evaluation, name: str, sourc
     be judged later, by whoever finds it.
     """
     table = evaluation.table()
+    called = metric_names(table)
     run = _run_of(model, name)
     log_metrics(
         run,
         {
-            f"eval.{METRIC_NAME.sub('_', subset)}.{key}": value
+            f"eval.{called[subset]}.{key}": value
             for subset, row in table.items()
             for key, value in row.items()
             if isinstance(value, int | float)

@@ -27,7 +27,7 @@ from pipelines.registry.succession import OvertakenError, await_approval, lost_c
 from pipelines.registry.tracking import client, finish_run, log_files, log_metrics, open_run, reaching_mlflow
 from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, was_rolled_back, whoami
 from pipelines.registry.versions import ModelVersion, champion, fetch, resolve, version_of
-from pipelines.retraining import FORMAT_TAG, METRIC_NAME, SELECTION_TAG, SOURCES_TAG, record
+from pipelines.retraining import FORMAT_TAG, SELECTION_TAG, SOURCES_TAG, metric_names, record
 from pipelines.settings import GateSettings, SourceFormat
 
 ATTEMPTS: Final = 3
@@ -307,7 +307,8 @@ def _log(
     }
     key = f"v{version.version}-v{old.version if old else 0}-{judged}"
     run = open_run(experiment, key, challenge.settings.model_dump(), tags)
-    log_metrics(run, {METRIC_NAME.sub("_", row.what): row.change for row in decision.rows})
+    called = metric_names(row.what for row in decision.rows)
+    log_metrics(run, {called[row.what]: row.change for row in decision.rows})
     log_files(run, files)
     finish_run(run, "FINISHED")
     return run.run_id

@@ -13,7 +13,7 @@ from pipelines.errors import UserError
 from pipelines.models import Model, read_model
 from pipelines.opening import open_model
 from pipelines.registry import tracking
-from pipelines.retraining import begun_from, require_validation, train_tracked
+from pipelines.retraining import begun_from, metric_names, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import TrainedModel, run_name, train_model
@@ -163,6 +163,18 @@ def test_a_model_is_opened_wherever_it_is(model: Model, tmp_path: Path, s3: str)
 def test_a_run_is_found_again_by_what_it_was_trained_on(dataset: Dataset) -> None:
     key = run_name(dataset[1], TrainSettings())
     assert run_of("again", key).info.run_id == run_of("again", key).info.run_id
+
+
+def test_every_subset_has_figures_of_its_own_whatever_it_is_called() -> None:
+    plain = ["all", "helen", "größe/klein 1.0-x_y"]
+    odd = ["a+b", "a=b", "a_b", "c?", "d//e", "d/./e", "d/../e", "x" * 300, "x" * 301, "\n", "'"]
+    called = metric_names([*plain, *odd])
+    assert [called[name] for name in plain] == plain
+    assert called["c?"] == "c_"
+    assert len(set(called.values())) == len(plain) + len(odd)
+    run = tracking.open_run("subsets", "odd", {}, {})
+    tracking.log_metrics(run, {f"eval.{name}.nrmse_ip_detected": 0.5 for name in called.values()})
+    assert len(tracking.client().get_run(run.run_id).data.metrics) == len(called)
 
 
 def test_a_dataset_without_validation_faces_is_refused_before_training(dataset: Dataset) -> None:
