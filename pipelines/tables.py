@@ -1,6 +1,7 @@
 """Results as text for a terminal."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,11 +26,17 @@ def evaluation_text(evaluation: Evaluation) -> str:
         f"{evaluation.model} in {evaluation.precision} on {len(evaluation.faces)} faces ({evaluation.selection}); "
         f"trained on {evaluation.training_set}",
         f"boxes: {protocol['boxes']}",
-        *filter(None, [seen_note(evaluation)]),
+        *filter(None, [seen_note(evaluation), _left_out(evaluation)]),
         _rendered(("subset", *_COLUMNS), [(name, *_cells(row)) for name, row in table.items()]),
         _rendered(("stage, all faces", *_COLUMNS), [(n, *_cells(r)) for n, r in table["all"]["stages"].items()]),
     ]
     return "\n".join(lines)
+
+
+def _left_out(evaluation: Evaluation) -> str:
+    reasons = Counter(each.reason for each in evaluation.left_out)
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    return f"left out: {counts}" if counts else ""
 
 
 def datasets_text(found: Datasets) -> str:
