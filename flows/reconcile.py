@@ -31,7 +31,7 @@ def reconcile(
     Runs of the deployments that nobody works on any more are crashed; what crashed is started again.
 
     Args:
-        name: one registered model; none: all.
+        name: one registered model; none: all that msrrn registered.
         places: where datasets and annotations lie, whose leases a dead worker may have left.
         minutes: what is younger may still be at work.
         settings: thresholds of the gate, for versions that were never judged.

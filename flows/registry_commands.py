@@ -136,11 +136,11 @@ def _models(commands: Commands) -> None:
         commands,
         "models",
         run,
-        "Lists what is in the registry. Newest first, with aliases, figures and the last decision; with --log every "
+        "Lists what msrrn registered. Newest first, with aliases, figures and the last decision; with --log every "
         "decision that was ever made, oldest first.",
         "  msrrn models\n  msrrn models --log\n  msrrn models --name msrrn --json",
     )
-    parser.add_argument("--name", help="one registered model (default: all)")
+    parser.add_argument("--name", help="one registered model (default: all of ours)")
     parser.add_argument("--log", action="store_true", help="who became champion, who did not, who went back, and why")
     add_json(parser)
 
@@ -173,7 +173,7 @@ def _reconcile(commands: Commands) -> None:
         "dead processes hold is freed. Says what it did; run again, it does nothing.",
         "  msrrn reconcile\n  msrrn reconcile --place work/datasets s3://bucket/annotations",
     )
-    parser.add_argument("--name", help="one registered model (default: all)")
+    parser.add_argument("--name", help="one registered model (default: all of ours)")
     parser.add_argument(
         "--place", nargs="+", action="extend", default=[], metavar="URL", help="where dead runs may have left leases"
     )

@@ -21,7 +21,7 @@ from pipelines.registry.ledger import experiment_of
 from pipelines.registry.succession import AWAITING, finish_turn, log, lost_champion, show_champion
 from pipelines.registry.tracking import client, reaching_mlflow
 from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS
-from pipelines.registry.versions import CHAMPION, ModelVersion, models, names
+from pipelines.registry.versions import CHAMPION, DIGEST_TAG, ModelVersion, models, names
 from pipelines.retraining import SOURCES_TAG
 from pipelines.storage import Store
 
@@ -88,6 +88,8 @@ def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Findi
         return [Finding(where=where, what=what, done=remedy)]
     if DECISION_TAG in version.tags or CHAMPION in version.aliases or _age(version.created_ms) < minutes:
         return []
+    if DIGEST_TAG not in version.tags:
+        return []  # somebody else's: no gate takes it
     what = "registered, but never judged"
     if SOURCES_TAG not in version.tags:
         remedy = f"nothing: it does not say where it was evaluated; call msrrn promote --model {where} --data ..."

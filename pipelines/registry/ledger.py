@@ -96,10 +96,22 @@ class Ledger:
     experiment: str
 
     def lines(self) -> list[Line]:
-        """In order."""
+        """In order.
+
+        Raises:
+            UserError: one is damaged.
+        """
         params: dict[str, str] = self.mlflow.get_run(self.run_id).data.params
-        numbers = sorted(int(key.removeprefix(_TURN)) for key in params if key.startswith(_TURN))
-        turns = {each: Turn.model_validate_json(params[_key(_TURN, each)]) for each in numbers}
+        turns: dict[int, Turn] = {}
+        for key in sorted(key for key in params if key.startswith(_TURN)):
+            try:
+                turns[int(key.removeprefix(_TURN))] = Turn.model_validate_json(params[key])
+            except ValueError as error:
+                raise UserError(
+                    f"the ledger is damaged: in MLflow experiment {self.experiment!r}, parameter {key!r} of run "
+                    f"{self.run_id} is no decision. Restore the database, or rename the experiment, which keeps what "
+                    "it says: the next promotion or rollback begins a new ledger with the aliases as they are"
+                ) from error
         return [
             Line(
                 number=each,
@@ -170,6 +182,15 @@ def find_ledger(mlflow: MlflowClient, name: str) -> Ledger | None:
             f"`mlflow runs restore --run-id {runs[0].info.run_id}`"
         )
     return Ledger(mlflow, str(runs[0].info.run_id), title)
+
+
+def plain(text: str, most: int) -> str:
+    """Words of a person as a line can hold them: MLflow cuts a line that is too long, and nobody could read it then.
+
+    In JSON a control character has the length of six others, and half of a character cannot be written at all.
+    """
+    whole = text.encode("utf-8", "replace").decode()
+    return "".join(each if each.isprintable() else " " for each in whole)[:most]
 
 
 def experiment_of(name: str) -> str:

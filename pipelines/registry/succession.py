@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from pipelines.errors import UserError
 from pipelines.metrics_export import export_champion
-from pipelines.registry.ledger import DONE, Line, Move, Turn, find_ledger, open_ledger
+from pipelines.registry.ledger import DONE, Line, Move, Turn, find_ledger, open_ledger, plain
 from pipelines.registry.store import store_exists
 from pipelines.registry.tracking import client, reaching_mlflow
 from pipelines.registry.turns import PATIENCE_SECONDS, Waiting, finish_last, take_turn, was_rolled_back
@@ -90,8 +90,8 @@ def settle(
             champion=champion,
             # A crash leaves a champion, whichever of them it is.
             moves=_moves(aliases, after, (PREVIOUS, CHAMPION, CHALLENGER)),
-            reason=reason[:2000],
-            who=who[:200],
+            reason=plain(reason, 2000),
+            who=plain(who, 200),
             when=now(),
             run=run,
             judged=judged,
@@ -150,9 +150,14 @@ def rollback(
                     f"{name}: version {old} became champion while version {bad} was to be rolled back: call again if "
                     f"version {old} is to go"
                 )
-            if old is None or new is None or old == new:
+            if old is None or new is None:
                 lacking = CHAMPION if old is None else PREVIOUS
                 raise UserError(f"Model {name!r} has no {lacking} version: there is nothing to go back to")
+            if old == new:  # a person gave it back by hand
+                raise UserError(
+                    f"{name}: version {old} is both {CHAMPION} and {PREVIOUS}: give the alias {PREVIOUS!r} to the "
+                    "version to go back to, in MLflow's UI"
+                )
             # Here the champion comes first: what is urgent is to be rid of the present one.
             moves = _moves(aliases, {CHAMPION: new, PREVIOUS: old}, (CHAMPION, PREVIOUS))
             return Turn(
@@ -160,8 +165,8 @@ def rollback(
                 version=old,
                 champion=old,
                 moves=moves,
-                reason=reason[:2000],
-                who=who[:200],
+                reason=plain(reason, 2000),
+                who=plain(who, 200),
                 when=now(),
             )
 

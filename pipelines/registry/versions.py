@@ -40,6 +40,8 @@ _SIGNATURE: Final = ModelSignature(
 )
 _SERVING_CODE: Final = Path(__file__).with_name("served_model.py")
 _SERVED_WITH: Final = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
+_LEFT: Final = "put them back, or use another version (msrrn rollback, or an alias given in MLflow's UI)"
+"""What there is to do about files in MLflow's store, which are written there once."""
 _MODEL_URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[^/@]+))")
 
 
@@ -217,10 +219,15 @@ def _download(model: ModelVersion, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         downloads = tempfile.TemporaryDirectory(prefix=".download-", dir=cache)
     with downloads as folder:
-        mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/artifacts", dst_path=folder)
+        try:
+            mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/artifacts", dst_path=folder)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(f"{uri}: its files are gone from where MLflow keeps artifacts: {_LEFT}") from None
         cards = list(Path(folder).rglob(CARD))
         if len(cards) != 1 or artifact_digest(cards[0].parent) != digest:
-            raise UserError(f"{uri}: its files are not those that were registered; register the model again")
+            raise UserError(f"{uri}: its files are not those that were registered: {_LEFT}")
         try:
             cards[0].parent.rename(target)
         except OSError:
@@ -248,7 +255,7 @@ def version_of(name: str, number: int) -> ModelVersion:
 
 
 def models(name: str | None) -> list[ModelVersion]:
-    """The versions of `name`, or of every model by name; newest first.
+    """The versions of `name`, or of every model of ours by name; newest first.
 
     Raises:
         UserError: others are registered, but not `name`; MLflow cannot be reached.
@@ -277,7 +284,7 @@ def versions_of(mlflow_client: MlflowClient, name: str) -> list[ModelVersion]:
 
 
 def names(name: str | None) -> list[str]:
-    """`name`, or every registered model; none where there is no store.
+    """`name`, or every registered model of ours; none where there is no store.
 
     Raises:
         UserError: others are registered, but not `name`; MLflow cannot be reached.
@@ -307,8 +314,10 @@ def _registered(mlflow_client: MlflowClient, name: str) -> Any:
 
 
 def _names(mlflow_client: MlflowClient) -> list[str]:
-    found = _pages(lambda token: mlflow_client.search_registered_models(page_token=token))
-    return sorted(str(each.name) for each in found)
+    """The models of which a version was registered here: a server may hold those of others, too."""
+    ours = f"tags.`{DIGEST_TAG}` LIKE '%'"
+    found = _pages(lambda token: mlflow_client.search_model_versions(ours, page_token=token))
+    return sorted({str(each.name) for each in found})
 
 
 def _pages(search: Callable[[str | None], Any]) -> Iterator[Any]:

@@ -2,7 +2,7 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -311,7 +311,7 @@ def test_a_version_is_judged_in_the_format_that_was_said(
         assert made.version.tags["msrrn.eval_format"] == "300w"
     settle("said", "promoted", 1, None, "first", "me")
     formats: list[str] = []
-    remembered = station.evaluate
+    remembered: Callable[..., Evaluation] = vars(station)["evaluate"]
 
     def seen(*arguments: Any, **options: Any) -> Evaluation:
         formats.append(options["source_format"])

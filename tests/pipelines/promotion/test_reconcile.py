@@ -10,7 +10,7 @@ from pipelines.promotion.gate import judged_where_registered
 from pipelines.promotion.reconcile import Finding, reconcile
 from pipelines.registry import succession, tracking
 from pipelines.registry.succession import await_approval, rollback, settle
-from pipelines.registry.versions import ModelVersion, models
+from pipelines.registry.versions import ModelVersion, models, names
 from pipelines.retraining import SELECTION_TAG, SOURCES_TAG
 from pipelines.settings import GateSettings
 from pipelines.storage import Store
@@ -205,6 +205,21 @@ def test_every_model_is_looked_after() -> None:
     make_versions("one of all", 1)
     known_place("one of all", 1)
     assert "models:/one of all/1" in [each.where for each in mended(None)]
+
+
+def test_what_others_registered_is_left_alone() -> None:
+    make_versions("shared", 1)
+    settle("shared", "promoted", 1, None, "first", "me")
+    client = tracking.client()
+    client.create_model_version("shared", "s3://nowhere/theirs")
+    client.create_registered_model("Conan O'Brien")
+    client.create_model_version("Conan O'Brien", "s3://nowhere/theirs")
+    client.create_experiment("Conan O'Brien-promotions")
+    assert [each.where for each in mended(None) if "shared" in each.where or "Brien" in each.where] == []
+    assert {each.name for each in models(None)} >= {"shared"}
+    assert "Conan O'Brien" not in names(None)
+    with pytest.raises(UserError, match=r"No model 'msrrn' is registered at (?!.*Brien).*shared"):
+        names("msrrn")
 
 
 def test_a_registered_model_really_goes_through_the_gate(model: Model, annotated: Path, tmp_path: Path) -> None:

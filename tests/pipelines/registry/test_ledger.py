@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.errors import UserError
 from pipelines.registry import tracking
-from pipelines.registry.ledger import Ledger, Move, Turn, experiment_of, find_ledger, open_ledger
+from pipelines.registry.ledger import Ledger, Move, Turn, experiment_of, find_ledger, open_ledger, plain
 
 
 def make(store: str, name: str, found: "multiprocessing.Queue[str]") -> None:
@@ -113,3 +114,21 @@ def test_people_read_it_as_parameters_of_a_run(ledger: Ledger) -> None:
     assert run.info.run_name == "ledger"
     assert json.loads(run.data.params["turn-000001"])["version"] == 7
     assert "Do not delete" in run.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.parametrize(("key", "length"), [("turn-000002", 100), ("turn-two", 1000)])
+def test_a_damaged_line_is_named(ledger: Ledger, key: str, length: int) -> None:
+    ledger.take(1, turn(1))
+    ledger.mlflow.log_param(ledger.run_id, key, turn(2).model_dump_json()[:length])
+    with pytest.raises(
+        UserError, match=f"{re.escape(ledger.experiment)}', parameter '{key}' .* rename the experiment"
+    ):
+        ledger.lines()
+
+
+def test_whatever_a_person_says_can_be_read_again(ledger: Ledger) -> None:
+    for number, said in enumerate(["\x1b" * 3000, "caf\udce9", '"\\' * 1500, "größer\n😀"], 1):
+        written = turn(number, plain(said, 2000))
+        ledger.take(number, written)
+        assert ledger.lines()[-1].turn == written
+    assert ledger.lines()[-1].turn.reason == "größer 😀"

@@ -177,6 +177,19 @@ def test_a_damaged_cache_is_mended(three: list[Path], tmp_path: Path) -> None:
     assert (again / "weights.safetensors").read_bytes() == (three[0] / "weights.safetensors").read_bytes()
 
 
+def test_files_that_are_gone_are_told_with_what_is_left_to_do(
+    run: RunRecord, mlflow_store: Path, make_artifact: Callable[[int], Path], tmp_path: Path
+) -> None:
+    registry.register(run, "lost", make_artifact(41), {})
+    newest = max(
+        (mlflow_store / "mlartifacts").rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime_ns
+    )
+    shutil.rmtree(newest.parents[2])
+    with pytest.raises(UserError, match=r"^models:/lost/1: its files are gone .* put them back, .*msrrn rollback"):
+        registry.fetch("models:/lost/1", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_changed_store_is_noticed(
     run: RunRecord, mlflow_store: Path, make_artifact: Callable[[int], Path], tmp_path: Path
 ) -> None:

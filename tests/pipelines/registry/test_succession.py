@@ -35,7 +35,7 @@ def make_versions(name: str, count: int) -> None:
     client = tracking.client()
     client.create_registered_model(name)
     for _ in range(count):
-        client.create_model_version(name, "s3://nowhere/model")
+        client.create_model_version(name, "s3://nowhere/model", tags={registry.DIGEST_TAG: "0" * 64})
 
 
 def work(name: str, version: int | str, champion: int, crash: int, run: str, uri: str) -> None:
@@ -129,6 +129,22 @@ def test_there_must_be_something_to_move(name: str) -> None:
     with pytest.raises(UserError, match="No model 'none'"):
         settle("none", "kept", 1, None, "worse", "me")
     assert [line.turn.version for line in log(name)] == [1]
+
+
+def test_of_one_version_under_both_aliases_there_is_no_way_back(name: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+    tracking.client().set_registered_model_alias(name, "champion", "1")
+    with pytest.raises(UserError, match="version 1 is both champion and previous: give the alias 'previous'"):
+        rollback(name, "misses profiles", "ann")
+
+
+@pytest.mark.parametrize("said", ["\x1b" * 2000, "caf\udce9"], ids=["control", "bytes"])
+def test_no_reason_makes_the_ledger_unreadable(name: str, said: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+    rollback(name, said, said)
+    assert [line.turn.what for line in log(name)] == ["promoted", "promoted", "rolled back"]
 
 
 def test_a_model_that_does_not_exist_gets_no_ledger(name: str) -> None:
