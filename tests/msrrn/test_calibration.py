@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msrrn.calibration import LEAST_FACES, Calibration, Signs, fit
+from msrrn.calibration import Calibration, Signs, fit
 
 
 def faces(count: int = 500) -> Signs:
@@ -75,9 +75,10 @@ def test_signs_that_say_the_contrary_are_left_out_one_by_one() -> None:
 
 
 def test_few_faces_change_nothing() -> None:
-    told = faces(LEAST_FACES - 1)
-    assert fit(told, np.full_like(told.log_error, 0.5)) == Calibration()
-    np.testing.assert_allclose(Calibration().expected(told), np.exp(told.log_error), rtol=1e-5)
+    few, enough = faces(29), faces(30)
+    assert fit(few, np.full_like(few.log_error, 0.5)) == Calibration()
+    assert fit(enough, np.full_like(enough.log_error, 0.5)) != Calibration()
+    np.testing.assert_allclose(Calibration().expected(few), np.exp(few.log_error), rtol=1e-5)
 
 
 def test_signs_that_all_say_the_contrary_only_give_the_level() -> None:

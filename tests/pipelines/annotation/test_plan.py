@@ -33,6 +33,15 @@ def test_rows_without_names_are_those_that_older_plans_named_by_fewer_digits(tmp
     assert planned(out, [*now, row("0000000007", 3, "y.parquet")]) == [*before, "0000000011"]
 
 
+def test_a_picture_that_was_replaced_by_one_of_the_same_size_is_done_again(tmp_path: Path) -> None:
+    out = Store(str(tmp_path))
+    planned(out, [row("a", 0), row("b", 1)])
+    plan = make_plan(iter([row("a", 0), row("b", 1, version="2")]), out, 2)
+    assert plan.addition is not None
+    assert plan.addition["uri"].to_pylist() == ["b"]
+    assert [item.version for unit in plan.units() for item in unit.inputs] == ["1", "2"]
+
+
 def test_of_two_that_planned_at_once_one_is_told(tmp_path: Path) -> None:
     out = Store(str(tmp_path))
     first, second = (make_plan(iter([row(name, 0, "")]), out, 2) for name in ("a", "b"))

@@ -48,6 +48,7 @@ def test_results_come_in_order_from_one_other_process(sandbox: Made) -> None:
     processes = {result[1] for result in first + second if isinstance(result, tuple)}
     assert len(processes) == 1
     assert os.getpid() not in processes
+    assert os.getpgid(*processes) != os.getpgrp(), "Ctrl-C is for the parent to answer"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 import pipelines.dataset.prepare as station
-from msrrn.augmentation import AugmentationSettings
+from msrrn.augmentation import AugmentationSettings, draw, generator
 from msrrn.geometry import Box
 from msrrn.landmarks import MIRROR
 from msrrn.synthetic import SyntheticPhoto, draw_photo
@@ -155,6 +155,13 @@ def test_landmarks_lie_where_the_annotation_says(dataset: Dataset, annotated: Pa
         assert -0.5 < shape.min() < shape.max() < 1.5
     assert seen[True]
     assert seen[False]
+
+
+def test_what_is_drawn_hangs_on_seed_face_and_copy_alone(dataset: Dataset) -> None:
+    for row in rows_of(dataset):
+        rng = generator(SETTINGS.seed, row["face_id"], row["copy"])
+        drawn = vars(draw(SETTINGS.augmentation, rng, row["copy"]))
+        assert {name: row[name] for name in drawn} == drawn | {"shift": list(drawn["shift"])}
 
 
 def test_crops_show_what_their_frame_says(annotated: Path, dataset: Dataset) -> None:
@@ -796,6 +803,20 @@ def test_a_rejected_picture_whose_name_two_sources_have_is_not_shown(photos: Pho
     shown = {item.uri: work.picture(item) for item in work.left_out}
     assert shown["x/alone_b.jpg"] == photos[0][1].jpeg
     assert [data for uri, data in shown.items() if uri.startswith("x/1")] == [None]
+
+
+def test_a_photo_that_changes_while_its_dataset_is_made_ends_the_run(photos: Photos, tmp_path: Path) -> None:
+    """Its split and its name are those of the bytes that were there before."""
+    for index, photo in enumerate(photos[0][:2]):
+        write_face(tmp_path / "in", f"a/{index}", photo.jpeg, photo.shapes[0])
+
+    def progress(done: int, total: int, what: str) -> None:
+        if what == "making shards":
+            (tmp_path / "in/a/1.jpg").write_bytes(photos[0][2].jpeg)
+
+    with pytest.raises(UserError, match=r"a/1\.jpg changed while its dataset was made: run again"):
+        prepare([str(tmp_path / "in")], str(tmp_path / "out"), PLAIN, 1, progress)
+    assert not list((tmp_path / "out").rglob(MANIFEST))
 
 
 def test_a_picture_that_changed_since_it_was_annotated_says_so(photos: Photos, tmp_path: Path) -> None:

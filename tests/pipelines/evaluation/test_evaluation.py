@@ -15,7 +15,7 @@ from pipelines.decoding import decode
 from pipelines.detection import Detection, expected_box
 from pipelines.errors import UserError
 from pipelines.evaluation import evaluate as station
-from pipelines.evaluation.evaluate import Evaluation, evaluate, seen_note
+from pipelines.evaluation.evaluate import Evaluation, evaluate, photo_of, seen_note
 from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.sources.pts import parse_pts
 from pipelines.tables import evaluation_text
@@ -201,3 +201,18 @@ def test_bad_inputs_are_left_out_and_counted(
         "a/outside.pts": "outside",
     }
     assert made.table()["all"]["protocol"]["left_out"] == 2
+
+
+def test_another_photo_of_the_same_name_is_not_taken_for_one_that_was_evaluated(
+    model: Model, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path
+) -> None:
+    for index, photo in enumerate(photos[0][:3]):
+        write_face(tmp_path, f"a/{index}", photo.jpeg, photo.shapes[0])
+    stays, changes, goes = evaluate(model, [str(tmp_path)], "all", 1).faces
+    (tmp_path / changes.uri).write_bytes(photos[0][3].jpeg)
+    (tmp_path / goes.uri).unlink()
+    known = photo_of(stays)
+    assert known is not None
+    np.testing.assert_array_equal(known.rgb, decode(photos[0][0].jpeg).rgb)
+    assert photo_of(changes) is None
+    assert photo_of(goes) is None

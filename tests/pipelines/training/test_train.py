@@ -27,7 +27,7 @@ from pipelines.training.checkpoints import RUN, STATE, Checkpoints
 from pipelines.training.epochs import Epoch
 from pipelines.training.loop import DivergedError, TrainState
 from pipelines.training.train import HISTORY, TrainedModel, resumable, run_name, train_model
-from pipelines.training.validation import validate
+from pipelines.training.validation import calibrate, validate
 from tests.factories import TINY, times, tree
 
 Dataset = tuple[Store, Manifest]
@@ -79,6 +79,18 @@ def test_a_run_makes_an_artifact_that_loads(dataset: Dataset, tmp_path: Path) ->
     for name, figure in validate(model, Loader(*dataset, "val")).items():
         assert card.metrics[name] == pytest.approx(figure, rel=1e-3)
     assert str(tmp_path) not in (local(trained) / CARD).read_text()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_confidence_is_calibrated_on_faces_that_were_not_learned(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msrrn.calibration.LEAST_FACES", 2)
+    card = train_model(dataset[0].url, str(tmp_path), QUICK, 0).card
+    model = load(tmp_path / "models" / str(card.training.run))[0]
+    of_val, of_train = (calibrate(model, Loader(*dataset, split)).constant for split in ("val", "train"))
+    # Weights are stored with fewer digits than they had when it was fitted.
+    assert abs(card.calibration.constant - of_val) < 0.1 * abs(of_val - of_train)
 
 
 @pytest.mark.usefixtures("tiny")
