@@ -261,6 +261,20 @@ def test_a_killed_run_goes_on_to_the_same_bytes(dataset: Dataset, annotated: Pat
     assert tree(tmp_path) == tree(out_of(dataset))
 
 
+def test_the_manifest_is_published_last(annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any other file, a run is not finished: the next call makes what is missing."""
+    written: list[str] = []
+    publish = Store.publish
+
+    def noted(store: Store, key: str, data: bytes) -> None:
+        written.append(key)
+        publish(store, key, data)
+
+    monkeypatch.setattr(Store, "publish", noted)
+    prepare([str(annotated)], str(tmp_path), PLAIN, 1)
+    assert written.index(MANIFEST) == len(written) - 1 > 3
+
+
 def test_a_deleted_shard_is_made_again(dataset: Dataset, annotated: Path, tmp_path: Path) -> None:
     made = prepare([str(annotated)], str(tmp_path), SETTINGS, 1)
     shard = tmp_path / made[1].shards("train")[0].shard
