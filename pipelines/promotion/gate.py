@@ -96,7 +96,8 @@ def judge(challenge: Challenge) -> Judgement:
         decision = first_model(challenge.evaluation, _beside_the_box(challenge))
     else:
         model = read_model(fetch(f"models:/{old.name}/{old.version}"))
-        pair, evaluation = _meeting(challenge, model)
+        # Of two shares the smaller holds out photos that the other nearly always holds out, too.
+        pair, evaluation = _meeting(challenge, model, min(model.val_share, challenge.model.val_share))
         decision = decide(pair, challenge.settings, pace_row(challenge.model, model, pair, challenge.settings))
     against = f"champion {old.version}" if old else "no champion"
     files = decision_files(f"{version.name}: version {version.version} against {against}", decision, pair)
@@ -258,13 +259,14 @@ def _beside_the_box(challenge: Challenge) -> Pair | None:
     box = open_model(IN_THE_BOX)
     if all(box.saw(face.photo_sha256) for face in challenge.evaluation.faces):
         return None
-    return _meeting(challenge, box)[0]
+    return _meeting(challenge, box, challenge.model.val_share)[0]  # the card of the box knows all of its photos
 
 
-def _meeting(challenge: Challenge, model: Model) -> tuple[Pair, Evaluation]:
-    """The challenger and another model on the photos that neither was trained on; and the evaluation of the other."""
-    # Of two shares the smaller holds out photos that the other nearly always holds out, too.
-    share = min(model.val_share, challenge.model.val_share)
+def _meeting(challenge: Challenge, model: Model, share: float) -> tuple[Pair, Evaluation]:
+    """The challenger and another model on the photos that neither was trained on; and the evaluation of the other.
+
+    `share` is that of the photos that are held out, where the selection goes by it.
+    """
     both = [challenge.model, model]
 
     def evaluated(model: Model) -> Evaluation:

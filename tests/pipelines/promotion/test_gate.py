@@ -362,6 +362,28 @@ def test_the_smaller_share_holds_out_what_neither_was_trained_on(
     assert shares == [(True, 0.1), (False, 0.1)]
 
 
+def test_the_first_model_meets_the_model_in_the_box_where_that_saw_none_of_the_photos(
+    artifacts: dict[str, str], sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = challenge(artifacts["good"], sources, "boxed")
+    wider = Training(dataset_settings=DatasetSettings(val_share=0.3))
+    card = given.model.card.model_copy(update={"training": wider})
+    shares: list[float] = []
+
+    def seen(*arguments: Any, val_share: float, **options: Any) -> Evaluation:
+        shares.append(val_share)
+        return given.evaluation
+
+    monkeypatch.setattr(station, "evaluate", seen)
+    first = replace(given, model=Model(given.model.files, card))
+    assert "the model in the box" in judge(first).decision.reason
+    assert shares == [0.3]  # with a smaller one there might be no photo
+    monkeypatch.setattr(Model, "saw", lambda model, sha256: bool(model.photos))
+    known = replace(first, settings=LENIENT.model_copy(update={"seed": 1}))  # or it was judged before
+    assert judge(known).decision.reason.endswith("there is no champion.")
+    assert shares == [0.3]
+
+
 def test_a_version_of_another_model_is_refused(sources: list[str]) -> None:
     with pytest.raises(UserError, match="models:/gate@champion is not a version of 'other'"):
         challenge_of("models:/gate@champion", sources, "val", "other", 1, LENIENT)
