@@ -107,8 +107,9 @@ class _Listing(XmlListing):
 
     def _add(self, face: BadAnnotation | NDArray[np.float64], checked: bool = False) -> None:
         self._count += 1
-        split = split_in(self._subset)
-        self.done.append(Entry(self._image or "", self._count, face, None, split, "", checked, self._subset))
+        subset = self._subset
+        entry = Entry(self._image or "", self._count, face, split=split_in(subset), checked=checked, folder=subset)
+        self.done.append(entry)
 
     def _face(self) -> BadAnnotation | NDArray[np.float64]:
         try:

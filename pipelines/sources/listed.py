@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Final, cast
 from unicodedata import normalize
@@ -221,13 +222,14 @@ def _placed(
         written, *forms = map(PurePosixPath, (slashes, normalize("NFC", slashes), normalize("NFD", slashes)))
         names = dict.fromkeys((PurePosixPath(image), PurePosixPath(plain), written, *forms))
         paths = [path for path in names if _is_below(path)]
-        places = [place for folder in map(PurePosixPath, folders) for place in (folder / entry.folder, folder)]
-        wanted = [(place / path).as_posix() for path in paths for place in places]
+        below = ((folder / entry.folder, folder) for folder in map(PurePosixPath, folders))
+        places = list(dict.fromkeys(chain.from_iterable(below)))
+        wanted = ((place / path).as_posix() for path in paths for place in places)
         there = next((uri for uri in wanted if _is_short(uri) and is_there(uri)), None)
         if there:
             return there, annotation, entry
         if _is_below(written) and not _DRIVE.match(image) and not _CONTROLS.search(image):
-            looked = ", ".join(dict.fromkeys(place.as_posix() for place in places))
+            looked = ", ".join(place.as_posix() for place in places)
             missing = BadAnnotation("no_image", f"{image[:200]!r} is not there (looked in: {looked})")
             uri = (PurePosixPath(folders[0]) / written).as_posix()
         else:
