@@ -1,10 +1,11 @@
 """A list of pictures: a path or URI a line, or in the first column of a `.csv`.
 
-Relative paths are seen from the list's folder; `file://` and `s3://` are followed wherever they lead. Blank lines,
-and what begins with `#`, are passed over. A table whose first column has a heading may have semicolons or tabs
-between its columns. Nothing is asked of S3 while listing.
+It is UTF-8, or UTF-16 with its mark. Relative paths are seen from the list's folder; `file://` and `s3://` are
+followed wherever they lead. Blank lines, and what begins with `#`, are passed over. A table whose first column has a
+heading may have semicolons or tabs between its columns. Nothing is asked of S3 while listing.
 """
 
+import codecs
 import csv
 import errno
 import io
@@ -45,14 +46,15 @@ def list_entries(store: Store, name: str) -> Iterator[Input]:
 
 def _lines(store: Store, name: str) -> Iterator[str]:
     """Lines with their ends; of one that is longer than any path, the beginning."""
-    mark = b"\xef\xbb\xbf"
     with io.BufferedReader(cast(Any, store.open(name))) as file:
-        while line := file.readline(MAX_LINE):
+        wide = file.peek(2).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
+        encoding, errors = ("utf-16", "backslashreplace") if wide else ("utf-8-sig", "surrogateescape")
+        text = io.TextIOWrapper(file, encoding, errors, newline="\n")
+        while line := text.readline(MAX_LINE):
             more = line
-            while len(more) == MAX_LINE and not more.endswith(b"\n"):
-                more = file.readline(MAX_LINE)
-            yield line.removeprefix(mark).decode("utf-8", "surrogateescape")
-            mark = b""
+            while len(more) == MAX_LINE and not more.endswith("\n"):
+                more = text.readline(MAX_LINE)
+            yield line
 
 
 def _said(lines: Iterable[str]) -> Iterator[str]:

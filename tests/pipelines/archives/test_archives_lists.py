@@ -11,14 +11,15 @@ from tests.pipelines.containers import growth, packed, publish, read
 
 @pytest.mark.parametrize("place", ["local", "s3"])
 @pytest.mark.parametrize("name", ["todo.txt", "todo.LST", "todo.csv"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
 def test_a_list_is_read_as_it_is_written(
-    place: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
+    place: str, name: str, encoding: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url = str(tmp_path) if place == "local" else request.getfixturevalue("s3")
     publish(url, {"lists/b.jpg": b"b", "photos/a 1.jpg": b"a", "photos/顔.jpg": b"face"})
     entries = ["../photos/a 1.jpg", "b.jpg", "./../photos/顔.jpg", "b.jpg", "gone.jpg"]
     lines = ["\ufeff# what to do", "", *entries, "   ", "# b.jpg"]
-    publish(url, {f"lists/{name}": "\r\n".join(lines).encode()})
+    publish(url, {f"lists/{name}": "\r\n".join(lines).encode(encoding)})
     listing = list_inputs(f"{url}/lists/{name}")
     items = list(listing)
     assert [item.uri for item in items] == entries
