@@ -63,7 +63,8 @@ def decide(pair: Pair, settings: GateSettings, pace: Row | None = None) -> Decis
             reason = f"The {who}'s NRMSE is not a number on {bad} of {len(errors)} faces: nothing can be compared."
             return Decision(verdict="kept", reason=reason)
     if len(new) < settings.least_faces or len(np.unique(pair.photos)) < 2:
-        reason = f"{_few(len(new))} decide nothing, at least {settings.least_faces} do: {_means(new, old)}."
+        nothing = "decides nothing" if len(new) == 1 else "decide nothing"
+        reason = f"{_few(len(new))} {nothing}, at least {settings.least_faces} do: {_means(new, old)}."
         return Decision(verdict="undecided", reason=reason, faces_needed=settings.least_faces)
     error = error_row(pair, settings)
     floors = [*([pace] if pace else []), *floor_rows(pair, settings)]

@@ -127,7 +127,7 @@ def test_the_process_ends_with_its_parent(others: signal.Handlers) -> None:
     child = psutil.Process(int(os.read(read, 100)))
     os.waitpid(parent, 0)
     # It is busy with the second item until its own watch ends it, or the pipe that nobody reads.
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE or child.wait(10) is None
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE or child.wait(120) is None
 
 
 def test_the_process_that_looks_at_pictures_knows_no_network() -> None:

@@ -91,11 +91,11 @@ def test_a_slow_challenger_breaks_a_floor_however_good_it_is() -> None:
     assert decide(pair_of(0.5 * old, old), GATE, pace.model_copy(update={"holds": True})).promote
 
 
-@pytest.mark.parametrize("count", [1, 19])
-def test_few_faces_decide_nothing(count: int) -> None:
+@pytest.mark.parametrize(("count", "said"), [(1, "1 evaluation face decides"), (19, "19 evaluation faces decide")])
+def test_few_faces_decide_nothing(count: int, said: str) -> None:
     decision = meeting(0.5, count)
     assert (decision.verdict, decision.faces_needed, decision.rows) == ("undecided", 20, ())
-    assert "decide nothing, at least 20 do" in decision.reason
+    assert f"{said} nothing, at least 20 do" in decision.reason
 
 
 def test_one_photo_of_many_faces_decides_nothing() -> None:
