@@ -125,6 +125,9 @@ def _explain(error: Exception) -> int:
     if server := _silent_server(error):
         _fail(f"no Prefect server answers at {server}: start it, or correct or unset PREFECT_API_URL")
         return 1
+    if isinstance(error, ModuleNotFoundError):  # the driver of a database, that of another storage, ...
+        _fail(f"what the call asks for needs the Python package {error.name}, which is not installed")
+        return 1
     _fail(f"{type(error).__name__}: {str(error).strip() or 'no message'}\nRun the command with --debug for details")
     return 1
 

@@ -133,6 +133,14 @@ def test_a_directory_that_is_no_artifact_is_named(capsys: pytest.CaptureFixture[
     assert "card.json" in said
 
 
+def test_a_database_without_its_driver_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+pymysql://who:secret@127.0.0.1/mlflow")
+    said = fails(capsys, "models")
+    assert said == "msrrn: what the call asks for needs the Python package pymysql, which is not installed\n"
+
+
 def test_tracebacks_only_with_debug(tmp_path: Path) -> None:
     call = ["prepare", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path), "--debug"]
     program = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())", *call]
