@@ -73,6 +73,8 @@ def main() -> None:
     own: dict[str, list[Detection | None]] = defaultdict(list)
     shapes: dict[str, Shapes] = defaultdict(list)
     detections: dict[str, int] = defaultdict(int)
+    for find in finds.values():
+        find(decode(photos[0][0]).rgb)  # what is loaded at the first look is no photograph's cost
     for index, (data, faces) in enumerate(photos):
         rgb = decode(data).rgb
         for name, find in finds.items():
