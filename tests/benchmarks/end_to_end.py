@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import get_args
 
@@ -24,7 +24,7 @@ import cv2
 
 from pipelines.annotation.looking import look
 from pipelines.annotation.run import annotate
-from pipelines.detection import open_detector
+from pipelines.detection import Detector, open_detector
 from pipelines.engine import start_ray
 from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings, EngineChoice
@@ -78,8 +78,8 @@ def main() -> None:
 def _alone(files: Sequence[Path], processes: int, settings: AnnotateSettings) -> Prepared:
     """So many processes that decode and detect, and have begun to."""
     pool = multiprocessing.get_context("spawn").Pool(processes, _ready)
-    pool.map(_look, [(file, settings) for file in files[: 8 * processes]])
-    return lambda: pool.map(_look, [(file, settings) for file in files], chunksize=16)
+    pool.map(faces_in, [(file, settings) for file in files[: 8 * processes]])
+    return lambda: pool.map(faces_in, [(file, settings) for file in files], chunksize=16)
 
 
 def _whole(folder: Path, workers: int, settings: AnnotateSettings) -> Prepared:
@@ -96,10 +96,17 @@ def _ready() -> None:
     cv2.setNumThreads(1)
 
 
-def _look(job: tuple[Path, AnnotateSettings]) -> int:
+def faces_in(job: tuple[Path, AnnotateSettings]) -> int:
+    """How many a picture shows; nothing else is done with it."""
     path, settings = job
-    seen = look(path.read_bytes(), open_detector(settings.detector), settings, 1.5)
+    seen = look(path.read_bytes(), _detector(settings.detector), settings, 1.5)
     return sum(len(view.faces) for view in seen.views)
+
+
+@cache
+def _detector(name: str) -> Detector:
+    """Opened once by a process, as a worker's is: reading and checking a model's file takes a millisecond."""
+    return open_detector(name)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 """What benchmarks count, and what they leave alone: their figures are quoted, so they are tested as other code is."""
 
+from pathlib import Path
+
+import pytest
+
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.detection import Detection, expected_box
-from tests.benchmarks import annotation
+from pipelines.detection import Detection, HogDetector, expected_box
+from pipelines.settings import AnnotateSettings
+from tests.benchmarks import annotation, end_to_end
 from tests.benchmarks.pictures import of_file
 
 
@@ -22,3 +27,22 @@ def test_the_first_look_of_a_contender_is_not_counted(
 
     assert looks == [pictures[0].data, *(picture.data for picture in pictures)]
     assert tally.recall(0.02)[1] == len(pictures)
+
+
+def test_looking_alone_opens_its_detector_once(
+    photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As workers do, which look-alone is the measure of."""
+    file = tmp_path / "0.jpg"
+    file.write_bytes(photos[0][0].jpeg)
+    opened: list[str] = []
+
+    def opening(name: str) -> HogDetector:
+        opened.append(name)
+        return HogDetector()
+
+    monkeypatch.setattr(end_to_end, "open_detector", opening)
+    for _ in range(3):
+        end_to_end.faces_in((file, AnnotateSettings(detector="hog")))
+
+    assert opened == ["hog"]
