@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -74,8 +76,10 @@ def _killing(made: Cluster, folder: Path, kills: int, moments: random.Random) ->
         elif kind == "node":
             made.kill_node(moments.randrange(2))
             made.add_node()
-        elif not kill_one([*made.workers(), *_sandboxes()], moments):
-            continue
+        else:
+            workers = made.workers()
+            if not kill_one([*workers, *sandboxes([psutil.Process(driver.pid), *workers])], moments):
+                continue
         killed[kind] += 1
     while driver.wait():
         driver = _driver(folder)
@@ -88,12 +92,19 @@ def _driver(folder: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _sandboxes() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any("pipelines.annotation.sandbox" in part for part in process.info["cmdline"] or [])
-    ]
+def sandboxes(parents: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """The processes that look at pictures for these: what else annotates on this machine is nobody's to kill."""
+    found = []
+    for parent in parents:
+        with suppress(psutil.Error):  # that one has ended
+            found += [each for each in parent.children(recursive=True) if _is_sandbox(each)]
+    return found
+
+
+def _is_sandbox(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return any("pipelines.annotation.sandbox" in part for part in process.cmdline())
+    return False
 
 
 def _parts(out: Path) -> dict[str, bytes]:

@@ -1,14 +1,22 @@
 """What benchmarks count, and what they leave alone: their figures are quoted, so they are tested as other code is."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.detection import Detection, HogDetector, expected_box
 from pipelines.settings import AnnotateSettings
 from tests.benchmarks import annotation, end_to_end
+from tests.benchmarks.kills import sandboxes
 from tests.benchmarks.pictures import of_file
+from tests.cluster import kill_tree
+from tests.integration.prefect_server import wait_for
+
+SANDBOX = [sys.executable, "-c", "import time; time.sleep(60)", "pipelines.annotation.sandbox"]
 
 
 def test_the_first_look_of_a_contender_is_not_counted(
@@ -46,3 +54,17 @@ def test_looking_alone_opens_its_detector_once(
         end_to_end.faces_in((file, AnnotateSettings(detector="hog")))
 
     assert opened == ["hog"]
+
+
+def test_kills_leave_alone_what_others_annotate() -> None:
+    """Who looks at pictures is known by its call, and a machine may have several who do."""
+    ours = subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({SANDBOX!r})"])
+    others = subprocess.Popen(SANDBOX)
+    try:
+        mine = psutil.Process(ours.pid)
+        # Before it is itself, a new process has its parent's call.
+        (found,) = wait_for(lambda: [each for each in sandboxes([mine]) if each.cmdline() == SANDBOX])
+        assert found.ppid() == ours.pid
+    finally:
+        for process in (ours, others):
+            kill_tree(process)
