@@ -36,9 +36,9 @@ from pipelines.sources.pts import parse_pts
 POINTS: Final = ("landmarks", "keypoints", "points")
 FACES: Final = "faces"
 MAX_JSON: Final = 64 << 20
+"""Bytes of a `.json`, which may hold a crowd."""
 LOOKED_AT: Final = 8
 """Samples by which it is recognised: some may be broken."""
-"""Bytes of a `.json`, which may hold a crowd."""
 _REMEDY: Final = "a WebDataset holds tars of pictures, each with a .pts or a .json of the same key"
 
 
