@@ -32,7 +32,7 @@ from msrrn.synthetic import draw_photo
 from pipelines.pace import race
 from pipelines.pyramid import CROP, crop, frame_around
 
-# `pipelines.retraining` has it, too, but needs MLflow: this runs where there is little but torch.
+# `pipelines.opening` has it, too, but needs what reads places and S3: this runs where there is little but torch.
 BOX: Final = Path(msrrn.__file__).parent.parent / "pipelines" / "box"
 MARGIN: Final = 1.5
 FACES: Final = 32_768
