@@ -64,7 +64,10 @@ def speed(data: str, photos: int) -> None:
         faces = [item for item in open_annotated(str(folder)).scan() if isinstance(item, AnnotatedPhoto)]
         units = [faces[start : start + UNIT] for start in range(0, len(faces), UNIT)]
         start_ray(2)
-        list(run_units(bare, None, [unit[:1] for unit in units[:4]], 2))  # Ray's workers are started now
+        # Ray's workers are started now, and import what either needs.
+        list(run_units(bare, None, [unit[:1] for unit in units[:4]], 2))
+        few, small = chosen(data, 4, Path(scratch) / "few"), PrepareSettings(photos_per_shard=1)
+        prepare([str(few)], str(Path(scratch) / "out-few"), small, 2)
         seconds: dict[tuple[str, int], float] = {}
         for workers in (1, 2):
             seconds["bare", workers] = timed(lambda count: list(run_units(bare, None, units, count)), workers)
