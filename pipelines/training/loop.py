@@ -185,9 +185,9 @@ def train(
     wishes = 0.0
     for epoch in range(state.epoch, settings.epochs):
         model.train()
-        with closing(_seen(state, settings, data, epoch, rank, world)) as batches:
+        with closing(batches_seen(state, settings, data, epoch, rank, world)) as batches:
             for seen in batches:
-                own, gradient_norm = _step(model, state.optimiser, settings, seen, epoch + state.step / steps, world)
+                own, gradient_norm = update(model, state.optimiser, settings, seen, epoch + state.step / steps, world)
                 total, wishes = over_ranks([own, float(stopping())], world, device)
                 loss = total / world
                 # The mean over few updates, at the beginning, must not be one of the first weights.
@@ -231,7 +231,7 @@ def learning_rate(settings: TrainSettings, epoch: float) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup)))
 
 
-def _seen(
+def batches_seen(
     state: TrainState, settings: TrainSettings, data: Loader, epoch: int, rank: int, world: int
 ) -> Generator[Seen, None, None]:
     """This rank's share of the epoch's batches from `state.step` on; where the settings say so, perturbed ahead."""
@@ -265,7 +265,7 @@ def _seen(
             yield pending.popleft().result()
 
 
-def _step(
+def update(
     model: nn.Module, optimiser: torch.optim.Optimizer, settings: TrainSettings, seen: Seen, epoch: float, world: int
 ) -> tuple[float, float]:
     """One update; returns the loss, and the length of its gradient before it was clipped.

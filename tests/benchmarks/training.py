@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from msrrn.disturbance import draw_disturbance
 from pipelines.dataset.loader import Batch
 from pipelines.settings import TrainSettings
-from pipelines.training.loop import Seen, TrainState, _step
+from pipelines.training.loop import Seen, TrainState, update
 
 Preset = Literal["paper", "best"]
 Precision = Literal["float32", "bfloat16"]
@@ -48,7 +48,7 @@ def samples_a_second(
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
             began = time.perf_counter()
-        _step(model, state.optimiser, settings, seen, 1.0, world)
+        update(model, state.optimiser, settings, seen, 1.0, world)
     return batch * steps / (time.perf_counter() - began)
 
 

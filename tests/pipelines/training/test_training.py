@@ -15,7 +15,7 @@ from msrrn.predictor import TorchPredictor
 from pipelines.dataset.loader import Batch, Loader
 from pipelines.errors import UserError
 from pipelines.settings import TrainSettings
-from pipelines.training.loop import DivergedError, TrainState, _seen, _step, learning_rate, train
+from pipelines.training.loop import DivergedError, TrainState, batches_seen, learning_rate, train, update
 from pipelines.training.validation import VAL_KEYS, lean, validate
 from tests.factories import TINY, Dataset
 from tests.msrrn.test_view import MEAN
@@ -190,7 +190,7 @@ def test_a_preset_brings_its_settings_and_what_is_given_wins() -> None:
 def test_the_last_epochs_are_the_calm_ones(splits: Splits) -> None:
     def seen(calm: float, epoch: int) -> list[list[float]]:
         settings = TrainSettings(preset="best", epochs=4, batch=8, calm=calm)
-        batches = _seen(started(splits, settings), settings, splits[0], epoch, 0, 1)
+        batches = batches_seen(started(splits, settings), settings, splits[0], epoch, 0, 1)
         return [batch.landmarks.flatten().tolist() for batch, _ in batches]
 
     assert [seen(0.5, epoch) == seen(0.0, epoch) for epoch in range(4)] == [True, True, False, False]
@@ -202,7 +202,7 @@ def test_ranks_perturb_their_shares_as_one_would(splits: Splits) -> None:
     state = started(splits, settings)
 
     def seen(rank: int, world: int, epoch: int = 2) -> list[tuple[torch.Tensor, ...]]:
-        batches = list(_seen(state, settings, splits[0], epoch, rank, world))
+        batches = list(batches_seen(state, settings, splits[0], epoch, rank, world))
         return [(*batch, *disturbance) for batch, disturbance in batches if disturbance]
 
     whole = seen(0, 1)
@@ -222,8 +222,8 @@ def test_uneven_shares_count_for_what_they_are(splits: Splits, preset: str) -> N
 
     def updated(rank: int, world: int) -> tuple[float, list[torch.Tensor]]:
         state = started(splits, settings)
-        with closing(_seen(state, settings, splits[0], 0, rank, world)) as batches:
-            loss, _ = _step(state.model, state.optimiser, settings, next(batches), 0.0, world)
+        with closing(batches_seen(state, settings, splits[0], 0, rank, world)) as batches:
+            loss, _ = update(state.model, state.optimiser, settings, next(batches), 0.0, world)
         return loss, [weight.grad for weight in state.model.parameters() if weight.grad is not None]
 
     (loss, whole), *ranks = updated(0, 1), *(updated(rank, 3) for rank in range(3))
