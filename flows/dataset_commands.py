@@ -23,7 +23,7 @@ from flows.options import (
     share,
 )
 from pipelines.errors import UsageError, UserError
-from pipelines.settings import DetectorName, PrepareSettings, Tolerance
+from pipelines.settings import DetectorName, OnBad, PrepareSettings, Tolerance
 
 
 def add_dataset_commands(commands: Commands) -> None:
@@ -144,7 +144,7 @@ def _prepare(commands: Commands) -> None:
     default = Tolerance()
     parser.add_argument(
         "--on-bad",
-        choices=("quarantine", "fail"),
+        choices=get_args(OnBad),
         default=default.on_bad,
         help="leave bad inputs out and list them, or make no dataset (default: %(default)s)",
     )

@@ -18,14 +18,13 @@ from prefect.settings import get_current_settings
 from flows.progress import say
 from flows.tasks import STATION
 from pipelines.errors import UsageError
-from pipelines.evaluation.evaluate import Selection
 from pipelines.promotion import gate
 from pipelines.promotion.decision import Decision, shown
 from pipelines.promotion.gate import Approval, Ask, Challenge, Judgement
 from pipelines.promotion.page import CHANGED, LEGEND, SCATTER
 from pipelines.registry.turns import whoami
 from pipelines.registry.versions import ModelVersion
-from pipelines.settings import GateSettings
+from pipelines.settings import GateSettings, Selection
 
 REGISTERED: Final = "msrrn.model.registered"
 """The event that says that there is a new version to be judged."""

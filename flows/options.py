@@ -20,6 +20,7 @@ from pipelines.settings import (
     GateSettings,
     Precision,
     PrepareSettings,
+    Selection,
     SourceFormat,
     TrainSettings,
 )
@@ -113,11 +114,11 @@ def share(text: str) -> float:
     return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
 
 
-def add_split(parser: argparse.ArgumentParser, default: str, data_required: bool = True) -> None:
+def add_split(parser: argparse.ArgumentParser, default: Selection, data_required: bool = True) -> None:
     """`None` is nothing said, where --data may be left out."""
     parser.add_argument(
         "--split",
-        choices=("held-out", "val", "all"),
+        choices=get_args(Selection),
         default=default if data_required else None,
         help="which photos: those that the source declares val or test, or all where it declares none (held-out); "
         f"those that `prepare` holds out (val); every one (all) (default: {default})"

@@ -28,6 +28,14 @@ MANY_PICTURES: Final = 50_000
 """From so many on, two cores win back the seconds that the graph for OpenVINO takes."""
 BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
 """Who gives a training face its box: a detector, or the data."""
+Selection = Literal["held-out", "val", "all"]
+"""Which photos of the sources are evaluated.
+
+`val`: those that `prepare` holds out of training, declared or by their digest; test photos where all are.
+`held-out`: those that the sources declare `val` or `test`; where they declare none, all. `all`: every one.
+"""
+OnBad = Literal["quarantine", "fail"]
+"""What becomes of bad inputs: they are left out and listed, or no dataset is made."""
 
 
 class PrepareSettings(BaseModel):
@@ -59,7 +67,7 @@ class Tolerance(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    on_bad: Literal["quarantine", "fail"] = "quarantine"
+    on_bad: OnBad = "quarantine"
     max_bad: float = Field(1.0, ge=0, le=1, description="largest share of bad inputs among all")
 
 

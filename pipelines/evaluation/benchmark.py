@@ -16,14 +16,14 @@ from msrrn.metrics import failure_rate, nrmse_ip, share_under
 from msrrn.prediction import STAGES
 from pipelines.errors import UserError
 from pipelines.evaluation.ert import Ert
-from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate, photo_of
+from pipelines.evaluation.evaluate import Evaluation, evaluate, photo_of
 from pipelines.evaluation.honesty import expected_and_true, rank_correlation
 from pipelines.evaluation.robustness import RobustnessRow, robustness
 from pipelines.models import ON_GPU, Model
 from pipelines.pace import one_core, race
 from pipelines.progress import Counted
 from pipelines.pyramid import crop, frame_around
-from pipelines.settings import Precision
+from pipelines.settings import Precision, Selection
 
 TRAIN_3148: Final = "3,148 faces of LFPW, HELEN, AFW"
 COLUMNS: Final = ("lfpw", "helen", "common", "challenging", "full")

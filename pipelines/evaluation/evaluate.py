@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from pipelines.models import Model
 from pipelines.outages import OutageError
 from pipelines.progress import Counted
 from pipelines.pyramid import crop, frame_around, sharpness
-from pipelines.settings import VAL_SHARE, BoxesBy, Precision
+from pipelines.settings import VAL_SHARE, BoxesBy, Precision, Selection
 from pipelines.sources.files import Files
 
 PHOTOS_PER_UNIT: Final = 16
@@ -41,13 +41,6 @@ SHARPNESS_MARGIN: Final = 1.0
 TRAINED_ON: Final = "trained_on"
 LIKE_THE_TOTAL: Final = re.compile(r"all( \(subset\))*")
 """Subsets that need another name, so that neither the total nor one another takes their place."""
-
-Selection = Literal["held-out", "val", "all"]
-"""Which photos of the sources are evaluated.
-
-`val`: those that `prepare` holds out of training, declared or by their digest; test photos where all are.
-`held-out`: those that the sources declare `val` or `test`; where they declare none, all. `all`: every one.
-"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from pipelines.errors import UsageError, UserError
-from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
+from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.models import ONNX_FILE, Model, read_model
 from pipelines.opening import IN_THE_BOX, open_model
 from pipelines.promotion.comparison import Pair, pace_row, paired
@@ -28,7 +28,7 @@ from pipelines.registry.tracking import client, finish_run, log_files, log_metri
 from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, was_rolled_back, whoami
 from pipelines.registry.versions import ModelVersion, champion, fetch, resolve, version_of
 from pipelines.retraining import FORMAT_TAG, SELECTION_TAG, SOURCES_TAG, metric_names, record
-from pipelines.settings import GateSettings, SourceFormat
+from pipelines.settings import GateSettings, Selection, SourceFormat
 
 ATTEMPTS: Final = 3
 """How often a challenger is judged anew because another one became champion meanwhile."""

@@ -13,7 +13,7 @@ import pytest
 from msrrn.artifact import CARD
 from msrrn.provenance import DatasetSettings, Training
 from pipelines.errors import UsageError, UserError
-from pipelines.evaluation.evaluate import Evaluation, Selection, evaluate
+from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.promotion import comparison
 from pipelines.promotion import gate as station
@@ -33,7 +33,7 @@ from pipelines.registry import tracking
 from pipelines.registry.succession import log, rollback, settle
 from pipelines.registry.tracking import client
 from pipelines.registry.versions import champion, models, version_of
-from pipelines.settings import GateSettings
+from pipelines.settings import GateSettings, Selection
 from tests.factories import tiny_model
 
 LENIENT = GateSettings(least_faces=2, resamples=200, bias=1000, rank_loss=2, slower=1000)
