@@ -27,7 +27,8 @@ from prefect.settings import get_current_settings
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Running
 
 from flows.gate import has_server
-from pipelines.promotion.reconcile import MINUTES, Finding
+from pipelines.promotion.reconcile import Finding
+from pipelines.settings import RECONCILE_MINUTES
 
 STARTS: Final = 3
 """What dies so often is not begun again."""
@@ -40,7 +41,7 @@ _FLOWS: Final = ("retrain", "promote", "annotate", "monitor", "reconcile")
 _OPEN: Final = (StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING)
 
 
-def free_dead_runs(minutes: float = MINUTES, sleep: Callable[[float], None] = time.sleep) -> list[Finding]:
+def free_dead_runs(minutes: float = RECONCILE_MINUTES, sleep: Callable[[float], None] = time.sleep) -> list[Finding]:
     """Crashes the deployments' runs that nobody works on, and starts again what crashed; returns what it found.
 
     Nobody works on a run that is in its state for `minutes` and does not beat while this function watches. A crashed

@@ -10,17 +10,17 @@ from flows.dead_runs import free_dead_runs
 from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
 from flows.parameters import ModelName, Place, Workers
 from flows.progress import say
-from pipelines.promotion.reconcile import MINUTES, Finding
+from pipelines.promotion.reconcile import Finding
 from pipelines.promotion.reconcile import reconcile as mend
 from pipelines.registry.versions import ModelVersion
-from pipelines.settings import GateSettings
+from pipelines.settings import RECONCILE_MINUTES, GateSettings
 
 
 @flow(name="reconcile")
 def reconcile(
     name: ModelName | None = None,
     places: list[Place] | None = None,
-    minutes: Annotated[float, Field(ge=0, le=24 * 60)] = MINUTES,
+    minutes: Annotated[float, Field(ge=0, le=24 * 60)] = RECONCILE_MINUTES,
     settings: GateSettings | None = None,
     approve: bool = False,
     approval_hours: Annotated[float, Field(gt=0, le=24 * 365)] = APPROVAL_HOURS,

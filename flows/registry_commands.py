@@ -17,6 +17,7 @@ from flows.options import (
     gate_settings,
     print_json,
 )
+from pipelines.settings import RECONCILE_MINUTES
 
 
 def add_registry_commands(commands: Commands) -> None:
@@ -178,7 +179,10 @@ def _reconcile(commands: Commands) -> None:
         "--place", nargs="+", action="extend", default=[], metavar="URL", help="where dead runs may have left leases"
     )
     parser.add_argument(
-        "--minutes", type=_minutes, default=15.0, help="what is younger may still be at work (default: %(default)s)"
+        "--minutes",
+        type=_minutes,
+        default=RECONCILE_MINUTES,
+        help="what is younger may still be at work (default: %(default)s)",
     )
     add_gate_options(parser)
     add_workers(parser)

@@ -14,6 +14,9 @@ NAME: Final = "msrrn"
 
 MODEL_NAME: Final = "^[A-Za-z0-9_-]{1,100}$"
 
+RECONCILE_MINUTES: Final = 15.0
+"""What is younger may still be at work: `reconcile` leaves it alone."""
+
 SourceFormat = Literal["300w", "imglab", "coco", "cvat", "csv", "csv-1based", "webdataset", "parquet"]
 ExportFormat = Literal["pts", "coco", "csv", "cvat", "imglab", "webdataset"]
 ReviewFormat = Literal["cvat", "coco"]

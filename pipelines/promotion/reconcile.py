@@ -11,7 +11,6 @@ every time.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,10 +22,8 @@ from pipelines.registry.tracking import client, reaching_mlflow
 from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS
 from pipelines.registry.versions import CHAMPION, DIGEST_TAG, ModelVersion, models, names
 from pipelines.retraining import SOURCES_TAG
+from pipelines.settings import RECONCILE_MINUTES
 from pipelines.storage import Store
-
-MINUTES: Final = 15.0
-"""What is younger may still be at work."""
 
 
 class Finding(BaseModel):
@@ -47,7 +44,7 @@ def reconcile(
     judge: Judge,
     name: str | None = None,
     places: Sequence[str] = (),
-    minutes: float = MINUTES,
+    minutes: float = RECONCILE_MINUTES,
     patience: float = PATIENCE_SECONDS,
     on_wait: Callable[[str], None] = lambda text: None,
 ) -> list[Finding]:
