@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from pipelines.dataset.photos import (
     SHADOWED,
     Finder,
     PhotoGroup,
+    Seen,
     assign_splits,
     clusters,
     face_finder,
@@ -52,10 +54,7 @@ def plan(
             append to was made with other settings.
     """
     groups, left_out = read_photos(sources, workers, progress, source_format)
-    places: dict[str, tuple[str, str] | None] = {}
-    for face in (face for group in groups for face in group.faces):
-        place = face.root, face.uri
-        places[face.annotation_uri] = place if places.get(face.annotation_uri, place) == place else None
+    places = _places(groups)
     groups, bad = screened(groups)
     left_out += bad
     # Without photos nothing is looked at, and no detector has to be at hand.
@@ -65,30 +64,109 @@ def plan(
     records = f"records/{digest}"
     forgotten = read_forgotten(store).digests
     base = read_base(store, append_to, records, settings, forgotten) if append_to else Base([], [], {})
-    photos, held = base.photos, base.held
     finished, made_in = made_before(store, records)
-    known = {photo.seen.sha256: photo for photo in photos}
-    groups = [as_held(group, held, append_to) for group in groups]
-    new = [group for group in groups if group.sha256 not in known]
-    fresh = {group.sha256 for group in new}
-    before = [*(photo.seen for photo in photos), *(seen for digest, seen in held.items() if digest not in fresh)]
-    alike = clusters([*(group.seen for group in new), *before])
+    groups = [as_held(group, base.held, append_to) for group in groups]
+    alike = _alike(groups, base, append_to)
+    new = _assigned(groups, assign_splits(alike, settings.val_share), base, forgotten, find, append_to)
+    left_out += new.left_out
+    told = set(left_out)
+    left_out += [item for item in base.left_out if item not in told]
+    left_out.sort(key=lambda item: (item.uri, item.reason))
+    photos = [*base.photos, *(replace(photo, made_in=made_in.get(photo.key)) for photo in new.photos)]
+    photos.sort(key=lambda photo: (photo.seen.uri, photo.seen.sha256))
+    held = tuple(seen for _, seen in sorted((base.held | new.held).items()))
+    units = tuple(
+        Unit(f"{split}-{_digest(digest, *(photo.key for photo in part))}", split, tuple(part))
+        for split in TRAINED_SPLITS
+        for part in cut([photo for photo in photos if photo.split == split], settings.photos_per_shard)
+    )
+    name = _digest(
+        digest,
+        *(unit.key for unit in units),
+        *(item.model_dump_json() for item in left_out),
+        *(f"{seen.sha256}\x1f{seen.uri}\x1f{seen.declared}" for seen in held),
+    )
+    return Plan(
+        name=name,
+        sources=tuple(sources),
+        out=store,
+        records=records,
+        units=units,
+        finished=finished,
+        left_out=tuple(left_out),
+        warnings=tuple(near_duplicates_found(alike)),
+        find=find,
+        faces=sum(photo.faces for photo in photos) + len(left_out),
+        held=held,
+        places=places,
+        forgotten=forgotten,
+    )
+
+
+def _places(groups: Sequence[PhotoGroup]) -> dict[str, tuple[str, str] | None]:
+    """See `Plan.places`."""
+    places: dict[str, tuple[str, str] | None] = {}
+    for face in (face for group in groups for face in group.faces):
+        place = face.root, face.uri
+        places[face.annotation_uri] = place if places.get(face.annotation_uri, place) == place else None
+    return places
+
+
+def _alike(groups: Sequence[PhotoGroup], base: Base, append_to: str) -> list[list[Seen]]:
+    """The `clusters` of what is given and of what the dataset that is appended to has, or holds out.
+
+    Raises:
+        UserError: a test photo among those given shows what that dataset has in a unit.
+    """
+    known = {photo.seen.sha256 for photo in base.photos}
+    new = [group.seen for group in groups if group.sha256 not in known]
+    fresh = {seen.sha256 for seen in new}
+    before = [
+        *(photo.seen for photo in base.photos),
+        *(seen for digest, seen in base.held.items() if digest not in fresh),
+    ]
+    alike = clusters([*new, *before])
     refuse_trained_tests(alike, fresh, append_to)
-    split_of = assign_splits(alike, settings.val_share)
+    return alike
+
+
+class _Assigned(NamedTuple):
+    """What becomes of the photos that were given: those of units, faces that are left out, and photos held out."""
+
+    photos: list[PlannedPhoto]
+    left_out: list[LeftOut]
+    held: dict[str, Seen]
+
+
+def _assigned(
+    groups: Sequence[PhotoGroup],
+    split_of: Mapping[str, str],
+    base: Base,
+    forgotten: Collection[str],
+    find: Finder,
+    append_to: str,
+) -> _Assigned:
+    """Puts each photo where its split says; what the dataset that is appended to has already stays as it is there.
+
+    Raises:
+        UserError: that one has a photo in another split than it is declared to be of now.
+    """
+    known = {photo.seen.sha256: photo for photo in base.photos}
+    made = _Assigned([], [], {})
     for group in groups:
         split = split_of[group.sha256]
         if split not in TRAINED_SPLITS and group.sha256 not in forgotten:
-            held[group.sha256] = group.seen
+            made.held[group.sha256] = group.seen
         if split == SHADOWED:
-            left_out += _all_faces(
-                group, "near_duplicate_in_two_splits", "it shows what a photo of another split shows"
+            made.left_out.extend(
+                _all_faces(group, "near_duplicate_in_two_splits", "it shows what a photo of another split shows")
             )
             continue
         if split not in TRAINED_SPLITS:
-            left_out += _all_faces(group, "test_split", "test photos are never trained on")
+            made.left_out.extend(_all_faces(group, "test_split", "test photos are never trained on"))
             continue
         if group.sha256 in forgotten:
-            left_out += _all_faces(group, REASON, MESSAGE)
+            made.left_out.extend(_all_faces(group, REASON, MESSAGE))
             continue
         same = known.get(group.sha256)
         key = _photo_key(group, split, same.seen.declared if same else group.seen.declared, find)
@@ -98,43 +176,11 @@ def plan(
                 f"{append_to} has it in {split}; a photo must be in one split only: prepare all sources together"
             )
         if same is None:
-            photos.append(PlannedPhoto(key, split, group.seen, len(group.faces), group, made_in.get(key)))
-        elif same and key != same.key:
+            made.photos.append(PlannedPhoto(key, split, group.seen, len(group.faces), group, None))
+        elif key != same.key:
             message = f"{append_to} has it with other annotations, or by another name: prepare all sources together"
-            left_out += _all_faces(group, "known_photo", message)
-    told = set(left_out)
-    left_out += [item for item in base.left_out if item not in told]
-    photos.sort(key=lambda photo: (photo.seen.uri, photo.seen.sha256))
-    units = tuple(
-        Unit(f"{split}-{_digest(digest, *(photo.key for photo in part))}", split, tuple(part))
-        for split in TRAINED_SPLITS
-        for part in cut([photo for photo in photos if photo.split == split], settings.photos_per_shard)
-    )
-    left_out.sort(key=lambda item: (item.uri, item.reason))
-    outside = tuple(seen for _, seen in sorted(held.items()))
-    name = _digest(
-        digest,
-        *(unit.key for unit in units),
-        *(item.model_dump_json() for item in left_out),
-        *(f"{seen.sha256}\x1f{seen.uri}\x1f{seen.declared}" for seen in outside),
-    )
-    faces = sum(photo.faces for photo in photos) + len(left_out)
-    warnings = tuple(near_duplicates_found(alike))
-    return Plan(
-        name,
-        tuple(sources),
-        store,
-        records,
-        units,
-        finished,
-        tuple(left_out),
-        warnings,
-        find,
-        faces,
-        outside,
-        places,
-        forgotten,
-    )
+            made.left_out.extend(_all_faces(group, "known_photo", message))
+    return made
 
 
 def _all_faces(group: PhotoGroup, reason: str, message: str) -> list[LeftOut]:
