@@ -77,5 +77,17 @@ def box_of(value: object) -> Box | None:
         ) from error
 
 
+def number(text: str) -> float:
+    """A decimal number; `ValueError` for all else, and for what Python alone takes for one."""
+    if "_" in text:
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
+
+
+def pixel_box(left: float, top: float, width: float, height: float) -> Box:
+    """The box of `width` × `height` pixels whose first one is (left, top); `ValueError` when it is none."""
+    return Box(left - 0.5, top - 0.5, left + width - 0.5, top + height - 0.5)
+
+
 def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2

@@ -24,10 +24,10 @@ from msrrn.geometry import Box
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected, Split
-from pipelines.sources.annotation import BadAnnotation, usable_shape
+from pipelines.sources.annotation import BadAnnotation, pixel_box, usable_shape
 from pipelines.sources.files import Files, open_files
 from pipelines.sources.held import root_parts
-from pipelines.sources.listed import Entry, OtherKind, heads, near, pixel_box, said_split, scan_listed
+from pipelines.sources.listed import Entry, OtherKind, heads, near, said_split, scan_listed
 from pipelines.storage import Store
 
 SUFFIXES: Final = (".json",)

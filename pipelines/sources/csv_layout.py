@@ -14,9 +14,9 @@ from msrrn.geometry import fit_similarity
 from msrrn.landmarks import NUM_LANDMARKS
 from msrrn.synthetic.anatomy import MEAN
 from pipelines.errors import UserError
-from pipelines.sources.annotation import BadAnnotation, usable_shape
+from pipelines.sources.annotation import BadAnnotation, number, usable_shape
 from pipelines.sources.files import is_picture
-from pipelines.sources.listed import OtherKind, number
+from pipelines.sources.listed import OtherKind
 
 PICTURE_COLUMNS: Final = (
     "imagepath", "filepath", "imgpath", "path", "imagefile", "imgfile", "filename", "file", "imagename", "imgname",

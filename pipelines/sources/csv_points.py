@@ -30,10 +30,10 @@ from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.archives.rows import in_rows
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected
-from pipelines.sources.annotation import BadAnnotation, usable_shape
+from pipelines.sources.annotation import BadAnnotation, pixel_box, usable_shape
 from pipelines.sources.csv_layout import REMEDY, Layout, find_layout
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, open_files
-from pipelines.sources.listed import Entry, OtherKind, heads, near, pixel_box, said_split, scan_listed
+from pipelines.sources.listed import Entry, OtherKind, heads, near, said_split, scan_listed
 
 SUFFIXES: Final = (".csv", ".tsv")
 _SAMPLE: Final = 32

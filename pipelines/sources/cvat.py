@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.sources import AnnotatedPhoto, Rejected
-from pipelines.sources.annotation import BadAnnotation, usable_shape
+from pipelines.sources.annotation import BadAnnotation, number, usable_shape
 from pipelines.sources.files import Files, open_files
-from pipelines.sources.listed import Entry, heads, near, number, scan_listed, split_in
+from pipelines.sources.listed import Entry, heads, near, scan_listed, split_in
 from pipelines.sources.xml_listing import XmlListing, read_xml
 
 SUFFIXES: Final = (".xml",)

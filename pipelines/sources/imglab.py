@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.sources import AnnotatedPhoto, Rejected
-from pipelines.sources.annotation import BadAnnotation, usable_shape
+from pipelines.sources.annotation import BadAnnotation, number, pixel_box, usable_shape
 from pipelines.sources.files import Files, open_files
-from pipelines.sources.listed import Entry, heads, number, pixel_box, scan_listed
+from pipelines.sources.listed import Entry, heads, scan_listed
 from pipelines.sources.xml_listing import XmlListing, read_xml
 
 SUFFIXES: Final = (".xml",)

@@ -30,6 +30,8 @@ _SPLITS: Final = {"tr": "train", "va": "val", "te": "test"}
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _LONGEST_NAME: Final = 255
 _OF_CVAT: Final = "person_keypoints_"
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""And line ends of other kinds, and what is no Unicode; of what is missing a page or a terminal would show none."""
 
 
 class OtherKind(UserError):  # noqa: N818 - it names a state of a file
@@ -147,18 +149,6 @@ def split_in(text: str) -> Split | None:
     return said.pop() if len(said) == 1 else None
 
 
-def number(text: str) -> float:
-    """A decimal number; `ValueError` for all else, and for what Python alone takes for one."""
-    if "_" in text:
-        raise ValueError(f"{text!r} is not a number")
-    return float(text)
-
-
-def pixel_box(left: float, top: float, width: float, height: float) -> Box:
-    """The box of `width` × `height` pixels whose first one is (left, top); `ValueError` when it is none."""
-    return Box(left - 0.5, top - 0.5, left + width - 0.5, top + height - 0.5)
-
-
 def _reviews(files: Files, annotations: Iterable[str]) -> dict[str, Reviewed]:
     """Annotation files that are of a review, each with it."""
     names = dict.fromkeys(_file(annotation) for annotation in annotations)
@@ -240,10 +230,6 @@ def _placed(
             uri = image
     face = entry.face if isinstance(entry.face, BadAnnotation) else missing
     return uri, annotation, Entry(image, entry.number, face)
-
-
-_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""And line ends of other kinds, and what is no Unicode; of what is missing a page or a terminal would show none."""
 
 
 def _is_below(path: PurePosixPath) -> bool:
