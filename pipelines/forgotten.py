@@ -1,5 +1,6 @@
 """The pictures that a place must never hold again: `forgotten.json`, beside its datasets or its annotation run."""
 
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
@@ -40,6 +41,20 @@ class Forgotten(BaseModel):
         return name
 
 
+class Forgot(BaseModel):
+    """What is known of one place after a call.
+
+    `pictures`: those of the call, with what was removed of each, now or earlier. `datasets`: those that held one →
+    what they are now; None where nothing was left to train on. `alike`: SHA-256 of other photos there that show
+    nearly the same.
+    """
+
+    place: str
+    pictures: list[ForgottenPicture]
+    datasets: dict[str, str | None] = {}
+    alike: list[str] = []
+
+
 def read_forgotten(place: Store) -> Forgotten:
     """What was forgotten at a place of datasets, or by a run.
 
@@ -60,3 +75,17 @@ def read_forgotten(place: Store) -> Forgotten:
 def write_forgotten(place: Store, forgotten: Forgotten) -> None:
     """Replaces the list in one step."""
     place.publish(FORGOTTEN, forgotten.model_dump_json(indent=1).encode())
+
+
+def remember(place: Store, digests: Collection[str], found: Mapping[str, tuple[int, int]]) -> None:
+    """Adds pictures to the list of a place, before anything is removed; `found`: SHA-256 → files and rows there."""
+    forgotten = read_forgotten(place)
+    for digest in sorted(set(digests) - forgotten.digests):
+        files, rows = found.get(digest, (0, 0))
+        forgotten.pictures.append(ForgottenPicture(sha256=digest, files=files, rows=rows))
+    write_forgotten(place, forgotten)
+
+
+def remembered(place: Store, digests: Collection[str]) -> list[ForgottenPicture]:
+    """What the list of a place says of these pictures."""
+    return [picture for picture in read_forgotten(place).pictures if picture.sha256 in digests]

@@ -10,8 +10,7 @@ from pipelines.annotation.page import PAGE, annotation_page
 from pipelines.annotation.summary import summary_before, totals
 from pipelines.annotation.tables import SUMMARY, Annotations, forgotten_row, runs_at
 from pipelines.annotation.unit import RECORDS, STAGED, TABLES, UnitRecord, read_record, write_unit
-from pipelines.dataset.forget import Forgot, remember, remembered
-from pipelines.forgotten import read_forgotten
+from pipelines.forgotten import Forgot, read_forgotten, remember, remembered
 from pipelines.lease import LEASE, hold
 from pipelines.progress import Progress
 from pipelines.storage import Store

@@ -6,13 +6,13 @@ killed, made again, does the rest.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipelines.dataset.faces import survey
 from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest
@@ -21,25 +21,11 @@ from pipelines.dataset.photos import Seen, clusters
 from pipelines.dataset.prepare import NoFaceError, prepare
 from pipelines.dataset.unit_records import UnitRecord
 from pipelines.errors import UserError
-from pipelines.forgotten import ForgottenPicture, read_forgotten, write_forgotten
+from pipelines.forgotten import Forgot, read_forgotten, remember, remembered, write_forgotten
 from pipelines.outages import MissingError, OutageError
 from pipelines.progress import Progress
 from pipelines.settings import PrepareSettings
 from pipelines.storage import Store
-
-
-class Forgot(BaseModel):
-    """What is known of one place after a call.
-
-    `pictures`: those of the call, with what was removed of each, now or earlier. `datasets`: those that held one →
-    what they are now; None where nothing was left to train on. `alike`: SHA-256 of other photos there that show
-    nearly the same.
-    """
-
-    place: str
-    pictures: list[ForgottenPicture]
-    datasets: dict[str, str | None] = {}
-    alike: list[str] = []
 
 
 def forget_in_datasets(url: str, digests: Collection[str], workers: int, progress: Progress) -> Forgot:
@@ -76,20 +62,6 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
         listed = "\n".join(f"{url}/{name} still holds a picture: {error}" for name, error in stuck.items())
         raise UserError(f"{listed}\ndelete what still holds one, and forget again")
     return Forgot(place=url, pictures=remembered(place, digests), datasets=made, alike=alike)
-
-
-def remember(place: Store, digests: Collection[str], found: Mapping[str, tuple[int, int]]) -> None:
-    """Adds pictures to the list of a place, before anything is removed; `found`: SHA-256 → files and rows there."""
-    forgotten = read_forgotten(place)
-    for digest in sorted(set(digests) - forgotten.digests):
-        files, rows = found.get(digest, (0, 0))
-        forgotten.pictures.append(ForgottenPicture(sha256=digest, files=files, rows=rows))
-    write_forgotten(place, forgotten)
-
-
-def remembered(place: Store, digests: Collection[str]) -> list[ForgottenPicture]:
-    """What the list of a place says of these pictures."""
-    return [picture for picture in read_forgotten(place).pictures if picture.sha256 in digests]
 
 
 def _manifests(place: Store) -> dict[str, Manifest]:
