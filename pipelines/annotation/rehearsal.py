@@ -3,7 +3,7 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Final
@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from pipelines.annotation.pictures import annotated, end_sandbox
+from pipelines.annotation.pictures import Rows, annotated, end_sandbox
 from pipelines.annotation.plan import make_plan, unit_key
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.sightings import Task
 from pipelines.annotation.tables import RUN, Annotations
 from pipelines.archives import Input, list_inputs
+from pipelines.asked import Asked
 from pipelines.detection import open_detector
 from pipelines.models import Model
 from pipelines.progress import Progress
@@ -69,28 +70,15 @@ def rehearse(
         UserError: the archive cannot be listed, or has no input.
     """
     task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
-    listing = list_inputs(task.source, Store(out).absolute() if out else None)
+    place = Store(out).absolute() if out else None
+    listing = list_inputs(task.source, place)
     asked, inputs = prepared(model, settings, islice(listing, limit), progress)
     census = _Census()
-    place = Store(out).absolute() if out else None
     begun = place is not None and place.exists(RUN)
     counted = census.of(inputs, progress)
     left = _left(place, counted, settings) if place and begun else sum(1 for _ in counted)
-    statuses: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    faces = 0
     drawn = sorted(census.drawn, key=lambda item: (item.container, item.offset, item.uri))
-    try:
-        list(annotated(task, asked.for_workers(), drawn[:1]))  # processes start, models are loaded
-        began = time.monotonic()
-        for done, rows in enumerate(annotated(task, asked.for_workers(), drawn), start=1):
-            statuses[rows.image["status"]] += 1
-            reasons.update([rows.image["reason"]] if rows.image["reason"] else [])
-            faces += len(rows.faces)
-            progress(done, len(drawn), "looking at some pictures")
-    finally:
-        end_sandbox()
-    each = (time.monotonic() - began) / len(drawn)
+    seen, each = _looked_at(task, asked.for_workers(), drawn, progress)
     return Rehearsal(
         pictures=census.pictures,
         begun=begun,
@@ -99,13 +87,27 @@ def rehearse(
         ignored=listing.ignored,
         suffixes=dict(census.suffixes.most_common(12)),
         unusable=dict(census.unusable.most_common()),
-        looked_at=len(drawn),
-        statuses=dict(statuses.most_common()),
-        reasons=dict(reasons.most_common()),
-        faces=faces,
+        looked_at=len(seen),
+        statuses=dict(Counter(rows.image["status"] for rows in seen).most_common()),
+        reasons=dict(Counter(rows.image["reason"] for rows in seen if rows.image["reason"]).most_common()),
+        faces=sum(len(rows.faces) for rows in seen),
         seconds_per_picture=round(each, 4),
         hours=round(each * left / workers / 3600, 3),
     )
+
+
+def _looked_at(task: Task, model: Asked, drawn: Sequence[Input], progress: Progress) -> tuple[list[Rows], float]:
+    """The rows of these pictures, and the seconds that each took on average, once all was started and loaded."""
+    seen = []
+    try:
+        list(annotated(task, model, drawn[:1]))
+        began = time.monotonic()
+        for rows in annotated(task, model, drawn):
+            seen.append(rows)
+            progress(len(seen), len(drawn), "looking at some pictures")
+    finally:
+        end_sandbox()
+    return seen, (time.monotonic() - began) / len(drawn)
 
 
 def _left(place: Store, inputs: Iterator[Input], settings: AnnotateSettings) -> int:
