@@ -90,11 +90,9 @@ def _grey_around(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> tup
     return part, Similarity(np.eye(2), np.array([-x0, -y0], np.float64))
 
 
-def halve(image: NDArray[np.uint8], factor: int = 2) -> NDArray[np.uint8]:
-    """Area average over factor × factor pixels, rounded to nearest."""
-    if factor == 1:
-        return image
-    size = image.shape[0] // factor
+def halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, H) → (H/2, H/2): area average over 2 × 2 pixels, rounded to nearest."""
+    size = image.shape[0] // 2
     return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
 
 

@@ -99,8 +99,8 @@ def _remedy(code: str) -> str:
     return CHECKS[code].remedy if code in CHECKS else ""
 
 
-def _names(items: Sequence[LeftOut], most: int = 3) -> str:
-    return ", ".join(item.uri for item in items[:most])
+def _names(items: Sequence[LeftOut]) -> str:
+    return ", ".join(item.uri for item in items[:3])
 
 
 def _left_out(page: Page, manifest: Manifest, rejected_bytes: Callable[[LeftOut], bytes | None]) -> None:

@@ -29,6 +29,8 @@ _SPLIT_WORD: Final = re.compile(
 _SPLITS: Final = {"tr": "train", "va": "val", "te": "test"}
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _LONGEST_NAME: Final = 255
+_LOOKED_AT: Final = 4
+"""Annotation files by which a format is known."""
 _OF_CVAT: Final = "person_keypoints_"
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """And line ends of other kinds, and what is no Unicode; of what is missing a page or a terminal would show none."""
@@ -70,9 +72,9 @@ def listed_files(files: Files, suffixes: Collection[str]) -> list[str]:
     return [name for name, size in files.sizes().items() if size is not None and _suffix(name) in suffixes]
 
 
-def heads(files: Files, suffixes: Collection[str], size: int, most: int = 4) -> Iterator[bytes]:
+def heads(files: Files, suffixes: Collection[str], size: int) -> Iterator[bytes]:
     """The first bytes of a few annotation files with such a suffix, to know their format by."""
-    for name in [name for name in listed_files(files, suffixes) if _suffix(name) in suffixes][:most]:
+    for name in [name for name in listed_files(files, suffixes) if _suffix(name) in suffixes][:_LOOKED_AT]:
         try:
             with files.open(name) as file:
                 yield file.read(size)

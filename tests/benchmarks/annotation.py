@@ -100,8 +100,9 @@ class Tally:
                 self.found[band][0] += hit
                 self.found[band][1] += 1
 
-    def recall(self, least: float, below: float = 1.0) -> tuple[int, int]:
-        counts = [counts for low, counts in self.found.items() if least <= low < below]
+    def recall(self, least: float) -> tuple[int, int]:
+        """Annotated faces of so large a share that were found, and all of them."""
+        counts = [counts for low, counts in self.found.items() if low >= least]
         return sum(hit for hit, _ in counts), sum(all_ for _, all_ in counts)
 
 

@@ -39,6 +39,8 @@ FACES: Final = 32_768
 DRAWN: Final = 192
 COUNTED: Final = 256
 BATCHES: Final = (128, 512, 2048)
+WARM_UP: Final = 3
+TIMES: Final = 30
 
 
 class Bytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -69,17 +71,17 @@ def drawn_faces() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     return np.stack(crops), np.stack(shapes).astype(np.float32)
 
 
-def seconds(work: Callable[[], object], times: int = 30) -> float:
+def seconds(work: Callable[[], object]) -> float:
     """Median over several times, by the GPU's own clock."""
     taken = []
-    for _ in range(times + 3):
+    for _ in range(WARM_UP + TIMES):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         work()
         end.record()
         end.synchronize()
         taken.append(begin.elapsed_time(end) / 1000)
-    return float(np.median(taken[3:]))
+    return float(np.median(taken[WARM_UP:]))
 
 
 def ceilings() -> tuple[float, float]:
