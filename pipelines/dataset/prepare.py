@@ -106,6 +106,7 @@ def _finish(work: Plan, settings: PrepareSettings, tolerance: Tolerance) -> None
     enforce(tolerance, manifest.left_out, manifest.counts["faces_in"])
     if not manifest.counts["train"]:
         reasons = Counter(item.reason for item in manifest.left_out)
+        reasons += Counter({"held out for validation": manifest.counts["val"]})
         listed = ", ".join(f"{reason} × {count}" for reason, count in reasons.most_common(4))
         raise NoFaceError(f"{', '.join(work.sources)}: no face is left to train on ({listed or 'no inputs'})")
     found = survey(work.out, manifest)

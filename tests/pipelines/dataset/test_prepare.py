@@ -518,6 +518,13 @@ def test_nothing_left_to_train_on_is_an_error_without_a_dataset(photos: Photos, 
     assert not list((tmp_path / "out").rglob(MANIFEST))
 
 
+def test_faces_that_are_all_held_out_are_told_as_that(photos: Photos, tmp_path: Path) -> None:
+    write_face(tmp_path / "in", "a", photos[0][0].jpeg, photos[0][0].shapes[0])
+    (tmp_path / "in" / "val.txt").write_text("a\n")
+    with pytest.raises(UserError, match="no face is left to train on \\(held out for validation × 1\\)"):
+        prepare([str(tmp_path / "in")], str(tmp_path / "out"), PLAIN, 1)
+
+
 def test_every_kind_of_picture_gives_the_same_face(photos: Photos, tmp_path: Path) -> None:
     """Grey, RGBA, 16 bits, CMYK, and turned by EXIF, where the annotation is in upright coordinates."""
     photo = next(photo for photo in photos[0] if photo.width != photo.height)
