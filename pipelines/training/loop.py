@@ -76,9 +76,15 @@ class TrainState:
             UserError: it is built in another way.
         """
         if model.config != self.model.config:
+            theirs, ours = model.config.preset, self.model.config.preset
+            if theirs == ours or theirs not in PRESETS:
+                raise UserError(
+                    f"another version of msrrn made the network that training shall start from, of preset {theirs}: "
+                    "give --init another model"
+                )
             raise UserError(
-                f"a network of preset {model.config.preset} cannot be the start of one of preset "
-                f"{self.model.config.preset}, or another version of msrrn made it: give --init another model"
+                f"a network of preset {theirs} cannot be the start of one of preset {ours}: give --preset {theirs}, "
+                "or --init another model"
             )
         own = {"mean_shape": self.model.mean_shape, "lean": self.model.lean}
         for network in (self.model, self.averaged):

@@ -240,6 +240,9 @@ def test_a_start_that_does_not_fit_is_refused(dataset: Dataset, tmp_path: Path) 
     other = MSRRN(TINY.model_copy(update={"hidden": 8}))
     with pytest.raises(UserError, match="give --init another model"):
         train_model(dataset[0].url, str(tmp_path), settings, 0, init=other)
+    best = MSRRN(TINY.model_copy(update={"preset": "best"}))
+    with pytest.raises(UserError, match=r"preset best .* give --preset best, or --init another model"):
+        train_model(dataset[0].url, str(tmp_path), settings, 0, init=best)
     with pytest.raises(UserError, match="with --dataset and --init again"):
         train_model(dataset[0].url, str(tmp_path), settings, 0)
     assert not tree(tmp_path)
