@@ -17,6 +17,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
+from flows.limits import outlive_leases
 from flows.progress import epoch_progress, progress, say
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
@@ -38,6 +39,8 @@ from pipelines.storage import Store
 from pipelines.training.train import TrainedModel
 
 REPORT: Final = "report.html"
+
+outlive_leases()  # whatever loads a flow, a worker or `msrrn serve`, comes by here
 
 
 def _worth_retrying(task: Any, run: Any, state: Any) -> bool:

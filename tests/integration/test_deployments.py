@@ -14,9 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.concurrency import _leases
 from prefect.events.worker import EventsWorker
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending
 
 from flows import gate
 from flows.gate import announce
@@ -152,6 +157,42 @@ def test_a_promotion_is_held_until_a_person_resumes_the_paused_run(
     assert known.tags["msrrn.who"] == "ann"
     keys = {each["key"] for each in post(f"{api}/artifacts/latest/filter", {})}
     assert "promotion" in keys
+
+
+def test_a_promotion_that_a_worker_began_is_held_though_its_place_is_given_to_others(
+    api: str, artifact: str, annotated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "POLL_SECONDS", 1)
+    monkeypatch.setattr(_leases, "_RENEWAL_FRACTION", 0.002)  # of 300 seconds
+    renewed: list[bool] = []
+
+    def renew(*told: Any) -> bool:
+        try:
+            renewed.append(_renew(*told))
+        except PrefectHTTPStatusError:
+            renewed.append(False)
+            raise
+        return renewed[-1]
+
+    _renew = _leases._renew_concurrency_lease_with_retries
+    monkeypatch.setattr(_leases, "_renew_concurrency_lease_with_retries", renew)
+    parameters = {"model": artifact, "name": "queued", "data": [str(annotated)], "approve": True, "workers": 1}
+    create = f"{api}/deployments/{deployment(api, 'promote')['id']}/create_flow_run"
+    run = post(create, {"parameters": parameters})["id"]
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Pending())  # as a worker does: it gets its place
+
+        def resume() -> None:
+            wait_for(lambda: False in renewed)
+            post(f"{api}/flow_runs/{run}/resume", {"run_input": {"approve": True, "note": "", "who": "ann"}})
+
+        person = threading.Thread(target=resume)
+        person.start()
+        run_flow(promote, client.read_flow_run(run), parameters)
+        person.join()
+        assert client.read_flow_run(run).state_name == "Completed"
+    assert renewed[0]
+    assert champion("queued") is not None
 
 
 def test_table_and_pictures_of_a_comparison_are_artifacts(
