@@ -7,6 +7,7 @@ the UI and fills in a form; on a terminal somebody types y. Where there is neith
 import base64
 import sys
 from typing import Any, Final
+from uuid import uuid4
 
 from prefect import task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
@@ -138,5 +139,6 @@ def _pause(judgement: Judgement, hours: float) -> Approval:
         approve=False,
     )
     say(f"{version.name} version {version.version} waits for approval: resume the paused flow run")
-    answer = pause_flow_run(question, timeout=round(3600 * hours), poll_interval=POLL_SECONDS)
+    # A key of its own: a run that died here and was started again is asked anew, and no answer is another question's.
+    answer = pause_flow_run(question, timeout=round(3600 * hours), poll_interval=POLL_SECONDS, key=uuid4().hex)
     return Approval(approve=answer.approve, note=answer.note, who=answer.who)

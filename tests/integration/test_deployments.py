@@ -7,21 +7,22 @@ import subprocess
 import sys
 import threading
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.concurrency import _leases
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import FlowPauseTimeout, PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Pending
+from prefect.states import AwaitingRetry, Pending
 
 from flows import gate
 from flows.gate import announce
@@ -159,6 +160,26 @@ def test_a_promotion_is_held_until_a_person_resumes_the_paused_run(
     assert "promotion" in keys
 
 
+def begun(api: str, parameters: dict[str, Any]) -> str:
+    """A run of the deployment `promote` as a worker begins it, its id."""
+    create = f"{api}/deployments/{deployment(api, 'promote')['id']}/create_flow_run"
+    return str(post(create, {"parameters": parameters})["id"])
+
+
+@contextmanager
+def person(api: str, run: str, when: Callable[[], Any]) -> Iterator[None]:
+    """Who approves, as soon as it is time."""
+
+    def resume() -> None:
+        wait_for(when)
+        post(f"{api}/flow_runs/{run}/resume", {"run_input": {"approve": True, "note": "", "who": "ann"}})
+
+    thread = threading.Thread(target=resume)
+    thread.start()
+    yield
+    thread.join()
+
+
 def test_a_promotion_that_a_worker_began_is_held_though_its_place_is_given_to_others(
     api: str, artifact: str, annotated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,22 +198,31 @@ def test_a_promotion_that_a_worker_began_is_held_though_its_place_is_given_to_ot
     _renew = _leases._renew_concurrency_lease_with_retries
     monkeypatch.setattr(_leases, "_renew_concurrency_lease_with_retries", renew)
     parameters = {"model": artifact, "name": "queued", "data": [str(annotated)], "approve": True, "workers": 1}
-    create = f"{api}/deployments/{deployment(api, 'promote')['id']}/create_flow_run"
-    run = post(create, {"parameters": parameters})["id"]
+    run = begun(api, parameters)
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(run, Pending())  # as a worker does: it gets its place
-
-        def resume() -> None:
-            wait_for(lambda: False in renewed)
-            post(f"{api}/flow_runs/{run}/resume", {"run_input": {"approve": True, "note": "", "who": "ann"}})
-
-        person = threading.Thread(target=resume)
-        person.start()
-        run_flow(promote, client.read_flow_run(run), parameters)
-        person.join()
-        assert client.read_flow_run(run).state_name == "Completed"
+        client.set_flow_run_state(UUID(run), Pending())  # here it gets its place
+        with person(api, run, lambda: False in renewed):
+            run_flow(promote, client.read_flow_run(UUID(run)), parameters)
+        assert client.read_flow_run(UUID(run)).state_name == "Completed"
     assert renewed[0]
     assert champion("queued") is not None
+
+
+def test_a_promotion_that_died_while_it_was_held_is_held_again(
+    api: str, artifact: str, annotated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "POLL_SECONDS", 1)
+    parameters = {"model": artifact, "name": "reborn", "data": [str(annotated)], "approve": True, "workers": 1}
+    run = begun(api, parameters)
+    with get_client(sync_client=True) as client:
+        with pytest.raises(FlowPauseTimeout):
+            run_flow(promote, client.read_flow_run(UUID(run)), parameters | {"approval_hours": 1e-4})
+        client.set_flow_run_state(UUID(run), AwaitingRetry(), force=True)  # as `reconcile` does
+        again = client.read_flow_run(UUID(run))
+        with person(api, run, lambda: client.read_flow_run(UUID(run)).state_name == "Paused"):
+            run_flow(promote, again, parameters)
+        assert client.read_flow_run(UUID(run)).state_name == "Completed"
+    assert champion("reborn") is not None
 
 
 def test_table_and_pictures_of_a_comparison_are_artifacts(
