@@ -12,7 +12,11 @@ SECRETS = {
     for line in (INFRA / "env.example").read_text("utf-8").splitlines()
     if line and not line.startswith("#")
 }
-PUBLIC = {"PREFECT_PUBLIC_URL": "https://faces.example:4200", "MLFLOW_HOSTS": "faces.example:5000"}
+PUBLIC = {
+    "PREFECT_PUBLIC_URL": "https://faces.example:4200",
+    "MLFLOW_PUBLIC_URL": "https://faces.example:5000",
+    "MLFLOW_HOSTS": "faces.example:5000",
+}
 BOTH = ("compose.yaml", "compose.tls.yaml")
 
 

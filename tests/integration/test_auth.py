@@ -39,6 +39,7 @@ SETTINGS = dict.fromkeys(
     "MLFLOW_SECRET_KEY": "signs-forms",
     "MLFLOW_HOSTS": "127.0.0.1:*,localhost:*",
     "PREFECT_PUBLIC_URL": "https://127.0.0.1",
+    "MLFLOW_PUBLIC_URL": "https://faces.example:5000",
     "RAY_TOKEN": "unused",
 }
 PROGRAMS = {"prefect": ["-m", "prefect"], "mlflow": ["-m", "mlflow"], "python": []}
@@ -207,6 +208,15 @@ def test_mlflow_over_tls_refuses_a_client_without_credentials(
         for host in ("evil.example", f"evil.example:{port}"):
             refused = httpx.get(f"{uri}/", headers={"Host": host}, verify=False)
             assert refused.status_code == 403, "another site's name must not lead here"
+        for origin, status in (("https://faces.example:5000", 200), ("https://evil.example", 403)):
+            asked = httpx.post(
+                f"{uri}/ajax-api/2.0/mlflow/runs/search",
+                json={"experiment_ids": ["0"]},
+                headers={"Origin": origin},  # as browsers say it, which load the page from there
+                auth=(USER, "another-long-password"),
+                verify=False,
+            )
+            assert asked.status_code == status, origin
     assert PASSWORD not in (tmp_path / "log.txt").read_text()
 
 
