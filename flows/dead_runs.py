@@ -45,7 +45,7 @@ def free_dead_runs(minutes: float = RECONCILE_MINUTES, sleep: Callable[[float], 
     """Crashes the deployments' runs that nobody works on, and starts again what crashed; returns what it found.
 
     Nobody works on a run that is in its state for `minutes` and does not beat while this function watches. A crashed
-    run is begun again up to `STARTS` times in all, unless a later one did the same. Where no Prefect server runs, or
+    run is begun up to `STARTS` times in all, unless a later one did the same. Where no Prefect server runs, or
     runs do not say that they live (`PREFECT_FLOWS_HEARTBEAT_FREQUENCY`), it does nothing.
     """
     if not has_server() or get_current_settings().flows.heartbeat_frequency is None:
@@ -109,7 +109,7 @@ def _mended(client: SyncPrefectClient, run: FlowRun, beats: bool) -> Finding | N
 def _may_start(client: SyncPrefectClient, run: FlowRun) -> bool:
     """Not a run of `reconcile`: the next one is as good."""
     assert run.deployment_id is not None
-    if run.run_count >= STARTS or _age(run) > DAY:
+    if _age(run) > DAY or _crashes(client, run) >= STARTS:
         return False
     if client.read_flow(run.flow_id).name == "reconcile":
         return False
@@ -120,6 +120,11 @@ def _may_start(client: SyncPrefectClient, run: FlowRun) -> bool:
     began = run.start_time or run.expected_start_time
     later = (other for other in others if other.run_count and other.start_time and began and other.start_time > began)
     return all(other.parameters != run.parameters for other in later)
+
+
+def _crashes(client: SyncPrefectClient, run: FlowRun) -> int:
+    """How often it died; `run_count` knows nothing of a run that dies before it begins, and would never end that."""
+    return sum(state.type == StateType.CRASHED for state in client.read_flow_run_states(run.id))
 
 
 def _beats(client: SyncPrefectClient, run: FlowRun) -> int:

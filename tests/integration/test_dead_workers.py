@@ -204,6 +204,7 @@ def test_reconcile_frees_what_the_automation_missed(server: Server, worker: Path
     living, away = in_states(server, "RUNNING"), in_states(server, "RUNNING", "CRASHED", reference="away")
     cancelled = in_states(server, "RUNNING", "CANCELLING")
     hopeless = in_states(server, *["RUNNING", "CRASHED"] * 3, reference="hopeless")
+    unborn = in_states(server, *["PENDING", "CRASHED"] * 3, reference="unborn")  # as one that cannot load its flow
     older = in_states(server, "RUNNING", "CRASHED", reference="again")
     newer = in_states(server, "RUNNING", "COMPLETED", reference="again")
     in_states(server, "CANCELLED", **where)  # it was refused while `silent` had the place: it did not do the same
@@ -219,8 +220,8 @@ def test_reconcile_frees_what_the_automation_missed(server: Server, worker: Path
         ("crashed, but somebody works on it", "running"),
         ("its worker died before it was cancelled", "cancelled"),
     ]
-    runs = (living, away, cancelled, hopeless, older, newer, overtaken)
-    ends = ["RUNNING", "RUNNING", "CANCELLED", "CRASHED", "CRASHED", "COMPLETED", "CRASHED"]
+    runs = (living, away, cancelled, hopeless, unborn, older, newer, overtaken)
+    ends = ["RUNNING", "RUNNING", "CANCELLED", "CRASHED", "CRASHED", "CRASHED", "COMPLETED", "CRASHED"]
     # Before the worker is waited for: these beat only once, and the automation is right to crash them soon.
     assert [state(server, run)["type"] for run in runs] == ends
     assert ended(server, silent) == "COMPLETED"
