@@ -41,6 +41,7 @@ def api(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_store / 'mlflow.db'}")
         patch.setenv("XDG_CACHE_HOME", str(mlflow_store / "cache"))
+        patch.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "false")  # a real `reconcile` would have the place
         patch.delenv("RAY_ADDRESS", raising=False)
         home = tmp_path_factory.mktemp("prefect")
         with prefect_server(home) as server, temporary_settings({PREFECT_API_URL: server.url}):
