@@ -57,7 +57,7 @@ def _annotate(commands: Commands) -> None:
         from pipelines.metrics_export import metered
         from pipelines.opening import open_model
         from pipelines.storage import Store
-        from pipelines.tables import annotation_text, rehearsal_text
+        from pipelines.texts import annotation_text, rehearsal_text
 
         settings = settings_of(AnnotateSettings, given(call, *_SETTINGS))
         again = None

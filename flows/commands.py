@@ -147,7 +147,7 @@ def _evaluate(commands: Commands) -> None:
         from pipelines.evaluation.evaluate import evaluate
         from pipelines.opening import open_model
         from pipelines.storage import publish_file
-        from pipelines.tables import evaluation_text
+        from pipelines.texts import evaluation_text
 
         model = open_model(call.model)
         with progress("evaluating, photos") as update:
@@ -191,7 +191,7 @@ def _benchmark(commands: Commands) -> None:
         from pipelines.evaluation.ert import trained_ert
         from pipelines.opening import open_model
         from pipelines.storage import Store
-        from pipelines.tables import rows_text
+        from pipelines.texts import rows_text
 
         model, out = open_model(call.model), Store(call.out)
         ert = None

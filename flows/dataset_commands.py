@@ -165,7 +165,7 @@ def _datasets(commands: Commands) -> None:
         from dataclasses import asdict
 
         from pipelines.dataset.inventory import datasets
-        from pipelines.tables import datasets_text
+        from pipelines.texts import datasets_text
 
         found = datasets(call.url)
         if call.json:

@@ -18,7 +18,7 @@ def _monitor(commands: Commands) -> None:
         from pipelines.monitoring.drift import compare
         from pipelines.monitoring.page import write_drift
         from pipelines.storage import Store
-        from pipelines.tables import drift_text
+        from pipelines.texts import drift_text
 
         settings = settings_of(DriftSettings, given(call, *DriftSettings.model_fields))
         report = compare(call.runs, settings, call.dataset, call.reference)

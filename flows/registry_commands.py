@@ -118,7 +118,7 @@ def _models(commands: Commands) -> None:
 
         from pipelines.registry.succession import log
         from pipelines.registry.versions import models, names
-        from pipelines.tables import log_text, models_text
+        from pipelines.texts import log_text, models_text
 
         if call.log:
             lines = {name: log(name) for name in ([call.name] if call.name else names(None))}

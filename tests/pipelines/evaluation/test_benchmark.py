@@ -22,7 +22,7 @@ from pipelines.evaluation.evaluate import Evaluation, FaceResult, evaluate
 from pipelines.evaluation.robustness import PERTURBATIONS, RobustnessRow, robustness
 from pipelines.models import Model
 from pipelines.storage import Store
-from pipelines.tables import evaluation_text
+from pipelines.texts import evaluation_text
 from tests.msrrn.test_landmarks import FACE
 
 

@@ -18,7 +18,7 @@ from pipelines.evaluation import evaluate as station
 from pipelines.evaluation.evaluate import Evaluation, evaluate, photo_of, seen_note
 from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.sources.pts import parse_pts
-from pipelines.tables import evaluation_text
+from pipelines.texts import evaluation_text
 from tests.factories import picture, write_face
 
 FIGURES = {

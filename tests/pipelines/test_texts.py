@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pipelines.dataset.manifest import LeftOut
-from pipelines.tables import evaluation_text, rows_text
+from pipelines.texts import evaluation_text, rows_text
 from tests.pipelines.judged import judged, judged_face
 
 
