@@ -159,10 +159,12 @@ def evaluate(
     boxes_by = detector or model.card.detector
     chosen, selection = _chosen(groups, selection, val_share)
     seen = {group.sha256 for group in chosen if any(each.saw(group.sha256) for each in unseen_by)}
-    for group in chosen:
-        if group.sha256 in seen:
-            message = CHECKS[TRAINED_ON].title
-            left_out += [LeftOut(uri=it.annotation_uri, reason=TRAINED_ON, message=message) for it in group.faces]
+    left_out += [
+        LeftOut(uri=face.annotation_uri, reason=TRAINED_ON, message=CHECKS[TRAINED_ON].title)
+        for group in chosen
+        if group.sha256 in seen
+        for face in group.faces
+    ]
     chosen = [group for group in chosen if group.sha256 not in seen]
     units = [tuple(chosen[start : start + PHOTOS_PER_UNIT]) for start in range(0, len(chosen), PHOTOS_PER_UNIT)]
     faces: list[FaceResult] = []
@@ -183,17 +185,16 @@ def evaluate(
     training = model.card.training
     trained_on = training.model_dump(include={"dataset", "faces", "faces_by_source"})
     trained_on |= training.settings.model_dump(include={"init"})
-    known = sum(model.saw(face.photo_sha256) for face in faces) if model.photos else None
     return Evaluation(
-        model.label,
-        boxes_by,
-        trained_on,
-        selection,
-        tuple(faces),
-        tuple(left_out),
-        known,
-        source_format,
-        model.precision,
+        model=model.label,
+        detector=boxes_by,
+        trained_on=trained_on,
+        selection=selection,
+        faces=tuple(faces),
+        left_out=tuple(left_out),
+        seen=sum(model.saw(face.photo_sha256) for face in faces) if model.photos else None,
+        source_format=source_format,
+        precision=model.precision,
     )
 
 
