@@ -179,15 +179,21 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def given(call: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that were said, by their names."""
     return {name: getattr(call, name) for name in names if getattr(call, name) is not None}
 
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def settings_of(kind: type[Settings], given: dict[str, Any], prefix: str = "") -> Settings:
+def settings_of(kind: type[Settings], said: dict[str, Any], prefix: str = "") -> Settings:
+    """Settings of what options said, which begin with `prefix`; the rest is as by default.
+
+    Raises:
+        UsageError: a value is out of bounds; it names the option.
+    """
     try:
-        return kind(**given)
+        return kind(**said)
     except ValidationError as error:
         first = error.errors()[0]
         option = f"--{prefix}" + str(first["loc"][-1]).replace("_", "-")

@@ -20,6 +20,7 @@ _RENAME_NOREPLACE: Final = 1
 
 
 def regular_size(path: Path) -> int | None:
+    """The bytes of a regular file, or of one behind a link; None for what is none, or may not be looked at."""
     try:
         status = path.stat()
     except OSError:  # a dangling or looping link, or a file gone since it was listed
@@ -81,6 +82,7 @@ def _renamed(temporary: Path, path: Path) -> bool:
 
 
 def sync_directory(directory: Path) -> None:
+    """Returns when the names in a directory would outlive a loss of power."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -32,6 +32,8 @@ LIVE_SECONDS: Final = 15.0
 
 
 class Metric(NamedTuple):
+    """What a metric is, for people, and the names of its labels."""
+
     help: str
     labels: tuple[str, ...] = ()
 

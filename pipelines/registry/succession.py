@@ -245,6 +245,7 @@ def finish_turn(name: str, patience: float = PATIENCE_SECONDS, on_wait: Waiting 
 
 
 def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -39,6 +39,8 @@ _BATCH: Final = {"metrics": 1000, "params": 100, "tags": 100}  # what one log_ba
 
 @dataclass(frozen=True)
 class RunRecord:
+    """A run of MLflow; `experiment` is the name of its own."""
+
     run_id: str
     experiment: str
 

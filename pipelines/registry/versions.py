@@ -47,6 +47,8 @@ _MODEL_URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[0-9]+)
 
 @dataclass(frozen=True)
 class ModelVersion:
+    """A version of a registered model, as MLflow had it when it was asked."""
+
     name: str
     version: int
     run_id: str
