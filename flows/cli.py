@@ -147,7 +147,9 @@ def _silent_server(error: Exception) -> str | None:
 
 
 def _fail(message: str) -> None:
-    print(f"msrrn: {message}", file=sys.stderr)
+    from pipelines.page import showable
+
+    print(f"msrrn: {showable(message)}", file=sys.stderr)
 
 
 def entry() -> NoReturn:

@@ -234,6 +234,7 @@ def _export(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from pipelines.models import export_model
         from pipelines.opening import open_model
+        from pipelines.page import showable
         from pipelines.storage import publish_file
 
         model = open_model(call.model)
@@ -242,7 +243,8 @@ def _export(commands: Commands) -> None:
         if call.json:
             print_json({"file": call.out, "bytes": len(data), "model": model.label, "licence": model.card.licence})
         else:
-            print(f"{call.out}: {model.label}, {len(data) / 1e6:.1f} MB. Licence: {model.card.licence}")
+            said = f"{call.out}: {model.label}, {len(data) / 1e6:.1f} MB. Licence: {model.card.licence}"
+            print(showable(said))
 
     parser = add_command(
         commands,

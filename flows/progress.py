@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipelines.page import showable
 from pipelines.settings import TrainSettings
 
 LOG_SECONDS: Final = 10.0
@@ -26,7 +27,7 @@ Update = Callable[..., None]
 
 def say(text: str) -> None:
     """A line for the person who watches, on stderr: stdout belongs to results."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(showable(text), markup=False)
 
 
 @contextmanager

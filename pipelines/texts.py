@@ -14,6 +14,7 @@ from pipelines.annotation.summary import Summary
 from pipelines.dataset.inventory import Datasets
 from pipelines.evaluation.evaluate import Evaluation, seen_note
 from pipelines.monitoring.drift import DriftReport
+from pipelines.page import showable
 from pipelines.registry.ledger import Line
 from pipelines.registry.versions import ModelVersion
 
@@ -30,7 +31,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
         _rendered(("subset", *_COLUMNS), [(name, *_cells(row)) for name, row in table.items()]),
         _rendered(("stage, all faces", *_COLUMNS), [(n, *_cells(r)) for n, r in table["all"]["stages"].items()]),
     ]
-    return "\n".join(lines)
+    return showable("\n".join(lines))
 
 
 def _left_out(evaluation: Evaluation) -> str:
@@ -79,7 +80,7 @@ def annotation_text(out: str, summary: Summary) -> str:
             f"  {summary.throughput.pictures} pictures in {summary.throughput.seconds:g} s, "
             f"{summary.throughput.pictures_per_second:g} a second by {summary.throughput.workers} workers"
         )
-    return "\n".join([*lines, f"  page: {out}/{PAGE}"])
+    return showable("\n".join([*lines, f"  page: {out}/{PAGE}"]))
 
 
 def rehearsal_text(rehearsal: Rehearsal, model: str, workers: int) -> str:
@@ -88,18 +89,17 @@ def rehearsal_text(rehearsal: Rehearsal, model: str, workers: int) -> str:
     def counted(counts: Mapping[str, int]) -> str:
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
-    return "\n".join(
-        [
-            f"{rehearsal.pictures} pictures, {rehearsal.bytes / 1e9:.2f} GB ({counted(rehearsal.suffixes)}); "
-            f"{rehearsal.ignored} files are ignored, hidden or by their names no pictures",
-            *([f"{rehearsal.to_do} of them are left to be done"] if rehearsal.begun else []),
-            f"unusable as listed: {counted(rehearsal.unusable)}",
-            f"of {rehearsal.looked_at} drawn at random: {counted(rehearsal.statuses)}; {rehearsal.faces} faces by "
-            f"{model}" + (f"; quarantined as {counted(rehearsal.reasons)}" if rehearsal.reasons else ""),
-            f"{rehearsal.seconds_per_picture:g} s a picture; with {workers} workers like this one it would take some "
-            f"{_duration(rehearsal.hours)}. Nothing was written",
-        ]
-    )
+    lines = [
+        f"{rehearsal.pictures} pictures, {rehearsal.bytes / 1e9:.2f} GB ({counted(rehearsal.suffixes)}); "
+        f"{rehearsal.ignored} files are ignored, hidden or by their names no pictures",
+        *([f"{rehearsal.to_do} of them are left to be done"] if rehearsal.begun else []),
+        f"unusable as listed: {counted(rehearsal.unusable)}",
+        f"of {rehearsal.looked_at} drawn at random: {counted(rehearsal.statuses)}; {rehearsal.faces} faces by "
+        f"{model}" + (f"; quarantined as {counted(rehearsal.reasons)}" if rehearsal.reasons else ""),
+        f"{rehearsal.seconds_per_picture:g} s a picture; with {workers} workers like this one it would take some "
+        f"{_duration(rehearsal.hours)}. Nothing was written",
+    ]
+    return showable("\n".join(lines))
 
 
 def _duration(hours: float) -> str:
@@ -176,8 +176,9 @@ def _rendered(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    # Names and reasons are other people's: "[/data/new]" is no markup, and ":smile:" is no picture.
+        table.add_row(*map(showable, row))
+    # Names and reasons are other people's: "[/data/new]" is no markup, ":smile:" no picture, and nothing in them an
+    # order to the terminal.
     console = Console(file=io.StringIO(), width=130, markup=False, emoji=False)
     console.print(table)
     assert isinstance(console.file, io.StringIO)

@@ -128,6 +128,21 @@ def test_a_missing_folder_is_named_with_a_remedy(capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_is_no_order_to_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    place = tmp_path / "\x1b[2Jred\x07"
+    assert r"\x1b[2Jred\x07 does not exist" in fails(capsys, "prepare", "--data", str(place), "--out", str(tmp_path))
+
+
+def test_what_a_model_says_of_itself_is_no_order_to_the_terminal(
+    artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.models.export_model", lambda model: b"")  # it takes long
+    card = Path(artifact, "card.json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"licence": "\x1b[2Jnone"}))
+    assert main(["export-model", "--model", artifact, "--out", str(tmp_path / "m.onnx")]) == 0
+    assert r"Licence: \x1b[2Jnone" in capsys.readouterr().out
+
+
 def test_a_directory_that_is_no_artifact_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     said = fails(capsys, "annotate", str(tmp_path), "--out", str(tmp_path / "out"), "--model", str(tmp_path))
     assert "card.json" in said

@@ -19,3 +19,10 @@ def test_faces_that_are_in_no_figure_are_counted_by_their_reason() -> None:
     assert "left out" not in evaluation_text(whole)
     bad = [LeftOut(uri="1.pts", reason=reason, message="") for reason in ("syntax", "missing", "syntax")]
     assert "left out: 1 missing, 2 syntax" in evaluation_text(replace(whole, left_out=tuple(bad)))
+
+
+def test_nothing_that_others_wrote_is_an_order_to_the_terminal() -> None:
+    said = evaluation_text(replace(judged([judged_face(0.05, subset="\x1b[2Jred")]), model="\x1b]0;mine\x07"))
+    assert "\x1b" not in said
+    assert r"\x1b[2Jred" in said
+    assert r"\x1b]0;mine\x07 in float32" in said
