@@ -32,6 +32,7 @@ _BROKEN_PIPE: Final = 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
+    _open_standard_files()
     _say_any_name()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -84,6 +85,17 @@ def _without_passwords(call: argparse.Namespace) -> None:
                 f"{name.replace('_', '-')}: no user or password in an address; S3 credentials go into "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
+
+
+def _open_standard_files() -> None:
+    """Opens those that whoever started this closed, as some do for what runs by itself, to nowhere.
+
+    The next file that is opened would be one of them, and what libraries say there would be written into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - a descriptor, for good
 
 
 def _say_any_name() -> None:

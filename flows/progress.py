@@ -1,10 +1,11 @@
 """Progress that a person can watch: a bar on a terminal, a line now and then in a log."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import IO, Any, Final, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -25,9 +26,35 @@ Update = Callable[..., None]
 """`update(done, total)`, or `update(done, total, what)`; a total of 0 is one that is not known yet."""
 
 
+class _Watched:
+    """stderr; that nobody sees it any more, as where a log's disk is full or a terminal was closed, ends no work."""
+
+    def __init__(self) -> None:
+        self._stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    def write(self, text: str) -> None:
+        self._tried(lambda: self._stderr.write(text))
+
+    def flush(self) -> None:
+        self._tried(self._stderr.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stderr, name)
+
+    def _tried(self, say: Callable[[], object]) -> None:
+        try:
+            say()
+        except OSError:  # Python would try again at its end, and exit with a code of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stderr.fileno())
+
+
+def _watched() -> IO[str]:
+    return cast(IO[str], _Watched())
+
+
 def say(text: str) -> None:
     """A line for the person who watches, on stderr: stdout belongs to results."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(showable(text), markup=False)
+    Console(file=_watched(), highlight=False, soft_wrap=True).print(showable(text), markup=False)
 
 
 @contextmanager
@@ -51,7 +78,7 @@ def _bar(what: str) -> Iterator[Update]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=Console(file=_watched())) as bars:
         task = bars.add_task(what, total=None, note="")
 
         def update(done: int, total: int, text: str | None = None, note: str = "") -> None:

@@ -185,6 +185,25 @@ def test_a_reader_that_has_gone_is_no_error(empty_store: Path, unbuffered: str) 
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])
+def test_work_ends_well_where_nobody_can_be_told(redirection: str, tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "from flows.cli import entry; entry()", "synth", str(tmp_path)]
+    shell = ["sh", "-c", f'exec "$@" {redirection}', "sh"]
+    ended = subprocess.run([*shell, *program, "--photos", "1", "--workers", "1"], timeout=120, check=False)
+    assert ended.returncode == 0
+    assert (tmp_path / "synthetic.json").is_file()
+
+
+def test_a_terminal_that_was_closed_ends_no_work(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    program = [sys.executable, "-c", "from flows.cli import entry; entry()", "synth", str(tmp_path), "--photos", "1"]
+    with subprocess.Popen([*program, "--workers", "1"], stderr=theirs) as process:
+        os.close(theirs)
+        assert os.read(ours, 1)  # its bar is there
+        os.close(ours)
+    assert process.returncode == 0
+
+
 def test_a_broken_connection_is_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
