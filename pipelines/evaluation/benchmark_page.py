@@ -58,7 +58,8 @@ def benchmark_page(result: Benchmark) -> str:
     )
     _methods(page, result)
     page.section("Stages")
-    _table(page, result.table2(), "Table 2. All faces; each stage starts from the one before.")
+    stages = [row | {"NRMSE IP %": f"{row['NRMSE IP %']:.2f}"} for row in result.table2()]
+    _table(page, stages, "Table 2. All faces; each stage starts from the one before.")
     limit = 0.15
     page.figure(ced_figure({name: list(map(float, e)) for name, e in result.errors.items()}, limit, "NRMSE IP"),
                 "Cumulative error distribution.")  # fmt: skip
@@ -84,7 +85,7 @@ def _methods(page: Page, result: Benchmark) -> None:
             "on the official sets, only show the scale."
         )
     page.section("Methods", faces)
-    rows = [{key: "-" if value is None else value for key, value in row.items()} for row in result.table1()]
+    rows = [{key: _cell(value) for key, value in row.items()} for row in result.table1()]
     _table(page, rows, "Table 1. NRMSE IP in %. Published rows: boxes of their own, as quoted in the literature.")
 
 
@@ -118,6 +119,10 @@ def _confidence(page: Page, result: Benchmark) -> None:
         curves_figure({"faces": points, "perfect": [(0, 0), (top, top)]}, "expected NRMSE IP, %", "true NRMSE IP, %"),
         "Reliability: tenths of the faces, by what the model expected.",
     )
+
+
+def _cell(value: object) -> object:
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else value
 
 
 def _table(page: Page, rows: Rows, caption: str = "") -> None:

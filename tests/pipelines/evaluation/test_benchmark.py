@@ -97,7 +97,10 @@ def test_columns_are_those_that_the_data_have() -> None:
     no_ibug = result(face("lfpw", 0.02, 0.9), face("other", 0.2, 0.2)).table1()
     assert list(no_ibug[0])[4:] == ["lfpw", "all"]
     assert one.table2()[-1] == {"stage": "stage_3", "NRMSE IP %": 9.5, "under 0.05 %": 50.0, "under 0.10 %": 50.0}
-    assert "nan" not in benchmark_page(one)
+    page = benchmark_page(one)
+    assert "nan" not in page
+    assert page.count(">9.50</td>") == 2  # in both tables
+    assert ">5.50</td>" in page  # CFAN's
 
 
 def test_all_that_the_weights_were_ever_trained_on_is_named() -> None:
