@@ -8,6 +8,9 @@ _SECRETS: Final = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AWS_ACCESS_KEY_ID",
+    "FSSPEC_S3_KEY",
+    "FSSPEC_S3_SECRET",
+    "FSSPEC_S3_TOKEN",
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
     "PREFECT_API_AUTH_STRING",
@@ -27,6 +30,13 @@ After that, only addresses of the web have an @ (`models:/NAME@champion`): elsew
 No scheme is longer than 31 letters: without that bound, long texts without one would take the square of their length.
 """
 _USERINFO: Final = re.compile(USERINFO)
+_ADDRESS: Final = re.compile(rf"\b(?!s3:|file:){_SCHEME}://[^\s\"'<>]+")
+"""One that may have a query: in the name of a file, or of an object on S3, what looks like one is part of it."""
+_SIGNATURE: Final = re.compile(
+    r"(?i)([?&](?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|sig|awsaccesskeyid|password|"
+    r"sslpassword|(?:access_|auth_)?token|(?:api_?)?key|secret)=)[^&#]*"
+)
+"""What lets whoever has an address in: of presigned ones, of those with a token, of databases."""
 
 
 def has_password(url: str) -> bool:
@@ -35,9 +45,9 @@ def has_password(url: str) -> bool:
 
 
 def masked(url: str) -> str:
-    """An address with `***` for the user, or the user and the password, that it begins with."""
+    """An address with `***` for the user, or the user and the password, that it begins with, and for signatures."""
     found = _USERINFO.match(url)
-    return f"{url.partition('//')[0]}//***@{url[found.end() :]}" if found else url
+    return _unsigned(f"{url.partition('//')[0]}//***@{url[found.end() :]}" if found else url)
 
 
 def without_secrets(text: str) -> str:
@@ -45,8 +55,12 @@ def without_secrets(text: str) -> str:
 
     The error that it was made from would bring them back in a traceback: raise from None.
     """
-    text = _USERINFO.sub(lambda match: match[0].partition("//")[0] + "//", text)
+    text = _unsigned(_USERINFO.sub(lambda match: match[0].partition("//")[0] + "//", text))
     for secret in map(os.environ.get, _SECRETS):
         if secret and len(secret) > 7:  # a test server's "any" may be part of any word
             text = text.replace(secret, "***")
     return text
+
+
+def _unsigned(text: str) -> str:
+    return _ADDRESS.sub(lambda address: _SIGNATURE.sub(r"\1***", address[0]), text)

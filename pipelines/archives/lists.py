@@ -22,7 +22,7 @@ from pipelines.archives.names import ARCHIVE_SUFFIXES, TABLE_SUFFIXES, UNSUPPORT
 from pipelines.archives.patience import insist
 from pipelines.archives.rows import in_rows
 from pipelines.errors import UserError
-from pipelines.secrecy import has_password, masked
+from pipelines.secrecy import masked
 from pipelines.storage import Store
 
 MAX_LINE: Final = 1 << 16
@@ -113,7 +113,7 @@ def _is_row(text: str, separator: str) -> bool:
 
 
 def _problem(store: Store, uri: str, entry: str) -> str:
-    if has_password(entry):
+    if masked(entry) != entry:
         return "unsupported_url"
     if uri != entry or "\0" in entry or entry.rpartition("/")[2] in {"", ".", ".."} or len(entry) > MAX_LINE // 16:
         return "unreadable"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
+from pipelines.secrecy import masked
 from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
 from pipelines.sources.annotation import BadAnnotation
 from pipelines.sources.corrections import Reviewed, review_of, subset_of
@@ -202,7 +203,8 @@ def _placed(
 ) -> tuple[str, str, Entry]:
     """The entry with the uri of its picture and its own; one whose picture cannot be had says so."""
     annotation = f"{name}#{entry.number}"
-    image = entry.image.encode("utf-8", "backslashreplace").decode()  # JSON may hold halves of characters
+    # JSON may hold halves of characters, and what is not there is told to whoever reads the dataset's page.
+    image = masked(entry.image.encode("utf-8", "backslashreplace").decode())
     plain = image.strip()
     if not plain:
         missing = BadAnnotation("no_image", "it names no picture")

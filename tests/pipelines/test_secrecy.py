@@ -5,7 +5,7 @@ from pydantic import TypeAdapter
 
 from flows.parameters import Place
 from pipelines.registry.store import shown_uri
-from pipelines.secrecy import has_password, without_secrets
+from pipelines.secrecy import has_password, masked, without_secrets
 
 SECRET = "Ve7ry5ecret"
 
@@ -42,6 +42,32 @@ def test_an_address_is_shown_without_user_and_password(
 
 
 @pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (
+            f"https://b.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKIA&X-Amz-Expires=60&X-Amz-Signature={SECRET}",
+            "https://b.s3.amazonaws.com/a.jpg?X-Amz-Credential=***&X-Amz-Expires=60&X-Amz-Signature=***",
+        ),
+        (
+            f"https://a.blob.core.windows.net/c/a.jpg?sv=2024&sig={SECRET}",
+            "https://a.blob.core.windows.net/c/a.jpg?sv=2024&sig=***",
+        ),
+        (f"https://host/a.jpg?token={SECRET}#b", "https://host/a.jpg?token=***#b"),
+        (f"postgresql://db/mlflow?user=u&password={SECRET}", "postgresql://db/mlflow?user=u&password=***"),
+        ("https://host/a.jpg?size=2&keyword=b", "https://host/a.jpg?size=2&keyword=b"),
+        ("s3://bucket/a?key=1.jpg", "s3://bucket/a?key=1.jpg"),
+        ("file:///photos/a?key=1.jpg", "file:///photos/a?key=1.jpg"),
+        ("photos/a?key=1.jpg", "photos/a?key=1.jpg"),
+    ],
+)
+def test_an_address_is_shown_without_its_signature(address: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert shown_uri() == shown
+    assert without_secrets(f"cannot open '{address}': no") == f"cannot open '{shown}': no"
+    assert masked(address) == shown
+
+
+@pytest.mark.parametrize(
     "message",
     ["http://host: who is me@home?", '{"uri": "http://host","path": "/a@b"}', '{"uri":"http://host","a":"/@b"}'],
 )
@@ -61,6 +87,9 @@ def test_the_forms_of_flows_refuse_what_would_be_told() -> None:
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
         "AWS_SESSION_TOKEN",
+        "FSSPEC_S3_KEY",
+        "FSSPEC_S3_SECRET",
+        "FSSPEC_S3_TOKEN",
         "MLFLOW_TRACKING_PASSWORD",
         "MLFLOW_TRACKING_TOKEN",
         "PGPASSWORD",

@@ -114,6 +114,18 @@ def test_every_input_is_a_row(suffix: str, source: Reader, encode: Writer, tmp_p
 
 
 @each_format
+@pytest.mark.parametrize("address", ["https://user:secret@host/b.jpg", "https://host/b.jpg?sig=secret"])
+def test_what_an_address_is_signed_with_is_not_told(
+    address: str, suffix: str, source: Reader, encode: Writer, tmp_path: Path
+) -> None:
+    faces = [("a.jpg", a_face()), (address, a_face())]
+    url = write(tmp_path / "faces", {"a.jpg": b"", f"list.{suffix}": encode(faces)})
+    (gone,) = [row for row in rows_of(source(url)) if isinstance(row, Rejected)]
+    assert gone.reason == "no_image"
+    assert "secret" not in f"{gone.uri} {gone.message}"
+
+
+@each_format
 @pytest.mark.parametrize("name", ["x\\a.jpg", "C:a.jpg", "\\.jpg"])
 def test_a_name_may_look_like_a_path_of_windows(
     name: str, suffix: str, source: Reader, encode: Writer, tmp_path: Path
