@@ -60,6 +60,10 @@ def start_ray(workers: int) -> None:
             "Ray takes no name that is not valid UTF-8, neither in the call nor of the folder where it is made: "
             "rename it, or do without Ray (--workers 1, of a training 0)"
         ) from error
+    except ConnectionError:
+        if address is None:
+            raise
+        raise _silent(address) from None
 
 
 def _require_listener(address: str) -> None:
@@ -74,9 +78,13 @@ def _require_listener(address: str) -> None:
                 if connection.makefile("rb").read(4)[3:] != _SETTINGS:
                     raise ConnectionError
     except (OSError, ValueError):  # a name that is none is a ValueError
-        from pipelines.outages import OutageError  # it brings in what S3 needs
+        raise _silent(address) from None
 
-        raise OutageError(f"no Ray answers at {address}: start it, or correct or unset RAY_ADDRESS") from None
+
+def _silent(address: str) -> UserError:
+    from pipelines.outages import OutageError  # it brings in what S3 needs
+
+    return OutageError(f"no Ray answers at {address}: start it, or correct or unset RAY_ADDRESS")
 
 
 def in_a_thread(work: Callable[[], Result]) -> Future[Result]:

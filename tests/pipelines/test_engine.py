@@ -55,6 +55,18 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
                 start_ray(2)
 
 
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])
+def test_a_cluster_that_ray_itself_does_not_find_is_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("ray client connection timeout")  # as it says after half a minute
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(OutageError, match=f"no Ray answers at {address}: .*RAY_ADDRESS"):
+        start_ray(2)
+
+
 def test_a_call_that_ray_cannot_write_down_is_named() -> None:
     called = "import sys; from pipelines.engine import start_ray; start_ray(1)"
     program = [sys.executable, "-c", called, os.fsdecode(b"caf\xe9")]
