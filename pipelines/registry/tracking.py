@@ -63,7 +63,10 @@ def client() -> MlflowClient:
             raise UserError(f"MLflow store {database}: {error}; correct MLFLOW_TRACKING_URI") from error
     # Two processes that create the tables of one new database at once both fail.
     with reaching_mlflow(), store_lock() if database else nullcontext():
-        return MlflowClient(tracking_uri=tracking_uri())
+        try:
+            return MlflowClient(tracking_uri=tracking_uri())
+        except ValueError:  # of SQLAlchemy, where a port is no number
+            raise UserError(f"MLFLOW_TRACKING_URI={shown_uri()} is no database address") from None
 
 
 @contextmanager

@@ -234,6 +234,7 @@ def test_says_what_is_no_artifact(tmp_path: Path, three: list[Path], run: RunRec
     [
         ("http://127.0.0.1:9", "No MLflow server answers at http://127.0.0.1:9"),
         ("http://user:secret@127.0.0.1:9", "MLFLOW_TRACKING_PASSWORD, not into MLFLOW_TRACKING_URI"),
+        ("postgresql://user:secret@db:$PORT/mlflow", r"MLFLOW_TRACKING_URI=postgresql://db:\$PORT/mlflow is no"),
         ("sqlite:///{}/junk.db", "not a database"),
         ("sqlite:///{}", "unable to open"),
         ("sqlite:////dev/null/mlflow.db", "/dev/null"),
