@@ -169,16 +169,23 @@ def begun(api: str, parameters: dict[str, Any]) -> str:
 
 @contextmanager
 def person(api: str, run: str, when: Callable[[], Any]) -> Iterator[None]:
-    """Who approves, as soon as it is time."""
+    """Who approves, as soon as it is time; where the run ends before, nobody was asked."""
+    over, asked = threading.Event(), threading.Event()
 
     def resume() -> None:
-        wait_for(when)
-        post(f"{api}/flow_runs/{run}/resume", {"run_input": {"approve": True, "note": "", "who": "ann"}})
+        wait_for(lambda: over.is_set() or when())
+        if not over.is_set():
+            asked.set()
+            post(f"{api}/flow_runs/{run}/resume", {"run_input": {"approve": True, "note": "", "who": "ann"}})
 
     thread = threading.Thread(target=resume)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert asked.is_set()
 
 
 def test_a_promotion_that_a_worker_began_is_held_though_its_place_is_given_to_others(
