@@ -24,7 +24,8 @@ from pipelines.annotation.summary import Summary
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare import prepare
 from pipelines.errors import NothingYetError, UserError
-from pipelines.evaluation.evaluate import Evaluation, evaluate
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.results import Evaluation
 from pipelines.metrics_export import metered
 from pipelines.models import Model
 from pipelines.monitoring.drift import DriftReport, compare

@@ -13,7 +13,7 @@ from pipelines.annotation.tables import Annotations
 from pipelines.annotation.tiles import drawn_tiles
 from pipelines.dataset.manifest import Manifest
 from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, to_jpeg
-from pipelines.evaluation.evaluate import Evaluation, FaceResult, photo_of, seen_note
+from pipelines.evaluation.results import Evaluation, FaceResult, photo_of, seen_note
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.page import Page
 from pipelines.promotion.decision import Decision

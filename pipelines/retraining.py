@@ -15,7 +15,7 @@ from msrrn.network import MSRRN
 from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.engine import in_a_thread
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import Evaluation
+from pipelines.evaluation.results import Evaluation
 from pipelines.models import Model, initial_weights
 from pipelines.opening import open_model
 from pipelines.registry.tracking import (

@@ -12,7 +12,7 @@ from pipelines.annotation.page import PAGE
 from pipelines.annotation.rehearsal import Rehearsal
 from pipelines.annotation.summary import Summary
 from pipelines.dataset.inventory import Datasets
-from pipelines.evaluation.evaluate import Evaluation, seen_note
+from pipelines.evaluation.results import Evaluation, seen_note
 from pipelines.monitoring.drift import DriftReport
 from pipelines.page import showable
 from pipelines.registry.ledger import Line

@@ -16,8 +16,9 @@ from msrrn.metrics import failure_rate, nrmse_ip, share_under
 from msrrn.prediction import STAGES
 from pipelines.errors import UserError
 from pipelines.evaluation.ert import Ert
-from pipelines.evaluation.evaluate import Evaluation, evaluate, photo_of
+from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.honesty import expected_and_true, rank_correlation
+from pipelines.evaluation.results import Evaluation, photo_of
 from pipelines.evaluation.robustness import RobustnessRow, robustness
 from pipelines.models import ON_GPU, Model
 from pipelines.pace import one_core, race

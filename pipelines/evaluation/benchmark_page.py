@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipelines.evaluation.benchmark import OFFICIAL, Benchmark
-from pipelines.evaluation.evaluate import seen_note
+from pipelines.evaluation.results import seen_note
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.page import Page
 from pipelines.report import add_faces

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from msrrn.prediction import CONFIDENT
-from pipelines.evaluation.evaluate import FaceResult
+from pipelines.evaluation.results import FaceResult
 
 Errors = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from msrrn.metrics import failure_rate, nrmse_ip
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.evaluation.ert import Ert
-from pipelines.evaluation.evaluate import FaceResult, photo_of
+from pipelines.evaluation.results import FaceResult, photo_of
 from pipelines.models import Model
 from pipelines.pyramid import crop, frame_around
 

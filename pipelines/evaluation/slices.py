@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from msrrn.landmarks import face_roll
 from pipelines.detection import expected_box
-from pipelines.evaluation.evaluate import FaceResult
+from pipelines.evaluation.results import FaceResult
 
 EDGES: Final[dict[str, tuple[str, tuple[float, ...], Callable[[FaceResult], float]]]] = {
     "size": (" px", (80, 160, 320), lambda face: expected_box(face.truth).side),

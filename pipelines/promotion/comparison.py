@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from scipy.stats import bootstrap
 
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import Evaluation, FaceResult, photo_of
 from pipelines.evaluation.honesty import expected_and_true, rank_correlation
+from pipelines.evaluation.results import Evaluation, FaceResult, photo_of
 from pipelines.evaluation.slices import slices
 from pipelines.models import Model
 from pipelines.pace import one_core, race

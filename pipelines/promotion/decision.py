@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.evaluation.evaluate import Evaluation
+from pipelines.evaluation.results import Evaluation
 from pipelines.promotion.comparison import Pair, Row, error_row, faces_needed, floor_rows
 from pipelines.settings import GateSettings
 

@@ -16,7 +16,8 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from pipelines.errors import UsageError, UserError
-from pipelines.evaluation.evaluate import Evaluation, evaluate
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.results import Evaluation
 from pipelines.models import ONNX_FILE, Model, read_model
 from pipelines.opening import IN_THE_BOX, open_model
 from pipelines.promotion.comparison import Pair, pace_row, paired

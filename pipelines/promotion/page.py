@@ -13,8 +13,8 @@ from msrrn.landmarks import face_roll
 from pipelines.annotation.exports.csv_points import harmless
 from pipelines.detection import expected_box
 from pipelines.drawing import BOX, PREDICTION, Colour, Picture, contact_sheet, face_tile, to_jpeg
-from pipelines.evaluation.evaluate import photo_of
 from pipelines.evaluation.honesty import expected_and_true
+from pipelines.evaluation.results import photo_of
 from pipelines.figures import scatter_figure, standing_alone
 from pipelines.page import Page
 from pipelines.promotion.comparison import Pair

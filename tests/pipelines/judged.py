@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 from msrrn.metrics import nrmse_ip
 from msrrn.prediction import CONFIDENT
-from pipelines.evaluation.evaluate import Evaluation, FaceResult
+from pipelines.evaluation.results import Evaluation, FaceResult
 from pipelines.promotion.comparison import Pair
 from tests.msrrn.test_landmarks import FACE
 

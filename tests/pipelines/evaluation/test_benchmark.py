@@ -18,7 +18,8 @@ from pipelines.evaluation import robustness as station
 from pipelines.evaluation.benchmark import ERT, PUBLISHED, SEEN, Benchmark, Speed, benchmark
 from pipelines.evaluation.benchmark_page import benchmark_page, write_benchmark
 from pipelines.evaluation.ert import Ert, trained_ert
-from pipelines.evaluation.evaluate import Evaluation, FaceResult, evaluate
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.results import Evaluation, FaceResult
 from pipelines.evaluation.robustness import PERTURBATIONS, RobustnessRow, robustness
 from pipelines.models import Model
 from pipelines.storage import Store

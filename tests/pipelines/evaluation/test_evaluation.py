@@ -15,7 +15,8 @@ from pipelines.decoding import decode
 from pipelines.detection import Detection, expected_box
 from pipelines.errors import UserError
 from pipelines.evaluation import evaluate as station
-from pipelines.evaluation.evaluate import Evaluation, evaluate, photo_of, seen_note
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.results import Evaluation, photo_of, seen_note
 from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.sources.pts import parse_pts
 from pipelines.texts import evaluation_text

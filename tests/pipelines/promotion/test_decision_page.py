@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.evaluation.evaluate import FaceResult
+from pipelines.evaluation.results import FaceResult
 from pipelines.promotion.comparison import Pair
 from pipelines.promotion.decision import Decision, decide
 from pipelines.promotion.page import CHANGED, DECISION, FACES, FIGURES, PAGE, SCATTER, decision_files

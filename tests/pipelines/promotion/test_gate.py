@@ -13,7 +13,8 @@ import pytest
 from msrrn.artifact import CARD
 from msrrn.provenance import DatasetSettings, Training
 from pipelines.errors import UsageError, UserError
-from pipelines.evaluation.evaluate import Evaluation, evaluate
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.results import Evaluation
 from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.promotion import comparison
 from pipelines.promotion import gate as station
