@@ -4,25 +4,21 @@ The commands are those of the compose files; only hosts, ports and databases are
 """
 
 import os
+import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.server import get_app_client
@@ -92,26 +88,15 @@ def free_port() -> int:
 
 
 def write_certificate(folder: Path) -> None:
-    """`ca.crt` and, signed by it, `tls.crt` with `tls.key` for 127.0.0.1."""
-    now = datetime.now(UTC)
-
-    def certificate(name: str, key: Any, signed_by: Any, issuer: str, *extensions: Any) -> bytes:
-        names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in (name, issuer)]
-        builder = x509.CertificateBuilder().subject_name(names[0]).issuer_name(names[1]).public_key(key.public_key())
-        builder = builder.serial_number(x509.random_serial_number())
-        builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
-        return builder.sign(signed_by, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    ca, own = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    constraints = x509.BasicConstraints(ca=True, path_length=0)
-    (folder / "ca.crt").write_bytes(certificate("test", ca, ca, "test", constraints))
-    here = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    (folder / "tls.crt").write_bytes(certificate("server", own, ca, "test", here))
-    unencrypted = serialization.NoEncryption()
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    (folder / "tls.key").write_bytes(own.private_bytes(pem, pkcs8, unencrypted))
+    """`ca.crt` and, signed by it, `tls.crt` with `tls.key` for 127.0.0.1, as the runbook has them made."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    runbook = (INFRA / "README.md").read_text("utf-8")
+    (script,) = (code for code in re.findall(r"```sh\n(.*?)```", runbook, re.S) if "openssl req" in code)
+    _, made = script.split("&& HOST=faces.example\n")
+    strict = "openssl verify -x509_strict -CAfile ca.crt tls.crt"  # as clients from Python 3.13 on do
+    commands = f"set -e; HOST=faces.example\n{made.partition('chown')[0]}{strict}"
+    subprocess.run(["sh", "-c", commands], cwd=folder, check=True, capture_output=True)
 
 
 APPLY = str(INFRA / "prefect" / "apply.py")
