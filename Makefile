@@ -33,8 +33,10 @@ test: lint ## environment, linter, type checker, tests
 line: $(INSTALLED) ## the whole line on real servers, while they die: some minutes
 	$(BIN)/python -m pytest -m line
 
-lock: $(INSTALLED) ## write down the versions that are installed
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; s/ @ .*//' > constraints.txt
+lock: $(INSTALLED) ## write down the versions that are installed, and keep what prefect needs from Python 3.13 on
+	{ $(BIN)/python -m pip freeze --exclude-editable | grep -v ^whenever= | sed 's/+cpu//; s/ @ .*//'; \
+		grep ^whenever= constraints.txt; } > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
 
 clean: ## remove the environment and what the demo made (mlflow.db may hold real champions: it stays)
 	rm -rf $(VENV) demo-out
