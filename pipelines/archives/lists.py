@@ -38,8 +38,9 @@ def list_entries(store: Store, name: str) -> Iterator[Input]:
     """The entries of a list, as they are written, in order."""
     lines = _lines(store, name)
     for entry in _first_cells(lines) if has_suffix(name, (".csv",)) else _said(lines):
-        uri = printable(masked(entry))  # tables are read by others
-        problem = _problem(store, uri, entry)
+        shown = masked(entry)  # tables are read by others
+        uri = printable(shown)
+        problem = _problem(store, uri, entry) if shown == entry else "unsupported_url"
         size, version = (0, "") if problem else _state(*place_of(store, entry))
         yield Input(uri, "", 0, size, size, version, problem)
 
@@ -113,8 +114,6 @@ def _is_row(text: str, separator: str) -> bool:
 
 
 def _problem(store: Store, uri: str, entry: str) -> str:
-    if masked(entry) != entry:
-        return "unsupported_url"
     if uri != entry or "\0" in entry or entry.rpartition("/")[2] in {"", ".", ".."} or len(entry) > MAX_LINE // 16:
         return "unreadable"
     if has_suffix(entry, ARCHIVE_SUFFIXES + UNSUPPORTED_SUFFIXES + TABLE_SUFFIXES):
