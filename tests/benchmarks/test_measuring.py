@@ -4,13 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from msrrn.geometry import Points
+from msrrn.landmarks import inter_pupil
 from msrrn.synthetic import SyntheticPhoto
+from pipelines.decoding import decode
 from pipelines.detection import Detection, HogDetector, expected_box
 from pipelines.settings import AnnotateSettings
-from tests.benchmarks import annotation, end_to_end
+from tests.benchmarks import annotation, end_to_end, steadiness
 from tests.benchmarks.kills import sandboxes
 from tests.benchmarks.pictures import of_file
 from tests.cluster import kill_tree
@@ -68,3 +72,20 @@ def test_kills_leave_alone_what_others_annotate() -> None:
     finally:
         for process in (ours, others):
             kill_tree(process)
+
+
+def test_what_follows_a_moved_picture_is_steady_and_another_face_is_no_movement(
+    photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]],
+) -> None:
+    shape = photos[0][0].shapes[0]
+    rgb = np.zeros((80, 80, 3), np.uint8)
+    rgb[40, 30] = 255
+
+    def follows(data: bytes) -> list[Points]:
+        """A mark, and after a change a larger face that was not there."""
+        y, x = (int(axis[0]) for axis in np.nonzero(decode(data).rgb.max(axis=2) > 200))
+        return [shape + 500, shape + (x, y)] if (x, y) != (26, 36) else [shape + (x, y)]
+
+    assert steadiness.moved(lambda data: follows(data)[-1:], rgb)["moved by 3 px"] == pytest.approx(0, abs=1e-9)
+    assert steadiness.moved(follows, rgb)["moved by 1 px"] == pytest.approx(0, abs=1e-9)
+    assert steadiness.moved(lambda data: [shape], rgb)["moved by 3 px"] == pytest.approx(3 / inter_pupil(shape))
