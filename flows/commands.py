@@ -146,10 +146,12 @@ def _evaluate(commands: Commands) -> None:
         from flows.progress import progress
         from pipelines.evaluation.evaluate import evaluate
         from pipelines.opening import open_model
-        from pipelines.storage import publish_file
+        from pipelines.storage import publish_file, require_writable_file
         from pipelines.texts import evaluation_text
 
         model = open_model(call.model)
+        if call.json and call.json != "-":
+            require_writable_file(call.json)
         with progress("evaluating, photos") as update:
             evaluation = evaluate(
                 model, call.data, call.split, call.workers, update, model.val_share, call.format, call.detector
@@ -194,6 +196,7 @@ def _benchmark(commands: Commands) -> None:
         from pipelines.texts import rows_text
 
         model, out = open_model(call.model), Store(call.out)
+        out.require_writable(PAGE)
         ert = None
         if call.ert_dataset:
             print("training dlib's ERT, some 15 minutes for 2,000 faces; a second run finds it", file=sys.stderr)
@@ -235,8 +238,9 @@ def _export(commands: Commands) -> None:
         from pipelines.models import export_model
         from pipelines.opening import open_model
         from pipelines.page import showable
-        from pipelines.storage import publish_file
+        from pipelines.storage import publish_file, require_writable_file
 
+        require_writable_file(call.out)
         model = open_model(call.model)
         data = export_model(model)
         publish_file(call.out, data)

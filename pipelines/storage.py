@@ -188,6 +188,20 @@ class Store(Location):
                 return float(s3_files().modified(self._address(key)).timestamp())
             return self._path(key).stat().st_mtime
 
+    def require_writable(self, key: str) -> None:
+        """Raises UserError where `key` could not be published: asked before what takes long. Leaves no file."""
+        with explained(self.url, key):
+            if self._remote:
+                bucket, name, _ = s3_files().split_path(self._address(key))
+                begun = s3_files().call_s3("create_multipart_upload", Bucket=bucket, Key=name)
+                s3_files().call_s3("abort_multipart_upload", Bucket=bucket, Key=name, UploadId=begun["UploadId"])
+                return
+            path = self._path(key)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            with temporary(path, b""):
+                pass
+
     def publish(self, key: str, data: bytes) -> None:
         """Writes a whole file or nothing; an older one is replaced in one step."""
         with explained(self.url, key):
@@ -294,6 +308,12 @@ def publish_file(url: str, data: bytes) -> None:
     """Publishes a file that is given by its own path or URL."""
     place = Store(url)
     place.parent.publish(place.name, data)
+
+
+def require_writable_file(url: str) -> None:
+    """`Store.require_writable` of a file that is given by its own path or URL."""
+    place = Store(url)
+    place.parent.require_writable(place.name)
 
 
 def short_digest(text: str) -> str:

@@ -72,6 +72,18 @@ def test_a_file_that_outgrows_the_disk_leaves_nothing(small_disk: Path) -> None:
     assert not [path for path in small_disk.rglob("*") if path.is_file()]
 
 
+def test_what_could_not_be_written_is_told_before_there_is_anything_to_write(store: Store) -> None:
+    store.publish("older", b"1")
+    store.require_writable("older")
+    store.require_writable("deep/new")
+    assert store.files() == {"older": 1}
+    if store.local_path():
+        with pytest.raises(UserError, match="older/below"):
+            store.require_writable("older/below")
+        with pytest.raises(UserError, match="deep: Is a directory"):
+            store.require_writable("deep")
+
+
 def test_keys_are_sorted_relative_and_limited_to_a_folder(store: Store) -> None:
     for key in ("b.txt", "a/2", "a/1", "a/deep/3", "ab/4", "A.txt"):
         store.publish(key, b"x")
@@ -493,6 +505,8 @@ def test_an_endpoint_without_a_scheme_is_explained(
 def test_a_bucket_that_is_not_there_is_explained(s3: str) -> None:
     with pytest.raises(UserError, match=r"no-such-bucket-here/x does not exist: .*bucket"):
         Store("s3://no-such-bucket-here").publish("x", b"1")
+    with pytest.raises(UserError, match=r"no-such-bucket-here/x does not exist: .*bucket"):
+        Store("s3://no-such-bucket-here").require_writable("x")
 
 
 def test_missing_credentials_are_explained(s3: str, other_connections: None, monkeypatch: pytest.MonkeyPatch) -> None:

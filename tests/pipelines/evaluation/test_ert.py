@@ -37,6 +37,15 @@ def test_it_learns_the_faces_and_is_found_again(
         replace(found, file=found.file.with_name("other.dat")).predict(images)
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(
+    dataset: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(station, "_train", lambda *_: pytest.fail("it was trained"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="check the path and the rights there"):
+        trained_ert(dataset[0].url, tmp_path / "file", 1)
+
+
 def test_a_killed_training_leaves_nothing_behind(
     dataset: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
