@@ -145,6 +145,11 @@ class Annotations:
         """A unit's rows of `FACES`, in the order of its images."""
         return self._part("faces", unit)
 
+    def names(self) -> Iterator[str]:
+        """The uri of every input, finished or not, in input order."""
+        for batch in self._plan["uri"].iterchunks() if self._plan is not None else ():
+            yield from map(str, batch)
+
     def pictures(self, uris: Collection[str]) -> Iterator[tuple[str, bytes | Undecodable]]:
         """The bytes of these pictures, each once, in input order, or why there are none; few are held at a time."""
         plan = self._plan

@@ -2,7 +2,8 @@
 
 Each is written unit by unit, so that memory is bounded by a unit; what has a final name is whole. Only pictures
 with a face that is taken are in it. Every format names the picture by its `uri`, by which it joins back to the
-run's tables and to the archive, and has landmarks in pixels of the upright picture.
+run's tables and to the archive, and has landmarks in pixels of the upright picture. Of members of an archive with one
+name the last is called so; names of the others have a digest, but in `webdataset`, which holds them all.
 """
 
 import json

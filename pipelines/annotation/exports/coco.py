@@ -54,7 +54,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
     with out.writing(FILE) as file:
         write_document(
             file,
-            (image(picture, picture.uri) for picture in pictures),
+            (image(picture, pictures.name(picture)) for picture in pictures),
             (annotation(face, picture.id) for picture in pictures for face in picture.faces),
         )
     return FILE

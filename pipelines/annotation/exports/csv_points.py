@@ -31,11 +31,12 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
         table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         table.writerow(COLUMNS)
         for picture in pictures:
+            name = harmless(pictures.name(picture))
             for face in picture.faces:
                 left, top, right, bottom = face.edges
                 box = numbers([left + 0.5, top + 0.5, right - left, bottom - top])
                 row = [*box, *numbers([face.confidence]), *numbers(face.landmarks)]
-                table.writerow([harmless(picture.uri), face.index, *row])
+                table.writerow([name, face.index, *row])
         text.detach()  # flushes, and leaves the file open
     return FILE
 

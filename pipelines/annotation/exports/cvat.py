@@ -41,7 +41,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
     out.publish(LABELS, labels(ATTRIBUTES))
     with out.writing(FILE) as file:
         images = (
-            (picture.id - 1, picture, picture.uri, [(face, attributes(face)) for face in picture.faces])
+            (picture.id - 1, picture, pictures.name(picture), [(face, attributes(face)) for face in picture.faces])
             for picture in pictures
         )
         write_document(file, ATTRIBUTES, images)

@@ -29,7 +29,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
         for picture in pictures:
             size = f"width='{picture.width}' height='{picture.height}'"
             boxes = "".join(map(_box, picture.faces))
-            file.write(f"  <image file={attribute(picture.uri)} {size}>\n{boxes}  </image>\n".encode())
+            file.write(f"  <image file={attribute(pictures.name(picture))} {size}>\n{boxes}  </image>\n".encode())
         file.write(b"</images>\n</dataset>\n")
     return FILE
 

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
+from posixpath import splitext
 from typing import Any, Final
 
 import numpy as np
@@ -122,6 +123,37 @@ class AnnotatedPictures:
                 self.unreadable[reasons[uri]] += len(left)
                 self.taken -= len(left)
                 self.faces -= sum(len(picture.faces) for picture in left)
+
+    def name(self, picture: Picture) -> str:
+        """What a file that names pictures calls this one: its uri, or where that is another one's, one with a digest.
+
+        Members of an archive may share a name: a program that looks for it finds the last.
+        """
+        if self._named.get(picture.uri, picture.sha256) == picture.sha256:
+            return picture.uri
+        stem, suffix = splitext(picture.uri)
+        return f"{stem}-{picture.sha256[:16]}{suffix}"
+
+    def owners(self, path: Callable[[str], str] = str) -> dict[str, str]:
+        """Paths that several inputs have, each with the digest of that which is called so, empty where it has none.
+
+        It is one whose uri is that path, and of these the last: of members of one name the last counts.
+        """
+        hashes = np.fromiter((hash(path(uri)) for uri in self.annotations.names()), np.int64)  # memory of long runs
+        found, counts = np.unique(hashes, return_counts=True)
+        several = set(found[counts > 1].tolist())
+        plain: dict[str, str] = {}
+        others: dict[str, str] = {}
+        for key in self._keys if several else ():
+            for image in _rows(self.annotations.images(key).select(["uri", "sha256"])):
+                place = path(image["uri"])
+                if hash(place) in several:
+                    (plain if image["uri"] == place else others)[place] = image["sha256"] or ""
+        return others | plain
+
+    @cached_property
+    def _named(self) -> dict[str, str]:
+        return self.owners()
 
     def _pictures(self, images: pa.Table, faces: pa.Table, image_id: int, face_id: int) -> Iterator[Picture]:
         shapes = faces["landmarks"].combine_chunks().flatten().to_numpy().reshape(-1, NUM_LANDMARKS, 2)

@@ -13,8 +13,6 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import numpy as np
-
 from pipelines.annotation.exports.pictures import AnnotatedPictures, Face, Picture
 from pipelines.sources.pts import format_pts
 from pipelines.storage import Store
@@ -30,8 +28,8 @@ MAX_FOLDERS: Final = 600
 
 
 def write(pictures: AnnotatedPictures, out: Store) -> str:
-    """See `Exporter`. Goes through the run twice, or three times where pictures share a path."""
-    owners = _owners(pictures)
+    """See `Exporter`."""
+    owners = pictures.owners(_path)
 
     def key_of(picture: Picture, face: Face) -> str:
         owner = owners.get(_path(picture.uri), picture.sha256)
@@ -70,23 +68,6 @@ def pts_key(uri: str, face_index: int, apart: str = "") -> str:
 def _path(uri: str) -> str:
     """Where a picture lies, whichever of the ways to write it is the uri."""
     return "/".join(part for part in uri.split("/") if part not in {"", "."})
-
-
-def _owners(pictures: AnnotatedPictures) -> dict[str, str]:
-    """Paths that several pictures have, each with the digest of that which is called so.
-
-    It is one whose uri is that path, and of these the last: of members of one name the last counts.
-    """
-    hashes = np.fromiter((hash(_path(picture.uri)) for picture in pictures), np.int64)  # memory for the longest runs
-    found, counts = np.unique(hashes, return_counts=True)
-    several = set(found[counts > 1].tolist())
-    plain: dict[str, str] = {}
-    others: dict[str, str] = {}
-    for picture in pictures if several else ():
-        path = _path(picture.uri)
-        if hash(path) in several:
-            (plain if picture.uri == path else others)[path] = picture.sha256
-    return others | plain
 
 
 def _file_name(part: str) -> str:

@@ -531,6 +531,25 @@ def test_pictures_of_one_path_keep_pts_of_their_own(tmp_path: Path) -> None:
         np.testing.assert_allclose(own[key], shapes[number], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("last", ["a face", "no face", "broken"])
+@pytest.mark.parametrize("made", ["coco", "csv", "cvat", "imglab", "pts"])
+def test_no_member_gets_the_faces_of_another_of_its_name(made: ExportFormat, last: str, tmp_path: Path) -> None:
+    """Who takes the archive apart has the last of them."""
+    first, own = looked_at("in/a.b.jpg", 640, 480, 1, b"first"), looked_at("z.jpg", 640, 480, 1, b"z.jpg")
+    second = looked_at("in/a.b.jpg", 640, 480, 1 if last == "a face" else 0, b"second")
+    if last == "broken":
+        second = quarantined("in/a.b.jpg", "corrupt", "no")
+    images = [first, own, second]
+    shapes = [a_face(number) for number in range(3)][: 2 + second["faces"]]
+    faces = [face(image, 0, shape) for image, shape in zip(images, shapes, strict=False)]
+    run, _ = write_run(tmp_path / "run", images, faces, 1, {"in/a.b.jpg": b"second", "z.jpg": b"z.jpg"})
+    assert export(run, made, str(tmp_path / "out")).faces == len(faces)
+    rows = open_annotated(beside_pictures(run, made, tmp_path / "out")).scan()
+    found = {row.read().decode(): [row] for row in rows if isinstance(row, AnnotatedPhoto)}
+    expected = {"z.jpg": shapes[1:2]} | ({"second": shapes[2:]} if last == "a face" else {})
+    assert_same_faces(found, expected, COMES_BACK[made][1])
+
+
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     with tarfile.open(path) as tar:
         yield from tar
