@@ -36,7 +36,7 @@ class Card(BaseModel):
     scheme: Literal["ibug-68"] = SCHEME
     levels: tuple[Literal[50], Literal[100], Literal[200]] = LEVELS
     crop_margin: float = Field(
-        gt=0, allow_inf_nan=False, description="side of the crop over the side of the face box"
+        ge=1, le=4, allow_inf_nan=False, description="side of the crop over the side of the face box"
     )
     detector: str = Field(description="whose boxes the model was trained on")
     config: ModelConfig

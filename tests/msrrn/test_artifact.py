@@ -138,6 +138,8 @@ def test_a_missing_field_is_named(artifact: Path, field: str) -> None:
         ("levels", [50, 100, 400]),
         ("crop_margin", "wide"),
         ("crop_margin", 0),
+        ("crop_margin", 1e-9),
+        ("crop_margin", 1e9),
         ("crop_margin", float("nan")),
         ("crop_margin", float("inf")),
         ("config.patch", 13),
