@@ -61,6 +61,10 @@ def explained(url: str, key: str) -> Iterator[None]:
             raise
         raise _s3_failed(name, error) from None
     except Exception as error:
+        if remote and "Invalid endpoint" in str(error):  # what it is may hold a password, and is not told
+            raise UserError(
+                f"{name}: the S3 endpoint is no address: give AWS_ENDPOINT_URL as https://HOST or http://HOST:PORT"
+            ) from None
         if not (remote and _is_of_s3(error)):
             raise
         raise _s3_failed(name, error) from None
@@ -69,7 +73,7 @@ def explained(url: str, key: str) -> Iterator[None]:
 def _is_of_s3(error: Exception) -> bool:
     from s3fs.core import S3_RETRYABLE_ERRORS  # as slow to import as all of S3
 
-    return isinstance(error, (BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS)) or "Invalid endpoint" in str(error)
+    return isinstance(error, (BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS))
 
 
 def _s3_failed(name: str, error: Exception) -> OutageError:
