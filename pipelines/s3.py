@@ -28,7 +28,8 @@ def s3_files() -> Any:
     """
     os.environ.setdefault("AWS_RETRY_MODE", "standard")  # the old mode does not repeat all that may pass
     os.environ.setdefault("AWS_MAX_ATTEMPTS", _ATTEMPTS)
-    _require_usable(os.environ["AWS_MAX_ATTEMPTS"], os.environ["AWS_RETRY_MODE"], os.environ.get(_CLIENT, "{}"))
+    told = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("FSSPEC_S3_")))
+    _require_usable(os.environ["AWS_MAX_ATTEMPTS"], os.environ["AWS_RETRY_MODE"], told)
     # fsspec keeps one instance per thread and drops it after a fork; listings must not be stale.
     files = fsspec.filesystem("s3", use_listings_cache=False)
     files.retries = 3  # of answers that break off; what has no answer is repeated by botocore
@@ -36,8 +37,8 @@ def s3_files() -> Any:
 
 
 @cache
-def _require_usable(attempts: str, mode: str, client: str) -> None:
-    """botocore itself would not say which variable it was."""
+def _require_usable(attempts: str, mode: str, told: tuple[tuple[str, str], ...]) -> None:
+    """Neither botocore nor s3fs would say which variable it was."""
     from botocore.config import Config  # type: ignore[import-untyped]  # as slow to import as all of S3
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
@@ -45,10 +46,23 @@ def _require_usable(attempts: str, mode: str, client: str) -> None:
         raise UserError(f"AWS_MAX_ATTEMPTS={attempts} is no number of attempts: give 1 or more, or unset it")
     if mode not in _MODES:
         raise UserError(f"AWS_RETRY_MODE={mode} is none of {', '.join(_MODES)}: correct or unset it")
+    for name, value in told:
+        try:
+            if name.endswith("_KWARGS"):
+                settings = dict(**json.loads(value))
+                if name == _CLIENT:
+                    Config(**settings)
+        except (ValueError, TypeError, BotoCoreError) as error:
+            such = ' of settings of botocore, such as {"read_timeout": 60}' if name == _CLIENT else ""
+            raise UserError(
+                f"{name} cannot be used ({without_secrets(str(error))}): give a JSON object{such}, or unset it"
+            ) from None
     try:
-        Config(**json.loads(client))
-    except (ValueError, TypeError, BotoCoreError) as error:
+        fsspec.filesystem("s3", use_listings_cache=False).connect()
+    except (TypeError, AttributeError) as error:
+        if not told:
+            raise
+        names = ", or ".join(name for name, _ in told)
         raise UserError(
-            f"{_CLIENT} cannot be used ({without_secrets(str(error))}): give a JSON object of settings of botocore, "
-            'such as {"read_timeout": 60}, or unset it'
+            f"{names} cannot be used ({without_secrets(str(error))}): give what s3fs takes, or unset it"
         ) from None

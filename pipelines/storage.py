@@ -132,7 +132,8 @@ class Store(Location):
 
     def objects(self, prefix: str = "") -> Iterator[tuple[str, int, str]]:
         """Of a store on S3: every object below `prefix` with its bytes and ETag, in S3's order, page by page."""
-        bucket, root, _ = s3_files().split_path(self._address(""))
+        with explained(self.url, prefix):
+            bucket, root, _ = s3_files().split_path(self._address(""))
         root = f"{root}/" if root else ""
         below = f"{root}{prefix}/" if prefix else root
         page: dict[str, Any] = {"IsTruncated": True}

@@ -441,12 +441,21 @@ def test_what_s3_refuses_for_good_is_explained(
         ("FSSPEC_S3_CONFIG_KWARGS", "{bad", "JSON object"),
         ("FSSPEC_S3_CONFIG_KWARGS", "[60]", "JSON object"),
         ("FSSPEC_S3_CONFIG_KWARGS", '{"patience": 60}', "JSON object"),
+        ("FSSPEC_S3_CLIENT_KWARGS", "{bad", "JSON object"),
+        ("FSSPEC_S3_CLIENT_KWARGS", '{"patience": 60}', "'patience'.*s3fs"),
+        ("FSSPEC_S3_S3_ADDITIONAL_KWARGS", "[60]", "JSON object"),
+        ("FSSPEC_S3_PATIENCE", "60", "'patience'.*s3fs"),
+        ("FSSPEC_S3_MAX_CONCURRENCY", "many", "s3fs"),
     ],
 )
 def test_a_setting_that_s3_cannot_use_is_named(
-    variable: str, value: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+    variable: str, value: str, remedy: str, other_connections: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")  # or it is asked of the network
+    monkeypatch.setitem(fsspec.config.conf, "s3", {})
+    fsspec.config.set_conf_env(fsspec.config.conf)  # as it does when it is imported
     with pytest.raises(UserError, match=f"^{variable}.*{remedy}.*unset it$"):
         Store("s3://bucket/place").keys()
 
@@ -499,6 +508,7 @@ def test_an_endpoint_without_a_scheme_is_explained(
     endpoint: str, s3: str, other_connections: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("FSSPEC_S3_USE_SSL", "true")  # it was not looked at before
     with pytest.raises(UserError, match=r"no address: give AWS_ENDPOINT_URL as https://HOST") as caught:
         Store(s3).keys()
     assert "planted" not in "".join(traceback.format_exception(caught.value))
