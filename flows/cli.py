@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Final, NoReturn
 
 DESCRIPTION = """\
@@ -135,7 +136,10 @@ def _explain(error: Exception) -> int:
         _fail(str(error))
         return 2 if isinstance(error, UsageError) else 1
     if server := _silent_server(error):
-        _fail(f"no Prefect server answers at {server}: start it, or correct or unset PREFECT_API_URL")
+        _fail(
+            f"no Prefect server answers at {server}: start it, or correct or unset PREFECT_API_URL, whose address "
+            "ends in /api"
+        )
         return 1
     if isinstance(error, ModuleNotFoundError):  # the driver of a database, that of another storage, ...
         _fail(f"what the call asks for needs the Python package {error.name}, which is not installed")
@@ -148,12 +152,14 @@ def _silent_server(error: Exception) -> str | None:
     """The address of the Prefect server, without a password, where the error is that it does not answer."""
     if "prefect" not in sys.modules:
         return None
-    from httpx import TransportError
+    from httpx import HTTPStatusError, TransportError
     from prefect.settings import get_current_settings
 
     from pipelines.secrecy import without_secrets
 
     said = isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API at")
+    # Of what it has not, Prefect's API says so in errors of its own.
+    said |= isinstance(error, HTTPStatusError) and error.response.status_code == HTTPStatus.NOT_FOUND
     server = get_current_settings().api.url if said or isinstance(error, TransportError) else None
     return without_secrets(server) if server else None
 

@@ -58,8 +58,17 @@ def test_says_what_is_wrong_with_the_file(tmp_path: Path, text: str | None, mess
         deployments(tmp_path / "prefect.yaml")
 
 
+_ASKED = httpx.Request("POST", "http://x/flows/")
+
+
 @pytest.mark.parametrize(
-    "error", [httpx.ConnectError("All connection attempts failed"), RuntimeError("Failed to reach API at http://x/")]
+    "error",
+    [
+        httpx.ConnectError("All connection attempts failed"),
+        RuntimeError("Failed to reach API at http://x/"),
+        # What the server says beside its API.
+        httpx.HTTPStatusError("404", request=_ASKED, response=httpx.Response(404, request=_ASKED)),
+    ],
 )
 def test_a_server_that_does_not_answer_is_named(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -72,7 +81,7 @@ def test_a_server_that_does_not_answer_is_named(
         assert main(["serve"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("msrrn: no Prefect server answers at http://127.0.0.1:1/api: start it")
-    assert "unset PREFECT_API_URL" in said
+    assert "unset PREFECT_API_URL, whose address ends in /api" in said
     assert "planted" not in said
 
 
