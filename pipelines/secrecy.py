@@ -18,6 +18,10 @@ _SECRETS: Final = (
     "RAY_AUTH_TOKEN",
     "PGPASSWORD",
 )
+_ADDRESSES: Final = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
+"""Variables with one that may have lost its scheme."""
+_LOGIN: Final = re.compile(r"[^/\s:@]+:(?!/)\S*@")
+"""The user and the password that one without a scheme begins with."""
 _SCHEME: Final = r"[A-Za-z][A-Za-z0-9+.-]{0,30}"
 _NAME: Final = r'[^/\s:@\["\x27]*'
 USERINFO: Final = (
@@ -59,6 +63,9 @@ def without_secrets(text: str) -> str:
     for secret in map(os.environ.get, _SECRETS):
         if secret and len(secret) > 7:  # a test server's "any" may be part of any word
             text = text.replace(secret, "***")
+    for address in map(os.environ.get, _ADDRESSES):
+        if address and (login := _LOGIN.match(address)):
+            text = text.replace(login[0], "")
     return text
 
 

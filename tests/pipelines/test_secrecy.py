@@ -67,6 +67,18 @@ def test_an_address_is_shown_without_its_signature(address: str, shown: str, mon
     assert masked(address) == shown
 
 
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL"])
+def test_an_address_that_lost_its_scheme_is_shown_without_user_and_password(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in (f"user:{SECRET}@host:5000", f"user:a@{SECRET}/b@host:5000"):
+        monkeypatch.setenv(name, address)
+        assert without_secrets(f"cannot open '{address}': no") == "cannot open 'host:5000': no"
+    for address in ("file:/photos/me@home", "C:/me@home", "host:5000/a"):
+        monkeypatch.setenv(name, address)
+        assert without_secrets(f"cannot open {address}") == f"cannot open {address}"
+
+
 @pytest.mark.parametrize(
     "message",
     ["http://host: who is me@home?", '{"uri": "http://host","path": "/a@b"}', '{"uri":"http://host","a":"/@b"}'],
