@@ -4,10 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pipelines.errors import UserError
 from pipelines.secrecy import without_secrets
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 STORE: Final = "MLFLOW_TRACKING_URI"
 DEFAULT: Final = "mlflow.db"
@@ -30,14 +33,26 @@ def sqlite_file() -> Path | None:
     uri = tracking_uri()
     if not uri.startswith("sqlite:"):
         return None
+    return Path(database_address().database or DEFAULT).absolute()
+
+
+def database_address() -> "URL":
+    """The store, where it is a database.
+
+    Raises:
+        UserError: it is no address of one, or would be taken for another.
+    """
     from sqlalchemy.engine import make_url  # it takes as long to import as all else here, and few have a store
     from sqlalchemy.exc import ArgumentError
 
     try:
-        database = make_url(uri).database
-    except ArgumentError:
+        address = make_url(tracking_uri())
+    except (ArgumentError, ValueError):  # the latter where a port is no number
         raise UserError(f"MLFLOW_TRACKING_URI={shown_uri()} is no database address") from None
-    return Path(database or DEFAULT).absolute()
+    if "@" in f"{address.host}{address.database}" and address.password is not None:
+        # A password is taken to end at its first @: the rest would be told as the name of a host.
+        raise UserError(f"MLFLOW_TRACKING_URI={shown_uri()}: the password holds an @: write %40 for it")
+    return address
 
 
 def store_exists() -> bool:

@@ -22,13 +22,14 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.cache import cache_directory, writing
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
-from pipelines.registry.store import shown_uri, sqlite_file, tracking_uri
+from pipelines.registry.store import database_address, shown_uri, sqlite_file, tracking_uri
 from pipelines.secrecy import has_password, without_secrets
 
 KEY_TAG: Final = "msrrn.key"
@@ -61,12 +62,11 @@ def client() -> MlflowClient:
                 connection.execute("PRAGMA schema_version")
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"MLflow store {database}: {error}; correct MLFLOW_TRACKING_URI") from error
+    elif re.match(rf"({'|'.join(DATABASE_ENGINES)})(\+\w+)?://", tracking_uri()):
+        database_address()  # or MLflow would try to reach a wrong one for 100 seconds, and tell a part of a password
     # Two processes that create the tables of one new database at once both fail.
     with reaching_mlflow(), store_lock() if database else nullcontext():
-        try:
-            return MlflowClient(tracking_uri=tracking_uri())
-        except ValueError:  # of SQLAlchemy, where a port is no number
-            raise UserError(f"MLFLOW_TRACKING_URI={shown_uri()} is no database address") from None
+        return MlflowClient(tracking_uri=tracking_uri())
 
 
 @contextmanager

@@ -220,6 +220,15 @@ def test_says_what_cannot_be_fetched(three: list[Path], model: str, message: str
         registry.fetch(model)
 
 
+def test_what_else_is_no_value_is_not_told_as_a_wrong_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise ValueError("of something else")
+
+    monkeypatch.setattr(tracking, "MlflowClient", refuse)
+    with pytest.raises(ValueError, match="of something else"):
+        tracking.client()
+
+
 def test_says_what_is_no_artifact(tmp_path: Path, three: list[Path], run: RunRecord) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(three[0], bare)
@@ -235,6 +244,8 @@ def test_says_what_is_no_artifact(tmp_path: Path, three: list[Path], run: RunRec
         ("http://127.0.0.1:9", "No MLflow server answers at http://127.0.0.1:9"),
         ("http://user:secret@127.0.0.1:9", "MLFLOW_TRACKING_PASSWORD, not into MLFLOW_TRACKING_URI"),
         ("postgresql://user:secret@db:$PORT/mlflow", r"MLFLOW_TRACKING_URI=postgresql://db:\$PORT/mlflow is no"),
+        ("postgresql://user:a@secret@db/mlflow", "=postgresql://db/mlflow: the password holds an @: write %40"),
+        ("postgresql+psycopg2://user:a@b/secret@db/mlflow", "=postgresql.*://db/mlflow: the password holds an @"),
         ("sqlite:///{}/junk.db", "not a database"),
         ("sqlite:///{}", "unable to open"),
         ("sqlite:////dev/null/mlflow.db", "/dev/null"),
