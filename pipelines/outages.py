@@ -16,7 +16,7 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
 from pipelines.errors import UserError
 from pipelines.secrecy import without_secrets
 
-FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED: Final = {
     errno.EACCES,
     errno.EEXIST,
@@ -50,9 +50,10 @@ def explained(url: str, key: str) -> Iterator[None]:
         raise OutageError(f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
     except OSError as error:
         if error.errno in FULL:
-            raise UserError(
-                f"disk full: {name} was not written; nothing half-written was left. Free some space"
-            ) from error
+            why, remedy = "disk full", "Free some space"
+            if error.errno == errno.EFBIG:
+                why, remedy = "file too large", "Raise the limit (ulimit -f), or take a disk that holds larger files"
+            raise UserError(f"{why}: {name} was not written; nothing half-written was left. {remedy}") from error
         if isinstance(error, PermissionError) or error.errno in _REFUSED:
             what = "the S3 credentials" if remote else "the path"
             raise UserError(f"{name}: {_said(error)}; check {what} and the rights there") from None

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import resource
 import socket
 import stat
 import traceback
@@ -209,6 +210,22 @@ def test_a_full_disk_leaves_what_was_there(
         write(store, "old", b"data")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert store.read_bytes("old") == b"whole"
+
+
+def test_a_limit_on_files_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"file too large: .*/new was not written.*ulimit -f"):
+            Store(str(tmp_path)).publish("new", bytes(1 << 17))
+        with (
+            pytest.raises(UserError, match=r"file too large: .*/new was not written.*ulimit -f"),
+            Store(str(tmp_path)).writing("new") as file,
+        ):
+            file.write(bytes(1 << 17))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_really_full_device(tmp_path: Path) -> None:
