@@ -144,6 +144,10 @@ def _explain(error: Exception) -> int:
     if isinstance(error, ModuleNotFoundError):  # the driver of a database, that of another storage, ...
         _fail(f"what the call asks for needs the Python package {error.name}, which is not installed")
         return 1
+    if isinstance(error, MemoryError):
+        said = f" ({error})" if str(error) else ""
+        _fail(f"there is not enough memory{said}: free some, lower --workers, or raise the limit (ulimit -v)")
+        return 1
     _fail(f"{type(error).__name__}: {str(error).strip() or 'no message'}\nRun the command with --debug for details")
     return 1
 

@@ -156,6 +156,14 @@ def test_a_database_without_its_driver_is_told(
     assert said == "msrrn: what the call asks for needs the Python package pymysql, which is not installed\n"
 
 
+def test_too_little_memory_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pipelines.dataset.inventory.datasets", full)
+    assert "not enough memory: free some" in fails(capsys, "datasets", "d")
+
+
 def test_tracebacks_only_with_debug(tmp_path: Path) -> None:
     call = ["prepare", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path), "--debug"]
     program = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())", *call]
