@@ -18,7 +18,7 @@ from pipelines.errors import UserError
 from pipelines.settings import SourceFormat
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, open_files
 
-Split = Literal["train", "val", "test"]
+DeclaredSplit = Literal["train", "val", "test"]
 
 
 class ChangedPictureError(UserError):
@@ -41,7 +41,7 @@ class AnnotatedPhoto:
     uri: str
     annotation_uri: str
     subset: str
-    declared_split: Split | None
+    declared_split: DeclaredSplit | None
     shape: NDArray[np.float64]
     box: Box | None = None
     sha256: str = ""

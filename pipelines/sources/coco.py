@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.errors import UserError
-from pipelines.sources import AnnotatedPhoto, Rejected, Split
+from pipelines.sources import AnnotatedPhoto, DeclaredSplit, Rejected
 from pipelines.sources.annotation import BadAnnotation, pixel_box, usable_shape
 from pipelines.sources.files import Files, open_files
 from pipelines.sources.held import root_parts
@@ -180,7 +180,7 @@ def _box(value: Any) -> Box | None:
         ) from error
 
 
-def _split(annotation: dict[str, Any], image: dict[str, Any]) -> Split | None:
+def _split(annotation: dict[str, Any], image: dict[str, Any]) -> DeclaredSplit | None:
     return said_split(annotation.get("split", image.get("split")))
 
 

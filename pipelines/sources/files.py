@@ -36,7 +36,7 @@ _ITSELF: Final = "."
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Listed:
     """A file as it is listed: its bytes, and the code of what keeps it from being read."""
 
     size: int
@@ -100,12 +100,12 @@ class Files:
         return Files, (self.url, self.only)
 
     @cached_property
-    def _entries(self) -> list[tuple[str, Entry]]:
+    def _entries(self) -> list[tuple[str, Listed]]:
         store = Store(self.url)
         if is_archive(self.url):
             entries = _members(held(self.url))
         elif self.only:
-            entries = {self.only: Entry(_length(store, self.only))}
+            entries = {self.only: Listed(_length(store, self.only))}
         else:
             entries = _folder(store)
         return sorted((name, entry) for name, entry in entries.items() if not is_hidden(name))
@@ -146,29 +146,29 @@ def open_files(url: str) -> Files:
     return Files(store.url)
 
 
-def _folder(store: Store) -> dict[str, Entry]:
+def _folder(store: Store) -> dict[str, Listed]:
     entries = dict(_walk(store, _Seen()))
     if _ITSELF in entries:
         raise UserError(f"{store.url} may not be opened: check its rights")
     enter = not any(is_picture(name) for name in entries)
     for name in [name for name, entry in entries.items() if not entry.problem and has_suffix(name, ARCHIVE_SUFFIXES)]:
         if not enter:
-            entries[name] = Entry(0, "nested_archive")
+            entries[name] = Listed(0, "nested_archive")
             continue
         try:
             members = _members(held(store.child(name).url))
         except OutageError:
             raise
         except UserError:
-            entries[name] = Entry(0, "broken_archive")
+            entries[name] = Listed(0, "broken_archive")
         else:
             del entries[name]
             entries |= {f"{name}/{member}": entry for member, entry in members.items()}
     return entries
 
 
-def _members(archive: HeldArchive) -> dict[str, Entry]:
-    return {name: Entry(member.size, member.problem or _closed(name)) for name, member in archive.entries.items()}
+def _members(archive: HeldArchive) -> dict[str, Listed]:
+    return {name: Listed(member.size, member.problem or _closed(name)) for name, member in archive.entries.items()}
 
 
 def _closed(member: str) -> str:
@@ -202,7 +202,7 @@ class _Seen:
         return self._below.get(real, [])
 
 
-def _walk(store: Store, seen: _Seen) -> Iterator[tuple[str, Entry]]:
+def _walk(store: Store, seen: _Seen) -> Iterator[tuple[str, Listed]]:
     """The files of a folder and of the folders that it links to."""
     local = store.local_path()
     if local is not None:
@@ -212,39 +212,39 @@ def _walk(store: Store, seen: _Seen) -> Iterator[tuple[str, Entry]]:
             continue
         uri = printable(name)
         if uri != name:
-            yield uri, Entry(0, "unreadable")
+            yield uri, Listed(0, "unreadable")
         elif size is not None and is_safe(name):
-            yield name, Entry(size, "unsupported_archive" if has_suffix(name, UNSUPPORTED_SUFFIXES) else "")
+            yield name, Listed(size, "unsupported_archive" if has_suffix(name, UNSUPPORTED_SUFFIXES) else "")
         elif local is not None:
             yield from _without_size(store, local / name, name, seen)
         else:
-            yield name, Entry(0, "unsafe_member")
+            yield name, Listed(0, "unsafe_member")
 
 
-def _without_size(store: Store, path: Path, name: str, seen: _Seen) -> Iterator[tuple[str, Entry]]:
+def _without_size(store: Store, path: Path, name: str, seen: _Seen) -> Iterator[tuple[str, Listed]]:
     """The files behind a link to a folder; a row for a folder that may not be opened, and for what is no file."""
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
         is_link = name != _ITSELF and path.is_symlink()
     except OSError as error:  # of a folder that may be listed, and no more, nothing else is told
-        yield name, Entry(0, problem_of(error) or "unsafe_member")
+        yield name, Listed(0, problem_of(error) or "unsafe_member")
         return
     if is_folder and is_link:
         yield from _linked(store, name, seen)
     else:
-        yield name, Entry(0, "forbidden" if is_folder else "unsafe_member")
+        yield name, Listed(0, "forbidden" if is_folder else "unsafe_member")
 
 
-def _linked(store: Store, name: str, seen: _Seen) -> Iterator[tuple[str, Entry]]:
+def _linked(store: Store, name: str, seen: _Seen) -> Iterator[tuple[str, Listed]]:
     linked = store.child(name)
     local = linked.local_path()
     assert local is not None
     real = local.resolve()
     if seen.leads_round(real):
-        yield name, Entry(0, "linked_folder")
+        yield name, Listed(0, "linked_folder")
         return
     entered = {other.relative_to(real).as_posix() for other in seen.below(real)}
-    yield from ((f"{name}/{folder}", Entry(0, "linked_folder")) for folder in sorted(entered))
+    yield from ((f"{name}/{folder}", Listed(0, "linked_folder")) for folder in sorted(entered))
     for below, entry in _walk(linked, seen):
         if not (entered and entered.intersection(map(str, PurePosixPath(below).parents))):
             yield name if below == _ITSELF else f"{name}/{below}", entry

@@ -16,7 +16,7 @@ from msrrn.geometry import Box
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.secrecy import masked
-from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
+from pipelines.sources import AnnotatedPhoto, DeclaredSplit, Rejected, rejected_files
 from pipelines.sources.annotation import BadAnnotation
 from pipelines.sources.corrections import Reviewed, review_of, subset_of
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture
@@ -55,7 +55,7 @@ class Entry:
     number: int
     face: NDArray[np.float64] | BadAnnotation
     box: Box | None = None
-    split: Split | None = None
+    split: DeclaredSplit | None = None
     subset: str = ""
     checked: bool = False
     folder: str = ""
@@ -137,7 +137,7 @@ def near(name: str) -> list[str]:
     ]
 
 
-def said_split(value: object) -> Split | None:
+def said_split(value: object) -> DeclaredSplit | None:
     """The split that a field says, in whatever common word; None for an empty one. Raises `BadAnnotation`: syntax."""
     text = "" if value is None else str(value).strip().lower()
     match = _SPLIT_WORD.fullmatch(text)
@@ -146,7 +146,7 @@ def said_split(value: object) -> Split | None:
     return _split_of(match[1]) if match else None
 
 
-def split_in(text: str) -> Split | None:
+def split_in(text: str) -> DeclaredSplit | None:
     """The one split that a name has a word for."""
     said = {_split_of(match[1]) for match in _SPLIT_WORD.finditer(text.lower())}
     return said.pop() if len(said) == 1 else None
@@ -276,7 +276,7 @@ def _subset(url: str, uri: str) -> str:
     return next((part for part in parts if part in SUBSETS), root_parts(url)[-1])
 
 
-def _split(url: str, name: str, uri: str, subset: str) -> Split | None:
+def _split(url: str, name: str, uri: str, subset: str) -> DeclaredSplit | None:
     """What the annotation file's name says, else the picture's folders."""
     said = split_in(PurePosixPath(name).stem)
     if said:
@@ -287,5 +287,5 @@ def _split(url: str, name: str, uri: str, subset: str) -> Split | None:
     return next(filter(None, map(split_in, folders)), None)
 
 
-def _split_of(word: str) -> Split:
-    return cast(Split, _SPLITS[word[:2]])
+def _split_of(word: str) -> DeclaredSplit:
+    return cast(DeclaredSplit, _SPLITS[word[:2]])

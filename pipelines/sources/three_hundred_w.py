@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from pipelines.archives.ahead import begun
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
-from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
+from pipelines.sources import AnnotatedPhoto, DeclaredSplit, Rejected, rejected_files
 from pipelines.sources.annotation import BadAnnotation
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
 from pipelines.sources.held import root_parts, without_suffix
@@ -181,7 +181,7 @@ def _is_test(url: str, uri: str, subset: str) -> bool:
     return subset == "ibug" or any(part.lower() in TEST_FOLDERS for part in (*_folders(uri), *root_parts(url)))
 
 
-def _split(url: str, uri: str, subset: str, stem: str, validation: frozenset[str] | None) -> Split | None:
+def _split(url: str, uri: str, subset: str, stem: str, validation: frozenset[str] | None) -> DeclaredSplit | None:
     if _is_test(url, uri, subset):
         return "test"
     if validation is not None:

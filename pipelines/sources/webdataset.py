@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
-from pipelines.sources import AnnotatedPhoto, Rejected, Split, rejected_files
+from pipelines.sources import AnnotatedPhoto, DeclaredSplit, Rejected, rejected_files
 from pipelines.sources.annotation import BadAnnotation, box_of, points_of, usable_shape
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
 from pipelines.sources.held import root_parts
@@ -132,8 +132,8 @@ def _photos(files: Files, uri: str, annotations: Sequence[str]) -> Iterator[Anno
             said = _object(files.read(name, MAX_JSON))
             break
     split, subset, sha256 = said.get("split"), said.get("subset"), said.get("sha256", "")
-    if split is not None and split not in get_args(Split):
-        raise BadAnnotation("syntax", f"split is {split!r}: write {', '.join(get_args(Split))}")
+    if split is not None and split not in get_args(DeclaredSplit):
+        raise BadAnnotation("syntax", f"split is {split!r}: write {', '.join(get_args(DeclaredSplit))}")
     if subset is not None and not (isinstance(subset, str) and subset):
         raise BadAnnotation("syntax", f"subset is {subset!r}: write a name")
     if not isinstance(sha256, str):
