@@ -169,7 +169,7 @@ def _silent_server(error: Exception) -> str | None:
 
 
 def _fail(message: str) -> None:
-    from pipelines.page import showable
+    from pipelines.showable import showable
 
     print(f"msrrn: {showable(message)}", file=sys.stderr)
 

@@ -237,7 +237,7 @@ def _export(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from pipelines.models import export_model
         from pipelines.opening import open_model
-        from pipelines.page import showable
+        from pipelines.showable import showable
         from pipelines.storage import publish_file, require_writable_file
 
         require_writable_file(call.out)

@@ -17,8 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pipelines.page import showable
 from pipelines.settings import TrainSettings
+from pipelines.showable import showable
 
 LOG_SECONDS: Final = 10.0
 

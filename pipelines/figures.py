@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.typing import RcKeyType
 
-from pipelines.page import showable
+from pipelines.showable import showable
 
 _INK: Final = "#010203"
 """Stands for `currentColor`, which matplotlib does not know; no figure uses it otherwise."""

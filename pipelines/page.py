@@ -9,16 +9,11 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines.showable import showable
+
 _NUMBER: Final = re.compile(r"[-+−±<>≤≥]?\s*\d[\d.,\s]*(e[-+]?\d+)?\s*(%|×|px|ms|s)?", re.IGNORECASE)
 _BLANK: Final = frozenset({"", "-", "–", "—", "nan"})
-_UNSHOWABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-"""Controls, bidirectional overrides and the lone surrogates of undecodable file names."""
 _REFERENCE: Final = re.compile(r'(\sid="|url\(#|href="#)')
-
-
-def showable(text: str) -> str:
-    """Text that any viewer can show: what is not a visible character is spelt out, as in `\\x00`."""
-    return _UNSHOWABLE.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def _finalize(value: object) -> object:

@@ -14,9 +14,9 @@ from pipelines.annotation.summary import Summary
 from pipelines.dataset.inventory import Datasets
 from pipelines.evaluation.results import Evaluation, seen_note
 from pipelines.monitoring.drift import DriftReport
-from pipelines.page import showable
 from pipelines.registry.ledger import Line
 from pipelines.registry.versions import ModelVersion
+from pipelines.showable import showable
 
 
 def evaluation_text(evaluation: Evaluation) -> str:

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipelines.checks import CHECKS
 from pipelines.dataset.manifest import Manifest
-from pipelines.page import showable
+from pipelines.showable import showable
 
 CARD: Final = "README.md"
 

@@ -133,6 +133,13 @@ def test_a_name_is_no_order_to_the_terminal(capsys: pytest.CaptureFixture[str], 
     assert r"\x1b[2Jred\x07 does not exist" in fails(capsys, "prepare", "--data", str(place), "--out", str(tmp_path))
 
 
+def test_an_error_is_told_without_what_pages_need() -> None:
+    code = "import sys; from flows.cli import main; main(['verify', 'nowhere']); sys.exit('jinja2' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "nowhere" in ended.stderr
+    assert ended.returncode == 0
+
+
 def test_what_a_model_says_of_itself_is_no_order_to_the_terminal(
     artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,12 @@
+"""Names of files and of models as terminals and pages may show them."""
+
+import re
+from typing import Final
+
+_UNSHOWABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+"""Controls, bidirectional overrides and the lone surrogates of undecodable file names."""
+
+
+def showable(text: str) -> str:
+    """Text that any viewer can show: what is not a visible character is spelt out, as in `\\x00`."""
+    return _UNSHOWABLE.sub(lambda found: ascii(found.group())[1:-1], text)
