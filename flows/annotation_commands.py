@@ -192,6 +192,7 @@ def _export(commands: Commands) -> None:
         from flows.progress import progress
         from pipelines.annotation.exports import export
         from pipelines.annotation.tables import Annotations
+        from pipelines.showable import counted
         from pipelines.storage import Store
 
         with progress("exporting, units") as update:
@@ -199,11 +200,11 @@ def _export(commands: Commands) -> None:
         if call.json:
             print_json(made.model_dump())
             return
-        print(f"{made.place}: {made.faces} faces in {made.pictures} pictures")
+        print(f"{made.place}: {counted(made.faces, 'face')} in {counted(made.pictures, 'picture')}")
         if made.below_confidence:
-            print(f"  left out, confidence below {call.min_confidence:g}: {made.below_confidence} faces")
+            print(f"  left out, confidence below {call.min_confidence:g}: {counted(made.below_confidence, 'face')}")
         for reason, count in made.unreadable.items():
-            print(f"  left out, {reason}: {count} pictures")
+            print(f"  left out, {reason}: {counted(count, 'picture')}")
         if not made.finished:
             print("  the run is not finished: these are its finished units")
         if made.format == "pts":
@@ -239,6 +240,7 @@ def _review(commands: Commands) -> None:
         from flows.progress import progress
         from pipelines.annotation.review import README, review
         from pipelines.annotation.tables import Annotations
+        from pipelines.showable import counted
         from pipelines.storage import Store
 
         with progress("looking for doubtful faces, units") as update:
@@ -246,9 +248,10 @@ def _review(commands: Commands) -> None:
         if call.json:
             print_json(made.model_dump())
             return
-        print(f"{made.annotations}: {made.doubtful} doubtful of {made.faces} faces in {made.pictures} pictures")
+        faces = f"{counted(made.faces, 'face')} in {counted(made.pictures, 'picture')}"
+        print(f"{made.annotations}: {made.doubtful} doubtful of {faces}")
         for reason, count in made.unreadable.items():
-            print(f"  left out, {reason}: {count} pictures")
+            print(f"  left out, {reason}: {counted(count, 'picture')}")
         print(f"what to do with it: {made.out}/{README}; then\n  msrrn prepare --data {made.out} --out datasets")
 
     parser = add_command(

@@ -39,6 +39,7 @@ def add_dataset_commands(commands: Commands) -> None:
 def _synth(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
+        from pipelines.showable import counted
         from pipelines.synthesis import synthesise
 
         with progress("drawing photos") as update:
@@ -46,7 +47,10 @@ def _synth(commands: Commands) -> None:
         if call.json:
             print_json({"out": call.out, "reused": reused, **made.model_dump()})
         else:
-            print(f"{call.out}: {made.photos} photos, {made.faces} faces" + " (there already)" * reused)
+            print(
+                f"{call.out}: {counted(made.photos, 'photo')}, {counted(made.faces, 'face')}"
+                + " (there already)" * reused
+            )
 
     parser = add_command(
         commands,
@@ -190,6 +194,7 @@ def _verify(commands: Commands) -> None:
 
         from flows.progress import progress
         from pipelines.dataset.verify import verify
+        from pipelines.showable import counted
 
         with progress("verifying") as update:
             found = verify(call.url, call.workers, update)
@@ -199,7 +204,8 @@ def _verify(commands: Commands) -> None:
             for problem in found.problems:
                 print(f"{problem.place}: {problem.code}: {problem.message}")
             looked = ", ".join(f"{count} {name}" for name, count in found.figures.items())
-            print(f"{call.url}: {len(found.problems) or 'no'} problems ({looked})")
+            problems = counted(len(found.problems), "problem") if found.problems else "no problems"
+            print(f"{call.url}: {problems} ({looked})")
         return 1 if found.problems else 0
 
     parser = add_command(
@@ -220,6 +226,7 @@ def _forget(commands: Commands) -> None:
         from flows.progress import progress
         from pipelines.annotation.forget import forget_in_runs
         from pipelines.dataset.forget import forget_in_datasets
+        from pipelines.showable import counted
 
         if not call.datasets and not call.annotations:
             raise UsageError("say where: give --datasets, --annotations, or both")
@@ -232,7 +239,8 @@ def _forget(commands: Commands) -> None:
             return
         for forgot in done:
             for picture in forgot.pictures:
-                print(f"{forgot.place}: {picture.sha256}: {picture.rows} rows of {picture.files} files removed")
+                rows = f"{counted(picture.rows, 'row')} of {counted(picture.files, 'file')}"
+                print(f"{forgot.place}: {picture.sha256}: {rows} removed")
             for old, new in forgot.datasets.items():
                 print(f"{forgot.place}: dataset {old} is now {new or 'gone: nothing was left to train on'}")
             for digest in forgot.alike:

@@ -1,4 +1,4 @@
-"""Names of files and of models as terminals and pages may show them."""
+"""What terminals and pages show: names as these may be shown, and counts of things."""
 
 import re
 from typing import Final
@@ -10,3 +10,8 @@ _UNSHOWABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066
 def showable(text: str) -> str:
     """Text that any viewer can show: what is not a visible character is spelt out, as in `\\x00`."""
     return _UNSHOWABLE.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def counted(count: int, what: str) -> str:
+    """`1 face`, `2 faces`."""
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -16,7 +16,7 @@ from pipelines.evaluation.results import Evaluation, seen_note
 from pipelines.monitoring.drift import DriftReport
 from pipelines.registry.ledger import Line
 from pipelines.registry.versions import ModelVersion
-from pipelines.showable import showable
+from pipelines.showable import counted, showable
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -24,8 +24,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
     table = evaluation.table()
     protocol = table["all"]["protocol"]
     lines = [
-        f"{evaluation.model} in {evaluation.precision} on {len(evaluation.faces)} faces ({evaluation.selection}); "
-        f"trained on {evaluation.training_set}",
+        f"{evaluation.model} in {evaluation.precision} on {counted(len(evaluation.faces), 'face')} "
+        f"({evaluation.selection}); trained on {evaluation.training_set}",
         f"boxes: {protocol['boxes']}",
         *filter(None, [seen_note(evaluation), _left_out(evaluation)]),
         _rendered(("subset", *_COLUMNS), [(name, *_cells(row)) for name, row in table.items()]),
@@ -58,8 +58,8 @@ def datasets_text(found: Datasets) -> str:
     notes = [f"{info.name}: {info.note}" for info in found.datasets if info.note and info.sources]
     if found.unlisted_units:
         notes.append(
-            f"{found.unlisted_units} units ({found.unlisted_shards} shards, {found.unlisted_bytes / 1e6:.1f} MB) "
-            "belong to no finished dataset"
+            f"{counted(found.unlisted_units, 'unit')} ({counted(found.unlisted_shards, 'shard')}, "
+            f"{found.unlisted_bytes / 1e6:.1f} MB) of no finished dataset"
         )
     return "\n".join([text, *notes])
 
@@ -67,18 +67,18 @@ def datasets_text(found: Datasets) -> str:
 def annotation_text(out: str, summary: Summary) -> str:
     """What a run of `annotate` came to."""
     lines = [
-        f"{out}: {summary.images} pictures = {summary.annotated} annotated + {summary.no_face} without a face + "
-        f"{summary.quarantined} quarantined; {summary.faces} faces by {summary.model}"
+        f"{out}: {counted(summary.images, 'picture')} = {summary.annotated} annotated + {summary.no_face} without a "
+        f"face + {summary.quarantined} quarantined; {counted(summary.faces, 'face')} by {summary.model}"
     ]
     lines += [f"  quarantined, {reason}: {count}" for reason, count in summary.reasons.items()]
     if summary.ignored:
-        lines.append(f"  not looked at, hidden or by their names no pictures: {summary.ignored} files")
+        lines.append(f"  not looked at, hidden or by their names no pictures: {counted(summary.ignored, 'file')}")
     if summary.gone:
         lines.append(f"  no longer in the archive: {summary.gone}")
     if summary.throughput:
         lines.append(
-            f"  {summary.throughput.pictures} pictures in {summary.throughput.seconds:g} s, "
-            f"{summary.throughput.pictures_per_second:g} a second by {summary.throughput.workers} workers"
+            f"  {counted(summary.throughput.pictures, 'picture')} in {summary.throughput.seconds:g} s, "
+            f"{summary.throughput.pictures_per_second:g} a second by {counted(summary.throughput.workers, 'worker')}"
         )
     return showable("\n".join([*lines, f"  page: {out}/{PAGE}"]))
 
@@ -86,18 +86,18 @@ def annotation_text(out: str, summary: Summary) -> str:
 def rehearsal_text(rehearsal: Rehearsal, model: str, workers: int) -> str:
     """What a run would do, and how long it would take."""
 
-    def counted(counts: Mapping[str, int]) -> str:
+    def listed(counts: Mapping[str, int]) -> str:
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
     lines = [
-        f"{rehearsal.pictures} pictures, {rehearsal.bytes / 1e9:.2f} GB ({counted(rehearsal.suffixes)}); "
+        f"{counted(rehearsal.pictures, 'picture')}, {rehearsal.bytes / 1e9:.2f} GB ({listed(rehearsal.suffixes)}); "
         f"{rehearsal.ignored} files are ignored, hidden or by their names no pictures",
         *([f"{rehearsal.to_do} of them are left to be done"] if rehearsal.begun else []),
-        f"unusable as listed: {counted(rehearsal.unusable)}",
-        f"of {rehearsal.looked_at} drawn at random: {counted(rehearsal.statuses)}; {rehearsal.faces} faces by "
-        f"{model}" + (f"; quarantined as {counted(rehearsal.reasons)}" if rehearsal.reasons else ""),
-        f"{rehearsal.seconds_per_picture:g} s a picture; with {workers} workers like this one it would take some "
-        f"{_duration(rehearsal.hours)}. Nothing was written",
+        f"unusable as listed: {listed(rehearsal.unusable)}",
+        f"of {rehearsal.looked_at} drawn at random: {listed(rehearsal.statuses)}; {counted(rehearsal.faces, 'face')} "
+        f"by {model}" + (f"; quarantined as {listed(rehearsal.reasons)}" if rehearsal.reasons else ""),
+        f"{rehearsal.seconds_per_picture:g} s a picture; with {counted(workers, 'worker')} like this one it would "
+        f"take some {_duration(rehearsal.hours)}. Nothing was written",
     ]
     return showable("\n".join(lines))
 

@@ -14,6 +14,7 @@ from pipelines.drawing import contact_sheet, to_jpeg
 from pipelines.engine import in_a_thread
 from pipelines.figures import binned_figure
 from pipelines.page import Page
+from pipelines.showable import counted
 
 PAGE: Final = "index.html"
 
@@ -48,8 +49,8 @@ def annotation_page(annotations: Annotations, summary: Totals) -> str:
     statuses = {status: int(getattr(summary, status)) for status in STATUSES}
     page = Page(
         f"Annotations {summary.digest[:16]}",
-        f"{summary.images} pictures = {statuses['annotated']} annotated + {statuses['no_face']} without a face + "
-        f"{statuses['quarantined']} quarantined. {summary.faces} faces, by {summary.model}.",
+        f"{counted(summary.images, 'picture')} = {statuses['annotated']} annotated + {statuses['no_face']} without a "
+        f"face + {statuses['quarantined']} quarantined. {counted(summary.faces, 'face')}, by {summary.model}.",
     )
     found = survey(annotations)
     tiles = in_a_thread(partial(drawn_tiles, annotations, found.chosen))  # which waits for another process meanwhile

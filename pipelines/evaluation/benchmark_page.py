@@ -12,6 +12,7 @@ from pipelines.evaluation.results import seen_note
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.page import Page
 from pipelines.report import add_faces
+from pipelines.showable import counted
 from pipelines.storage import Store
 
 PAGE: Final = "index.html"
@@ -50,7 +51,7 @@ def benchmark_page(result: Benchmark) -> str:
     protocol = table["protocol"]
     page = Page(
         "Benchmark",
-        f"{result.evaluation.model} in {protocol['precision']} on {table['faces']} faces "
+        f"{result.evaluation.model} in {protocol['precision']} on {counted(table['faces'], 'face')} "
         f"({result.evaluation.selection}).\n\n"
         f"Boxes: {protocol['boxes']} ({table['missed']} missed, and counted). IP: errors over the distance of the "
         f"pupils. Trained on {result.evaluation.training_set}. "

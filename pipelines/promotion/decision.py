@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.evaluation.results import Evaluation
 from pipelines.promotion.comparison import Pair, Row, error_row, faces_needed, floor_rows
 from pipelines.settings import GateSettings
+from pipelines.showable import counted
 
 Verdict = Literal["promoted", "kept", "undecided"]
 
@@ -49,7 +50,7 @@ def first_model(challenger: Evaluation, box: Pair | None = None) -> Decision:
     if box is not None:
         new, old = (float(errors.mean()) for errors in box.errors)
         better = "" if new <= old else ": to go on with that, `--model box`; to begin training with it, `--init box`"
-        faces = f"{len(box.challenger)} face{'s' * (len(box.challenger) != 1)}"
+        faces = counted(len(box.challenger), "face")
         reason += f" On {faces} new to both it has {new:.3%}, and the model in the box {old:.3%}{better}."
     return Decision(verdict="promoted", reason=reason)
 
@@ -104,7 +105,7 @@ def _means(new: np.ndarray, old: np.ndarray) -> str:
 
 
 def _few(count: int) -> str:
-    return f"{count} evaluation face{'s' * (count != 1)}"
+    return counted(count, "evaluation face")
 
 
 def _count(broken: Sequence[Row]) -> str:

@@ -183,7 +183,7 @@ def test_a_place_whose_name_is_no_utf_8_is_told(tmp_path: Path, capsys: pytest.C
     run = run_of(tmp_path / "run", {"a.jpg": [a_face()]})
     place = tmp_path / os.fsdecode(b"caf\xe9")
     assert main(["export", run.store.url, "--format", "csv", "--out", str(place)]) == 0
-    assert f"{tmp_path}/caf\\udce9/faces.csv: 1 faces in 1 pictures" in capsys.readouterr().out
+    assert f"{tmp_path}/caf\\udce9/faces.csv: 1 face in 1 picture" in capsys.readouterr().out
     assert (place / "faces.csv").is_file()
 
 

@@ -411,8 +411,8 @@ def test_the_command(
     assert main(["forget", digest.upper(), *where]) == 0
     printed = capsys.readouterr().out
     new = read_forgotten(Store(str(place))).renamed[dataset[1].name]
-    assert f"{place}: {digest}: {SETTINGS.augmentation.copies + 1} rows of 1 files removed" in printed
-    assert f"{run}: {digest}: 1 rows of 1 files removed" in printed
+    assert f"{place}: {digest}: {SETTINGS.augmentation.copies + 1} rows of 1 file removed" in printed
+    assert f"{run}: {digest}: 1 row of 1 file removed" in printed
     assert f"dataset {dataset[1].name} is now {new}" in printed
     assert main(["forget", digest, "0" * 64, *where, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -122,9 +122,9 @@ def test_a_card_that_does_not_say_what_a_model_was_trained_on() -> None:
 
 def test_accuracy_and_speed_say_their_precision() -> None:
     one = result(face("lfpw", 0.02, 0.9))
-    assert "msrrn 1 in float32 on 1 faces" in benchmark_page(one)
+    assert "msrrn 1 in float32 on 1 face (" in benchmark_page(one)
     assert "<td>bfloat16</td>" in benchmark_page(one)
-    assert "msrrn 1 in float32 on 1 faces" in evaluation_text(one.evaluation)
+    assert "msrrn 1 in float32 on 1 face (" in evaluation_text(one.evaluation)
 
 
 def test_the_official_sets_are_known_by_their_counts() -> None:
