@@ -7,6 +7,7 @@ What launches kernels one after the other is slower than a GPU that runs small o
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
+from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from msrrn.calibration import Calibration
 from msrrn.geometry import LEVELS
 from msrrn.network import MSRRN
-from msrrn.prediction import UNCALIBRATED, Predictor
+from msrrn.prediction import UNCALIBRATED, Judgement, Predictor
 from msrrn.predictor import Looks
 
 GPU_BATCH: Final = 512
@@ -68,6 +69,11 @@ class CudaPredictor(Predictor):
         with torch.no_grad():
             looks = Looks(model).to("cuda")
             self._lanes = [_Lane(looks, batch) for _ in range(LANES)]
+        self._free = Lock()
+
+    def judge(self, image_200: NDArray[np.uint8]) -> Judgement:
+        with self._free:  # whoever asks has both lanes
+            return super().judge(image_200)
 
     def _runs(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[Sequence[NDArray[np.float32]]]:
         begun: deque[_Lane] = deque()

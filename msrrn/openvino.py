@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from msrrn.calibration import Calibration
 from msrrn.geometry import LEVELS
 from msrrn.prediction import OUTPUTS, Predictor
+from msrrn.spares import Spares
 
 OPENVINO_BATCH: Final = 8
 """Faces that it is asked about at once: no slower a face than 32, and less is filled up."""
@@ -77,8 +78,9 @@ class OpenVinoPredictor(Predictor):
     def __init__(self, data: bytes, calibration: Calibration) -> None:
         network = loaded(data)
         super().__init__(calibration, batch=network.input("crops").shape[0])
-        self._request = network.create_infer_request()
+        self._requests = Spares(network.create_infer_request)
 
     def _run(self, crops: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
-        self._request.infer({"crops": np.resize(crops, (self.batch, *crops.shape[1:]))})
-        return [self._request.get_tensor(name).data[: len(crops)].copy() for name in OUTPUTS[2:]]
+        with self._requests.one() as request:
+            request.infer({"crops": np.resize(crops, (self.batch, *crops.shape[1:]))})
+            return [request.get_tensor(name).data[: len(crops)].copy() for name in OUTPUTS[2:]]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box
 from msrrn.openvino import compiled, has_openvino, loaded, openvino
+from msrrn.spares import Spares
 from pipelines.cache import compiled_once
 from pipelines.detection.boxes import MATCH_IOU, BoxMapping, Detection, ordered, without_overlaps
 from pipelines.errors import UserError
@@ -243,8 +244,8 @@ def require_openvino() -> None:
 
 
 @cache
-def _request(model: bytes) -> tuple[Any, Any, Any]:
-    """What runs the network, and its outputs, the boxes' first.
+def _network(model: bytes) -> tuple[Spares[Any], Any, Any]:
+    """Requests, which run the network, and its outputs, the boxes' first.
 
     Raises:
         UserError: it cannot be run here, which is no picture's fault.
@@ -254,7 +255,7 @@ def _request(model: bytes) -> tuple[Any, Any, Any]:
         network = compiled_once(model, _compiled, loaded)
     except (OSError, RuntimeError) as error:
         raise UserError(f"detector blazeface cannot be started on {platform.node()}: {error}") from error
-    return network.create_infer_request(), *sorted(network.outputs, key=lambda output: -output.shape[-1])
+    return Spares(network.create_infer_request), *sorted(network.outputs, key=lambda output: -output.shape[-1])
 
 
 def _compiled(model: bytes) -> bytes:
@@ -265,7 +266,8 @@ def _compiled(model: bytes) -> bytes:
 
 
 def _run(model: bytes, square: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    request, *outputs = _request(model)
-    request.infer([cv2.LUT(square, _AS_FLOATS)[None]])
-    raw, logits = (request.get_tensor(output).data[0].copy() for output in outputs)
+    requests, *outputs = _network(model)
+    with requests.one() as request:
+        request.infer([cv2.LUT(square, _AS_FLOATS)[None]])
+        raw, logits = (request.get_tensor(output).data[0].copy() for output in outputs)
     return raw, logits[:, 0]

@@ -1,8 +1,7 @@
 """dlib's HOG detector and the policy by which pictures of any size are searched."""
 
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import cv2
 import dlib
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
+from msrrn.spares import Spares
 from pipelines.detection.boxes import Detection, ordered, without_overlaps
 
 FINE: Final = 2.0
@@ -35,6 +35,8 @@ MAX_ASKED_SIDE: Final = 4 * MAX_FINE_SIDE
 
 SMALLEST: Final = 75
 """Side, in pixels of a copy, below which a detection belongs to the smallest scale: 73, the next has 88."""
+
+_DETECTORS: Final = Spares(dlib.get_frontal_face_detector)
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,13 @@ class HogDetector:
         return ordered(found)
 
 
-@cache
-def _detector() -> Any:
-    return dlib.get_frontal_face_detector()
-
-
 def _search(rgb: NDArray[np.uint8], factor: float, threshold: float) -> list[Detection]:
     """Faces that score more than `threshold` in a copy of `factor` times the size, in pixels of `rgb`."""
     height, width = rgb.shape[:2]
     size = max(1, round(width * factor)), max(1, round(height * factor))
     copy = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
-    rectangles, scores, _ = _detector().run(copy, 0, threshold)
+    with _DETECTORS.one() as detector:
+        rectangles, scores, _ = detector.run(copy, 0, threshold)
     return [
         Detection(
             Box(r.left() - 0.5, r.top() - 0.5, r.right() + 0.5, r.bottom() + 0.5).scaled(1 / factor), float(score)

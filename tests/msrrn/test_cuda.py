@@ -1,5 +1,7 @@
 """The network on a GPU; continuous integration has none."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -41,3 +43,12 @@ def test_a_face_gets_the_same_shape_alone_and_among_any_others() -> None:
         np.testing.assert_array_equal(alone.expected_nrmse[0], together.expected_nrmse[index])
     np.testing.assert_array_equal(predictor.predict(crops[::-1]).stages, together.stages[::-1])
     assert predictor.predict(crops[:0]).stages.shape == (0, 5, 68, 2)
+
+
+def test_threads_that_ask_at_once_get_their_own_faces() -> None:
+    crops = smooth_crops(21).numpy()
+    predictor = CudaPredictor(network(TWICE), batch=8)
+    together = predictor.predict(crops).stages
+    with ThreadPoolExecutor(8) as threads:
+        alone = list(threads.map(lambda index: predictor.predict(crops[index : index + 1]).stages[0], range(21)))
+    np.testing.assert_array_equal(alone, together)

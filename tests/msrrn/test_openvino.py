@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -47,6 +48,15 @@ def test_a_face_alone_gets_what_it_gets_among_others() -> None:
         np.testing.assert_array_equal(alone.stages, together.stages[index : index + 1])
     empty: NDArray[np.uint8] = np.zeros((0, 200, 200), np.uint8)
     assert predictor.predict(empty).stages.shape == (0, 5, 68, 2)
+
+
+def test_threads_that_ask_at_once_get_their_own_faces() -> None:
+    crops = smooth_crops(24).numpy()
+    predictor = OpenVinoPredictor(compiled_prediction(exported_once(PRESETS["best"]), 4), CALIBRATION)
+    together = predictor.predict(crops).stages
+    with ThreadPoolExecutor(8) as threads:
+        alone = list(threads.map(lambda index: predictor.predict(crops[index : index + 1]).stages[0], range(24)))
+    np.testing.assert_array_equal(alone, together)
 
 
 def test_what_is_compiled_is_good_for_one_release_on_one_kind_of_processor() -> None:

@@ -1,6 +1,7 @@
 import pickle
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -53,6 +54,16 @@ def test_faces_come_largest_first_and_always_the_same(photograph: Photograph) ->
     assert all(item.score > 0 for item in found)
     another = pickle.loads(pickle.dumps(HogDetector()))  # noqa: S301
     assert another(rgb) == found
+
+
+def test_threads_that_look_at_once_see_their_own_faces(detector: Detector, photograph: Photograph) -> None:
+    if detector.name == "cnn":
+        pytest.skip("it takes seconds a picture")
+    names = ("2007_007763", "2008_001009", "2008_001322", "2008_002470")
+    pictures = [photograph(f"photos/groups/{name}.jpg") for name in names]
+    alone = [detector(rgb, 40) for rgb in pictures]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda rgb: detector(rgb, 40), pictures * 6)) == alone * 6
 
 
 def test_faces_are_found_in_copies_of_any_size_in_their_own_pixels(data_root: Path, photograph: Photograph) -> None:
