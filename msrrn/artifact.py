@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from msrrn.calibration import Calibration
@@ -104,7 +105,8 @@ def load(directory: Path) -> tuple[MSRRN, Card]:
             of other shapes.
     """
     card = read_card(directory)
-    model = MSRRN(card.config)
+    with torch.device("cpu"):
+        model = MSRRN(card.config)
     path = directory / WEIGHTS
     try:
         data = path.read_bytes()

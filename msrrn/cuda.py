@@ -33,7 +33,9 @@ class _Lane:
     def __init__(self, looks: Looks, batch: int) -> None:
         self._looks = looks  # the recorded kernels read its weights where they lie
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._crops = torch.zeros((batch, LEVELS[-1], LEVELS[-1]), dtype=torch.uint8, pin_memory=True)
+        # On the CPU, whatever device whoever asks has as torch's default: no other memory is pinned.
+        size = batch, LEVELS[-1], LEVELS[-1]
+        self._crops = torch.zeros(size, dtype=torch.uint8, device="cpu", pin_memory=True)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             self._seen = self._crops.to("cuda")
@@ -42,7 +44,9 @@ class _Lane:
         self._stream.synchronize()
         with torch.cuda.graph(self._graph, stream=self._stream):
             self._said = looks(self._seen)
-        self._answers = [torch.empty(column.shape, dtype=column.dtype, pin_memory=True) for column in self._said]
+        self._answers = [
+            torch.empty(column.shape, dtype=column.dtype, device="cpu", pin_memory=True) for column in self._said
+        ]
         self._faces = 0
 
     def begin(self, crops: NDArray[np.uint8]) -> None:
@@ -66,7 +70,7 @@ class CudaPredictor(Predictor):
 
     def __init__(self, model: MSRRN, calibration: Calibration = UNCALIBRATED, batch: int = GPU_BATCH) -> None:
         super().__init__(calibration, batch)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cuda", enabled=False):  # the network knows its own precision
             looks = Looks(model).to("cuda")
             self._lanes = [_Lane(looks, batch) for _ in range(LANES)]
         self._free = Lock()

@@ -227,7 +227,8 @@ class MSRRN(nn.Module):
         if config.context:
             self.context = ContextMap(config.context, config.context_features)
             self.heat = nn.Conv2d(config.context[2], NUM_LANDMARKS, 1, bias=False)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Whatever dtype whoever makes it has as torch's default: all that it is given is float32.
+        self.to(torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._initialise()
 
     def _initialise(self) -> None:

@@ -54,7 +54,7 @@ def to_onnx(model: MSRRN, card: Card, faces: int | None = None) -> bytes:
     """
     side = LEVELS[-1]
     # Two faces: torch takes a size of 1 for one that never changes.
-    example = torch.zeros(faces or 2, side, side, dtype=torch.uint8)
+    example = torch.zeros(faces or 2, side, side, dtype=torch.uint8, device="cpu")
     # It warns of the operators of torchvision, which are not used here.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -88,5 +88,6 @@ class TorchPredictor(Predictor):
         faces = max(len(crops), 2 if self.looks.model.reduced else 1)
         # A copy, since torch takes no negative strides.
         filled = np.resize(crops, (faces, *crops.shape[1:]))
-        columns = self.looks(torch.from_numpy(filled).to(self.device))
+        with torch.autocast(torch.device(self.device).type, enabled=False):  # the network knows its own precision
+            columns = self.looks(torch.from_numpy(filled).to(self.device))
         return [column[: len(crops)].cpu().numpy() for column in columns]

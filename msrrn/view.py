@@ -85,7 +85,7 @@ class View(NamedTuple):
         The finest level is not made: its pixels are read in the crop, only where landmarks are (`steps`).
         """
         side = SIDE // 2
-        steps = (2 * torch.arange(side, device=level_100.device) + 1) / side - 1
+        steps = (2 * torch.arange(side, dtype=self.axes.dtype, device=level_100.device) + 1) / side - 1
         along, down = self.axes[..., None, None].unbind(dim=1)
         # Both coordinates of a pixel far apart in memory: sums over whole rows, which is many times faster.
         grid = along * steps + (down * steps[:, None] + (2 * self.centre.mT[..., None] - 1))

@@ -1,9 +1,14 @@
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from msrrn.artifact import Card, load, save
 from msrrn.augmentation import mirror_shape
 from msrrn.calibration import Calibration
 from msrrn.config import PRESETS, ModelConfig
@@ -110,6 +115,30 @@ def test_views_of_larger_arrays_are_read_as_they_look() -> None:
     crops.flags.writeable = False
     predictor = TorchPredictor(network(), batch=1)
     np.testing.assert_array_equal(predictor.predict(crops).stages, predictor.predict(crops.copy()).stages)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [default_dtype(torch.float64), default_dtype(torch.bfloat16), torch.device("meta"), torch.autocast("cpu")],
+    ids=["float64", "bfloat16", "device", "autocast"],
+)
+def test_what_others_told_torch_changes_nothing(told: AbstractContextManager[object], tmp_path: Path) -> None:
+    config, crops = PRESETS["best"], smooth_crops(2).numpy()
+    save(tmp_path, network(config), Card(version="1", crop_margin=1.5, detector="hog", config=config))
+    expected = TorchPredictor(load(tmp_path)[0]).predict(crops)
+    with told:
+        given = TorchPredictor(load(tmp_path)[0]).predict(crops)
+    assert given.stages.tobytes() == expected.stages.tobytes()
+    assert given.confidence.tobytes() == expected.confidence.tobytes()
 
 
 def test_confidence_falls_with_the_error_that_is_expected() -> None:
