@@ -144,6 +144,10 @@ def test_a_card_that_cannot_be_read_is_explained(exported: bytes, written: str) 
         read_onnx_card(altered(exported, change), "face.onnx")
 
 
-def test_no_faces_give_no_shapes(exported: bytes) -> None:
+@pytest.mark.parametrize("config", [TWICE, PRESETS["paper"], PRESETS["best"]], ids=["twice", "paper", "best"])
+def test_no_faces_give_no_shapes(config: ModelConfig) -> None:
     empty: NDArray[np.uint8] = np.zeros((0, 200, 200), np.uint8)
-    assert OnnxPredictor(exported, CALIBRATION, 1).predict(empty).stages.shape == (0, 5, 68, 2)
+    data = exported_once(config)
+    assert OnnxPredictor(data, CALIBRATION, 1).predict(empty).stages.shape == (0, 5, 68, 2)
+    by_itself = onnxruntime.InferenceSession(data).run(list(OUTPUTS), {"crops": empty})
+    assert [column.shape for column in by_itself[:3]] == [(0, 68, 2), (0,), (0, 5, 68, 2)]
