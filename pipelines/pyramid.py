@@ -48,12 +48,16 @@ def crop(picture: NDArray[np.uint8], frame: CropFrame) -> NDArray[np.uint8]:
 def crops(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> list[NDArray[np.uint8]]:
     """Grey crops (200, 200) of an upright picture, for frames of about one size and place.
 
-    The picture is RGB (H, W, 3) or grey (H, W).
+    The picture is RGB (H, W, 3) or grey (H, W), uint8.
 
     Where the picture is finer than twice the crop of the first frame, its part around the frames is
     reduced to that by area averages, once for all of them. Then each crop is sampled bilinearly. Outside the
     picture its edge pixels repeat.
+
+    Raises:
+        ValueError: another dtype.
     """
+    require_uint8(picture)
     grey, to_part = _grey_around(picture, frames)
     height, width = grey.shape
     factor = min(1.0, OVERSAMPLING * CROP / frames[0].side)
@@ -70,6 +74,12 @@ def crops(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> list[NDArr
         pixels = cv2.warpAffine(grey, matrix, (CROP, CROP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         made.append(np.asarray(pixels, np.uint8))
     return made
+
+
+def require_uint8(picture: NDArray[np.uint8]) -> None:
+    """Raises ValueError where it is of another dtype: cut to bytes, shares of 1 would be black, and 16 bits noise."""
+    if picture.dtype != np.uint8:
+        raise ValueError(f"a picture must be uint8, 0 to 255, not {picture.dtype}")
 
 
 def _grey_around(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> tuple[NDArray[np.uint8], Similarity]:

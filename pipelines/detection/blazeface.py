@@ -22,6 +22,7 @@ from msrrn.spares import Spares
 from pipelines.cache import compiled_once
 from pipelines.detection.boxes import MATCH_IOU, BoxMapping, Detection, ordered, without_overlaps
 from pipelines.errors import UserError
+from pipelines.pyramid import require_uint8
 
 Boxes = NDArray[np.float64]
 """(N, 4): x0, y0, x1, y1, in shares of the square that the network sees."""
@@ -183,6 +184,7 @@ def letterbox(
     With it `scale` and `corner` (4,), which map edges counted from the picture's corner: square = picture ·
     scale + corner.
     """
+    require_uint8(rgb)
     height, width = rgb.shape[:2]
     factor = share * size / max(height, width)
     new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))

@@ -43,6 +43,9 @@ class Detector(Protocol):
 
         `min_side`, in pixels, is the side of the smallest face worth finding: smaller ones need not be searched
         for. Without it the detector searches as far as its own policy goes.
+
+        Raises:
+            ValueError: another dtype.
         """
         ...
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box
 from pipelines.detection.boxes import BoxMapping, Detection, ordered
+from pipelines.pyramid import require_uint8
 
 MAX_SIDE: Final = 640
 """Longer side, in pixels, of the copy that is searched: faces from an eighth of it are found."""
@@ -43,6 +44,7 @@ class CnnDetector:
 
         With `min_side`, the copy is as large as such faces need.
         """
+        require_uint8(rgb)
         height, width = rgb.shape[:2]
         factor = min(1.0, self.resolution / min_side if min_side else MAX_SIDE / max(height, width))
         size = max(1, round(width * factor)), max(1, round(height * factor))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 from msrrn.spares import Spares
 from pipelines.detection.boxes import Detection, ordered, without_overlaps
+from pipelines.pyramid import require_uint8
 
 FINE: Final = 2.0
 """The fine copy's size over the picture's; its faces are from 37 px of the picture."""
@@ -63,6 +64,7 @@ class HogDetector:
 
         With `min_side`, the fine copy is as large as such faces need, and not larger.
         """
+        require_uint8(rgb)
         longer = max(rgb.shape[:2])
         if min_side is None:
             fine = min(FINE, MAX_FINE_SIDE / longer)

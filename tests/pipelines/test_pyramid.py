@@ -130,6 +130,12 @@ def test_a_crop_does_not_depend_on_memory_layout() -> None:
     np.testing.assert_array_equal(crop(rgb, frame), crop(np.asfortranarray(rgb), frame))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_pictures_of_other_dtypes_are_refused(dtype: type[np.generic]) -> None:
+    with pytest.raises(ValueError, match=f"a picture must be uint8, 0 to 255, not {np.dtype(dtype)}"):
+        crop(np.ones((60, 80, 3), dtype), frame_around(Box(10, 10, 40, 40), 1.5))
+
+
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=30)
 def test_levels_equal_those_that_the_predictor_makes(seed: int) -> None:

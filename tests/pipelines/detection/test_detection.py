@@ -66,6 +66,12 @@ def test_threads_that_look_at_once_see_their_own_faces(detector: Detector, photo
         assert list(threads.map(lambda rgb: detector(rgb, 40), pictures * 6)) == alone * 6
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16])
+def test_pictures_of_other_dtypes_are_refused(detector: Detector, dtype: type[np.generic]) -> None:
+    with pytest.raises(ValueError, match=f"a picture must be uint8, 0 to 255, not {np.dtype(dtype)}"):
+        detector(np.zeros((60, 80, 3), dtype), 40)
+
+
 def test_faces_are_found_in_copies_of_any_size_in_their_own_pixels(data_root: Path, photograph: Photograph) -> None:
     matched = {"as it is": 0, "large": 0, "small": 0}
     annotations = sorted((data_root / "300w" / "helen" / "trainset").glob("*.pts"))[:5]
