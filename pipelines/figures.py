@@ -11,13 +11,12 @@ from typing import Any, Final
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.typing import RcKeyType
 
 from pipelines.showable import showable
 
@@ -26,7 +25,7 @@ _INK: Final = "#010203"
 _COLOURS: Final = ("#2b86c5", "#d55e00", "#009e73", "#cc79a7", "#c98b00", "#7f7f7f")
 """After Okabe and Ito's colour-blind safe set, kept mid-light to read on black and on white."""
 _DASHES: Final = ("-", "--", "-.", ":")
-_STYLE: Final[dict[RcKeyType, Any]] = {
+_OURS: Final[dict[str, Any]] = {
     "axes.axisbelow": True,
     "axes.edgecolor": _INK,
     "axes.grid": True,
@@ -51,6 +50,8 @@ _STYLE: Final[dict[RcKeyType, Any]] = {
     "ytick.color": _INK,
     "ytick.labelsize": 11.5,
 }
+_STYLE: Final = ("default", _OURS)
+"""On top of matplotlib's own: a user's `matplotlibrc` may ask for LaTeX, or for other letters than the pages have."""
 _CED_STEPS: Final = 240
 _SCATTERED: Final = 2000
 
@@ -61,7 +62,7 @@ def ced_figure(errors: Mapping[str, Sequence[float]], limit: float, xlabel: str)
     x runs from 0 to `limit`, in the unit of the errors; the legend keeps the order given. An error
     that is not finite counts as a face beyond every limit.
     """
-    with rc_context(_STYLE):
+    with style.context(_STYLE):
         figure, axes = _axes(xlabel, "% of faces")
         grid = np.linspace(0.0, limit, _CED_STEPS + 1)
         for index, (name, values) in enumerate(errors.items()):
@@ -81,7 +82,7 @@ def curves_figure(
     series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, log_y: bool = False
 ) -> Markup:
     """Lines through (x, y) points, one for each series; points that cannot be shown leave a gap."""
-    with rc_context(_STYLE):
+    with style.context(_STYLE):
         figure, axes = _axes(xlabel, ylabel)
         if log_y:
             axes.set_yscale("log", nonpositive="mask")
@@ -105,7 +106,7 @@ def binned_figure(
 
     `of` says what was counted. `edges` has one element more than each series; empty bins at both ends are cut off.
     """
-    with rc_context(_STYLE):
+    with style.context(_STYLE):
         figure, axes = _axes(xlabel, f"% of {of}")
         totals = np.sum([np.asarray(series) for series in counts.values()], axis=0) if counts else np.zeros(0)
         used = np.flatnonzero(totals)
@@ -134,7 +135,7 @@ def scatter_figure(x: Sequence[float], y: Sequence[float], xlabel: str, ylabel: 
 
     Of more than `_SCATTERED` points, evenly spaced ones are drawn.
     """
-    with rc_context(_STYLE):
+    with style.context(_STYLE):
         figure, axes = _axes(xlabel, ylabel)
         points = np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], axis=1)
         points = points[np.isfinite(points).all(axis=1) & (points > 0).all(axis=1)]

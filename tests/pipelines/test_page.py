@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 
 from pipelines.drawing import to_jpeg
 from pipelines.figures import (
@@ -169,6 +170,20 @@ def test_an_empty_table_says_so() -> None:
     page = Page("Report", "")
     page.table(["Reason", "Images"], [])
     assert "none" in Document(page.html()).words
+
+
+def test_figures_are_the_same_whatever_the_user_set_for_matplotlib() -> None:
+    def drawn() -> list[str]:
+        return [
+            ced_figure({"a": [0.1], "b": [0.2]}, 0.3, "NRMSE"),
+            curves_figure({"loss": [(1, 0.5), (2, 0.1)]}, "epoch", "loss", log_y=True),
+            binned_figure({"now": [1, 3, 2]}, [0, 1, 2, 3], "size"),
+            scatter_figure([0.1, 0.2], [0.1, 0.3], "true", "expected"),
+        ]
+
+    plain = drawn()
+    with rc_context({"text.usetex": True, "font.family": "serif", "lines.marker": "x", "savefig.dpi": 300}):
+        assert drawn() == plain
 
 
 def test_empty_figures_say_so() -> None:
