@@ -3,13 +3,16 @@
 import re
 from argparse import _SubParsersAction
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from flows.cli import main, parser
+from msrrn.metrics import nrmse_ip
 from pipelines.annotation.tables import FACES, IMAGES
 from pipelines.settings import SourceFormat
+from pipelines.sources.pts import parse_pts
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 COMMANDS = sorted(set(re.findall(r"`msrrn (\S+?)[ `]", "\n".join(re.findall(r"^\| `msrrn .*", README, re.M)))))
@@ -41,3 +44,15 @@ def test_its_formats_are_those_that_are_read() -> None:
     assert {name for row in table for name in re.findall(r"`([^`]+)`", row.split("|")[1])} == {
         *get_args(SourceFormat)
     }
+
+
+def test_its_code_finds_a_face(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "300w/lfpw/trainset/image_0001"
+    (tmp_path / "photo.jpg").symlink_to(data_root / f"{name}.jpg")
+    monkeypatch.chdir(tmp_path)
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "open_model" in code)
+    said: dict[str, Any] = {}
+    exec(code, said)
+    (shape,) = said["shapes"]
+    truth = parse_pts((data_root / f"{name}.pts").read_bytes())
+    assert nrmse_ip(np.array([shape]), truth[None])[0] < 0.1
