@@ -34,7 +34,7 @@ from pipelines.opening import open_model
 from pipelines.outages import OutageError
 from pipelines.registry.versions import ModelVersion
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
-from pipelines.retraining import begun_from, record, require_validation, train_tracked
+from pipelines.retraining import begun_from, record, require_unseen, require_validation, train_tracked
 from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import TrainedModel
@@ -83,6 +83,7 @@ def train_network(
 ) -> TrainedModel:
     """A dataset → a model artifact, followed by MLflow."""
     settings, network = begun_from(init, settings, dataset, out)
+    require_unseen(dataset, settings)
     with epoch_progress(settings) as epoch:
         trained = train_tracked(dataset, out, settings, workers, name, epoch, network)
     say(f"model {trained.artifact.url}" + (" (trained before: reused)" if trained.reused else ""))

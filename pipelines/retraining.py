@@ -12,11 +12,12 @@ from queue import SimpleQueue
 from typing import Final
 
 from msrrn.network import MSRRN
+from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.engine import in_a_thread
 from pipelines.errors import UserError
 from pipelines.evaluation.results import Evaluation
-from pipelines.models import Model, initial_weights
+from pipelines.models import PHOTO_DIGITS, Model, initial_weights
 from pipelines.opening import open_model
 from pipelines.registry.tracking import (
     RunRecord,
@@ -56,6 +57,19 @@ def require_validation(manifest: Manifest) -> None:
         raise UserError(
             f"dataset {manifest.name} has no validation face, so no model could be judged: annotate at least two "
             "photos, raise --val-share, or name some in val.txt"
+        )
+
+
+def require_unseen(dataset: str, settings: TrainSettings) -> None:
+    """Raises UserError where what a training starts from was trained on every validation photo of its dataset."""
+    before = set(settings.init.photos) if settings.init else set()
+    if not before:
+        return
+    store = Store(dataset)
+    if all(photo[:PHOTO_DIGITS] in before for photo in Loader(store, read_manifest(store), "val").photos()):
+        raise UserError(
+            f"what --init gives was trained on every validation photo of {dataset}, so nobody could tell how good "
+            "its successor is: leave --init out, or add photos of your own to --data"
         )
 
 

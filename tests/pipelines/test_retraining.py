@@ -8,12 +8,13 @@ import pytest
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.config import PRESETS
 from pipelines import retraining
+from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UserError
-from pipelines.models import Model, read_model
+from pipelines.models import PHOTO_DIGITS, Model, initial_weights, read_model
 from pipelines.opening import open_model
 from pipelines.registry import tracking
-from pipelines.retraining import begun_from, metric_names, require_validation, train_tracked
+from pipelines.retraining import begun_from, metric_names, require_unseen, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import TrainedModel, run_name, train_model
@@ -182,3 +183,17 @@ def test_a_dataset_without_validation_faces_is_refused_before_training(dataset: 
     require_validation(manifest)
     with pytest.raises(UserError, match="--val-share"):
         require_validation(manifest.model_copy(update={"counts": {**manifest.counts, "val": 0}}))
+
+
+def test_weights_that_know_every_validation_photo_are_refused_before_training(dataset: Dataset, model: Model) -> None:
+    store, manifest = dataset
+    photos = tuple(photo[:PHOTO_DIGITS] for photo in Loader(store, manifest, "val").photos())
+    _, weights = initial_weights(model)
+
+    def start(*known: str) -> TrainSettings:
+        return TrainSettings(init=weights.model_copy(update={"photos": known}))
+
+    for settings in (TrainSettings(), start(), start(*photos[1:], "0" * PHOTO_DIGITS)):
+        require_unseen(store.url, settings)
+    with pytest.raises(UserError, match=r"trained on every validation photo .* leave --init out"):
+        require_unseen(store.url, start(*photos, "0" * PHOTO_DIGITS))
