@@ -11,6 +11,7 @@ The ledger is made aside and published by renaming its experiment, which only on
 """
 
 import secrets
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -112,12 +113,13 @@ class Ledger:
                     f"{self.run_id} is no decision. Restore the database, or rename the experiment, which keeps what "
                     "it says: the next promotion or rollback begins a new ledger with the aliases as they are"
                 ) from error
+        heirs = Counter(key.rpartition("-")[0] for key in params if key.startswith(_HEIR))
         return [
             Line(
                 number=each,
                 turn=turn,
                 end=params.get(_key(_END, each)),
-                heirs=sum(key.startswith(f"{_key(_HEIR, each)}-") for key in params),
+                heirs=heirs[_key(_HEIR, each)],
             )
             for each, turn in turns.items()
         ]

@@ -2,7 +2,9 @@ import json
 import multiprocessing
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -61,6 +63,31 @@ def test_a_turn_has_one_heir_at_a_time(ledger: Ledger) -> None:
     assert left.heirs == 1
     assert ledger.inherit(left, "bob")
     assert [line.heirs for line in ledger.lines()] == [2]
+
+
+def test_a_long_ledger_is_gone_through_as_often_as_a_short_one(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Params(dict[str, str]):
+        passes = 0
+
+        def __iter__(self) -> Iterator[str]:
+            Params.passes += 1
+            return super().__iter__()
+
+    def passes_over(lines: int) -> int:
+        params = Params()
+        for number in range(1, lines + 1):
+            params[f"turn-{number:06d}"] = turn(number).model_dump_json()
+            for heir in range(1, number % 3 + 1):
+                params[f"heir-{number:06d}-{heir}"] = "ann"
+        Params.passes = 0
+        run = SimpleNamespace(data=SimpleNamespace(params=params))
+        monkeypatch.setattr(ledger.mlflow, "get_run", lambda run_id: run)
+        assert [line.heirs for line in ledger.lines()] == [number % 3 for number in range(1, lines + 1)]
+        return Params.passes
+
+    assert passes_over(50) == passes_over(1)
 
 
 def test_two_turns_are_never_the_same_text() -> None:
