@@ -124,8 +124,8 @@ def _written(pictures: AnnotatedPictures, chosen: dict[int, list[int]], out: Sto
     """Writes the files of the pictures, as they are; the one with the least certain face has the first name."""
     ranks = {picture: rank for rank, picture in enumerate(chosen, start=1)}
     width = max(4, len(str(len(ranks))))
-    for _, found in pictures.units():
-        for picture, data in pictures.read([picture for picture in found if picture.id in ranks]):
+    for unit, found in pictures.units():
+        for picture, data in pictures.read(unit, [picture for picture in found if picture.id in ranks]):
             name = f"{ranks[picture.id]:0{width}}-{_plain(picture.uri)}{picture_suffix(picture, data)}"
             out.publish(f"{IMAGES}/{name}", data)
             yield Shown(name, picture, frozenset(chosen[picture.id]))

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
 from pipelines.annotation.plan import inputs_of, keys_of, read_plan, read_table
@@ -150,11 +152,17 @@ class Annotations:
         for batch in self._plan["uri"].iterchunks() if self._plan is not None else ():
             yield from map(str, batch)
 
-    def pictures(self, uris: Collection[str]) -> Iterator[tuple[str, bytes | Undecodable]]:
-        """The bytes of these pictures, each once, in input order, or why there are none; few are held at a time."""
+    def pictures(self, uris: Collection[str], unit: str | None = None) -> Iterator[tuple[str, bytes | Undecodable]]:
+        """The bytes of these pictures, each once, in input order, or why there are none; few are held at a time.
+
+        With `unit` they are looked for among its own.
+        """
         plan = self._plan
         if plan is None or not uris:
             return
+        if unit is not None:
+            start, stop = np.searchsorted(self._unit_numbers, np.array([int(unit), int(unit) + 1], np.int32))
+            plan = plan.slice(start, stop - start)
         wanted = plan.filter(pc.is_in(plan["uri"], pa.array(uris, pa.string())))
         yield from ((item.uri, data) for item, data in read_inputs(self._source, inputs_of(wanted)))
 
@@ -169,6 +177,11 @@ class Annotations:
     @cached_property
     def _plan(self) -> pa.Table | None:
         return read_plan(self.store)
+
+    @cached_property
+    def _unit_numbers(self) -> NDArray[np.int32]:
+        """Of the plan's rows, which are sorted by them."""
+        return np.zeros(0, np.int32) if self._plan is None else self._plan["unit"].to_numpy()
 
     @property
     def _source(self) -> str:

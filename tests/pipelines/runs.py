@@ -45,7 +45,7 @@ class Run(Annotations):
 
     files: Mapping[str, bytes] = field(default_factory=dict)
 
-    def pictures(self, uris: Collection[str]) -> Iterator[tuple[str, bytes | Undecodable]]:
+    def pictures(self, uris: Collection[str], unit: str | None = None) -> Iterator[tuple[str, bytes | Undecodable]]:
         for uri in sorted(uris):
             yield uri, self.files.get(uri, Undecodable("unreadable", "it is gone"))
 

@@ -102,13 +102,15 @@ class AnnotatedPictures:
             face_id += len(faces)
         self._progress(len(keys), len(keys))
 
-    def read(self, pictures: Sequence[Picture]) -> Iterator[tuple[Picture, bytes]]:
-        """These pictures with their bytes, in input order; those that are gone or changed are counted instead."""
+    def read(self, unit: str, pictures: Sequence[Picture]) -> Iterator[tuple[Picture, bytes]]:
+        """These pictures of a unit with their bytes, in input order; those that are gone or changed are counted
+        instead.
+        """
         waiting: dict[str, list[Picture]] = defaultdict(list)
         for picture in pictures:
             waiting[picture.uri].append(picture)
         reasons = dict.fromkeys(waiting, "unreadable")
-        for uri, data in self.annotations.pictures(list(waiting)):
+        for uri, data in self.annotations.pictures(list(waiting), unit):
             if isinstance(data, Undecodable):
                 reasons[uri] = data.reason
                 continue

@@ -30,7 +30,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
         if not taken:
             continue
         with out.writing(f"part-{unit}.tar") as file, tarfile.open(fileobj=file, mode="w") as tar:
-            for picture, data in pictures.read(taken):
+            for picture, data in pictures.read(unit, taken):
                 key = f"{picture.id:010}"
                 _add(tar, f"{key}{picture_suffix(picture, data)}", data)
                 _add(tar, f"{key}.json", json.dumps(_sample(picture)).encode())

@@ -134,7 +134,9 @@ def test_pictures_that_cannot_be_read_again_are_left_out_with_a_word(
 
 def test_an_archive_that_is_gone_costs_the_pictures_only(run: tuple[Run, Totals]) -> None:
     class Gone(Run):
-        def pictures(self, uris: Collection[str]) -> Iterator[tuple[str, bytes | Undecodable]]:
+        def pictures(
+            self, uris: Collection[str], unit: str | None = None
+        ) -> Iterator[tuple[str, bytes | Undecodable]]:
             raise UserError("it does not exist")
 
     html = annotation_page(Gone(run[0].store), run[1])
