@@ -120,7 +120,7 @@ def _make_shard(job: Job, unit: Unit) -> str:
     out, records, settings, find = job
     rows: list[dict[str, Any]] = []
     photos: list[PhotoRecord] = []
-    earlier = _Earlier(out, records)
+    earlier = _Earlier(out, records, unit.photos)
     new = (_annotated(photo).faces[0] for photo in unit.photos if photo.made_in is None)
     with closing(begun((face.root, face.read) for face in new)) as reads:
         for photo in unit.photos:
@@ -169,25 +169,34 @@ def _make_photo(
 
 
 class _Earlier:
-    """Rows that other units of the same settings hold."""
+    """Rows of a unit's photos that other units of the same settings hold; each of these is read once."""
 
-    def __init__(self, out: Store, records: str) -> None:
+    def __init__(self, out: Store, records: str, photos: Sequence[PlannedPhoto]) -> None:
         self._out = out
         self._records = records
-        self._unit: UnitRecord | None = None
-        self._table: pa.Table | None = None
+        self._unread: dict[str, list[PlannedPhoto]] = {}
+        for photo in photos:
+            if photo.made_in is not None:
+                self._unread.setdefault(photo.made_in, []).append(photo)
+        self._found: dict[str, tuple[list[dict[str, Any]], PhotoRecord]] = {}
 
     def photo(self, photo: PlannedPhoto) -> tuple[list[dict[str, Any]], PhotoRecord] | None:
         """The photo's rows and its record; None where it was never made, or its shard is damaged."""
-        if photo.made_in is None:
-            return None
-        if self._unit is None or self._unit.entry.key != photo.made_in:
-            self._unit = read_record(self._out, self._records, photo.made_in)
-            self._table = self._read(self._unit.entry)
-        if self._table is None:
-            return None
-        rows = self._table.filter(pc.equal(self._table["photo_sha256"], photo.seen.sha256)).to_pylist()
-        return rows, next(record for record in self._unit.photos if record.key == photo.key)
+        if photo.made_in is not None and photo.made_in in self._unread:
+            self._take(photo.made_in)
+        return self._found.pop(photo.key, None)
+
+    def _take(self, key: str) -> None:
+        """What a unit holds of these photos: of two sources with the same names, they come by turns."""
+        photos = self._unread.pop(key)
+        unit = read_record(self._out, self._records, key)
+        table = self._read(unit.entry)
+        if table is None:
+            return
+        of_photo = {record.key: record for record in unit.photos}
+        for photo in photos:
+            rows = table.filter(pc.equal(table["photo_sha256"], photo.seen.sha256)).to_pylist()
+            self._found[photo.key] = rows, of_photo[photo.key]
 
     def _read(self, entry: UnitEntry) -> pa.Table | None:
         if not entry.rows:

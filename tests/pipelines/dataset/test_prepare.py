@@ -210,6 +210,29 @@ def test_the_order_of_sources_changes_nothing(photos: Photos, tmp_path: Path) ->
     assert first[1].counts["train"] == 4
 
 
+def test_shards_of_two_sources_with_the_same_names_are_read_once(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was prepared before; together, in the order of their names, their photos come by turns."""
+    for index, photo in enumerate(photos[0]):
+        write_face(tmp_path / "ab"[index % 2], f"{index // 2}", photo.jpeg, photo.shapes[0])
+    a, b, out = (str(tmp_path / name) for name in ("a", "b", "out"))
+    shards = {unit.shard for source in (a, b) for unit in prepare([source], out, PLAIN, 1)[1].shards()}
+    made, read = counted(monkeypatch), Counter[str]()
+    read_bytes = Store.read_bytes
+
+    def spy(store: Store, key: str) -> bytes:
+        read[key] += 1
+        return read_bytes(store, key)
+
+    monkeypatch.setattr(Store, "read_bytes", spy)
+    together = prepare([a, b], out, PLAIN, 1)
+    assert not made
+    assert {key: read[key] for key in shards} == dict.fromkeys(shards, 1)
+    fresh = prepare([a, b], str(tmp_path / "fresh"), PLAIN, 1)
+    assert together[1] == fresh[1]
+
+
 @pytest.mark.parametrize(
     "other",
     [
