@@ -2,10 +2,11 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from typing import Final
 
 from pipelines.annotation.pictures import end_sandbox
@@ -17,6 +18,8 @@ from pipelines.engine import run_units
 
 READS_AT_ONCE: Final = 16
 """Records that are read at the same time: on S3 each takes a while."""
+READS_AHEAD: Final = 64
+"""Records that wait for their units: each has all of its inputs, and is read faster than it is judged."""
 _OF_A_UNIT: Final = re.compile(rf"(?:{RECORDS}/|(?:{'|'.join(TABLES)})/part-)(\d{{6,}})\.(?:json|parquet)")
 """The key of a record or of a part, and the unit's own."""
 
@@ -66,10 +69,7 @@ class Work:
         planned = set(plan.keys())
         self._strays = [key for key in written if (own := _OF_A_UNIT.fullmatch(key)) and own[1] not in planned]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            read = pool.map(
-                lambda key: read_record(job.out, key) if f"{RECORDS}/{key}.json" in written else None, plan.keys()
-            )
-            for unit, record in zip(plan.units(), read, strict=True):
+            for unit, record in zip(plan.units(), self._read(pool, plan.keys(), written), strict=True):
                 if record is not None:
                     self._recorded.add(unit.key)
                 sizes = {table: written.get(f"{table}/part-{unit.key}.parquet") for table in TABLES}
@@ -128,6 +128,16 @@ class Work:
             settings=self._job.task.settings.model_dump(),
             throughput=throughput,
         )
+
+    def _read(
+        self, pool: ThreadPoolExecutor, units: Iterable[str], written: Collection[str]
+    ) -> Iterator[UnitRecord | None]:
+        """The record of each unit, in order, where there is one."""
+        left = iter(units)
+        while some := list(islice(left, READS_AHEAD)):
+            yield from pool.map(
+                lambda key: read_record(self._job.out, key) if f"{RECORDS}/{key}.json" in written else None, some
+            )
 
     def _judge(self, unit: Unit, record: UnitRecord | None, again: Again | None) -> None:
         """Which rows of a unit are left: all without a record, else those that were replaced or are asked for."""
