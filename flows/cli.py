@@ -4,9 +4,11 @@ import argparse
 import io
 import os
 import select
+import signal
 import sys
 from collections.abc import Sequence
 from http import HTTPStatus
+from types import FrameType
 from typing import Final, NoReturn
 
 DESCRIPTION = """\
@@ -39,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     while "--debug" in arguments:
         arguments.remove("--debug")
-    call = parser().parse_args(arguments)
-    _quiet(debug or call.loud)
     try:
+        call = parser().parse_args(arguments)
+        _quiet(debug or call.loud)
         code = int(_run(call))
         print(end="", flush=True)  # what cannot be said is an error as well
         return code
@@ -176,4 +178,16 @@ def _fail(message: str) -> None:
 
 def entry() -> NoReturn:
     """The console script."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores the latter
+            signal.signal(number, _interrupt)
     sys.exit(main())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A service manager, a cluster or a terminal that is closed ends a command as Ctrl-C does: training stops at a
+    checkpoint, and what is held is let go. Ctrl-C itself is ignored in the background of a script."""
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    if not callable(ctrl_c):
+        raise KeyboardInterrupt
+    ctrl_c(signal.SIGINT, frame)

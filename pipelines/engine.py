@@ -6,12 +6,13 @@ whose worker died, and a job that was killed runs what is not finished.
 
 import os
 import re
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from typing import Final, TypeVar
 
@@ -54,7 +55,8 @@ def start_ray(workers: int) -> None:
         _require_listener(address)
     local = {} if address else {"num_cpus": workers, "include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+        with _ended_as_before():
+            ray.init(address=address, log_to_driver=False, logging_level="error", **local)
     except UnicodeEncodeError as error:  # it keeps the command line and the working directory, as UTF-8
         raise UserError(
             "Ray takes no name that is not valid UTF-8, neither in the call nor of the folder where it is made: "
@@ -64,6 +66,17 @@ def start_ray(workers: int) -> None:
         if address is None:
             raise
         raise _silent(address) from None
+
+
+@contextmanager
+def _ended_as_before() -> Iterator[None]:
+    """Keeps what SIGTERM does: Ray answers it with its stack, and aborts in the midst of what is cleaned up then."""
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _require_listener(address: str) -> None:

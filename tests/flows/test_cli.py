@@ -354,7 +354,9 @@ def test_only_one_unfinished_run_is_resumed_and_with_its_own_settings(
         assert "leave the others out" in fails(capsys, *call, *other, code=2)
 
 
-def test_ctrl_c_stops_a_training_at_a_checkpoint_and_resume_finishes_it(
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_stops_a_training_stops_it_at_a_checkpoint_and_resume_finishes_it(
+    ending: signal.Signals,
     dataset: tuple[Store, Manifest],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -367,7 +369,7 @@ def test_ctrl_c_stops_a_training_at_a_checkpoint_and_resume_finishes_it(
     process = start_msrrn(*call)
     while not list(out.glob("runs/*/state.pt")) and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ending)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     name = run_name(dataset[1], settings)
@@ -391,6 +393,19 @@ def test_ctrl_c_stops_a_training_at_a_checkpoint_and_resume_finishes_it(
     whole = train_model(url, str(tmp_path / "whole"), settings, 0)
     assert tree(Path(said["model"])) == tree(tmp_path / "whole" / "models" / whole.name)
     assert list((out / "runs").iterdir()) == []
+
+
+def test_sigterm_stops_what_a_script_runs_in_the_background(tmp_path: Path) -> None:
+    here = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for what runs there
+    try:
+        process = start_msrrn("synth", str(tmp_path / "photos"), "--photos", "100000")
+    finally:
+        signal.signal(signal.SIGINT, here)
+    while not (tmp_path / "photos").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors.splitlines()[-1][:18]) == (130, "msrrn: interrupted")
 
 
 def test_datasets_are_listed_and_verified(

@@ -114,6 +114,18 @@ def _dies(always: bool) -> Callable[[Path, int], int]:
     return work
 
 
+def test_sigterm_does_what_it_did_before_ray_was_started() -> None:
+    program = """
+import os, signal, sys
+from pipelines.engine import start_ray
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("tidied up"))
+start_ray(1)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (1, "tidied up\n")
+
+
 def test_a_unit_whose_worker_dies_once_is_done_again(ray_of_two: int, tmp_path: Path) -> None:
     assert sorted(run_units(_dies(always=False), tmp_path, range(4), ray_of_two)) == [0, 1, 2, 3]
     assert (tmp_path / "1").exists()

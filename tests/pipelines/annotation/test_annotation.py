@@ -816,8 +816,9 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert not list(small_disk.rglob(".tmp-*"))
 
 
-def test_ctrl_c_ends_in_one_line_and_the_next_run_completes(
-    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whoever_stops_it_is_told_so_in_one_line_and_the_next_run_completes(
+    ending: signal.Signals, done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
 ) -> None:
     artifact, out = tmp_path / "model", tmp_path / "out"
     artifact.mkdir()
@@ -827,9 +828,10 @@ def test_ctrl_c_ends_in_one_line_and_the_next_run_completes(
     process = start_msrrn(*call, "--workers", "1")
     while not (out / RUN).exists() and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ending)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert not (out / LEASE).exists()
     assert errors.splitlines()[-1] == "msrrn: interrupted; the same command goes on where this one stopped"
     assert "Traceback" not in errors
     assert timeless(annotate(str(album), str(out), model, SETTINGS, 1)) == timeless(done[1])
