@@ -157,7 +157,7 @@ def train_tracked(
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with suppress(UserError):  # that MLflow cannot be told is not what went wrong
-            finish_run(run, "KILLED" if interrupted else "FAILED")
+            finish_run(run, "FAILED" if isinstance(error, Exception) else "KILLED")
         if not interrupted:
             raise
         call = ["msrrn", "train", "--resume", key, "--out", out]

@@ -92,18 +92,25 @@ def test_a_training_outlives_a_disk_that_takes_no_pictures(
     assert len(mlflow.get_metric_history(run.info.run_id, "loss")) == 2
 
 
-def test_a_training_that_fails_is_seen_to_fail(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UserError("training: the loss is nan"), "FAILED"),
+        (SystemExit("as when a flow is cancelled"), "KILLED"),
+    ],
+)
+def test_a_training_that_fails_or_is_cancelled_is_seen_to(
+    error: BaseException, status: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*arguments: object) -> None:
-        raise UserError("training: the loss is nan")
+    def ends(*arguments: object) -> None:
+        raise error
 
-    monkeypatch.setattr(retraining, "train_model", fails)
-    with pytest.raises(UserError, match="the loss is nan"):
-        train_tracked(dataset[0].url, str(tmp_path), TrainSettings(), 0, "failed", lambda metrics: None)
+    monkeypatch.setattr(retraining, "train_model", ends)
+    with pytest.raises(type(error), match=str(error)):
+        train_tracked(dataset[0].url, str(tmp_path), TrainSettings(), 0, status, lambda metrics: None)
     client = tracking.client()
-    (experiment,) = client.search_experiments(filter_string="name = 'failed'")
-    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
+    (experiment,) = client.search_experiments(filter_string=f"name = '{status}'")
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == [status]
 
 
 @pytest.mark.parametrize("reached", [True, False])
