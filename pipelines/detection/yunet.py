@@ -1,7 +1,7 @@
 """YuNet, the detector of OpenCV."""
 
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, Final
 
 import cv2
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
+from msrrn.spares import Spares
 from pipelines.detection.blazeface import letterbox
 from pipelines.detection.boxes import BoxMapping, Detection, ordered
 
@@ -40,7 +41,8 @@ class YuNetDetector:
         `min_side` changes nothing: there is one copy, in which the smallest faces have some 16 px.
         """
         square, scale, corner = letterbox(rgb, SIZE)
-        _, faces = _detector(self.model).detect(np.ascontiguousarray(square[:, :, ::-1]))
+        with _detectors(self.model).one() as detector:
+            _, faces = detector.detect(np.ascontiguousarray(square[:, :, ::-1]))
         return [] if faces is None else ordered(to_detections(faces, scale, corner))
 
 
@@ -57,6 +59,10 @@ def to_detections(
 
 
 @cache
+def _detectors(model: bytes) -> Spares[Any]:
+    return Spares(partial(_detector, model))
+
+
 def _detector(model: bytes) -> Any:
     buffer = np.frombuffer(model, np.uint8)
     empty = np.zeros(0, np.uint8)
