@@ -87,8 +87,10 @@ def survey(annotations: Annotations) -> Survey:
             made.counts[name] += counts
         _add_failures(made, images)
         for kind, candidates in _candidates(images, faces).items():
-            found = [_shown(images, faces, *each) for each in heapq.nsmallest(SHOWN[kind], candidates)]
-            made.chosen[kind] = heapq.nsmallest(SHOWN[kind], [*made.chosen[kind], *found], key=lambda it: it.rank)
+            before = made.chosen[kind]
+            telling = [each for each in candidates if len(before) < SHOWN[kind] or each[0] < before[-1].rank]
+            found = [_shown(images, faces, *each) for each in heapq.nsmallest(SHOWN[kind], telling)]
+            made.chosen[kind] = heapq.nsmallest(SHOWN[kind], [*before, *found], key=lambda it: it.rank)
     return made
 
 

@@ -90,7 +90,7 @@ def _holding(place: Store, wanted: Collection[str]) -> tuple[set[str], list[str]
             holding.add(record.entry.key)
     holding |= {_unit(shard) for shard in unknown if not _rows(place, shard).keys().isdisjoint(wanted)}
     alike = [{photo.sha256 for photo in cluster} for cluster in clusters(list(seen.values()))]
-    return holding, sorted(set().union(*(some for some in alike if some & set(wanted))) - set(wanted))
+    return holding, sorted(set().union(*(some for some in alike if not some.isdisjoint(wanted))).difference(wanted))
 
 
 def _unit(key: str) -> str:
