@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain, islice
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pipelines.errors import UserError
 
@@ -145,8 +146,10 @@ def run_units(
                 running.append(remote.remote(work, reference, unit))
             if not running:
                 return
-            done, running = ray.wait(running, num_returns=1)
-            yield ray.get(done[0])
+            # In a thread: while it waits, Ray knows of no exception of a signal's but Ctrl-C's, and a flow that was
+            # cancelled failed, and began again.
+            result, running = in_a_thread(partial(_first_done, running)).result()
+            yield result
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
@@ -161,6 +164,14 @@ def run_units(
     finally:
         for reference_left in running:
             ray.cancel(reference_left, force=False)
+
+
+def _first_done(running: list[Any]) -> tuple[Any, list[Any]]:
+    """Of Ray's references: what the first one gives, and those that are left."""
+    import ray
+
+    done, left = ray.wait(running, num_returns=1)
+    return ray.get(done[0]), left
 
 
 def _run_one(work: Callable[[Shared, Unit], Result], shared: Shared, unit: Unit) -> Result:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +125,34 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (1, "tidied up\n")
+
+
+def test_what_a_signal_raises_arrives_as_it_is(ray_of_two: int, tmp_path: Path) -> None:
+    class CancelledError(BaseException):
+        pass
+
+    def cancel(number: int, frame: object) -> None:
+        raise CancelledError
+
+    def signalled() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def work(folder: Path, unit: int) -> None:
+        (folder / "begun").touch()
+        until = time.monotonic() + 60
+        while not (folder / "over").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+
+    before = signal.signal(signal.SIGUSR1, cancel)
+    try:
+        threading.Thread(target=signalled).start()
+        with pytest.raises(CancelledError):
+            list(run_units(work, tmp_path, range(2), ray_of_two))
+    finally:
+        (tmp_path / "over").touch()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_unit_whose_worker_dies_once_is_done_again(ray_of_two: int, tmp_path: Path) -> None:
