@@ -1,11 +1,11 @@
 """A run that loses its place among those that its deployment's `concurrency_limit` allows goes on.
 
 Prefect gives a run its place as a lease, and ends a run that cannot renew it (PrefectHQ/prefect 18802), within four
-minutes. But its server keeps leases in memory alone, so that a restart would end all that is running. And it takes
-them back: from a run that is paused, so that nobody could take longer to approve a promotion, and from one that lived
-on while the server was away, and was crashed for its silence. No setting leaves such a run alone. Two at once do no
-harm here: places have leases of their own (`pipelines.lease`), and what moves aliases takes turns
-(`pipelines.registry.turns`).
+minutes. But its server, unless told otherwise, keeps leases in memory alone, so that a restart would end all that is
+running. And it takes them back: from a run that is paused, so that nobody could take longer to approve a promotion,
+and from one that lived on while the server was away, and was crashed for its silence. No setting leaves such a run
+alone. Two at once do no harm here: places have leases of their own (`pipelines.lease`), and what moves aliases takes
+turns (`pipelines.registry.turns`).
 """
 
 from collections.abc import Generator

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Pending, Running
 
 from flows.dead_runs import free_dead_runs
 from msrrn.augmentation import AugmentationSettings
@@ -26,7 +27,7 @@ from pipelines.synthesis import synthesise
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.loop import TrainState
 from tests.cluster import kill_tree
-from tests.infra.files import INFRA
+from tests.infra.files import INFRA, read_yaml
 from tests.integration.prefect_server import PREFECT, ROOT, Server, post, prefect_server, runs_of, wait_for
 
 WITHIN = timedelta(seconds=70)
@@ -226,3 +227,23 @@ def test_reconcile_frees_what_the_automation_missed(server: Server, worker: Path
     assert [state(server, run)["type"] for run in runs] == ends
     assert ended(server, silent) == "COMPLETED"
     assert state(server, silent)["message"].endswith("or their folder")  # there is nothing to compare yet
+
+
+def test_a_run_that_is_about_to_begin_keeps_its_place_while_the_server_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = read_yaml("compose.yaml")["services"]["prefect-server"]["environment"]
+    where = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+    monkeypatch.setenv(where, told[where])
+    monkeypatch.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "false")
+    with (
+        prefect_server(tmp_path, "--name", "monitor") as server,
+        temporary_settings({PREFECT_API_URL: server.url}),
+        get_client(sync_client=True) as client,
+    ):
+        run = UUID(start_run(server, "monitor"))
+        client.set_flow_run_state(run, Pending())  # here it gets its place
+        server.kill()
+        server.start()
+        client.set_flow_run_state(run, Running())
+        assert client.read_flow_run(run).state_name == "Running"
