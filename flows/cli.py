@@ -181,7 +181,12 @@ def entry() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores the latter
             signal.signal(number, _interrupt)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if callable(signal.getsignal(number)):  # all is done and told: nothing is left to be interrupted, but Ray
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

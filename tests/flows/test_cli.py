@@ -408,6 +408,16 @@ def test_sigterm_stops_what_a_script_runs_in_the_background(tmp_path: Path) -> N
     assert (process.returncode, errors.splitlines()[-1][:18]) == (130, "msrrn: interrupted")
 
 
+@pytest.mark.parametrize("late", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_after_all_is_told_ends_a_command_without_another_word(late: signal.Signals) -> None:
+    """Ray takes a second to end, and crashed when it was interrupted."""
+    kill = f"atexit.register(os.kill, os.getpid(), {late:d})"
+    program = f"import atexit, os; from flows.cli import entry; {kill}; entry()"
+    done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-late, "")
+    assert "usage: msrrn" in done.stdout
+
+
 def test_datasets_are_listed_and_verified(
     annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
