@@ -58,14 +58,13 @@ def trained_ert(dataset: str, folder: Path, threads: int, cascades: int = CASCAD
     folder = folder.absolute()  # workers may have another working directory
     name = hashlib.sha256(f"{manifest.name} {cascades} {dlib.__version__}".encode()).hexdigest()[:12]
     file = folder / f"ert-{name}.dat"
-    if not file.exists():
-        Store(str(folder)).require_writable(file.name)
     margin = float(manifest.settings["crop_margin"])
     data = Loader(store, manifest, "train")
     images, shapes = (column.numpy() for column in data.originals())
     if not len(images):
         raise UserError(f"{dataset}: no face to train on; prepare it with more photos")
     if not file.exists():
+        Store(str(folder)).require_writable(file.name)
         # dlib writes where it is told: beside the final name, so that a killed run leaves no half of it.
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-ert-", suffix=".dat")
         os.close(descriptor)
