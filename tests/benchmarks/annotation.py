@@ -10,8 +10,6 @@ picture, so that ratios hold on a busy machine:
 Then recall and pictures a second over `--min-face`.
 """
 
-import argparse
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -35,6 +33,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.ert import trained_ert
 from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings, PrepareSettings
+from tests.benchmarks.calls import parser_with_data
 from tests.benchmarks.pictures import Picture, mix
 from tests.factories import write_face
 
@@ -167,9 +166,8 @@ def curve(pictures: dict[str, list[Picture]], detectors: dict[str, Detector]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_data(__doc__)
     parser.add_argument("--each", type=int, default=40, help="pictures of every size")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -5,7 +5,6 @@ worker on one core from this disk, then from S3 on loopback, where every request
 server has a core of its own. As root, `--forget` empties the system's cache of the disk before each run.
 """
 
-import argparse
 import multiprocessing
 import os
 import shutil
@@ -20,18 +19,18 @@ from pipelines.annotation.run import annotate
 from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
+from tests.benchmarks.calls import parser_with_data
 from tests.benchmarks.pictures import mix
 from tests.faulty import serve_faulty
 from tests.seaweedfs import serve_seaweedfs, weed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_with_data(__doc__)
     parser.add_argument("--each", type=int, default=40, help="pictures of every size")
     parser.add_argument("--names", type=int, default=2, help="names of every picture")
     parser.add_argument("--milliseconds", type=float, default=30)
     parser.add_argument("--forget", action="store_true")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     ours, theirs = multiprocessing.Pipe()

@@ -5,9 +5,7 @@ detector without and with one upsampling, as its own examples use it, and every 
 there. The last columns are the spread about the convention of boxes, which the box jitter of training must cover.
 """
 
-import argparse
 import hashlib
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from pipelines.decoding import decode
 from pipelines.detection import BoxMapping, Detection, DetectorName, expected_box, match, open_detector
 from pipelines.errors import UserError
 from pipelines.sources.pts import parse_pts
+from tests.benchmarks.calls import parser_with_data
 
 Find = Callable[[NDArray[np.uint8]], list[Detection]]
 Shapes = list[NDArray[np.float64]]
@@ -56,9 +55,8 @@ def dlib_as_it_is(upsampling: int) -> Find:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_with_data(__doc__)
     parser.add_argument("--limit", type=int, default=200)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
 

@@ -8,7 +8,6 @@ The pictures of `tests.benchmarks.pictures`, each under several names, in one ru
 - from the shell prompt to the summary of ten pictures.
 """
 
-import argparse
 import multiprocessing
 import os
 import subprocess
@@ -28,6 +27,7 @@ from pipelines.detection import Detector, open_detector
 from pipelines.engine import start_ray
 from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings, EngineChoice
+from tests.benchmarks.calls import parser_with_data
 from tests.benchmarks.pictures import mix
 from tests.benchmarks.turns import Job, Prepared, by_turns
 
@@ -36,12 +36,11 @@ RAY_SECONDS = 15.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_with_data(__doc__)
     parser.add_argument("--each", type=int, default=60, help="pictures of every size")
     parser.add_argument("--names", type=int, default=4, help="names of every picture")
     parser.add_argument("--detector", default="auto")
     parser.add_argument("--engine", choices=get_args(EngineChoice), default="openvino")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
     settings = AnnotateSettings(detector=arguments.detector, engine=arguments.engine)
     with tempfile.TemporaryDirectory() as name:

@@ -4,8 +4,6 @@ Real photographs and frames where they are at hand, in every format, damaged by 
 crash, a hang, an error that nobody foresaw, or a missing row ends it with exit code 1.
 """
 
-import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -15,17 +13,17 @@ from pipelines.annotation.tables import Annotations
 from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
+from tests.benchmarks.calls import parser_with_data
 from tests.fuzz import encodings, write_containers, write_pictures
 
 UNFORESEEN = ("crashed", "timeout", "failed")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_with_data(__doc__)
     parser.add_argument("--cases", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
 
     photos = sorted((arguments.data / "photos").rglob("*.jpg"))[::40] + sorted(arguments.data.rglob("afw/*.jpg"))[:4]

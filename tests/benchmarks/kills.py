@@ -5,7 +5,6 @@ process of Ray or of a sandbox, or a whole node (another takes its place). In th
 byte those of an uninterrupted run, with every picture once; else the exit code is 1.
 """
 
-import argparse
 import os
 import random
 import subprocess
@@ -24,16 +23,16 @@ from pipelines.annotation.tables import SUMMARY, Annotations
 from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
+from tests.benchmarks.calls import parser_with_data
 from tests.cluster import Cluster, cluster, kill_one
 from tests.factories import tree
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_with_data(__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--pictures", type=int, default=4000, help="a run that ends before the kills do wants more")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
     moments = random.Random(arguments.seed)
     os.environ["RAY_AUTH_MODE"] = "disabled"

@@ -5,9 +5,7 @@ a file to landmarks, by turns: FaceMesh in one process, with the threads that it
 ours, with blazeface and the model in the box, in one for each core. The first turn of each is not counted.
 """
 
-import argparse
 import json
-import os
 import subprocess
 import tempfile
 import time
@@ -28,6 +26,7 @@ from pipelines.engine import default_workers
 from pipelines.models import Model
 from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
+from tests.benchmarks.calls import parser_with_data
 from tests.benchmarks.detection import photographs
 from tests.benchmarks.pictures import frames
 
@@ -85,11 +84,10 @@ class FaceMesh:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_data(__doc__)
     parser.add_argument("python", metavar="PYTHON")
     parser.add_argument("--photos", type=int, default=150)
     parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
     cores = default_workers()
     data = [item.data for item in frames(arguments.data, arguments.frames)]

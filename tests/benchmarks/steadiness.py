@@ -7,8 +7,6 @@ in % of the pupils' distance, the picture's own movement taken off; all contende
 face before and after the change.
 """
 
-import argparse
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from pipelines.detection import Detector, open_detector
 from pipelines.models import Model
 from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
+from tests.benchmarks.calls import parser_with_data
 from tests.benchmarks.pictures import Pixels, frames
 
 MARGIN: Final = 4
@@ -133,11 +132,10 @@ def table(by_contender: Mapping[str, Sequence[dict[str, float]]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_data(__doc__)
     parser.add_argument("--frames", type=int, default=402)
     parser.add_argument("--model", help="an artifact (default: the model in the box)")
     parser.add_argument("--ert", type=Path, metavar="FILE", help="a predictor of dlib's, 68 points")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
     model = open_model(arguments.model or "box").in_precision("auto")
     contenders = {name: ours(model, open_detector(name)) for name in ("blazeface", "hog")}

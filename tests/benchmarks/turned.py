@@ -5,8 +5,6 @@ a half and three quarters. Those in which the detector finds no face as they are
 photos as they are, with and without the option, one process beside its sandbox.
 """
 
-import argparse
-import os
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +23,7 @@ from pipelines.detection import open_detector
 from pipelines.models import Model
 from pipelines.opening import open_model
 from pipelines.settings import AnnotateSettings
+from tests.benchmarks.calls import parser_with_data
 
 
 def photos(data: Path) -> Iterator[Path]:
@@ -46,11 +45,10 @@ def timed(folder: Path, model: Model, settings: AnnotateSettings) -> tuple[list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_data(__doc__)
     parser.add_argument("--model", help="an artifact (default: the model in the box, which has seen the photos)")
     parser.add_argument("--detector", default="blazeface")
     parser.add_argument("--side", type=int, help="longer side, in pixels, that pictures are reduced to")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MSRRN_DATA", "../shared/data")))
     arguments = parser.parse_args()
     model = open_model(arguments.model or "box").in_precision("auto")
     upright_only = AnnotateSettings(detector=arguments.detector)
