@@ -25,7 +25,6 @@ from pipelines.promotion.gate import Approval, Ask, Challenge, Judgement
 from pipelines.promotion.page import CHANGED, LEGEND, SCATTER
 from pipelines.registry.turns import whoami
 from pipelines.registry.versions import ModelVersion
-from pipelines.settings import GateSettings, Selection
 
 REGISTERED: Final = "msrrn.model.registered"
 """The event that says that there is a new version to be judged."""
@@ -33,19 +32,7 @@ APPROVAL_HOURS: Final = 72
 POLL_SECONDS: Final = 10
 
 
-@task(name="enter challenger", **STATION)
-def enter(
-    artifact: str,
-    sources: list[str] | None,
-    selection: Selection | None,
-    name: str,
-    workers: int,
-    settings: GateSettings,
-    again: bool = False,
-    source_format: str | None = None,
-) -> Challenge:
-    """Evaluates a model and registers it, where it is not yet."""
-    return gate.challenge_of(artifact, sources, selection, name, workers, settings, again, source_format)
+enter = task(name="enter challenger", **STATION)(gate.challenge_of)
 
 
 @task(name="judge", **STATION)

@@ -100,7 +100,7 @@ def retrain(
         summary = annotate_archive(archive, annotations.url, best, AnnotateSettings(), workers)
     job = Retraining(manifest, trained, evaluation, champion, decision, archive, annotations, summary)
     return RetrainResult(
-        report=write_page(job, data, place),
+        report=write_page(job, place),
         dataset=dataset.url,
         model=trained.artifact.url,
         registered=f"models:/{name}/{version.version}",

@@ -32,7 +32,6 @@ from pipelines.monitoring.drift import DriftReport, compare
 from pipelines.monitoring.page import write_drift
 from pipelines.opening import open_model
 from pipelines.outages import OutageError
-from pipelines.registry.versions import ModelVersion
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
 from pipelines.retraining import begun_from, record, require_unseen, require_validation, train_tracked
 from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
@@ -109,12 +108,7 @@ def evaluate_model(
     return evaluation
 
 
-@task(name="register model", **STATION)
-def register_model(
-    artifact: str, model: Model, evaluation: Evaluation, name: str, sources: Sequence[str]
-) -> ModelVersion:
-    """Logs the evaluation to the model's MLflow run and registers the model."""
-    return record(artifact, model, evaluation, name, sources)
+register_model = task(name="register model", **STATION)(record)
 
 
 @task(name="annotate archive", **STATION)
@@ -161,7 +155,7 @@ def compare_runs(
 
 
 @task(name="write page", **STATION)
-def write_page(job: Retraining, sources: Sequence[str], out: Store) -> str:
+def write_page(job: Retraining, out: Store) -> str:
     """The page with tables, figures and pictures."""
     out.publish(REPORT, retraining_page(job).encode())
     place = f"{out.url}/{REPORT}"
@@ -173,7 +167,4 @@ def write_page(job: Retraining, sources: Sequence[str], out: Store) -> str:
     return place
 
 
-@task(name="open model", **STATION)
-def load_model(model: str | None) -> Model:
-    """Reads an artifact directory or a `models:/` URI."""
-    return open_model(model)
+load_model = task(name="open model", **STATION)(open_model)
