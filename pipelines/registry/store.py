@@ -1,7 +1,7 @@
 """Where the MLflow store is: what can be said without MLflow, which takes a second to import."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -68,12 +68,20 @@ def default_store() -> Iterator[None]:
     What it does with `models:/` asks that one, whatever client it is asked through; and where an old folder `mlruns`
     lies in the current directory, it is that folder.
     """
-    known = os.environ.get(STORE)
-    os.environ[STORE] = tracking_uri()
+    with variables({STORE: tracking_uri()}):
+        yield
+
+
+@contextmanager
+def variables(told: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of the environment, which are afterwards as they were."""
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
     try:
         yield
     finally:
-        if known is None:
-            os.environ.pop(STORE, None)
-        else:
-            os.environ[STORE] = known
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -6,7 +6,6 @@ no active run. Only one process of a training (rank 0) writes.
 """
 
 import hashlib
-import os
 import re
 import sqlite3
 import tempfile
@@ -29,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipelines.cache import cache_directory, writing
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
-from pipelines.registry.store import database_address, shown_uri, sqlite_file, tracking_uri
+from pipelines.registry.store import database_address, shown_uri, sqlite_file, tracking_uri, variables
 from pipelines.secrecy import has_password, without_secrets
 
 KEY_TAG: Final = "msrrn.key"
@@ -93,17 +92,9 @@ def sent_once(seconds: float) -> Iterator[None]:
     What is sent late can undo what others wrote since. MLflow asks the environment before each request.
     """
     told = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{max(1, round(seconds))}"}
-    with _SENDING:  # of two threads, the later would take what the earlier told for what was there before
-        before = {name: os.environ.get(name) for name in told}
-        os.environ.update(told)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+    # Of two threads, the later would take what the earlier told for what was there before.
+    with _SENDING, variables(told):
+        yield
 
 
 @contextmanager
