@@ -25,7 +25,7 @@ from pipelines.promotion.decision import Decision, Verdict, decide, first_model
 from pipelines.promotion.page import decision_files
 from pipelines.registry.ledger import open_ledger
 from pipelines.registry.succession import OvertakenError, await_approval, lost_champion, settle
-from pipelines.registry.tracking import client, finish_run, log_files, log_metrics, open_run, reaching_mlflow
+from pipelines.registry.tracking import connected, finish_run, log_files, log_metrics, open_run
 from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, was_rolled_back, whoami
 from pipelines.registry.versions import ModelVersion, champion, fetch, resolve, version_of
 from pipelines.retraining import FORMAT_TAG, SELECTION_TAG, SOURCES_TAG, metric_names, record
@@ -297,8 +297,7 @@ def _log(
 ) -> str:
     """The run of the decision, its id."""
     version = challenge.version
-    mlflow = client()
-    with reaching_mlflow():
+    with connected() as mlflow:
         experiment = open_ledger(mlflow, version.name).experiment
     tags = {
         "msrrn.verdict": decision.verdict,

@@ -18,7 +18,7 @@ from pipelines.errors import UserError
 from pipelines.lease import free_stale
 from pipelines.registry.ledger import experiment_of
 from pipelines.registry.succession import AWAITING, finish_turn, log, lost_champion, show_champion
-from pipelines.registry.tracking import client, reaching_mlflow
+from pipelines.registry.tracking import connected
 from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS
 from pipelines.registry.versions import CHAMPION, DIGEST_TAG, ModelVersion, models, names
 from pipelines.retraining import SOURCES_TAG
@@ -98,8 +98,7 @@ def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Findi
 
 
 def _dead_runs(name: str, minutes: float) -> list[Finding]:
-    mlflow = client()
-    with reaching_mlflow():
+    with connected() as mlflow:
         experiment = mlflow.get_experiment_by_name(experiment_of(name))
         if experiment is None or experiment.lifecycle_stage != "active":
             return []

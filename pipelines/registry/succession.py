@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 from pipelines.metrics_export import export_champion
 from pipelines.registry.ledger import DONE, Line, Move, Turn, find_ledger, open_ledger, plain
 from pipelines.registry.store import store_exists
-from pipelines.registry.tracking import client, reaching_mlflow
+from pipelines.registry.tracking import connected
 from pipelines.registry.turns import PATIENCE_SECONDS, Waiting, finish_last, take_turn, was_rolled_back
 from pipelines.registry.versions import (
     CHALLENGER,
@@ -100,8 +100,7 @@ def settle(
     def is_this(turn: Turn) -> bool:
         return (turn.what, turn.version, turn.champion, turn.run) == (what, version, champion, run)
 
-    mlflow = client()
-    with reaching_mlflow():
+    with connected() as mlflow:
         find_version(mlflow, name, version)
         ledger = open_ledger(mlflow, name)
         try:
@@ -126,8 +125,7 @@ def rollback(
         UserError: there is no such model, no champion, or none before it.
     """
     require_store(f"{name}@{CHAMPION}")
-    mlflow = client()
-    with reaching_mlflow():
+    with connected() as mlflow:
         require_model(mlflow, name)
         ledger = open_ledger(mlflow, name)
         # First the ledger, then the alias: whoever moves it in between writes a line that is not known here.
@@ -186,8 +184,7 @@ def log(name: str) -> list[Line]:
     """
     if not store_exists():
         return []
-    mlflow = client()
-    with reaching_mlflow():
+    with connected() as mlflow:
         ledger = find_ledger(mlflow, name)
         lines = ledger.lines() if ledger else []
         if not lines:
@@ -201,8 +198,7 @@ def await_approval(name: str, version: int, reason: str) -> None:
     Raises:
         OvertakenError: it was rolled back.
     """
-    mlflow = client()
-    with reaching_mlflow():
+    with connected() as mlflow:
         _require_not_rolled_back(find_version(mlflow, name, version))
         tags = {"decision": AWAITING, "reason": reason, "when": now()}
         for key, value in tags.items():
@@ -216,8 +212,7 @@ def lost_champion(name: str) -> str | None:
     """
     if not store_exists():
         return None
-    mlflow = client()
-    with reaching_mlflow():
+    with connected() as mlflow:
         # First the ledger, then the aliases: what is promoted in between is not lost.
         ledger = find_ledger(mlflow, name)
         turns = [line.turn for line in ledger.lines() if line.done] if ledger else []
@@ -238,8 +233,7 @@ def finish_turn(name: str, patience: float = PATIENCE_SECONDS, on_wait: Waiting 
     """
     if not store_exists():
         return None
-    mlflow = client()
-    with reaching_mlflow():
+    with connected() as mlflow:
         ledger = find_ledger(mlflow, name)
         return finish_last(ledger, name, patience, on_wait)[1] if ledger else None
 

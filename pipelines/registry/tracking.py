@@ -86,6 +86,14 @@ def reaching_mlflow() -> Iterator[None]:
 
 
 @contextmanager
+def connected() -> Iterator[MlflowClient]:
+    """A `client`, and what MLflow raises meanwhile as `reaching_mlflow` tells it."""
+    mlflow = client()
+    with reaching_mlflow():
+        yield mlflow
+
+
+@contextmanager
 def sent_once(seconds: float) -> Iterator[None]:
     """A request to a server is not repeated by MLflow meanwhile, and is given up after so long.
 
@@ -129,8 +137,7 @@ def open_run(experiment: str, key: str, params: Mapping[str, object], tags: Mapp
     """
     if not _KEY.fullmatch(key):
         raise ValueError(f"a run's key is 1 to 200 letters, digits and ._:- but this is {key!r}")
-    mlflow = client()
-    with reaching_mlflow(), store_lock():
+    with connected() as mlflow, store_lock():
         experiment_id = _experiment_id(mlflow, experiment)
         found = mlflow.search_runs(
             [experiment_id],
@@ -174,9 +181,8 @@ def log_history(run: RunRecord, history: Sequence[Mapping[str, float]]) -> None:
     So the whole history may be logged again after every epoch and after a restart.
     """
     names = {name for row in history for name in row} - {"epoch"}
-    mlflow = client()
     now = time.time_ns() // 1_000_000
-    with reaching_mlflow():
+    with connected() as mlflow:
         logged = {
             name: {metric.step for metric in mlflow.get_metric_history(run.run_id, name)} for name in sorted(names)
         }
@@ -191,9 +197,8 @@ def log_history(run: RunRecord, history: Sequence[Mapping[str, float]]) -> None:
 
 def log_metrics(run: RunRecord, metrics: Mapping[str, float]) -> None:
     """Logs the run's final metrics; one that has this value already is left alone."""
-    mlflow = client()
     now = time.time_ns() // 1_000_000
-    with reaching_mlflow():
+    with connected() as mlflow:
         known = mlflow.get_run(run.run_id).data.metrics
         # repr, because nan != nan
         new = {
@@ -206,8 +211,7 @@ def log_metrics(run: RunRecord, metrics: Mapping[str, float]) -> None:
 
 def log_files(run: RunRecord, files: Mapping[str, bytes]) -> None:
     """Stores small files with the run under their relative POSIX names; a file of that name is replaced."""
-    mlflow = client()
-    with reaching_mlflow(), tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
+    with connected() as mlflow, tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
         for name, content in files.items():
             relative = PurePosixPath(name)
             if relative.is_absolute() or ".." in relative.parts or not relative.name:
@@ -234,8 +238,7 @@ def system_metrics(run: RunRecord) -> Iterator[None]:
 
 def finish_run(run: RunRecord, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
     """Ends the run; `open_run` with its key takes it up again."""
-    mlflow = client()
-    with reaching_mlflow():
+    with connected() as mlflow:
         mlflow.set_terminated(run.run_id, status=status)
 
 

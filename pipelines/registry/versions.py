@@ -25,7 +25,7 @@ from msrrn.artifact import CARD, ArtifactError, read_card
 from pipelines.cache import cache_directory, writing
 from pipelines.errors import UserError
 from pipelines.registry.store import default_store, shown_uri, store_exists
-from pipelines.registry.tracking import RunRecord, client, reaching_mlflow, store_lock
+from pipelines.registry.tracking import RunRecord, connected, reaching_mlflow, store_lock
 
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
@@ -80,8 +80,7 @@ def register(run: RunRecord, name: str, artifact: Path, tags: Mapping[str, str])
     """
     _check(artifact)
     digest = artifact_digest(artifact)
-    mlflow_client = client()
-    with reaching_mlflow(), store_lock(), default_store():
+    with connected() as mlflow_client, store_lock(), default_store():
         for known in versions_of(mlflow_client, name):
             if known.tags.get(DIGEST_TAG) == digest:
                 return known
@@ -165,8 +164,7 @@ def resolve(uri: str) -> ModelVersion:
     if match is None:
         raise UserError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or a directory")
     require_store(uri)
-    mlflow_client = client()
-    with reaching_mlflow():
+    with connected() as mlflow_client:
         return _find(mlflow_client, match["name"], match["version"], match["alias"])
 
 
@@ -244,15 +242,13 @@ def champion(name: str) -> ModelVersion | None:
     """The champion of `name`; None where there is no such model or no champion yet."""
     if not store_exists():
         return None
-    mlflow_client = client()
-    with reaching_mlflow():
+    with connected() as mlflow_client:
         return next((known for known in versions_of(mlflow_client, name) if CHAMPION in known.aliases), None)
 
 
 def version_of(name: str, number: int) -> ModelVersion:
     """Raises UserError where there is no such model or version, or MLflow cannot be reached."""
-    mlflow_client = client()
-    with reaching_mlflow():
+    with connected() as mlflow_client:
         return find_version(mlflow_client, name, number)
 
 
@@ -264,8 +260,7 @@ def models(name: str | None) -> list[ModelVersion]:
     """
     if not store_exists():
         return []
-    mlflow_client = client()
-    with reaching_mlflow():
+    with connected() as mlflow_client:
         return [version for each in _chosen(mlflow_client, name) for version in versions_of(mlflow_client, each)]
 
 
@@ -293,8 +288,7 @@ def names(name: str | None) -> list[str]:
     """
     if not store_exists():
         return []
-    mlflow_client = client()
-    with reaching_mlflow():
+    with connected() as mlflow_client:
         return _chosen(mlflow_client, name)
 
 
