@@ -8,7 +8,6 @@ another champion, and must be judged against that one. Then the aliases move, an
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, Literal
 
@@ -37,14 +36,6 @@ class OvertakenError(UserError):
     """What was judged is not so any more: another version became champion, or the challenger was rolled back."""
 
 
-class _AlreadyError(Exception):
-    """What was to be done is done: by somebody else, or by an heir of this process's own try before."""
-
-    def __init__(self, line: Line) -> None:
-        super().__init__()
-        self.line = line
-
-
 def settle(
     name: str,
     what: Literal["promoted", "kept", "undecided"],
@@ -67,10 +58,10 @@ def settle(
         UserError: there is no such version, or MLflow cannot be reached.
     """
 
-    def plan(lines: list[Line], aliases: dict[str, int]) -> Turn:
+    def plan(lines: list[Line], aliases: dict[str, int]) -> Turn | Line:
         if aliases.get(CHAMPION) != champion:
             if run and lines and lines[-1].done and is_this(lines[-1].turn):
-                raise _AlreadyError(lines[-1])
+                return lines[-1]
             raise OvertakenError(
                 f"{name}: version {aliases.get(CHAMPION)} became champion while version {version} was judged against "
                 f"version {champion}: judge it again"
@@ -103,10 +94,7 @@ def settle(
     with connected() as mlflow:
         find_version(mlflow, name, version)
         ledger = open_ledger(mlflow, name)
-        try:
-            line = take_turn(ledger, name, plan, on_wait)
-        except _AlreadyError as already:
-            line = already.line
+        line = take_turn(ledger, name, plan, on_wait)
         show_champion(name, versions_of(mlflow, name), ledger.lines())
         return line
 
@@ -134,14 +122,14 @@ def rollback(
             known.pop()
         bad = aliases_of(mlflow, name).get(CHAMPION)
 
-        def plan(lines: list[Line], aliases: dict[str, int]) -> Turn:
+        def plan(lines: list[Line], aliases: dict[str, int]) -> Turn | Line:
             for line in lines[len(known) :]:
                 if line.turn.what == "rolled back" and line.done and line.turn.version != aliases.get(CHAMPION):
                     on_wait(
                         f"{line.turn.who} rolled version {line.turn.version} back: nothing is left to do (should it "
                         "be champion again after all, give it the alias in MLflow's UI)"
                     )
-                    raise _AlreadyError(line)
+                    return line
             old, new = aliases.get(CHAMPION), aliases.get(PREVIOUS)
             if old != bad:
                 raise OvertakenError(
@@ -168,8 +156,7 @@ def rollback(
                 when=now(),
             )
 
-        with suppress(_AlreadyError):
-            take_turn(ledger, name, plan, on_wait)
+        take_turn(ledger, name, plan, on_wait)
         versions = versions_of(mlflow, name)
         show_champion(name, versions, ledger.lines())
         after = {alias: each for each in versions for alias in each.aliases}

@@ -37,15 +37,18 @@ _SAID: Final = {"promoted": "promoted", "kept": "kept the champion", "undecided"
 _MET: Final = {"promoted": "took over", "kept": "was kept out", "undecided": "undecided"}
 
 Waiting = Callable[[str], None]
-Plan = Callable[[list[Line], dict[str, int]], Turn]
+Plan = Callable[[list[Line], dict[str, int]], Turn | Line]
+"""Lines and aliases → what is to be done; or the line of what did it: somebody else, or an heir of one's own try."""
 
 
 def take_turn(ledger: Ledger, name: str, plan: Plan, on_wait: Waiting) -> Line:
-    """Writes down what `plan` makes of the lines and aliases of now, and does it."""
+    """Writes down what `plan` makes of the lines and aliases of now, and does it; what is done already is left so."""
     while True:
         # First the ledger, then the aliases: if its next line is still free, nobody has moved them in between.
         lines, _ = finish_last(ledger, name, PATIENCE_SECONDS, on_wait)
         turn = plan(lines, aliases_of(ledger.mlflow, name))
+        if isinstance(turn, Line):
+            return turn
         number = lines[-1].number + 1 if lines else 1
         until = time.monotonic() + HOLD_SECONDS
         if ledger.take(number, turn):
