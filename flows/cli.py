@@ -11,6 +11,10 @@ from http import HTTPStatus
 from types import FrameType
 from typing import Final, NoReturn
 
+from pipelines.errors import UsageError, UserError
+from pipelines.secrecy import has_password, without_secrets
+from pipelines.showable import showable
+
 DESCRIPTION = """\
 Face landmarks at any scale: the multiscale recurrent regression network (MSRRN)
 as a pipeline. Annotated photos in, a better champion out; 68 landmarks on every
@@ -44,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         call = parser().parse_args(arguments)
         _quiet(debug or call.loud)
-        code = int(_run(call))
+        _without_passwords(call)
+        code = int(call.run(call) or 0)
         print(end="", flush=True)  # what cannot be said is an error as well
         return code
     except Exception as error:
@@ -52,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _BROKEN_PIPE
         if debug:
             raise
-        return _explain(error)
+        _fail(_explained(error))
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt as interrupt:
         _fail(str(interrupt) or "interrupted; the same command goes on where this one stopped")
         return 130
@@ -69,21 +75,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _run(call: argparse.Namespace) -> int:
-    _without_passwords(call)
-    code: int = call.run(call) or 0
-    return code
-
-
 def _without_passwords(call: argparse.Namespace) -> None:
     """Raises UsageError where an argument is an address with a user in it: runs remember how they were called."""
-    from pipelines.errors import UsageError
-    from pipelines.secrecy import has_password
-
     for name, value in vars(call).items():
-        if any(
-            isinstance(each, str) and has_password(each) for each in (value if isinstance(value, list) else [value])
-        ):
+        said = value if isinstance(value, list) else [value]
+        if any(isinstance(each, str) and has_password(each) for each in said):
             raise UsageError(
                 f"{name.replace('_', '-')}: no user or password in an address; S3 credentials go into "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -130,28 +126,21 @@ def _nobody_reads() -> bool:
     return gone
 
 
-def _explain(error: Exception) -> int:
-    """One or two lines for a person; 2 where the call is wrong, else 1."""
-    from pipelines.errors import UsageError, UserError
-
+def _explained(error: Exception) -> str:
+    """One or two lines for a person."""
     if isinstance(error, UserError):
-        _fail(str(error))
-        return 2 if isinstance(error, UsageError) else 1
+        return str(error)
     if server := _silent_server(error):
-        _fail(
+        return (
             f"no Prefect server answers at {server}: start it, or correct or unset PREFECT_API_URL, whose address "
             "ends in /api"
         )
-        return 1
     if isinstance(error, ModuleNotFoundError):  # the driver of a database, that of another storage, ...
-        _fail(f"what the call asks for needs the Python package {error.name}, which is not installed")
-        return 1
+        return f"what the call asks for needs the Python package {error.name}, which is not installed"
     if isinstance(error, MemoryError):
         said = f" ({error})" if str(error) else ""
-        _fail(f"there is not enough memory{said}: free some, lower --workers, or raise the limit (ulimit -v)")
-        return 1
-    _fail(f"{type(error).__name__}: {str(error).strip() or 'no message'}\nRun the command with --debug for details")
-    return 1
+        return f"there is not enough memory{said}: free some, lower --workers, or raise the limit (ulimit -v)"
+    return f"{type(error).__name__}: {str(error).strip() or 'no message'}\nRun the command with --debug for details"
 
 
 def _silent_server(error: Exception) -> str | None:
@@ -161,8 +150,6 @@ def _silent_server(error: Exception) -> str | None:
     from httpx import HTTPStatusError, TransportError
     from prefect.settings import get_current_settings
 
-    from pipelines.secrecy import without_secrets
-
     said = isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API at")
     # Of what it has not, Prefect's API says so in errors of its own.
     said |= isinstance(error, HTTPStatusError) and error.response.status_code == HTTPStatus.NOT_FOUND
@@ -171,8 +158,6 @@ def _silent_server(error: Exception) -> str | None:
 
 
 def _fail(message: str) -> None:
-    from pipelines.showable import showable
-
     print(f"msrrn: {showable(message)}", file=sys.stderr)
 
 
