@@ -36,7 +36,7 @@ _WITH_DATA: Final = "; only with --data"
 def add_command(commands: Commands, name: str, run: Runner, text: str, examples: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
-        help=text.partition(".")[0],
+        help=text.partition(". ")[0],
         description=textwrap.fill(text, 79),
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -53,6 +53,10 @@ def test_help_states_the_defaults_that_are_used() -> None:
     assert TrainSettings().preset == "paper"
 
 
+def test_the_list_of_commands_says_a_whole_sentence_of_each() -> None:
+    assert "Runs the deployments of prefect.yaml on this machine\n" in parser().format_help()
+
+
 def test_sources_may_follow_one_option_or_several() -> None:
     call = parser().parse_args(["prepare", "--data", "a", "b", "--data", "c", "--out", "o"])
     assert call.data == ["a", "b", "c"]
