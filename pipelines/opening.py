@@ -25,7 +25,7 @@ def open_model(model: str | None) -> Model:
     if model in PACKAGED:
         return read_model(PACKAGED[model])
     if model.startswith("models:"):
-        from pipelines.registry.versions import fetch
+        from pipelines.registry.artifacts import fetch
 
         return read_model(fetch(model))
     if local := Store(model).local_path():

@@ -19,6 +19,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.results import Evaluation
 from pipelines.models import PHOTO_DIGITS, Model, initial_weights
 from pipelines.opening import open_model
+from pipelines.registry.artifacts import register
 from pipelines.registry.tracking import (
     RunRecord,
     finish_run,
@@ -28,7 +29,7 @@ from pipelines.registry.tracking import (
     open_run,
     system_metrics,
 )
-from pipelines.registry.versions import ModelVersion, register
+from pipelines.registry.versions import ModelVersion
 from pipelines.settings import INIT, TrainSettings
 from pipelines.storage import Store, short_digest
 from pipelines.training.epochs import Epoch

@@ -23,11 +23,12 @@ from pipelines.opening import IN_THE_BOX, open_model
 from pipelines.promotion.comparison import Pair, pace_row, paired
 from pipelines.promotion.decision import Decision, Verdict, decide, first_model
 from pipelines.promotion.page import decision_files
+from pipelines.registry.artifacts import fetch
 from pipelines.registry.ledger import open_ledger
 from pipelines.registry.succession import OvertakenError, await_approval, lost_champion, settle
 from pipelines.registry.tracking import connected, finish_run, log_files, log_metrics, open_run
 from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, was_rolled_back, whoami
-from pipelines.registry.versions import ModelVersion, champion, fetch, resolve, version_of
+from pipelines.registry.versions import ModelVersion, champion, resolve, version_of
 from pipelines.retraining import FORMAT_TAG, SELECTION_TAG, SOURCES_TAG, metric_names, record
 from pipelines.settings import GateSettings, Selection, SourceFormat
 

@@ -1,31 +1,19 @@
-"""The MLflow model registry: versions and their artifacts. The aliases move in `pipelines.registry.succession`."""
+"""What is in the MLflow model registry: versions and their aliases.
 
-import hashlib
+Their files go in and out by `pipelines.registry.artifacts`; the aliases move in `pipelines.registry.succession`.
+"""
+
 import re
-import shutil
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version as installed_version
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-import mlflow.artifacts
-import mlflow.pyfunc
-import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
 
-import msrrn
-from msrrn.artifact import CARD, ArtifactError, read_card
-from pipelines.cache import cache_directory, writing
 from pipelines.errors import UserError
-from pipelines.registry.store import default_store, shown_uri, store_exists
-from pipelines.registry.tracking import RunRecord, connected, reaching_mlflow, store_lock
+from pipelines.registry.store import shown_uri, store_exists
+from pipelines.registry.tracking import connected
 
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
@@ -34,14 +22,6 @@ ROLLED_BACK: Final = "rolled back"
 """How the decision on a version begins that a person took back."""
 DIGEST_TAG: Final = "msrrn.artifact_digest"
 
-_SIGNATURE: Final = ModelSignature(
-    inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 200, 200), "image_200")]),
-    outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 136))]),
-)
-_SERVING_CODE: Final = Path(__file__).with_name("served_model.py")
-_SERVED_WITH: Final = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
-_LEFT: Final = "put them back, or use another version (msrrn rollback, or an alias given in MLflow's UI)"
-"""What there is to do about files in MLflow's store, which are written there once."""
 _MODEL_URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[^/@]+))")
 
 
@@ -57,93 +37,18 @@ class ModelVersion:
     created_ms: int
     """milliseconds since 1970, by the clock of MLflow"""
 
-
-def artifact_digest(artifact: Path) -> str:
-    """SHA-256 over names, sizes and contents of the artifact's files, sorted by name."""
-    digest = hashlib.sha256()
-    for path in sorted(file for file in artifact.rglob("*") if file.is_file()):
-        name = path.relative_to(artifact).as_posix()
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def register(run: RunRecord, name: str, artifact: Path, tags: Mapping[str, str]) -> ModelVersion:
-    """Logs the artifact with its serving code to the run, as a new version of `name`.
-
-    An artifact that is registered under `name` already keeps its version, which is returned as it is.
-
-    Raises:
-        UserError: `artifact` is no model artifact, or MLflow refuses the name or cannot be reached.
-    """
-    _check(artifact)
-    digest = artifact_digest(artifact)
-    with connected() as mlflow_client, store_lock(), default_store():
-        for known in versions_of(mlflow_client, name):
-            if known.tags.get(DIGEST_TAG) == digest:
-                return known
-        try:
-            mlflow_client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        model_id = _log_model(mlflow_client, run, name, artifact)
-        created = mlflow_client.create_model_version(
-            name,
-            source=f"models:/{model_id}",
-            run_id=run.run_id,
-            tags={**tags, DIGEST_TAG: digest},
-            model_id=model_id,
+    @classmethod
+    def of(cls, version: Any, aliases: Mapping[str, int]) -> Self:
+        """What MLflow gave, with those of the model's aliases that lead to it."""
+        number = int(version.version)
+        return cls(
+            name=str(version.name),
+            version=number,
+            run_id=str(version.run_id),
+            aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
+            tags=dict(version.tags),
+            created_ms=int(version.creation_timestamp),
         )
-        return _record(created, {})
-
-
-def _log_model(mlflow_client: MlflowClient, run: RunRecord, name: str, artifact: Path) -> str:
-    experiment_id = mlflow_client.get_run(run.run_id).info.experiment_id
-    logged = mlflow_client.create_logged_model(experiment_id, name=name, source_run_id=run.run_id)
-    model = Model(run_id=run.run_id, model_id=logged.model_id)
-    # MLflow would rather infer the schema than be given one, and says so past any filter: hence `record`.
-    unheard = warnings.catch_warnings(record=True, action="ignore", category=UserWarning)
-    with tempfile.TemporaryDirectory(prefix="msrrn-") as folder, unheard:
-        mlflow.pyfunc.save_model(
-            folder,
-            python_model=_SERVING_CODE,
-            # The package travels with the weights: a server needs nothing that is not on a package index.
-            code_paths=[str(Path(str(msrrn.__file__)).parent)],
-            artifacts={"model": str(artifact.absolute())},
-            signature=_SIGNATURE,
-            # Without "+cpu": package indexes know no local versions.
-            pip_requirements=[f"{each}=={installed_version(each).split('+')[0]}" for each in _SERVED_WITH],
-            mlflow_model=model,
-        )
-        # MLflow looks for these in the model only, yet writes down where they were on this machine.
-        flavor = model.flavors[mlflow.pyfunc.FLAVOR_NAME]
-        flavor["model_code_path"] = _SERVING_CODE.name
-        flavor["artifacts"]["model"]["uri"] = flavor["artifacts"]["model"]["path"]
-        model.save(Path(folder, "MLmodel"))
-        mlflow_client.log_model_artifacts(logged.model_id, folder)
-    mlflow_client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    mlflow_client.finalize_logged_model(logged.model_id, "READY")
-    return str(logged.model_id)
-
-
-def fetch(model: str, cache: Path | None = None) -> Path:
-    """The artifact directory of `model`: a directory itself, `models:/name@alias`, or `models:/name/3`.
-
-    A registered model is downloaded once into `cache` (by default `models` in the user's cache), under its
-    digest, which is checked every time.
-
-    Raises:
-        UserError: no such directory, model, version or alias; no artifact in it; MLflow cannot be reached.
-    """
-    if not model.startswith("models:"):
-        _check(Path(model))
-        return Path(model)
-    found = resolve(model)
-    with reaching_mlflow(), default_store():
-        return _download(found, cache or cache_directory() / "models")
 
 
 def require_store(wanted: str) -> None:
@@ -164,37 +69,28 @@ def resolve(uri: str) -> ModelVersion:
     if match is None:
         raise UserError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION, or a directory")
     require_store(uri)
-    with connected() as mlflow_client:
-        return _find(mlflow_client, match["name"], match["version"], match["alias"])
+    with connected() as mlflow:
+        return _find(mlflow, match["name"], match["version"], match["alias"])
 
 
-def _check(directory: Path) -> None:
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory; give a model artifact or models:/NAME@ALIAS")
-    try:
-        read_card(directory)
-    except ArtifactError as error:
-        raise UserError(str(error)) from error
-
-
-def require_model(mlflow_client: MlflowClient, name: str, or_none: bool = False) -> None:
+def require_model(mlflow: MlflowClient, name: str, or_none: bool = False) -> None:
     """Raises UserError where no model has this name; with `or_none`, only where others are registered."""
-    if _registered(mlflow_client, name) is not None:
+    if _registered(mlflow, name) is not None:
         return
-    others = ", ".join(_names(mlflow_client))
+    others = ", ".join(_names(mlflow))
     if others or not or_none:
         raise UserError(f"No model {name!r} is registered at {shown_uri()}; there is {others or 'none yet'}")
 
 
-def find_version(mlflow_client: MlflowClient, name: str, version: int) -> ModelVersion:
+def find_version(mlflow: MlflowClient, name: str, version: int) -> ModelVersion:
     """Raises UserError where there is no such model or version."""
-    return _find(mlflow_client, name, str(version), None)
+    return _find(mlflow, name, str(version), None)
 
 
-def _find(mlflow_client: MlflowClient, name: str, version: str | None, alias: str | None) -> ModelVersion:
-    versions = versions_of(mlflow_client, name)
+def _find(mlflow: MlflowClient, name: str, version: str | None, alias: str | None) -> ModelVersion:
+    versions = versions_of(mlflow, name)
     if not versions:
-        require_model(mlflow_client, name)
+        require_model(mlflow, name)
     for candidate in versions:
         if alias in candidate.aliases or str(candidate.version) == version:
             return candidate
@@ -205,51 +101,18 @@ def _find(mlflow_client: MlflowClient, name: str, version: str | None, alias: st
     raise UserError(f"Model {name!r} has no version {version}; it has {numbers or 'none'}")
 
 
-def _download(model: ModelVersion, cache: Path) -> Path:
-    uri = f"models:/{model.name}/{model.version}"
-    digest = model.tags.get(DIGEST_TAG, "")
-    if re.fullmatch("[0-9a-f]{64}", digest) is None:
-        raise UserError(f"{uri} has no tag {DIGEST_TAG}: it was not registered by msrrn")
-    target = cache / digest
-    if target.is_dir():
-        if artifact_digest(target) == digest:
-            return target
-        shutil.rmtree(target)
-    with writing(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-        downloads = tempfile.TemporaryDirectory(prefix=".download-", dir=cache)
-    with downloads as folder:
-        try:
-            mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/artifacts", dst_path=folder)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise UserError(f"{uri}: its files are gone from where MLflow keeps artifacts: {_LEFT}") from None
-        cards = list(Path(folder).rglob(CARD))
-        if len(cards) != 1 or artifact_digest(cards[0].parent) != digest:
-            raise UserError(f"{uri}: its files are not those that were registered: {_LEFT}")
-        try:
-            cards[0].parent.rename(target)
-        except OSError:
-            # Another process may have put it there since.
-            if not target.is_dir():
-                raise
-    _check(target)
-    return target
-
-
 def champion(name: str) -> ModelVersion | None:
     """The champion of `name`; None where there is no such model or no champion yet."""
     if not store_exists():
         return None
-    with connected() as mlflow_client:
-        return next((known for known in versions_of(mlflow_client, name) if CHAMPION in known.aliases), None)
+    with connected() as mlflow:
+        return next((known for known in versions_of(mlflow, name) if CHAMPION in known.aliases), None)
 
 
 def version_of(name: str, number: int) -> ModelVersion:
     """Raises UserError where there is no such model or version, or MLflow cannot be reached."""
-    with connected() as mlflow_client:
-        return find_version(mlflow_client, name, number)
+    with connected() as mlflow:
+        return find_version(mlflow, name, number)
 
 
 def models(name: str | None) -> list[ModelVersion]:
@@ -260,23 +123,23 @@ def models(name: str | None) -> list[ModelVersion]:
     """
     if not store_exists():
         return []
-    with connected() as mlflow_client:
-        return [version for each in _chosen(mlflow_client, name) for version in versions_of(mlflow_client, each)]
+    with connected() as mlflow:
+        return [version for each in _chosen(mlflow, name) for version in versions_of(mlflow, each)]
 
 
-def aliases_of(mlflow_client: MlflowClient, name: str) -> dict[str, int]:
+def aliases_of(mlflow: MlflowClient, name: str) -> dict[str, int]:
     """Alias → version; none where there is no such model."""
-    found = _registered(mlflow_client, name)
+    found = _registered(mlflow, name)
     return {alias: int(version) for alias, version in found.aliases.items()} if found else {}
 
 
-def versions_of(mlflow_client: MlflowClient, name: str) -> list[ModelVersion]:
+def versions_of(mlflow: MlflowClient, name: str) -> list[ModelVersion]:
     """The versions of a model, newest first."""
     if "'" in name:
         raise UserError(f"A model's name has no quotes, / or : in it, but this is {name}")
-    aliases = aliases_of(mlflow_client, name)
-    found = _pages(lambda token: mlflow_client.search_model_versions(f"name = '{name}'", page_token=token))
-    records = [_record(each, aliases) for each in found]
+    aliases = aliases_of(mlflow, name)
+    found = _pages(lambda token: mlflow.search_model_versions(f"name = '{name}'", page_token=token))
+    records = [ModelVersion.of(each, aliases) for each in found]
     return sorted(records, key=lambda each: each.version, reverse=True)
 
 
@@ -288,31 +151,31 @@ def names(name: str | None) -> list[str]:
     """
     if not store_exists():
         return []
-    with connected() as mlflow_client:
-        return _chosen(mlflow_client, name)
+    with connected() as mlflow:
+        return _chosen(mlflow, name)
 
 
-def _chosen(mlflow_client: MlflowClient, name: str | None) -> list[str]:
+def _chosen(mlflow: MlflowClient, name: str | None) -> list[str]:
     if not name:
-        return _names(mlflow_client)
-    require_model(mlflow_client, name, or_none=True)
+        return _names(mlflow)
+    require_model(mlflow, name, or_none=True)
     return [name]
 
 
-def _registered(mlflow_client: MlflowClient, name: str) -> Any:
+def _registered(mlflow: MlflowClient, name: str) -> Any:
     """What MLflow knows of a model; None where there is no such model."""
     try:
-        return mlflow_client.get_registered_model(name)
+        return mlflow.get_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
 
 
-def _names(mlflow_client: MlflowClient) -> list[str]:
+def _names(mlflow: MlflowClient) -> list[str]:
     """The models of which a version was registered here: a server may hold those of others, too."""
     ours = f"tags.`{DIGEST_TAG}` LIKE '%'"
-    found = _pages(lambda token: mlflow_client.search_model_versions(ours, page_token=token))
+    found = _pages(lambda token: mlflow.search_model_versions(ours, page_token=token))
     return sorted({str(each.name) for each in found})
 
 
@@ -323,14 +186,3 @@ def _pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
         token = page.token
         if not token:
             return
-
-
-def _record(version: Any, aliases: Mapping[str, int]) -> ModelVersion:
-    return ModelVersion(
-        name=str(version.name),
-        version=int(version.version),
-        run_id=str(version.run_id),
-        aliases=tuple(sorted(alias for alias, target in aliases.items() if target == int(version.version))),
-        tags=dict(version.tags),
-        created_ms=int(version.creation_timestamp),
-    )

@@ -18,6 +18,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UserError
 from pipelines.registry import tracking
 from pipelines.registry import versions as registry
+from pipelines.registry.artifacts import artifact_digest, fetch, register
 from pipelines.registry.succession import finish_turn, log, settle
 from pipelines.retraining import train_tracked
 from pipelines.settings import TrainSettings
@@ -84,8 +85,8 @@ def test_a_model_goes_through_a_server(server: str, tmp_path: Path, monkeypatch:
     logged = tracking.client().get_metric_history(run.run_id, "loss")
     assert sorted(each.step for each in logged) == [1, 2, 3]
     tracking.log_files(run, {"tables/report.csv": b"a,b\n"})
-    first = registry.register(run, "msrrn", artifact, {"dataset": "d"})
-    assert registry.register(run, "msrrn", artifact, {}) == first
+    first = register(run, "msrrn", artifact, {"dataset": "d"})
+    assert register(run, "msrrn", artifact, {}) == first
     tracking.finish_run(run, "FINISHED")
 
     settle("msrrn", "promoted", first.version, None, "first model", "me")
@@ -93,11 +94,11 @@ def test_a_model_goes_through_a_server(server: str, tmp_path: Path, monkeypatch:
     assert champion is not None
     assert champion.aliases == ("champion",)
     assert champion.tags["msrrn.reason"] == "first model"
-    fetched = registry.fetch("models:/msrrn@champion")
+    fetched = fetch("models:/msrrn@champion")
     assert fetched.is_relative_to(tmp_path / "cache")
-    assert registry.artifact_digest(fetched) == registry.artifact_digest(artifact)
+    assert artifact_digest(fetched) == artifact_digest(artifact)
     with pytest.raises(UserError, match=r"No model 'other'.*there is msrrn"):
-        registry.fetch("models:/other@champion")
+        fetch("models:/other@champion")
     # Everything is on the server: nothing was written where the client runs.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "cache"]
 

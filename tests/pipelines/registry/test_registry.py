@@ -19,6 +19,7 @@ from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.registry import tracking
 from pipelines.registry import versions as registry
+from pipelines.registry.artifacts import artifact_digest, fetch, register
 from pipelines.registry.succession import settle
 from pipelines.registry.tracking import RunRecord
 
@@ -46,7 +47,7 @@ def three(run: RunRecord, make_artifact: Callable[[int], Path]) -> list[Path]:
     """The artifacts of the versions 1, 2 and 3 of the model `three`."""
     artifacts = [make_artifact(seed) for seed in range(3)]
     for artifact in artifacts:
-        registry.register(run, "three", artifact, {"dataset": "d"})
+        register(run, "three", artifact, {"dataset": "d"})
     return artifacts
 
 
@@ -110,12 +111,12 @@ def test_files_stay_inside_the_run(run: RunRecord, name: str) -> None:
 @pytest.mark.filterwarnings("error")
 def test_an_artifact_is_registered_once(run: RunRecord, make_artifact: Callable[[int], Path]) -> None:
     artifact = make_artifact(7)
-    first = registry.register(run, "once", artifact, {"dataset": "d"})
+    first = register(run, "once", artifact, {"dataset": "d"})
     copy = make_artifact(7)
-    assert registry.register(run, "once", copy, {}) == first
+    assert register(run, "once", copy, {}) == first
     assert registry.models("once") == [first]
     assert (first.version, first.run_id, first.tags["dataset"]) == (1, run.run_id, "d")
-    assert registry.register(run, "another", artifact, {}).name == "another"
+    assert register(run, "another", artifact, {}).name == "another"
     assert {each.name for each in registry.models(None)} >= {"once", "another"}
 
 
@@ -142,15 +143,15 @@ def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
         folder.mkdir()
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        digests.add(registry.artifact_digest(folder))
+        digests.add(artifact_digest(folder))
     assert len(digests) == 3
 
 
 def test_fetches_directories_versions_and_aliases(three: list[Path], tmp_path: Path) -> None:
-    assert registry.fetch(str(three[0])) == three[0]
+    assert fetch(str(three[0])) == three[0]
     settle("three", "kept", 2, None, "worse", "me")
-    fetched = registry.fetch("models:/three@challenger", tmp_path)
-    assert fetched == registry.fetch("models:/three/2", tmp_path)
+    fetched = fetch("models:/three@challenger", tmp_path)
+    assert fetched == fetch("models:/three/2", tmp_path)
     for name in ("weights.safetensors", "card.json"):
         assert (fetched / name).read_bytes() == (three[1] / name).read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == [fetched.name]
@@ -166,40 +167,40 @@ def test_an_old_folder_of_runs_is_not_the_store(
     monkeypatch.chdir(tmp_path)
     assert mlflow.get_tracking_uri().endswith("mlruns")  # what MLflow takes by itself
     run = tracking.open_run("training", "k1", {}, {})
-    registry.register(run, "beside", make_artifact(50), {})
-    assert (registry.fetch("models:/beside/1", tmp_path / "cache") / "card.json").is_file()
+    register(run, "beside", make_artifact(50), {})
+    assert (fetch("models:/beside/1", tmp_path / "cache") / "card.json").is_file()
 
 
 def test_a_damaged_cache_is_mended(three: list[Path], tmp_path: Path) -> None:
-    fetched = registry.fetch("models:/three/1", tmp_path)
+    fetched = fetch("models:/three/1", tmp_path)
     (fetched / "weights.safetensors").write_bytes(b"half")
-    again = registry.fetch("models:/three/1", tmp_path)
+    again = fetch("models:/three/1", tmp_path)
     assert (again / "weights.safetensors").read_bytes() == (three[0] / "weights.safetensors").read_bytes()
 
 
 def test_files_that_are_gone_are_told_with_what_is_left_to_do(
     run: RunRecord, mlflow_store: Path, make_artifact: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    registry.register(run, "lost", make_artifact(41), {})
+    register(run, "lost", make_artifact(41), {})
     newest = max(
         (mlflow_store / "mlartifacts").rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime_ns
     )
     shutil.rmtree(newest.parents[2])
     with pytest.raises(UserError, match=r"^models:/lost/1: its files are gone .* put them back, .*msrrn rollback"):
-        registry.fetch("models:/lost/1", tmp_path)
+        fetch("models:/lost/1", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_changed_store_is_noticed(
     run: RunRecord, mlflow_store: Path, make_artifact: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    registry.register(run, "changed", make_artifact(40), {})
+    register(run, "changed", make_artifact(40), {})
     newest = max(
         (mlflow_store / "mlartifacts").rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime_ns
     )
     newest.write_bytes(b"other weights")
     with pytest.raises(UserError, match="not those that were registered"):
-        registry.fetch("models:/changed/1", tmp_path)
+        fetch("models:/changed/1", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -217,7 +218,7 @@ def test_a_changed_store_is_noticed(
 def test_says_what_cannot_be_fetched(three: list[Path], model: str, message: str) -> None:
     settle("three", "kept", 2, None, "worse", "me")
     with pytest.raises(UserError, match=message):
-        registry.fetch(model)
+        fetch(model)
 
 
 def test_what_else_is_no_value_is_not_told_as_a_wrong_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +234,7 @@ def test_says_what_is_no_artifact(tmp_path: Path, three: list[Path], run: RunRec
     bare = tmp_path / "bare"
     shutil.copytree(three[0], bare)
     (bare / "card.json").unlink()
-    for attempt in (lambda: registry.fetch(str(bare)), lambda: registry.register(run, "bare", bare, {})):
+    for attempt in (lambda: fetch(str(bare)), lambda: register(run, "bare", bare, {})):
         with pytest.raises(UserError, match=r"bare.*card\.json"):
             attempt()
 
@@ -260,7 +261,7 @@ def test_says_when_the_store_cannot_be_used(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp_path))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=message) as caught:
-        registry.fetch("models:/three/1")
+        fetch("models:/three/1")
     assert "secret" not in "".join(traceback.format_exception(caught.value))
     assert isinstance(caught.value, OutageError) == ("No MLflow server" in message)
 
@@ -272,7 +273,7 @@ def test_a_cache_that_cannot_be_written_is_not_put_down_to_mlflow(
     monkeypatch.setenv("MSRRN_CACHE", str(tmp_path / "file" / "cache"))
     message = r"^.*/file/cache/\w+ cannot be written \(Not a directory\): set MSRRN_CACHE"
     with pytest.raises(UserError, match=message):
-        registry.fetch("models:/three/3")
+        fetch("models:/three/3")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=message), tracking.reaching_mlflow(), tracking.store_lock():
         pass

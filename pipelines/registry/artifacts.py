@@ -1,0 +1,167 @@
+"""The files of registered models: an artifact becomes a version with its serving code, and is fetched again."""
+
+import hashlib
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Final
+
+import mlflow.artifacts
+import mlflow.pyfunc
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+import msrrn
+from msrrn.artifact import CARD, ArtifactError, read_card
+from pipelines.cache import cache_directory, writing
+from pipelines.errors import UserError
+from pipelines.registry.store import default_store
+from pipelines.registry.tracking import RunRecord, connected, reaching_mlflow, store_lock
+from pipelines.registry.versions import DIGEST_TAG, ModelVersion, resolve, versions_of
+
+_SIGNATURE: Final = ModelSignature(
+    inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 200, 200), "image_200")]),
+    outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 136))]),
+)
+_SERVING_CODE: Final = Path(__file__).with_name("served_model.py")
+_SERVED_WITH: Final = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
+_LEFT: Final = "put them back, or use another version (msrrn rollback, or an alias given in MLflow's UI)"
+"""What there is to do about files in MLflow's store, which are written there once."""
+
+
+def artifact_digest(artifact: Path) -> str:
+    """SHA-256 over names, sizes and contents of the artifact's files, sorted by name."""
+    digest = hashlib.sha256()
+    for path in sorted(file for file in artifact.rglob("*") if file.is_file()):
+        name = path.relative_to(artifact).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def register(run: RunRecord, name: str, artifact: Path, tags: Mapping[str, str]) -> ModelVersion:
+    """Logs the artifact with its serving code to the run, as a new version of `name`.
+
+    An artifact that is registered under `name` already keeps its version, which is returned as it is.
+
+    Raises:
+        UserError: `artifact` is no model artifact, or MLflow refuses the name or cannot be reached.
+    """
+    _check(artifact)
+    digest = artifact_digest(artifact)
+    with connected() as mlflow_client, store_lock(), default_store():
+        for known in versions_of(mlflow_client, name):
+            if known.tags.get(DIGEST_TAG) == digest:
+                return known
+        try:
+            mlflow_client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        model_id = _log_model(mlflow_client, run, name, artifact)
+        created = mlflow_client.create_model_version(
+            name,
+            source=f"models:/{model_id}",
+            run_id=run.run_id,
+            tags={**tags, DIGEST_TAG: digest},
+            model_id=model_id,
+        )
+        return ModelVersion.of(created, {})
+
+
+def _log_model(mlflow_client: MlflowClient, run: RunRecord, name: str, artifact: Path) -> str:
+    experiment_id = mlflow_client.get_run(run.run_id).info.experiment_id
+    logged = mlflow_client.create_logged_model(experiment_id, name=name, source_run_id=run.run_id)
+    model = Model(run_id=run.run_id, model_id=logged.model_id)
+    # MLflow would rather infer the schema than be given one, and says so past any filter: hence `record`.
+    unheard = warnings.catch_warnings(record=True, action="ignore", category=UserWarning)
+    with tempfile.TemporaryDirectory(prefix="msrrn-") as folder, unheard:
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=_SERVING_CODE,
+            # The package travels with the weights: a server needs nothing that is not on a package index.
+            code_paths=[str(Path(str(msrrn.__file__)).parent)],
+            artifacts={"model": str(artifact.absolute())},
+            signature=_SIGNATURE,
+            # Without "+cpu": package indexes know no local versions.
+            pip_requirements=[f"{each}=={installed_version(each).split('+')[0]}" for each in _SERVED_WITH],
+            mlflow_model=model,
+        )
+        # MLflow looks for these in the model only, yet writes down where they were on this machine.
+        flavor = model.flavors[mlflow.pyfunc.FLAVOR_NAME]
+        flavor["model_code_path"] = _SERVING_CODE.name
+        flavor["artifacts"]["model"]["uri"] = flavor["artifacts"]["model"]["path"]
+        model.save(Path(folder, "MLmodel"))
+        mlflow_client.log_model_artifacts(logged.model_id, folder)
+    mlflow_client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    mlflow_client.finalize_logged_model(logged.model_id, "READY")
+    return str(logged.model_id)
+
+
+def fetch(model: str, cache: Path | None = None) -> Path:
+    """The artifact directory of `model`: a directory itself, `models:/name@alias`, or `models:/name/3`.
+
+    A registered model is downloaded once into `cache` (by default `models` in the user's cache), under its
+    digest, which is checked every time.
+
+    Raises:
+        UserError: no such directory, model, version or alias; no artifact in it; MLflow cannot be reached.
+    """
+    if not model.startswith("models:"):
+        _check(Path(model))
+        return Path(model)
+    found = resolve(model)
+    with reaching_mlflow(), default_store():
+        return _download(found, cache or cache_directory() / "models")
+
+
+def _download(model: ModelVersion, cache: Path) -> Path:
+    uri = f"models:/{model.name}/{model.version}"
+    digest = model.tags.get(DIGEST_TAG, "")
+    if re.fullmatch("[0-9a-f]{64}", digest) is None:
+        raise UserError(f"{uri} has no tag {DIGEST_TAG}: it was not registered by msrrn")
+    target = cache / digest
+    if target.is_dir():
+        if artifact_digest(target) == digest:
+            return target
+        shutil.rmtree(target)
+    with writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        downloads = tempfile.TemporaryDirectory(prefix=".download-", dir=cache)
+    with downloads as folder:
+        try:
+            mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/artifacts", dst_path=folder)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(f"{uri}: its files are gone from where MLflow keeps artifacts: {_LEFT}") from None
+        cards = list(Path(folder).rglob(CARD))
+        if len(cards) != 1 or artifact_digest(cards[0].parent) != digest:
+            raise UserError(f"{uri}: its files are not those that were registered: {_LEFT}")
+        try:
+            cards[0].parent.rename(target)
+        except OSError:
+            # Another process may have put it there since.
+            if not target.is_dir():
+                raise
+    _check(target)
+    return target
+
+
+def _check(directory: Path) -> None:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; give a model artifact or models:/NAME@ALIAS")
+    try:
+        read_card(directory)
+    except ArtifactError as error:
+        raise UserError(str(error)) from error
