@@ -182,8 +182,7 @@ def _difference(
 
 def _correlation_row(pair: Pair, settings: GateSettings) -> Row:
     new, old = (expected_and_true(faces) for faces in pair)
-
-    photos = np.unique(pair.photos, return_inverse=True)[1]
+    photos = pair.photos
     of_photo = np.split(np.argsort(photos, kind="stable"), np.cumsum(np.bincount(photos))[:-1])
 
     def loss(drawn: NDArray[np.intp]) -> float:

@@ -6,7 +6,6 @@ Between the two nothing is decided: the champion stays, and the reason says how 
 for evidence of harm, not for proof of harmlessness, which small slices could never give.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -64,8 +63,9 @@ def decide(pair: Pair, settings: GateSettings, pace: Row | None = None) -> Decis
             reason = f"The {who}'s NRMSE is not a number on {bad} of {len(errors)} faces: nothing can be compared."
             return Decision(verdict="kept", reason=reason)
     if len(new) < settings.least_faces or len(np.unique(pair.photos)) < 2:
-        nothing = "decides nothing" if len(new) == 1 else "decide nothing"
-        reason = f"{_few(len(new))} {nothing}, at least {settings.least_faces} do: {_means(new, old)}."
+        few = f"{counted(len(new), 'evaluation face')} {'decides' if len(new) == 1 else 'decide'} nothing"
+        means = f"NRMSE {new.mean():.3%} against the champion's {old.mean():.3%} (IP)"
+        reason = f"{few}, at least {settings.least_faces} do: {means}."
         return Decision(verdict="undecided", reason=reason, faces_needed=settings.least_faces)
     error = error_row(pair, settings)
     floors = [*([pace] if pace else []), *floor_rows(pair, settings)]
@@ -74,7 +74,8 @@ def decide(pair: Pair, settings: GateSettings, pace: Row | None = None) -> Decis
     if not error.holds:
         return Decision(verdict="kept", reason=f"The challenger is worse: {_figures(error)}.", rows=rows)
     if broken:
-        reason = f"The challenger breaks {_count(broken)}: {'; '.join(map(_floor, broken))}. {_figures(error)}."
+        floor = "a floor" if len(broken) == 1 else f"{len(broken)} floors"
+        reason = f"The challenger breaks {floor}: {'; '.join(map(_floor, broken))}. {_figures(error)}."
         return Decision(verdict="kept", reason=reason, rows=rows)
     if error.high < error.limit:
         return Decision(verdict="promoted", reason=f"The challenger is better: {_figures(error)}.", rows=rows)
@@ -98,18 +99,6 @@ def shown(row: Row) -> dict[str, str]:
         "limit": signed(row.limit),
         "holds": "yes" if row.holds else "no",
     }
-
-
-def _means(new: np.ndarray, old: np.ndarray) -> str:
-    return f"NRMSE {new.mean():.3%} against the champion's {old.mean():.3%} (IP)"
-
-
-def _few(count: int) -> str:
-    return counted(count, "evaluation face")
-
-
-def _count(broken: Sequence[Row]) -> str:
-    return "a floor" if len(broken) == 1 else f"{len(broken)} floors"
 
 
 def _figures(row: Row) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,8 +43,7 @@ def decision_files(title: str, decision: Decision, pair: Pair | None) -> dict[st
     """Name → content; a decision without a comparison has no faces to show. Reads the photos that it draws."""
     files = {DECISION: decision.model_dump_json(indent=1).encode()}
     if decision.rows:
-        rows = [shown(row) for row in decision.rows]
-        files[FIGURES] = _csv(list(rows[0]), [list(row.values()) for row in rows])
+        files[FIGURES] = _csv([shown(row) for row in decision.rows])
     if pair is None:
         return files
     changed = _changed(pair)
@@ -99,26 +98,29 @@ def _changed(pair: Pair) -> list[_Changed]:
 def _faces(pair: Pair) -> bytes:
     new, old = pair.errors
     expected = [expected_and_true(faces)[0] for faces in pair]
-    columns = [
-        "photo_sha256",
-        "annotation_uri",
-        "subset",
-        "side_px",
-        "roll_degrees",
-        "sharpness",
-        "challenger_nrmse_ip",
-    ]
-    columns += ["champion_nrmse_ip", "challenger_expected", "champion_expected"]
     rows = []
     for index, face in enumerate(pair.challenger):
-        measures = [expected_box(face.truth).side, float(face_roll(face.truth)), face.sharpness]
-        numbers = [*measures, new[index], old[index], expected[0][index], expected[1][index]]
-        names = [face.photo_sha256, harmless(face.annotation_uri), harmless(face.subset)]
-        rows.append([*names, *(f"{number:.6g}" for number in numbers)])
-    return _csv(columns, rows)
+        names = {
+            "photo_sha256": face.photo_sha256,
+            "annotation_uri": harmless(face.annotation_uri),
+            "subset": harmless(face.subset),
+        }
+        numbers = {
+            "side_px": expected_box(face.truth).side,
+            "roll_degrees": float(face_roll(face.truth)),
+            "sharpness": face.sharpness,
+            "challenger_nrmse_ip": new[index],
+            "champion_nrmse_ip": old[index],
+            "challenger_expected": expected[0][index],
+            "champion_expected": expected[1][index],
+        }
+        rows.append(names | {name: f"{number:.6g}" for name, number in numbers.items()})
+    return _csv(rows)
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+def _csv(rows: Sequence[Mapping[str, str]]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([columns, *rows])
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")
