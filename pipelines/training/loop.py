@@ -49,6 +49,11 @@ PERTURBERS: Final = min(8, max(1, (os.cpu_count() or 1) // 2))
 """Threads that perturb batches ahead of the one in use; OpenCV lets them work beside each other."""
 
 
+_WEIGHTS: Final = ("model", "averaged", "optimiser")
+_PLACE: Final = ("epoch", "step", "loss", "gradient_norm", "history")
+"""What of a `TrainState` a checkpoint holds: weights and what moves them, and where the run is."""
+
+
 class TrainState:
     """Everything that a checkpoint holds: the network, the optimiser, the history, and where the run is.
 
@@ -92,33 +97,18 @@ class TrainState:
 
     def to_bytes(self) -> bytes:
         buffer = io.BytesIO()
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "averaged": self.averaged.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "epoch": self.epoch,
-                "step": self.step,
-                "loss": self.loss,
-                "gradient_norm": self.gradient_norm,
-                "history": self.history,
-            },
-            buffer,
-        )
+        weights = {name: getattr(self, name).state_dict() for name in _WEIGHTS}
+        torch.save(weights | {name: getattr(self, name) for name in _PLACE}, buffer)
         return buffer.getvalue()
 
     def load_bytes(self, data: bytes) -> None:
         """Takes over a checkpoint; nothing in it is unpickled beyond tensors and plain values."""
         device = self.model.mean_shape.device
         state = torch.load(io.BytesIO(data), weights_only=True, map_location=device)
-        self.model.load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.epoch = state["epoch"]
-        self.step = state["step"]
-        self.loss = state["loss"]
-        self.gradient_norm = state["gradient_norm"]
-        self.history = state["history"]
+        for name in _WEIGHTS:
+            getattr(self, name).load_state_dict(state[name])
+        for name in _PLACE:
+            setattr(self, name, state[name])
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
