@@ -113,20 +113,20 @@ def robustness(model: Model, ert: Ert | None, faces: Sequence[FaceResult], worke
 def _errors(shared: tuple[Model, Ert | None], unit: Sequence[FaceResult]) -> NDArray[np.float64]:
     """(faces, perturbations, 2): errors of the model and of ERT."""
     model, ert = shared
-    errors = np.zeros((0, len(PERTURBATIONS), 2))
+    errors = []
     for face in unit:
         photo = photo_of(face)
         if photo is None:
             continue
         ours, own = _perturbed(photo.rgb, face, model.card.crop_margin)
         shapes = _upright(own, model.predictor.predict(ours).shapes, photo.size)
-        row = np.full((1, len(PERTURBATIONS), 2), np.nan)
-        row[0, :, 0] = nrmse_ip(shapes, face.truth)
+        row = np.full((len(PERTURBATIONS), 2), np.nan)
+        row[:, 0] = nrmse_ip(shapes, face.truth)
         if ert:
             theirs, frames = _perturbed(photo.rgb, face, ert.crop_margin)
-            row[0, :, 1] = nrmse_ip(_upright(frames, ert.predict(theirs), photo.size), face.truth)
-        errors = np.concatenate([errors, row])
-    return errors
+            row[:, 1] = nrmse_ip(_upright(frames, ert.predict(theirs), photo.size), face.truth)
+        errors.append(row)
+    return np.reshape(errors, (-1, len(PERTURBATIONS), 2))
 
 
 def _upright(frames: Sequence[CropFrame], shapes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.floating]:
