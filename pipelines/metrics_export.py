@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -136,33 +137,28 @@ def metered(out: str, images_per_unit: int, update: Callable[..., None]) -> Iter
     yield meter
     meter.export()
     after = _counted(out)
+    # A quarantined picture that a later run could read makes its old count smaller: counters never go down.
+    new = after - before
     export_metrics(
-        pictures={status: _beyond(before, after, status) for status in STATUSES},
-        faces=_beyond(before, after, "faces"),
-        quarantined={
-            name.removeprefix(_REASON): _beyond(before, after, name) for name in after if name.startswith(_REASON)
-        },
+        pictures={status: new[status] for status in STATUSES},
+        faces=new["faces"],
+        quarantined={name.removeprefix(_REASON): new[name] for name in after if name.startswith(_REASON)},
     )
 
 
 _REASON: Final = "reason:"
 
 
-def _counted(out: str) -> dict[str, int]:
+def _counted(out: str) -> Counter[str]:
     """Counts of `summary.json` by status, `faces`, and `reason:` with a reason; empty where there is none."""
     if not os.environ.get(DIRECTORY):
-        return {}
+        return Counter()
     try:
         summary = json.loads(Store(out).read_bytes(SUMMARY))
         counts = {name: int(summary[name]) for name in (*STATUSES, "faces")}
-        return counts | {f"{_REASON}{reason}": int(n) for reason, n in summary["reasons"].items()}
+        return Counter(counts | {f"{_REASON}{reason}": int(n) for reason, n in summary["reasons"].items()})
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _beyond(before: Mapping[str, int], after: Mapping[str, int], name: str) -> int:
-    # A quarantined picture that a later run could read makes its old count smaller: counters never go down.
-    return max(after.get(name, 0) - before.get(name, 0), 0)
+        return Counter()
 
 
 class _Meter:
