@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -24,7 +25,7 @@ from pipelines.engine import start_ray
 from pipelines.models import Model
 from pipelines.storage import Store
 from tests.environment import be_nobodys
-from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w
+from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w, write_model
 from tests.faulty import FaultyEndpoint, serve_faulty
 from tests.seaweedfs import serve_seaweedfs, weed
 
@@ -240,6 +241,14 @@ def dataset(annotated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def model(dataset: tuple[Store, Manifest], tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A tiny network that was never trained."""
     return tiny_model(tmp_path_factory.mktemp("model"), Loader(*dataset, "train").mean_shape())
+
+
+@pytest.fixture(scope="session")
+def artifacts(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two untrained networks, `good` and `bad`, as directories."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    tiny_model(folder / "bad", np.full((68, 2), 0.9, np.float32), seed=3)
+    return {"good": write_model(folder / "good", model), "bad": str(folder / "bad")}
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,14 @@ def tiny_model(folder: Path, mean_shape: NDArray[np.float32], seed: int = 0) -> 
     return read_model(folder)
 
 
+def write_model(folder: Path, model: Model) -> str:
+    """Its artifact directory."""
+    folder.mkdir(exist_ok=True)
+    for name, data in model.files:
+        (folder / name).write_bytes(data)
+    return str(folder)
+
+
 def write_shards(folder: Path, train: Sequence[Sequence[int]], val: Sequence[Sequence[int]] = ()) -> Dataset:
     """A dataset without photographs: for each shard, how many rows each of its row groups has.
 

@@ -22,18 +22,14 @@ from pipelines.registry import tracking
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import run_name, train_model
-from tests.factories import SETTINGS, start_msrrn, tree
+from tests.factories import SETTINGS, start_msrrn, tree, write_model
 from tests.pipelines.listings import a_face
 from tests.pipelines.runs import run_of
 
 
 @pytest.fixture
 def artifact(model: Model, tmp_path: Path) -> str:
-    folder = tmp_path / "artifact"
-    folder.mkdir()
-    for name, data in model.files:
-        (folder / name).write_bytes(data)
-    return str(folder)
+    return write_model(tmp_path / "artifact", model)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *call: str, code: int = 1) -> str:

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from flows.cli import main
 from flows.gate import ask_here, asking
 from pipelines.errors import UsageError
-from pipelines.models import Model
 from pipelines.promotion import gate as station
 from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import Judgement
@@ -21,7 +19,6 @@ from pipelines.promotion.reconcile import reconcile
 from pipelines.registry.succession import log
 from pipelines.registry.tracking import client
 from pipelines.registry.versions import ModelVersion, champion, names
-from tests.factories import tiny_model
 from tests.pipelines.registry.test_succession import crashed, make_versions
 
 LENIENT = ("--gate-least-faces", "2", "--gate-bias", "1000", "--gate-rank-loss", "2", "--gate-slower", "1000")
@@ -32,16 +29,6 @@ def _store(mlflow_store: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PREFECT_API_URL", raising=False)
         yield
-
-
-@pytest.fixture(scope="module")
-def artifacts(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("artifacts")
-    (folder / "good").mkdir()
-    for name, data in model.files:
-        (folder / "good" / name).write_bytes(data)
-    tiny_model(folder / "bad", np.full((68, 2), 0.9, np.float32), seed=3)
-    return {name: str(folder / name) for name in ("good", "bad")}
 
 
 def promote(capsys: pytest.CaptureFixture[str], *call: str) -> str:

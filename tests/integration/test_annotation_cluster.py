@@ -13,7 +13,7 @@ from pipelines.annotation.tables import SUMMARY
 from pipelines.models import Model
 from pipelines.settings import AnnotateSettings
 from tests.cluster import cluster, kill_one
-from tests.factories import start_msrrn, tree
+from tests.factories import start_msrrn, tree, write_model
 from tests.integration.prefect_server import wait_for
 
 UNITS = 20
@@ -39,18 +39,16 @@ def test_what_is_killed_costs_time_and_nothing_else(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    album, artifact, out = tmp_path / "album", tmp_path / "model", tmp_path / "out"
+    album, out = tmp_path / "album", tmp_path / "out"
     album.mkdir()
     jpegs = [photo.jpeg for photo in photos[0][:5]]
     for index in range(2 * UNITS):
         (album / f"{index:03d}.jpg").write_bytes(jpegs[index % 5] if index % 7 else b"broken")
-    artifact.mkdir()
-    for name, data in model.files:
-        (artifact / name).write_bytes(data)
+    artifact = write_model(tmp_path / "model", model)
     alone = annotate(str(album), str(tmp_path / "alone"), model, AnnotateSettings(images_per_unit=2), 1)
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    call = ("annotate", str(album), "--out", str(out), "--model", str(artifact), "--images-per-unit", "2")
+    call = ("annotate", str(album), "--out", str(out), "--model", artifact, "--images-per-unit", "2")
     with cluster(0) as made:
         made.add_node()
         made.add_node()

@@ -31,7 +31,7 @@ from pipelines.models import Model
 from pipelines.registry.succession import log
 from pipelines.registry.versions import champion
 from pipelines.settings import GateSettings
-from tests.factories import tiny_model
+from tests.factories import tiny_model, write_model
 from tests.integration.prefect_server import PREFECT, ROOT, post, prefect_server, runs_of, wait_for
 from tests.registered import register_model
 
@@ -53,10 +53,7 @@ def api(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def artifact(model: Model, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("artifact")
-    for name, data in model.files:
-        (folder / name).write_bytes(data)
-    return str(folder)
+    return write_model(tmp_path_factory.mktemp("artifact"), model)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pipelines.retraining import begun_from, metric_names, require_unseen, requi
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import TrainedModel, run_name, train_model
-from tests.factories import TINY
+from tests.factories import TINY, write_model
 
 Dataset = tuple[Store, Manifest]
 
@@ -28,13 +28,6 @@ def _tiny(mlflow_store: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "paper", TINY)
         yield
-
-
-def write(folder: Path, model: Model) -> str:
-    folder.mkdir()
-    for name, data in model.files:
-        (folder / name).write_bytes(data)
-    return str(folder)
 
 
 def run_of(name: str, key: str) -> Any:
@@ -161,7 +154,7 @@ def test_a_model_is_opened_wherever_it_is(model: Model, tmp_path: Path, s3: str)
     for name, data in model.files:
         Store(f"{s3}/models").publish(name, data)
     assert open_model(f"{s3}/models") == model
-    assert open_model(write(tmp_path / "here", model)) == model
+    assert open_model(write_model(tmp_path / "here", model)) == model
     with pytest.raises(UserError, match=rf"absent/({WEIGHTS}|{CARD}) does not exist"):
         open_model(f"{s3}/absent")
     with pytest.raises(UserError, match="nowhere"):

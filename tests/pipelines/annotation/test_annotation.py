@@ -49,6 +49,7 @@ from tests.factories import (
     times,
     tiny_model,
     tree,
+    write_model,
     write_tar,
 )
 from tests.faulty import FaultyEndpoint
@@ -820,11 +821,9 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_whoever_stops_it_is_told_so_in_one_line_and_the_next_run_completes(
     ending: signal.Signals, done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
 ) -> None:
-    artifact, out = tmp_path / "model", tmp_path / "out"
-    artifact.mkdir()
-    for name, data in model.files:
-        (artifact / name).write_bytes(data)
-    call = ("annotate", str(album), "--out", str(out), "--model", str(artifact), "--images-per-unit", "3")
+    out = tmp_path / "out"
+    artifact = write_model(tmp_path / "model", model)
+    call = ("annotate", str(album), "--out", str(out), "--model", artifact, "--images-per-unit", "3")
     process = start_msrrn(*call, "--workers", "1")
     while not (out / RUN).exists() and process.poll() is None:
         time.sleep(0.01)

@@ -35,7 +35,6 @@ from pipelines.registry.succession import log, rollback, settle
 from pipelines.registry.tracking import client
 from pipelines.registry.versions import champion, models, version_of
 from pipelines.settings import GateSettings, Selection
-from tests.factories import tiny_model
 
 LENIENT = GateSettings(least_faces=2, resamples=200, bias=1000, rank_loss=2, slower=1000)
 """For networks that were never trained, on a handful of faces."""
@@ -72,17 +71,6 @@ def _store(mlflow_store: Path) -> Iterator[None]:
         patch.setattr(station, "evaluate", remembered)
         patch.setattr(comparison, "TIMED_FACES", 8)  # how long these networks take decides nothing
         yield
-
-
-@pytest.fixture(scope="module")
-def artifacts(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two untrained networks, `good` and `bad`, as directories."""
-    folder = tmp_path_factory.mktemp("artifacts")
-    (folder / "good").mkdir()
-    for name, data in model.files:
-        (folder / "good" / name).write_bytes(data)
-    tiny_model(folder / "bad", np.full((68, 2), 0.9, np.float32), seed=3)
-    return {name: str(folder / name) for name in ("good", "bad")}
 
 
 @pytest.fixture(scope="module")
