@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import tarfile
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from pipelines.models import Model, read_model
 from pipelines.settings import PrepareSettings
 from pipelines.sources.pts import format_pts
 from pipelines.storage import Store
+from tests.pipelines.containers import packed
 
 Dataset = tuple[Store, Manifest]
 Result = TypeVar("Result")
@@ -141,11 +141,7 @@ def picture(pixels: NDArray[np.generic], kind: str = "PNG", **options: object) -
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
     """A tar whose members may have any name."""
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    path.write_bytes(packed(".tar", members))
 
 
 def tree(folder: Path) -> dict[str, bytes]:

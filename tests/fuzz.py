@@ -2,13 +2,13 @@
 
 import io
 import random
-import tarfile
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from PIL import Image
+
+from tests.pipelines.containers import packed
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 
@@ -54,28 +54,13 @@ def write_containers(folder: Path, seeds: Sequence[bytes], cases: int, seed: int
         suffix = chance.choice((".tar", ".tar.gz", ".zip"))
         names.append(f"{case:05d}{suffix}")
         members = {f"{index}.jpg": chance.choice(seeds) for index in range(chance.randint(1, 5))}
-        (folder / names[-1]).write_bytes(damaged(_archive(suffix, members), chance))
+        (folder / names[-1]).write_bytes(damaged(packed(suffix, members), chance))
     return names
 
 
 def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _archive(suffix: str, members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    if suffix == ".zip":
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
-            for name, data in members.items():
-                bundle.writestr(name, data)
-        return buffer.getvalue()
-    with tarfile.open(fileobj=buffer, mode="w:gz" if suffix == ".tar.gz" else "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
 
 

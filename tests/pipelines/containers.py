@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import os
+import stat
 import tarfile
 import warnings
 import zipfile
@@ -51,6 +53,39 @@ def packed(kind: str, files: Mapping[str, bytes]) -> bytes:
         return zipped(*files.items())
     data = tar(*(member(name, content) for name, content in files.items()))
     return data if kind.lower().endswith(".tar") else gzip.compress(data, mtime=0)
+
+
+def put(url: str, files: Mapping[str, bytes]) -> str:
+    """The files as the archive, or else as the folder, that a URL is by its name; the URL."""
+    folder, _, name = url.rpartition("/")
+    if not name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+        return publish(url, files)
+    Store(folder).publish(name, packed(name, files))
+    return url
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    """A member of a zip that is a symbolic link."""
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+def tangle(folder: Path) -> Path:
+    """A folder of links: to pictures, to other folders, to itself, and to nothing."""
+    real, root = folder / "real", folder / "root"
+    (real / "deep").mkdir(parents=True)
+    root.mkdir()
+    (real / "deep" / "a.jpg").write_bytes(b"a")
+    (real / "loop").symlink_to(root)
+    (root / "again").symlink_to(real)
+    (root / "folder").symlink_to(real)
+    (root / "a.jpg").symlink_to(real / "deep" / "a.jpg")
+    (root / "self").symlink_to(root)
+    (root / "gone.jpg").symlink_to("nowhere")
+    (root / "round.jpg").symlink_to("round.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    return root
 
 
 def place(name: str, tmp_path: Path, s3: str) -> str:

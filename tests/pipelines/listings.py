@@ -1,7 +1,6 @@
 """Writers of the list formats, and the places where a source may lie."""
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 
 from msrrn.synthetic.anatomy import MEAN
 from pipelines.sources import AnnotatedPhoto, AnnotatedSource, Rejected
-from pipelines.storage import Store
-from tests.factories import write_tar
+from tests.pipelines import containers
 
 Face = tuple[str, NDArray[np.floating]]
 """A picture's path and a shape in it."""
@@ -67,24 +65,12 @@ def table(faces: Sequence[Face]) -> bytes:
 
 def put(place: str, files: Mapping[str, bytes], tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """The URL of these files as a folder, an archive, or on S3."""
-    if place.endswith(".zip"):
-        with zipfile.ZipFile(tmp_path / place, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-        return str(tmp_path / place)
-    if place.endswith(".tar"):
-        write_tar(tmp_path / place, files)
-        return str(tmp_path / place)
     url = f"{request.getfixturevalue('s3')}/faces" if place == "s3" else str(tmp_path / place)
-    for name, data in files.items():
-        Store(url).publish(name, data)
-    return url
+    return containers.put(url, files)
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> str:
-    for name, data in files.items():
-        Store(str(folder)).publish(name, data)
-    return str(folder)
+    return containers.publish(str(folder), files)
 
 
 def rows_of(source: AnnotatedSource) -> list[AnnotatedPhoto | Rejected]:

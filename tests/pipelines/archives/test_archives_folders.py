@@ -18,7 +18,7 @@ from pipelines.outages import OutageError
 from pipelines.storage import Store
 from tests.factories import refuse
 from tests.faulty import FaultyEndpoint
-from tests.pipelines.containers import growth, member, packed, publish, read, tar, zipped
+from tests.pipelines.containers import growth, member, packed, publish, read, tangle, tar, zipped
 
 FILES = {"b/2 _01.jpg": b"two", "a/1.JPG": b"one" * 1000, "c.heic": b"", "notes.txt": b"no", "a/1.pts": b"no"}
 BESIDE = {".DS_Store": b"x", ".thumbs/a.jpg": b"x", "b/Thumbs.db": b"x"}
@@ -164,19 +164,8 @@ def test_a_folder_may_be_called_like_an_archive(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
-    real, root = tmp_path / "real", tmp_path / "root"
-    (real / "deep").mkdir(parents=True)
-    root.mkdir()
-    (real / "deep" / "a.jpg").write_bytes(b"a")
-    (real / "loop").symlink_to(root)
-    (root / "again").symlink_to(real)
-    (root / "folder").symlink_to(real)
-    (root / "a.jpg").symlink_to(real / "deep" / "a.jpg")
-    (root / "self").symlink_to(root)
+    root = tangle(tmp_path)
     (root / "above").symlink_to(tmp_path)
-    (root / "gone.jpg").symlink_to("nowhere")
-    (root / "round.jpg").symlink_to("round.jpg")
-    os.mkfifo(root / "pipe.jpg")
     found = dict(read(str(root)))
     assert {uri for uri, data in found.items() if data == b"a"} == {"a.jpg", "again/deep/a.jpg"}
     assert {uri: data for uri, data in found.items() if data != b"a"} == {

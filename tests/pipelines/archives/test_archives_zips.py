@@ -1,6 +1,5 @@
 import os
 import random
-import stat
 import struct
 import zipfile
 import zlib
@@ -15,7 +14,7 @@ from pipelines.archives import list_inputs, read_inputs
 from pipelines.archives import zips as zips_module
 from pipelines.errors import UserError
 from tests.factories import traced
-from tests.pipelines.containers import growth, publish, read, zipped
+from tests.pipelines.containers import growth, link, publish, read, zipped
 
 FILES = {"b/2 _01.jpg": b"two", "a/1.JPG": b"one" * 1000, "c.heic": b"", "notes.txt": b"no", "写真/顔.jpg": b"face"}
 
@@ -92,12 +91,6 @@ def test_a_large_zip_has_its_numbers_elsewhere(tmp_path: Path, monkeypatch: pyte
         assert read(str(tmp_path / "x.zip")) == files
 
 
-def _link(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-    return info
-
-
 def test_unsafe_members_become_rows_and_touch_nothing(tmp_path: Path) -> None:
     bzip = zipfile.ZipInfo("bz.jpg")
     bzip.compress_type = zipfile.ZIP_BZIP2
@@ -105,7 +98,7 @@ def test_unsafe_members_become_rows_and_touch_nothing(tmp_path: Path) -> None:
         ("../up.jpg", b"x"),
         ("/etc/absolute.jpg", b"x"),
         ("x\\..\\..\\up.jpg", b"x"),
-        (_link("link.jpg"), b"/etc/passwd"),
+        (link("link.jpg"), b"/etc/passwd"),
         (bzip, b"x"),
         ("a\\b.jpg", b"windows"),
         ("twice.jpg", b"first"),

@@ -1,12 +1,9 @@
 import errno
-import gzip
 import io
 import os
 import pickle
-import stat
 import tarfile
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -25,39 +22,16 @@ from pipelines.sources import open_annotated, rejected_files
 from pipelines.sources.files import Files, open_files
 from pipelines.storage import Store
 from tests.factories import refuse
+from tests.pipelines.containers import link, packed, publish, put, tangle, zipped
 
 FILES = {"a/1.jpg": b"one" * 100, "b/2 _01.jpg": b"two", "c.pts": b""}
 KINDS = ["folder", "faces.tar", "faces.tar.gz", "faces.TGZ", "faces.zip"]
 
 
-def tar(members: Mapping[str, bytes], prefix: str = "") -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(prefix + name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def zipped(*members: tuple[str | zipfile.ZipInfo, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of two members of one name
-        for name, data in members:
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
 def placed(url: str, kind: str, members: Mapping[str, bytes]) -> str:
     """The members as a folder or an archive below `url`; its URL."""
-    if kind == "folder":
-        for name, data in members.items():
-            Store(url).publish(f"folder/{name}", data)
-    else:
-        data = zipped(*members.items()) if kind.endswith(".zip") else tar(members, "./")
-        Store(url).publish(kind, data if kind.endswith((".tar", ".zip")) else gzip.compress(data))
-    return f"{url}/{kind}"
+    prefix = "" if kind == "folder" or kind.endswith(".zip") else "./"
+    return put(f"{url}/{kind}", {prefix + name: data for name, data in members.items()})
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
@@ -146,8 +120,8 @@ def test_archives_in_a_folder_without_pictures_are_folders(
 
 
 def test_what_is_not_entered_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = tar({f"{index}.jpg": bytes(600) for index in range(4)})
-    for name, data in {
+    whole = packed(".tar", {f"{index}.jpg": bytes(600) for index in range(4)})
+    files = {
         "cut/faces.tar": whole[: 2 * 1536],
         "in/faces.zip": zipped(("a.jpg", b"a"), ("more.zip", zipped(("b.jpg", b"b")))),
         "beside/a.jpg": b"a",
@@ -155,8 +129,8 @@ def test_what_is_not_entered_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "beside/more/faces.7z": b"7z",
         "shut/a.jpg": b"a",
         "shut/more/b.jpg": b"b",
-    }.items():
-        Store(str(tmp_path)).publish(name, data)
+    }
+    publish(str(tmp_path), files)
 
     def rows(folder: str) -> dict[str, str]:
         return {row.uri: row.reason for row in rejected_files(open_files(str(tmp_path / folder)))}
@@ -203,19 +177,7 @@ def test_an_outage_is_no_broken_archive(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
-    real, root = tmp_path / "real", tmp_path / "root"
-    (real / "deep").mkdir(parents=True)
-    root.mkdir()
-    (real / "deep" / "a.jpg").write_bytes(b"a")
-    (real / "loop").symlink_to(root)
-    (root / "again").symlink_to(real)
-    (root / "folder").symlink_to(real)
-    (root / "a.jpg").symlink_to(real / "deep" / "a.jpg")
-    (root / "self").symlink_to(root)
-    (root / "gone.jpg").symlink_to("nowhere")
-    (root / "round.jpg").symlink_to("round.jpg")
-    os.mkfifo(root / "pipe.jpg")
-    files = open_files(str(root))
+    files = open_files(str(tangle(tmp_path)))
     assert [name for name, size in files.sizes().items() if size is not None] == ["a.jpg", "again/deep/a.jpg"]
     assert files.problems() == {
         **dict.fromkeys(["again/loop", "folder", "self"], "linked_folder"),
@@ -226,12 +188,6 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
         assert not files.exists(name)
         with pytest.raises(UserError, match="is no file"):
             files.read(name)
-
-
-def _link(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-    return info
 
 
 def test_a_folder_that_holds_what_a_link_led_to_is_read_nevertheless(tmp_path: Path) -> None:
@@ -279,7 +235,7 @@ def test_unsafe_members_of_a_zip(tmp_path: Path) -> None:
         ("/etc/absolute.jpg", b"x"),
         ("a\\b.jpg", b"windows"),
         ("x\\..\\..\\up.jpg", b"x"),
-        (_link("link.jpg"), b"/etc/passwd"),
+        (link("link.jpg"), b"/etc/passwd"),
         (stored, b"x"),
         ("twice.jpg", b"first"),
         ("twice.jpg", b"second"),
@@ -358,7 +314,7 @@ def test_no_header_is_believed(tmp_path: Path) -> None:
 
 def test_a_compressed_tar_takes_no_space(tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = os.urandom(1 << 20)
-    (tmp_path / "in.tar.gz").write_bytes(gzip.compress(tar({"a.jpg": data})))
+    put(f"{tmp_path}/in.tar.gz", {"a.jpg": data})
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     assert open_files(str(tmp_path / "in.tar.gz")).read("a.jpg") == data
 
@@ -386,7 +342,7 @@ def test_damage_is_a_plain_error(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / kind
     members = {"a.jpg": b"a" * 600, "b.jpg": bytes(range(200))}
-    data = zipped(*members.items()) if kind == "x.zip" else gzip.compress(tar(members), mtime=0)
+    data = packed(kind, members)
     damaged = bytearray(data[: max(cut, 1)])
     for place, value in flips:
         damaged[place % len(damaged)] = value

@@ -1,6 +1,5 @@
 """The same faces in every format, from every place, have the same shapes."""
 
-import gzip
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -24,9 +23,7 @@ from pipelines.settings import SourceFormat
 from pipelines.sources import FORMATS, AnnotatedPhoto, Rejected, open_annotated, reader
 from pipelines.sources.files import Files, open_files
 from pipelines.sources.pts import format_pts
-from pipelines.storage import Store
-from tests.factories import write_tar
-from tests.pipelines.sources.test_source_files import zipped
+from tests.pipelines.containers import publish, put
 
 Shapes = Mapping[str, NDArray[np.float64]]
 
@@ -97,32 +94,18 @@ WRITERS: dict[str, Callable[[Shapes], dict[str, bytes]]] = {
 }
 
 
-def _placed(url: str, place: str, members: dict[str, bytes], scratch: Path) -> str:
-    if place == "folder":
-        for name, data in members.items():
-            Store(url).publish(f"in/{name}", data)
-        return f"{url}/in"
-    if place == "zip":
-        data = zipped(*members.items())
-    else:
-        write_tar(scratch / "scratch.tar", members)
-        data = (scratch / "scratch.tar").read_bytes()
-    Store(url).publish(f"in.{place}", gzip.compress(data) if place == "tar.gz" else data)
-    return f"{url}/in.{place}"
-
-
 def _pictures(shapes: Shapes) -> dict[str, bytes]:
     return {name: name.encode() for name in shapes}
 
 
 @pytest.mark.parametrize("store", ["local", "s3"])
-@pytest.mark.parametrize("place", ["folder", "zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("place", ["in", "in.zip", "in.tar", "in.tar.gz"])
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_same_faces(
     name: SourceFormat, place: str, store: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     place_url = request.getfixturevalue("s3") if store == "s3" else str(tmp_path / "store")
-    url = _placed(place_url, place, _pictures(SHAPES) | WRITERS[name](SHAPES), tmp_path)
+    url = put(f"{place_url}/{place}", _pictures(SHAPES) | WRITERS[name](SHAPES))
     source = open_annotated(url)
     assert f"{type(source).__module__}:{type(source).__name__}" == FORMATS[name]
     rows = list(source.scan())
@@ -137,7 +120,7 @@ def test_the_same_faces(
 
 @pytest.mark.parametrize("name", ["imglab", "coco", "cvat", "csv", "parquet"])
 def test_the_annotation_file_itself_is_a_source(name: str, tmp_path: Path) -> None:
-    url = _placed(str(tmp_path), "folder", _pictures(SHAPES) | {"other.jpg": b""} | WRITERS[name](SHAPES), tmp_path)
+    url = put(f"{tmp_path}/in", _pictures(SHAPES) | {"other.jpg": b""} | WRITERS[name](SHAPES))
     (file,) = WRITERS[name](SHAPES)
     rows = list(open_annotated(f"{url}/{file}").scan())
     assert [row.uri for row in rows] == sorted(SHAPES)
@@ -170,7 +153,7 @@ def test_any_face_is_the_same_in_all(shape: NDArray[np.float64], tmp_path_factor
 
 def test_two_formats_at_once_are_not_guessed(tmp_path: Path) -> None:
     members = _pictures(SHAPES) | _csv(SHAPES) | _coco(SHAPES)
-    url = _placed(str(tmp_path), "folder", members, tmp_path)
+    url = put(f"{tmp_path}/in", members)
     with pytest.raises(UserError, match=r"could be coco or csv \(2 \.jpg, .*say which with --format"):
         open_annotated(url)
     assert len(list(open_annotated(url, "csv").scan())) == 3
@@ -181,7 +164,7 @@ def test_two_formats_at_once_are_not_guessed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_cannot_be_read_is_a_row(name: str, tmp_path: Path) -> None:
-    url = _placed(str(tmp_path), "folder", _pictures(SHAPES) | WRITERS[name](SHAPES), tmp_path)
+    url = put(f"{tmp_path}/in", _pictures(SHAPES) | WRITERS[name](SHAPES))
     (Path(url) / "a.jpg").unlink()
     (Path(url) / "a.jpg").symlink_to("nowhere.jpg")
     rows = list(open_annotated(url).scan())
@@ -206,8 +189,7 @@ def test_an_annotation_is_left_out_when_it_is_gone_and_never_when_the_storage_fa
 ) -> None:
     """What is said of it is the same on any machine."""
     for folder in ("here", "there"):
-        Store(str(tmp_path / folder)).publish("a.jpg", b"a")
-        Store(str(tmp_path / folder)).publish(name, data)
+        publish(str(tmp_path / folder), {"a.jpg": b"a", name: data})
     error: UserError = MissingError(f"{tmp_path}/here/{name} does not exist")
 
     def read(files: Files, name: str, max_bytes: int | None = None) -> bytes:
