@@ -2,12 +2,13 @@
 
 from functools import partial
 from itertools import zip_longest
-from typing import Any, Final, Protocol
+from typing import Final
 
 from markupsafe import Markup
 
 from pipelines.annotation.faces import MEASURES, Survey, survey
-from pipelines.annotation.tables import STATUSES, Annotations
+from pipelines.annotation.summary import Summary
+from pipelines.annotation.tables import Annotations
 from pipelines.annotation.tiles import Tiles, drawn_tiles
 from pipelines.checks import CHECKS
 from pipelines.drawing import contact_sheet, to_jpeg
@@ -22,40 +23,20 @@ COLUMNS: Final = 6
 FAILURES_SHOWN: Final = 40
 
 
-class Totals(Protocol):
-    """What the page takes from the summary of a run."""
-
-    @property
-    def images(self) -> int: ...
-    @property
-    def faces(self) -> int: ...
-    @property
-    def ignored(self) -> int: ...
-    @property
-    def reasons(self) -> dict[str, int]: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def settings(self) -> dict[str, Any]: ...
-    @property
-    def digest(self) -> str: ...
-
-
-def annotation_page(annotations: Annotations, summary: Totals) -> str:
+def annotation_page(annotations: Annotations, summary: Summary) -> str:
     """The page as one self-contained HTML text; the same tables and pictures give the same text.
 
     Reads the few pictures that it shows again; those that changed or are gone are left out, with a word.
     """
-    statuses = {status: int(getattr(summary, status)) for status in STATUSES}
     page = Page(
         f"Annotations {summary.digest[:16]}",
-        f"{counted(summary.images, 'picture')} = {statuses['annotated']} annotated + {statuses['no_face']} without a "
-        f"face + {statuses['quarantined']} quarantined. {counted(summary.faces, 'face')}, by {summary.model}.",
+        f"{counted(summary.images, 'picture')} = {summary.annotated} annotated + {summary.no_face} without a "
+        f"face + {summary.quarantined} quarantined. {counted(summary.faces, 'face')}, by {summary.model}.",
     )
     found = survey(annotations)
     tiles = in_a_thread(partial(drawn_tiles, annotations, found.chosen))  # which waits for another process meanwhile
     figures = [(measure.label, _distribution(found, name)) for name, measure in MEASURES.items()]
-    _totals(page, summary, statuses)
+    _totals(page, summary)
     _failures(page, summary, found)
     add_pictures(page, found, tiles.result())
     page.section("Distributions", "Of every face; of the pictures that were looked at, where it says so.")
@@ -70,15 +51,17 @@ def add_pictures(page: Page, found: Survey, tiles: Tiles) -> None:
     _pictures(page, found, tiles)
 
 
-def _totals(page: Page, summary: Totals, statuses: dict[str, int]) -> None:
+def _totals(page: Page, summary: Summary) -> None:
+    def share(count: int) -> str:
+        return f"{count} ({count / max(1, summary.images):.1%})"
+
     page.section("What was done")
-    share = {status: f"{count} ({count / max(1, summary.images):.1%})" for status, count in statuses.items()}
     page.facts(
         [
             ("Pictures", str(summary.images)),
-            ("Annotated", share["annotated"]),
-            ("Without a face", share["no_face"]),
-            ("Quarantined", share["quarantined"]),
+            ("Annotated", share(summary.annotated)),
+            ("Without a face", share(summary.no_face)),
+            ("Quarantined", share(summary.quarantined)),
             ("Faces", str(summary.faces)),
             ("Other files", f"{summary.ignored}, hidden or by their names no pictures: not looked at"),
             ("Model", summary.model),
@@ -94,7 +77,7 @@ def _distribution(found: Survey, name: str) -> Markup:
     return binned_figure(counts, measure.edges.tolist(), measure.label, measure.log, measure.of)
 
 
-def _failures(page: Page, summary: Totals, found: Survey) -> None:
+def _failures(page: Page, summary: Summary, found: Survey) -> None:
     if not summary.reasons:
         page.section("Quarantined", "Every picture could be looked at.")
         return

@@ -15,28 +15,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.annotation.plan import make_plan
+from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import FACES, IMAGES, RUN, STATUSES, Annotations
 from pipelines.archives import Input
 from pipelines.decoding import Undecodable
 from pipelines.storage import Store
 
 Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What pages take from the summary of a run."""
-
-    images: int
-    annotated: int
-    no_face: int
-    quarantined: int
-    faces: int
-    reasons: dict[str, int]
-    ignored: int = 3
-    model: str = "tiny 1"
-    settings: dict[str, Any] = field(default_factory=lambda: {"detector": "hog", "min_face": 0.1})
-    digest: str = "0123456789abcdef" * 4
 
 
 @dataclass(frozen=True)
@@ -82,8 +67,8 @@ def face(image: dict[str, Any], index: int, shape: NDArray[np.floating], **chang
 
 def write_run(
     folder: Path, images: Rows, faces: Rows, per_unit: int = 64, files: Mapping[str, bytes] | None = None, **run: Any
-) -> tuple[Run, Totals]:
-    """The tables of a run, and their totals; `faces` are in the order of their images."""
+) -> tuple[Run, Summary]:
+    """The tables of a run, and its summary; `faces` are in the order of their images."""
     store = Store(str(folder))
     store.publish(RUN, json.dumps({"source": "archive", "model_sha256": "m", "detector": "hog", **run}).encode())
     inputs = (Input(row["uri"], row["uri"], 0, row["bytes"], row["bytes"], "", "") for row in images)
@@ -98,9 +83,18 @@ def write_run(
         done += count
     assert done == len(faces)
     statuses = Counter(row["status"] for row in images)
-    annotated, no_face, quarantined = (statuses[status] for status in STATUSES)
-    reasons = dict(Counter(row["reason"] for row in images if row["reason"]))
-    return Run(store, files or {}), Totals(len(images), annotated, no_face, quarantined, len(faces), reasons)
+    summary = Summary(
+        images=len(images),
+        **{status: statuses[status] for status in STATUSES},
+        faces=len(faces),
+        ignored=3,
+        gone=0,
+        reasons=dict(Counter(row["reason"] for row in images if row["reason"])),
+        model="tiny 1",
+        settings={"detector": "hog", "min_face": 0.1},
+        digest="0123456789abcdef" * 4,
+    )
+    return Run(store, files or {}), summary
 
 
 def run_of(
@@ -132,7 +126,7 @@ def drawn_run(
     scale: float = 1.0,
     bad: float = 0.02,
     **run: Any,
-) -> tuple[Run, Totals]:
+) -> tuple[Run, Summary]:
     """A run over pictures of one or two faces, drawn at random: another seed, another sample of one population.
 
     `brighter` is added to the brightness of each face, `scale` multiplies its size, `bad` of the pictures are none.

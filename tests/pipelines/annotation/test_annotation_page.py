@@ -14,13 +14,14 @@ from PIL import ExifTags, Image
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation.faces import FAILURES, MEASURES, SHOWN, outcomes, survey
 from pipelines.annotation.page import FAILURES_SHOWN, annotation_page
+from pipelines.annotation.summary import Summary
 from pipelines.annotation.tiles import drawn_tiles
 from pipelines.checks import CHECKS
 from pipelines.dataset.faces import MEASURES as OF_DATASETS
 from pipelines.decoding import Undecodable, decode
 from pipelines.errors import UserError
 from tests.factories import picture, traced
-from tests.pipelines.runs import Rows, Run, Totals, face, looked_at, quarantined, write_run
+from tests.pipelines.runs import Rows, Run, face, looked_at, quarantined, write_run
 from tests.pipelines.test_page import HOSTILE, Document
 
 Photos = tuple[list[SyntheticPhoto], list[SyntheticPhoto]]
@@ -29,7 +30,7 @@ SKY = picture(np.full((90, 120, 3), (90, 150, 250), np.uint8))
 
 
 @pytest.fixture(scope="module")
-def run(photos: Photos, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Totals]:
+def run(photos: Photos, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Summary]:
     """Ten photographs with faces, one without, and some of which nothing could be made; units of three."""
     images: Rows = []
     faces: Rows = []
@@ -53,7 +54,7 @@ def alts(html: str) -> list[str]:
     return [image["alt"] for image in Document(html).named("img")]
 
 
-def test_the_page_tells_the_counts_and_shows_faces_and_failures(run: tuple[Run, Totals]) -> None:
+def test_the_page_tells_the_counts_and_shows_faces_and_failures(run: tuple[Run, Summary]) -> None:
     html = annotation_page(*run)
     document = Document(html)
     assert "72 pictures = 10 annotated + 1 without a face + 61 quarantined. 12 faces, by tiny 1." in document.text
@@ -73,7 +74,7 @@ def test_the_page_tells_the_counts_and_shows_faces_and_failures(run: tuple[Run, 
     assert "could not be shown" not in html
 
 
-def test_a_rare_failure_is_listed_beside_a_common_one(run: tuple[Run, Totals]) -> None:
+def test_a_rare_failure_is_listed_beside_a_common_one(run: tuple[Run, Summary]) -> None:
     words = Document(annotation_page(*run)).words
     assert "it took its worker with it" in words
     assert words.count("the file ends too early") == FAILURES
@@ -83,16 +84,16 @@ def test_a_rare_failure_is_listed_beside_a_common_one(run: tuple[Run, Totals]) -
     assert Document(annotation_page(*write_run(folder, many, []))).words.count("m") == FAILURES_SHOWN
 
 
-def test_the_same_tables_give_the_same_bytes_anywhere(run: tuple[Run, Totals], tmp_path: Path) -> None:
+def test_the_same_tables_give_the_same_bytes_anywhere(run: tuple[Run, Summary], tmp_path: Path) -> None:
     images = [row for unit in run[0].units() for row in run[0].images(unit).to_pylist()]
     faces = [row for unit in run[0].units() for row in run[0].faces(unit).to_pylist()]
-    other, totals = write_run(tmp_path / "elsewhere", images, faces, per_unit=500, files=run[0].files)
+    other, summary = write_run(tmp_path / "elsewhere", images, faces, per_unit=500, files=run[0].files)
     html = annotation_page(*run)
-    assert annotation_page(other, totals) == html
+    assert annotation_page(other, summary) == html
     assert str(tmp_path) not in html
 
 
-def test_the_survey_counts_every_face_and_picture(run: tuple[Run, Totals]) -> None:
+def test_the_survey_counts_every_face_and_picture(run: tuple[Run, Summary]) -> None:
     found = survey(run[0])
     assert {name: int(count.sum()) for name, count in found.counts.items()} == {
         **dict.fromkeys(MEASURES, 12),
@@ -123,7 +124,7 @@ def test_relative_size_is_that_over_the_longer_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bytes_", [None, b"", b"junk", SKY])
 def test_pictures_that_cannot_be_read_again_are_left_out_with_a_word(
-    run: tuple[Run, Totals], bytes_: bytes | None
+    run: tuple[Run, Summary], bytes_: bytes | None
 ) -> None:
     files = {} if bytes_ is None else dict.fromkeys(run[0].files, bytes_)
     html = annotation_page(replace(run[0], files=files), run[1])
@@ -132,7 +133,7 @@ def test_pictures_that_cannot_be_read_again_are_left_out_with_a_word(
     assert alts(html) == (["sky.png"] if bytes_ == SKY else [])
 
 
-def test_an_archive_that_is_gone_costs_the_pictures_only(run: tuple[Run, Totals]) -> None:
+def test_an_archive_that_is_gone_costs_the_pictures_only(run: tuple[Run, Summary]) -> None:
     class Gone(Run):
         def pictures(
             self, uris: Collection[str], unit: str | None = None
@@ -144,7 +145,7 @@ def test_an_archive_that_is_gone_costs_the_pictures_only(run: tuple[Run, Totals]
     assert "truncated" in html
 
 
-def test_this_process_decodes_no_picture(run: tuple[Run, Totals], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_process_decodes_no_picture(run: tuple[Run, Summary], monkeypatch: pytest.MonkeyPatch) -> None:
     """One may have been replaced, since the run, by another that kills whoever decodes it."""
     expected = annotation_page(*run)
     monkeypatch.setattr("pipelines.annotation.tiles.decode", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
@@ -175,8 +176,10 @@ def test_a_large_jpeg_is_decoded_reduced_and_shown_as_if_it_were_not(orientation
 def test_names_are_escaped(tmp_path: Path) -> None:
     image = looked_at(HOSTILE, 120, 90, 0, SKY)
     images = [image, quarantined(HOSTILE, HOSTILE, HOSTILE)]
-    run, totals = write_run(tmp_path, images, [], files={HOSTILE: SKY})
-    document = Document(annotation_page(run, replace(totals, model=HOSTILE, settings={HOSTILE: HOSTILE})))
+    run, summary = write_run(tmp_path, images, [], files={HOSTILE: SKY})
+    document = Document(
+        annotation_page(run, summary.model_copy(update={"model": HOSTILE, "settings": {HOSTILE: HOSTILE}}))
+    )
     assert not document.named("script")
     assert document.text.count(HOSTILE) >= 8
     assert [picture["alt"] for picture in document.named("img")] == [HOSTILE]
