@@ -2,7 +2,6 @@
 
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.servers import free_ports, listens, wait_for
+
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
 
 
@@ -21,13 +22,12 @@ class Cluster:
 
     def __init__(self, folder: str, head_cpus: int) -> None:
         self.folder = Path(folder)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         self.address = f"127.0.0.1:{port}"
         head = ["--head", "--port", str(port), "--temp-dir", folder, "--include-dashboard", "false"]
         self._head = _started([*head, "--num-cpus", str(head_cpus)])
         self.nodes: list[subprocess.Popen[bytes]] = []
-        _listening(port, 60)
+        wait_for(lambda: listens(port))
 
     def add_node(self, cpus: int = 1) -> None:
         """Returns when it is up: of two that start at once on one machine, one may take the other's ports."""
@@ -113,15 +113,3 @@ def kill_tree(root: "subprocess.Popen[bytes]") -> None:
             with suppress(psutil.NoSuchProcess):
                 end(process)
     root.wait()
-
-
-def _listening(port: int, seconds: float) -> None:
-    """Waits until somebody answers at the port."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < end, "the head did not start"
-            time.sleep(0.1)

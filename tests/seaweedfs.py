@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.servers import free_ports, wait_until_healthy
 
 
 def weed() -> str | None:
@@ -22,8 +21,7 @@ def weed() -> str | None:
 def serve_seaweedfs(program: str, folder: Path, keys: Mapping[str, str]) -> Iterator[str]:
     """A server that keeps its objects in `folder` and lets these keys, with their secrets, do anything: its URL."""
     names = ("master", "volume", "filer", "s3")
-    with ExitStack() as stack:
-        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(8)]
+    free = free_ports(8)
     ports = [f"-{name}.port={port}" for name, port in zip(names, free[:4], strict=True)]
     ports += [f"-{name}.port.grpc={port}" for name, port in zip(names, free[4:], strict=True)]
     users = [
@@ -38,16 +36,8 @@ def serve_seaweedfs(program: str, folder: Path, keys: Mapping[str, str]) -> Iter
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen([program, "server", *options, *ports], stderr=log, stdout=log, cwd=folder)
     url = f"http://127.0.0.1:{free[3]}"
-    deadline = time.monotonic() + 30
     try:
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/status", timeout=5).close()
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+        wait_until_healthy(f"{url}/status", server, folder / "log")
         yield url
     finally:
         server.kill()  # it may ignore a gentler signal

@@ -40,7 +40,8 @@ from pipelines.settings import NAME, DriftSettings, PrepareSettings, TrainSettin
 from pipelines.synthesis import synthesise
 from tests.benchmarks.timeline import Timeline, all_runs, left_to_do
 from tests.cluster import kill_tree
-from tests.integration.prefect_server import PREFECT, ROOT, Server, post, prefect, prefect_server, wait_for
+from tests.integration.prefect_server import PREFECT, ROOT, Server, post, prefect, prefect_server
+from tests.servers import listens, wait_for
 
 FEW, MANY, PICTURES = 48, 240, 100
 PREPARE: Final = PrepareSettings(augmentation=AugmentationSettings(copies=2), val_share=0.3)
@@ -193,15 +194,10 @@ def _mlflow_server(folder: Path) -> Iterator[str]:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     try:
         uri = f"http://127.0.0.1:{port}"
-        wait_for(lambda: _listening(port), 120)
+        wait_for(lambda: listens(port), 120)
         yield uri
     finally:
         kill_tree(process)
-
-
-def _listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _worker(folder: Path) -> "subprocess.Popen[bytes]":

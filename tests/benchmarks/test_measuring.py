@@ -18,7 +18,7 @@ from tests.benchmarks import annotation, end_to_end, steadiness
 from tests.benchmarks.kills import sandboxes
 from tests.benchmarks.pictures import of_file
 from tests.cluster import kill_tree
-from tests.integration.prefect_server import wait_for
+from tests.servers import wait_for
 
 SANDBOX = [sys.executable, "-c", "import time; time.sleep(60)", "pipelines.annotation.sandbox"]
 

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,10 +24,10 @@ from pipelines.training.checkpoints import STATE, checked
 from tests.cluster import Cluster, cluster
 from tests.factories import PLANTED
 from tests.faulty import FaultyEndpoint, serve_faulty
-from tests.integration.prefect_server import PREFECT, post, prefect_server, runs_of, wait_for
-from tests.integration.test_auth import free_port
+from tests.integration.prefect_server import PREFECT, post, prefect_server, runs_of
 from tests.integration.test_deployments import deployment, running
 from tests.postgres import postgres, postgres_programs, psql
+from tests.servers import free_ports, wait_for, wait_until_healthy
 
 USER: Final = "operator"
 OVER: Final = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -39,7 +38,7 @@ class MlflowServer:
     """PostgreSQL behind it, artifacts on S3. It can be killed and come back. Who may use it: see `test_auth`."""
 
     def __init__(self, folder: Path, database: dict[str, str], bucket: str) -> None:
-        port = free_port()
+        (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "mlflow.log"
         address = f"postgresql://mlflow:{PLANTED}@127.0.0.1:{database['PGPORT']}"
@@ -61,15 +60,7 @@ class MlflowServer:
             )
 
     def wait(self) -> None:
-        def answers() -> bool:
-            assert self._process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                    return True
-            except OSError:
-                return False
-
-        wait_for(answers)
+        wait_until_healthy(f"{self.url}/health", self._process, self.log)
 
     def kill(self) -> None:
         for process in (*psutil.Process(self._process.pid).children(recursive=True), self._process):

@@ -4,18 +4,19 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.servers import free_ports, wait_until_healthy
 
 ROOT = Path(__file__).parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -25,18 +26,17 @@ class Server:
     """The server of `prefect server start`, on a port and with a database that it has again after a restart."""
 
     def __init__(self, home: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
+        (self._port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self._port}/api"
         self._home = home
 
     def start(self) -> None:
         """Returns when it answers."""
         command = [PREFECT, "server", "start", "--port", str(self._port)]
-        with (self._home / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_for(lambda: _answers(f"{self.url}/health") or self._process.poll() is not None)
-        assert self._process.poll() is None, (self._home / "server.log").read_text(errors="replace")[-3000:]
+        log = self._home / "server.log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        wait_until_healthy(f"{self.url}/health", self._process, log)
 
     def kill(self) -> None:
         """As when its machine loses power."""
@@ -74,15 +74,6 @@ def prefect(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def wait_for(found: Callable[[], Any], seconds: float = 600) -> Any:
-    """What `found` gives, as soon as it is something. The limit is for what never happens, not for slow machines."""
-    until = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.2)
-    return value
-
-
 def post(url: str, body: Any) -> Any:
     """The answer; a server whose SQLite is busy says 503, and is asked again."""
     return _ask(urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}))
@@ -110,11 +101,3 @@ def runs_of(api: str, flow: str) -> list[dict[str, Any]]:
     """The runs of a flow, without those that wait for their schedule."""
     runs: list[dict[str, Any]] = post(f"{api}/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}})
     return [run for run in runs if not run["auto_scheduled"]]
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False

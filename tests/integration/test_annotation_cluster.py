@@ -14,7 +14,7 @@ from pipelines.models import Model
 from pipelines.settings import AnnotateSettings
 from tests.cluster import cluster, kill_one
 from tests.factories import start_msrrn, tree, write_model
-from tests.integration.prefect_server import wait_for
+from tests.servers import wait_for
 
 UNITS = 20
 

@@ -7,12 +7,8 @@ import os
 import re
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.server import get_app_client
 
 from tests.infra.files import INFRA, ROOT, compose, image_environment
+from tests.servers import free_ports, serving
 
 USER, PASSWORD = "operator", "a-long-enough-password"
 SETTINGS = dict.fromkeys(
@@ -56,37 +53,6 @@ def service(name: str, folder: Path, port: int, *files: str) -> tuple[list[str],
     return [each.replace("/etc/tls", str(folder)) for each in command], inherited | own
 
 
-@contextmanager
-def running(command: list[str], environment: dict[str, str], folder: Path, health: str) -> Iterator[None]:
-    log = folder / "log.txt"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-        try:
-            end = time.monotonic() + 90
-            while True:
-                try:
-                    if httpx.get(health, verify=False, timeout=5).status_code == 200:
-                        break
-                except httpx.HTTPError:
-                    pass
-                if process.poll() is not None or time.monotonic() > end:
-                    pytest.fail(f"{command} did not start:\n{log.read_text()[-3000:]}")
-                time.sleep(0.2)
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def write_certificate(folder: Path) -> None:
     """`ca.crt` and, signed by it, `tls.crt` with `tls.key` for 127.0.0.1, as the runbook has them made."""
     if shutil.which("openssl") is None:
@@ -115,11 +81,11 @@ def test_prefect_over_tls_refuses_a_client_without_credentials_and_applies_the_a
     tmp_path: Path,
 ) -> None:
     write_certificate(tmp_path)
-    port = free_port()
+    (port,) = free_ports(1)
     command, environment = service("prefect-server", tmp_path, port, "compose.yaml", "compose.tls.yaml")
     api = f"https://127.0.0.1:{port}/api"
     known = {"PREFECT_API_SSL_CERT_FILE": str(tmp_path / "ca.crt")}
-    with running(command, environment, tmp_path, f"{api}/health"):
+    with serving(command, environment, tmp_path, f"{api}/health"):
 
         def found(kind: str, auth: tuple[str, str] | None = (USER, PASSWORD)) -> httpx.Response:
             return httpx.post(f"{api}/{kind}/filter", json={}, auth=auth, verify=False)
@@ -155,7 +121,7 @@ def test_mlflow_over_tls_refuses_a_client_without_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_certificate(tmp_path)
-    port = free_port()
+    (port,) = free_ports(1)
     command, environment = service("mlflow", tmp_path, port, "compose.yaml", "compose.tls.yaml")
     users = (INFRA / "mlflow" / "basic_auth.ini").read_text()
     assert "postgresql://mlflow@postgres/mlflow_auth" in users
@@ -167,7 +133,7 @@ def test_mlflow_over_tls_refuses_a_client_without_credentials(
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
     }
     uri = f"https://127.0.0.1:{port}"
-    with running(command, environment, tmp_path, f"{uri}/health"):
+    with serving(command, environment, tmp_path, f"{uri}/health"):
         with pytest.raises(MlflowException, match="CERTIFICATE_VERIFY_FAILED"):
             mlflow_client(monkeypatch, uri, USER, PASSWORD).search_experiments()
         monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "ca.crt"))

@@ -28,7 +28,8 @@ from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.loop import TrainState
 from tests.cluster import kill_tree
 from tests.infra.files import INFRA, read_yaml
-from tests.integration.prefect_server import PREFECT, ROOT, Server, post, prefect_server, runs_of, wait_for
+from tests.integration.prefect_server import PREFECT, ROOT, Server, post, prefect_server, runs_of
+from tests.servers import wait_for
 
 WITHIN = timedelta(seconds=70)
 """Instead of 100 s; runs beat every 30 s, and one beat may come late."""

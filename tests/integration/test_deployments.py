@@ -32,8 +32,9 @@ from pipelines.registry.succession import log
 from pipelines.registry.versions import champion
 from pipelines.settings import GateSettings
 from tests.factories import tiny_model, write_model
-from tests.integration.prefect_server import PREFECT, ROOT, post, prefect_server, runs_of, wait_for
+from tests.integration.prefect_server import PREFECT, ROOT, post, prefect_server, runs_of
 from tests.registered import register_model
+from tests.servers import wait_for
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,9 @@ from pipelines.synthesis import synthesise
 from pipelines.training.train import HISTORY, TrainedModel, train_model
 from tests.factories import PLANTED, tree
 from tests.integration.line import USER, Line, line
-from tests.integration.prefect_server import runs_of, wait_for
+from tests.integration.prefect_server import runs_of
 from tests.integration.test_deployments import deployment, refused
+from tests.servers import wait_for
 
 pytestmark = pytest.mark.line
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.prefect_server import post, prefect_server, runs_of, wait_for
+from tests.integration.prefect_server import post, prefect_server, runs_of
 from tests.pipelines.runs import drawn_run
+from tests.servers import wait_for
 
 
 @pytest.fixture(scope="module")
