@@ -76,11 +76,10 @@ def pass_gate(challenge: Challenge, ask: Ask | None) -> tuple[Decision, Judgemen
 
 def announce(version: ModelVersion) -> None:
     """Emits the event that starts the flow `promote` where that is deployed."""
-    uri = f"models:/{version.name}/{version.version}"
     emit_event(
         event=REGISTERED,
         resource={"prefect.resource.id": f"msrrn.model.{version.name}", "prefect.resource.name": version.name},
-        payload={"name": version.name, "version": version.version, "model": uri},
+        payload={"name": version.name, "version": version.version, "model": version.uri},
     )
 
 

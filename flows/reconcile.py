@@ -42,8 +42,7 @@ def reconcile(
     ask = asking(approve, approval_hours)
 
     def judge(version: ModelVersion) -> str:
-        uri = f"models:/{version.name}/{version.version}"
-        challenge = enter(uri, None, None, version.name, workers, settings or GateSettings())
+        challenge = enter(version.uri, None, None, version.name, workers, settings or GateSettings())
         decision, _ = pass_gate(challenge, ask)
         return f"{decision.verdict}. {decision.reason}"
 

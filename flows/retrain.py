@@ -103,7 +103,7 @@ def retrain(
         report=write_page(job, place),
         dataset=dataset.url,
         model=trained.artifact.url,
-        registered=f"models:/{name}/{version.version}",
+        registered=version.uri,
         verdict=decision.verdict if decision else None,
         promoted=decision is not None and decision.promote,
         reason=decision.reason if decision else "The flow `promote` judges this model.",

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from flows.gate import has_server
 from pipelines.errors import UsageError, UserError
 
-FILE: Final = "prefect.yaml"
 _TRIGGERS: Final[TypeAdapter[list[Any]]] = TypeAdapter(list[DeploymentTriggerTypes])
 
 

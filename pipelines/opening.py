@@ -48,4 +48,4 @@ def _champion() -> str:
     from pipelines.registry.versions import champion
 
     best = champion(NAME)
-    return f"models:/{best.name}/{best.version}" if best else ""
+    return best.uri if best else ""

@@ -97,7 +97,7 @@ def judge(challenge: Challenge) -> Judgement:
             raise UserError(lost)
         decision = first_model(challenge.evaluation, _beside_the_box(challenge))
     else:
-        model = read_model(fetch(f"models:/{old.name}/{old.version}"))
+        model = read_model(fetch(old.uri))
         # Of two shares the smaller holds out photos that the other nearly always holds out, too.
         pair, evaluation = _meeting(challenge, model, min(model.val_share, challenge.model.val_share))
         decision = decide(pair, challenge.settings, pace_row(challenge.model, model, pair, challenge.settings))
@@ -228,8 +228,7 @@ def judged_where_registered(version: ModelVersion, workers: int, settings: GateS
     Raises:
         UserError: the photos or the registry cannot be used.
     """
-    uri = f"models:/{version.name}/{version.version}"
-    decision, _ = pass_gate(challenge_of(uri, None, None, version.name, workers, settings))
+    decision, _ = pass_gate(challenge_of(version.uri, None, None, version.name, workers, settings))
     return f"{decision.verdict}. {decision.reason}"
 
 

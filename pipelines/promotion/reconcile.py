@@ -78,7 +78,7 @@ def reconcile(
 
 
 def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Finding]:
-    where = f"models:/{version.name}/{version.version}"
+    where = version.uri
     if version.tags.get(DECISION_TAG) == AWAITING:
         what = f"awaits approval since {version.tags.get('msrrn.when', '?')}"
         remedy = f"nothing: resume the paused flow run, or call msrrn promote --approve --model {where}"

@@ -126,10 +126,9 @@ def fetch(model: str, cache: Path | None = None) -> Path:
 
 
 def _download(model: ModelVersion, cache: Path) -> Path:
-    uri = f"models:/{model.name}/{model.version}"
     digest = model.tags.get(DIGEST_TAG, "")
     if re.fullmatch("[0-9a-f]{64}", digest) is None:
-        raise UserError(f"{uri} has no tag {DIGEST_TAG}: it was not registered by msrrn")
+        raise UserError(f"{model.uri} has no tag {DIGEST_TAG}: it was not registered by msrrn")
     target = cache / digest
     if target.is_dir():
         if artifact_digest(target) == digest:
@@ -140,14 +139,14 @@ def _download(model: ModelVersion, cache: Path) -> Path:
         downloads = tempfile.TemporaryDirectory(prefix=".download-", dir=cache)
     with downloads as folder:
         try:
-            mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/artifacts", dst_path=folder)
+            mlflow.artifacts.download_artifacts(artifact_uri=f"{model.uri}/artifacts", dst_path=folder)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise UserError(f"{uri}: its files are gone from where MLflow keeps artifacts: {_LEFT}") from None
+            raise UserError(f"{model.uri}: its files are gone from where MLflow keeps artifacts: {_LEFT}") from None
         cards = list(Path(folder).rglob(CARD))
         if len(cards) != 1 or artifact_digest(cards[0].parent) != digest:
-            raise UserError(f"{uri}: its files are not those that were registered: {_LEFT}")
+            raise UserError(f"{model.uri}: its files are not those that were registered: {_LEFT}")
         try:
             cards[0].parent.rename(target)
         except OSError:

@@ -37,6 +37,11 @@ class ModelVersion:
     created_ms: int
     """milliseconds since 1970, by the clock of MLflow"""
 
+    @property
+    def uri(self) -> str:
+        """By which `resolve` knows it."""
+        return f"models:/{self.name}/{self.version}"
+
     @classmethod
     def of(cls, version: Any, aliases: Mapping[str, int]) -> Self:
         """What MLflow gave, with those of the model's aliases that lead to it."""
