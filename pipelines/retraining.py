@@ -20,6 +20,7 @@ from pipelines.evaluation.results import Evaluation
 from pipelines.models import PHOTO_DIGITS, Model, initial_weights
 from pipelines.opening import open_model
 from pipelines.registry.artifacts import register
+from pipelines.registry.evaluated_on import evaluation_tags
 from pipelines.registry.tracking import (
     RunRecord,
     finish_run,
@@ -36,9 +37,6 @@ from pipelines.training.epochs import Epoch
 from pipelines.training.train import HISTORY, TrainedModel, made_before, run_name, train_model
 
 RANDOM: Final = "none"
-SOURCES_TAG: Final = "msrrn.eval_sources"
-SELECTION_TAG: Final = "msrrn.eval_selection"
-FORMAT_TAG: Final = "msrrn.eval_format"
 _REFUSED: Final = re.compile(r"[^\w.\- /]|/(?=\.{0,2}/)")
 """What MLflow refuses in the name of a metric: characters, and what leads nowhere in a path."""
 _LONGEST: Final = 200
@@ -242,9 +240,7 @@ def record(artifact: str, model: Model, evaluation: Evaluation, name: str, sourc
         "msrrn.boxes": protocol["boxes"],
         "msrrn.normalisation": "inter-pupil (IP)",
         "msrrn.eval_faces": protocol["faces_digest"],
-        SOURCES_TAG: json.dumps([Store(source).absolute().url for source in sources]),
-        SELECTION_TAG: evaluation.selection,
-        FORMAT_TAG: evaluation.source_format,
+        **evaluation_tags(evaluation, sources),
         "msrrn.nrmse_ip": f"{figures['nrmse_ip']:.5f}",
         "msrrn.failure_ip_010": f"{figures['failure_ip_010']:.4f}",
         "msrrn.code_version": str(model.card.training.code_version),

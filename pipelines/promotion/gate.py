@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.errors import UsageError, UserError
 from pipelines.evaluation.evaluate import evaluate
@@ -24,13 +24,14 @@ from pipelines.promotion.comparison import Pair, pace_row, paired
 from pipelines.promotion.decision import Decision, Verdict, decide, first_model
 from pipelines.promotion.page import decision_files
 from pipelines.registry.artifacts import fetch
+from pipelines.registry.evaluated_on import SOURCES_TAG, evaluated_on
 from pipelines.registry.ledger import open_ledger
 from pipelines.registry.succession import OvertakenError, await_approval, lost_champion, settle
 from pipelines.registry.tracking import connected, finish_run, log_files, log_metrics, open_run
 from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, was_rolled_back, whoami
-from pipelines.registry.versions import ModelVersion, champion, resolve, version_of
-from pipelines.retraining import FORMAT_TAG, SELECTION_TAG, SOURCES_TAG, metric_names, record
-from pipelines.settings import GateSettings, Selection, SourceFormat
+from pipelines.registry.versions import ModelVersion, champion, version_of
+from pipelines.retraining import metric_names, record
+from pipelines.settings import GateSettings, Selection
 
 ATTEMPTS: Final = 3
 """How often a challenger is judged anew because another one became champion meanwhile."""
@@ -204,7 +205,8 @@ def challenge_of(
     if artifact.startswith("models:") and not artifact.startswith((f"models:/{name}/", f"models:/{name}@")):
         raise UserError(f"{artifact} is not a version of {name!r}: give --name, or the artifact's directory")
     if sources is None:
-        sources, selection, source_format = _evaluated_on(artifact)
+        where = evaluated_on(artifact)
+        sources, selection, source_format = where.sources, where.selection, where.source_format
     selection = selection or "val"
     model = open_model(artifact)
     if ONNX_FILE in dict(model.files):
@@ -230,29 +232,6 @@ def judged_where_registered(version: ModelVersion, workers: int, settings: GateS
     """
     decision, _ = pass_gate(challenge_of(version.uri, None, None, version.name, workers, settings))
     return f"{decision.verdict}. {decision.reason}"
-
-
-class _EvaluatedOn(BaseModel):
-    """What the tags of a version say. Older ones say no format: theirs was found out by looking at the photos."""
-
-    sources: Json[Annotated[list[str], Field(min_length=1)]] = Field(alias=SOURCES_TAG)
-    selection: Selection = Field(alias=SELECTION_TAG)
-    source_format: Literal["auto", SourceFormat] = Field("auto", alias=FORMAT_TAG)
-
-
-def _evaluated_on(artifact: str) -> tuple[list[str], Selection, str]:
-    tags = resolve(artifact).tags if artifact.startswith("models:") else {}
-    if SOURCES_TAG not in tags:
-        raise UserError(f"{artifact} does not say which photos it was evaluated on: name them (data, or --data)")
-    try:
-        said = _EvaluatedOn.model_validate(tags)
-    except ValidationError as error:  # tags can be edited
-        first = error.errors()[0]
-        raise UserError(
-            f"{artifact}: the tag `{first['loc'][0]}` does not say how it was evaluated ({first['msg']}): correct it "
-            "in MLflow, or name the photos (data, or --data)"
-        ) from None
-    return said.sources, said.selection, said.source_format
 
 
 def _beside_the_box(challenge: Challenge) -> Pair | None:

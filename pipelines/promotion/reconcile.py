@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.errors import UserError
 from pipelines.lease import free_stale
+from pipelines.registry.evaluated_on import SOURCES_TAG
 from pipelines.registry.ledger import experiment_of
 from pipelines.registry.succession import AWAITING, finish_turn, log, lost_champion, show_champion
 from pipelines.registry.tracking import connected
 from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS
 from pipelines.registry.versions import CHAMPION, DIGEST_TAG, ModelVersion, models, names
-from pipelines.retraining import SOURCES_TAG
 from pipelines.settings import RECONCILE_MINUTES
 from pipelines.storage import Store
 

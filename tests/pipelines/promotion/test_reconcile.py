@@ -9,9 +9,9 @@ from pipelines.models import Model
 from pipelines.promotion.gate import judged_where_registered
 from pipelines.promotion.reconcile import Finding, reconcile
 from pipelines.registry import succession, tracking
+from pipelines.registry.evaluated_on import SELECTION_TAG, SOURCES_TAG
 from pipelines.registry.succession import await_approval, rollback, settle
 from pipelines.registry.versions import ModelVersion, models, names
-from pipelines.retraining import SELECTION_TAG, SOURCES_TAG
 from pipelines.settings import GateSettings
 from pipelines.storage import Store
 from tests.factories import tiny_model
