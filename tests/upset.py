@@ -3,7 +3,8 @@
 import os
 import signal
 import time
-from typing import Final
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +15,13 @@ UPSETTING: Final = {"b raises": 41, "c dies": 42, "d hangs": 43}
 """Columns of pictures of 40 rows."""
 
 
+@dataclass
 class Upset:
     """Chokes on such pictures in the way that their columns say."""
 
-    name = "hog"
-    resolution = HogDetector.resolution
-
-    def __init__(self, patient: bool = False) -> None:
-        self.patient = patient
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Upset) and self.patient == other.patient
+    patient: bool = False
+    name: ClassVar[str] = "hog"
+    resolution: ClassVar[float] = HogDetector.resolution
 
     def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
         height, width = rgb.shape[:2]

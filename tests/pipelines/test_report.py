@@ -1,6 +1,5 @@
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -23,25 +22,9 @@ from pipelines.settings import AnnotateSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import TrainedModel, train_model
 from tests.factories import TINY, picture, write_face, write_tar
+from tests.pipelines.test_page import Document
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
-
-
-class Document(HTMLParser):
-    """Every tag with its attributes, and all text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +67,7 @@ def test_the_page_is_one_file_without_scripts_or_links(
     html = retraining_page(job)
     document = Document(html)
     assert not [tag for tag, _ in document.tags if tag in {"script", "link", "iframe", "object"}]
-    images = [attributes for tag, attributes in document.tags if tag == "img"]
+    images = document.named("img")
     assert len(images) == 8
     assert all(image["src"].startswith("data:image/") for image in images)
     assert not [name for _, attributes in document.tags for name in attributes if name.startswith("on")]
