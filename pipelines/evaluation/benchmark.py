@@ -18,12 +18,11 @@ from pipelines.errors import UserError
 from pipelines.evaluation.ert import Ert
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.honesty import expected_and_true, rank_correlation
-from pipelines.evaluation.results import Evaluation, photo_of
+from pipelines.evaluation.results import Evaluation, crops_of
 from pipelines.evaluation.robustness import RobustnessRow, robustness
 from pipelines.models import ON_GPU, Model
 from pipelines.pace import one_core, race
 from pipelines.progress import Counted
-from pipelines.pyramid import crop, frame_around
 from pipelines.settings import Precision, Selection
 
 TRAIN_3148: Final = "3,148 faces of LFPW, HELEN, AFW"
@@ -170,8 +169,7 @@ def benchmark(
         UserError: a source is unusable, or not one face could be evaluated.
     """
     evaluation = evaluate(model, sources, selection, workers, progress, model.val_share, source_format, ert=ert)
-    photos = [(face, photo_of(face)) for face in evaluation.faces[:TIMED_BATCH]]
-    crops = [crop(photo.rgb, frame_around(face.box, model.card.crop_margin)) for face, photo in photos if photo]
+    crops = crops_of(evaluation.faces[:TIMED_BATCH], model.card.crop_margin)
     if not crops:
         raise UserError(f"{', '.join(sources)}: the photos are gone since they were evaluated; run again")
     rows = robustness(model, ert, evaluation.faces, workers)

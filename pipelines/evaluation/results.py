@@ -16,6 +16,7 @@ from pipelines.dataset.manifest import LeftOut
 from pipelines.decoding import Photo, decode
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
+from pipelines.pyramid import crop, frame_around
 from pipelines.settings import Precision
 from pipelines.sources.files import Files
 
@@ -138,6 +139,12 @@ def photo_of(face: FaceResult) -> Photo | None:
     except (UserError, OSError):
         return None
     return decode(data) if hashlib.sha256(data).hexdigest() == face.photo_sha256 else None
+
+
+def crops_of(faces: Sequence[FaceResult], margin: float) -> list[NDArray[np.uint8]]:
+    """Grey crops around the detector's boxes; of faces whose photos are gone there are none."""
+    found = ((face, photo_of(face)) for face in faces)
+    return [crop(photo.rgb, frame_around(face.box, margin)) for face, photo in found if photo]
 
 
 def _row_name(subset: str) -> str:

@@ -14,11 +14,10 @@ from scipy.stats import bootstrap
 
 from pipelines.errors import UserError
 from pipelines.evaluation.honesty import expected_and_true, rank_correlation
-from pipelines.evaluation.results import Evaluation, FaceResult, photo_of
+from pipelines.evaluation.results import Evaluation, FaceResult, crops_of
 from pipelines.evaluation.slices import slices
 from pipelines.models import Model
 from pipelines.pace import one_core, race
-from pipelines.pyramid import crop, frame_around
 from pipelines.settings import GateSettings
 
 FAILURE: Final = 0.1
@@ -152,8 +151,7 @@ def faces_needed(row: Row, least: int) -> int | None:
 
 
 def _asked(model: Model, faces: Sequence[FaceResult]) -> Callable[[], object]:
-    photos = [(face, photo_of(face)) for face in faces]
-    crops = [crop(photo.rgb, frame_around(face.box, model.card.crop_margin)) for face, photo in photos if photo]
+    crops = crops_of(faces, model.card.crop_margin)
     if not crops:
         raise UserError("the evaluation photos are gone since they were evaluated: judge again")
     batch = np.resize(np.stack(crops), (TIMED_FACES, *crops[0].shape))
