@@ -15,7 +15,7 @@ from pipelines.registry.versions import ModelVersion, models, names
 from pipelines.settings import GateSettings
 from pipelines.storage import Store
 from tests.factories import tiny_model
-from tests.pipelines.registry.test_succession import aliases, crashed, make_versions
+from tests.pipelines.registry.test_succession import aliases, crashed, make_versions, promote_two
 from tests.registered import register_model
 
 LENIENT = GateSettings(least_faces=2, resamples=200, bias=1000, rank_loss=2, slower=1000)
@@ -42,8 +42,7 @@ def known_place(name: str, version: int) -> None:
 
 def test_where_all_is_well_nothing_is_done(mlflow_store: Path) -> None:
     make_versions("well", 2)
-    settle("well", "promoted", 1, None, "first", "me")
-    settle("well", "promoted", 2, 1, "better", "me")
+    promote_two("well")
     assert mended("well") == []
 
 
@@ -76,8 +75,7 @@ def test_what_died_between_two_aliases_is_finished_once() -> None:
 
 def test_what_was_given_up_is_not_judged_anew() -> None:
     make_versions("by hand", 3)
-    settle("by hand", "promoted", 1, None, "first", "me")
-    settle("by hand", "promoted", 2, 1, "better", "me")
+    promote_two("by hand")
     known_place("by hand", 3)
     crashed("by hand", 3, 2, crash=1)
     tracking.client().set_registered_model_alias("by hand", "champion", "1")
@@ -178,8 +176,7 @@ def test_dashboards_on_a_new_disk_see_since_when_there_is_a_champion(
 
 def test_a_champion_that_was_deleted_is_said_and_nobody_takes_its_place() -> None:
     make_versions("lost", 3)
-    settle("lost", "promoted", 1, None, "first", "me")
-    settle("lost", "promoted", 2, 1, "better", "me")
+    promote_two("lost")
     known_place("lost", 3)
     tracking.client().delete_model_version("lost", "2")
     for _ in range(2):

@@ -38,6 +38,12 @@ def make_versions(name: str, count: int) -> None:
         client.create_model_version(name, "s3://nowhere/model", tags={registry.DIGEST_TAG: "0" * 64})
 
 
+def promote_two(name: str) -> None:
+    """The first version becomes champion, and the second takes over."""
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
+
+
 def work(name: str, version: int | str, champion: int, crash: int, run: str, uri: str) -> None:
     """Settles, or rolls back; ends this process with 3 where it was overtaken, with 9 where it crashes."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
@@ -132,8 +138,7 @@ def test_there_must_be_something_to_move(name: str) -> None:
 
 
 def test_of_one_version_under_both_aliases_there_is_no_way_back(name: str) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     tracking.client().set_registered_model_alias(name, "champion", "1")
     with pytest.raises(UserError, match="version 1 is both champion and previous: give the alias 'previous'"):
         rollback(name, "misses profiles", "ann")
@@ -141,8 +146,7 @@ def test_of_one_version_under_both_aliases_there_is_no_way_back(name: str) -> No
 
 @pytest.mark.parametrize("said", ["\x1b" * 2000, "caf\udce9"], ids=["control", "bytes"])
 def test_no_reason_makes_the_ledger_unreadable(name: str, said: str) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     rollback(name, said, said)
     assert [line.turn.what for line in log(name)] == ["promoted", "promoted", "rolled back"]
 
@@ -162,8 +166,7 @@ def test_the_log_of_a_model_that_was_deleted_can_be_read(name: str) -> None:
 
 
 def test_a_decision_against_another_champion_does_not_count(name: str) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     with pytest.raises(OvertakenError, match="version 2 became champion while version 3 was judged"):
         settle(name, "promoted", 3, 1, "better", "me")
     assert aliases(name) == {"champion": 2, "previous": 1}
@@ -195,8 +198,7 @@ def test_of_promotions_at_once_one_wins(name: str) -> None:
 
 @pytest.mark.parametrize("crash", [0, 1])
 def test_a_promotion_that_died_between_two_aliases_is_finished(name: str, crash: int) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     crashed(name, 3, 2, crash=crash)
     assert aliases(name) == {"champion": 2, "previous": (1, 2)[crash]}
     line = finish_turn(name, patience=0)
@@ -210,8 +212,7 @@ def test_a_promotion_that_died_between_two_aliases_is_finished(name: str, crash:
 
 
 def test_a_rollback_that_died_between_two_aliases_is_finished(name: str) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     crashed(name, "back", crash=1)
     assert aliases(name) == {"champion": 1, "previous": 1}
     finish_turn(name, patience=0)
@@ -222,8 +223,7 @@ def test_a_rollback_that_died_between_two_aliases_is_finished(name: str) -> None
 @pytest.mark.parametrize("crash", [0, 1])
 def test_a_rollback_that_is_called_again_is_done_once(name: str, crash: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     crashed(name, "back", crash=crash)
     told: list[str] = []
     now, before = rollback(name, "misses profiles", "me", told.append)
@@ -234,8 +234,7 @@ def test_a_rollback_that_is_called_again_is_done_once(name: str, crash: int, mon
 
 
 def test_a_rollback_that_an_heir_finished_is_not_undone_by_calling_it_again(name: str) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     crashed(name, "back", crash=1)
     finish_turn(name, patience=0)
     for _ in range(2):
@@ -259,8 +258,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Non
 
 
 def test_of_rollbacks_at_once_one_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     meanwhile(monkeypatch, lambda: rollback(name, "misses profiles", "ann"))
     told: list[str] = []
     now, _ = rollback(name, "misses profiles", "me", told.append)
@@ -270,8 +268,7 @@ def test_of_rollbacks_at_once_one_counts(name: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_rollback_takes_nobody_back_who_became_champion_since(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     meanwhile(monkeypatch, lambda: settle(name, "promoted", 3, 2, "better", "me"))
     with pytest.raises(OvertakenError, match="version 3 became champion while version 2 was to be rolled back"):
         rollback(name, "misses profiles", "me")
@@ -292,8 +289,7 @@ def test_whoever_comes_next_finishes_what_a_dead_process_began(name: str, monkey
 
 
 def test_what_a_person_moved_by_hand_stays(name: str) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     crashed(name, 3, 2, crash=1)
     tracking.client().set_registered_model_alias(name, "champion", "1")
     line = finish_turn(name, patience=0)
@@ -306,8 +302,7 @@ def test_what_a_person_moved_by_hand_stays(name: str) -> None:
 @pytest.mark.parametrize("moved", [{"champion": 2, "previous": 3}, {"champion": 2}, {}])
 def test_what_a_person_says_was_rolled_back_is_not_promoted(name: str, moved: dict[str, int]) -> None:
     """As the runbook says for who has MLflow's UI alone, or a part of that."""
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     crashed(name, 3, 2, crash=1)
     client = tracking.client()
     for alias, version in moved.items():
@@ -333,8 +328,7 @@ def test_a_promotion_that_an_heir_carried_out_is_done_for_who_tries_again(name: 
 
 
 def test_what_a_person_put_back_stays_where_it_can_be_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -352,8 +346,7 @@ def test_what_a_person_put_back_stays_where_it_can_be_told(name: str, monkeypatc
 
 
 def test_a_promotion_of_what_was_deleted_is_undone(name: str) -> None:
-    settle(name, "promoted", 1, None, "first", "me")
-    settle(name, "promoted", 2, 1, "better", "me")
+    promote_two(name)
     crashed(name, 3, 2, crash=1)
     tracking.client().delete_model_version(name, "3")
     line = finish_turn(name, patience=0)
