@@ -134,8 +134,13 @@ def numbered_row(number: int, copy: int, split: str) -> dict[str, Any]:
 
 def picture(pixels: NDArray[np.generic], kind: str = "PNG", **options: object) -> bytes:
     """An array as the bytes of a file."""
+    return saved(Image.fromarray(pixels), kind, **options)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    """An image as the bytes of a file."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from PIL import Image
 
+from tests.factories import saved
 from tests.pipelines.containers import packed
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
@@ -27,10 +28,10 @@ def encodings(jpeg: bytes, side: int = 160) -> list[bytes]:
         image = opened.convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
-    made = [_saved(image, kind) for kind in FORMATS]
-    made += [_saved(image, "JPEG", progressive=True), _saved(image, "JPEG", exif=exif)]
-    made += [_saved(image.convert(mode), kind) for mode, kind in (("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"))]
-    return [*made, _saved(image.convert("RGBA"), "PNG"), _saved(image.convert("I;16"), "PNG")]
+    made = [saved(image, kind) for kind in FORMATS]
+    made += [saved(image, "JPEG", progressive=True), saved(image, "JPEG", exif=exif)]
+    made += [saved(image.convert(mode), kind) for mode, kind in (("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"))]
+    return [*made, saved(image.convert("RGBA"), "PNG"), saved(image.convert("I;16"), "PNG")]
 
 
 def write_pictures(folder: Path, seeds: Sequence[bytes], cases: int, seed: int) -> list[str]:
@@ -56,12 +57,6 @@ def write_containers(folder: Path, seeds: Sequence[bytes], cases: int, seed: int
         members = {f"{index}.jpg": chance.choice(seeds) for index in range(chance.randint(1, 5))}
         (folder / names[-1]).write_bytes(damaged(packed(suffix, members), chance))
     return names
-
-
-def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def _flipped(data: bytes, chance: random.Random) -> bytes:

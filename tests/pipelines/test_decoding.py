@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 from pipelines import decoding
 from pipelines.decoding import Limits, Photo, Undecodable, decode, decode_grey
 from tests.exif import upright_to_stored
+from tests.factories import picture, saved
 
 WIDTH, HEIGHT = 96, 64
 
@@ -26,16 +27,6 @@ def _scene() -> NDArray[np.uint8]:
 
 SCENE = _scene()
 SMOOTH = np.dstack([SCENE[..., 0], SCENE[..., 1], 255 - SCENE[..., 0]])
-
-
-def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _picture(pixels: NDArray[np.generic], kind: str = "PNG", **options: object) -> bytes:
-    return _saved(Image.fromarray(pixels), kind, **options)
 
 
 def _exif(orientation: int) -> Image.Exif:
@@ -63,7 +54,7 @@ def test_every_orientation_is_turned_upright(kind: str, orientation: int) -> Non
         "WEBP": {"lossless": True},
         "AVIF": {"quality": 98, "subsampling": "4:4:4"},
     }
-    data = _picture(SMOOTH, kind, exif=_exif(orientation), **options.get(kind, {}))
+    data = picture(SMOOTH, kind, exif=_exif(orientation), **options.get(kind, {}))
     photo = decode(data)
     plain = Image.fromarray(SMOOTH)
     plain.getexif()[0x0112] = orientation
@@ -77,7 +68,7 @@ def test_every_orientation_is_turned_upright(kind: str, orientation: int) -> Non
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_upright_points_map_to_the_stored_pixels(orientation: int) -> None:
-    photo = decode(_picture(SCENE, exif=_exif(orientation)))
+    photo = decode(picture(SCENE, exif=_exif(orientation)))
     for x, y in ((0, 0), (5, 3), (40, 60)):
         stored = upright_to_stored(np.array([float(x), float(y)]), photo.orientation, photo.stored_size)
         column, row = stored.round().astype(int)
@@ -86,13 +77,13 @@ def test_upright_points_map_to_the_stored_pixels(orientation: int) -> None:
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_a_senseless_orientation_is_upright(value: int) -> None:
-    photo = decode(_picture(SCENE, exif=_exif(value)))
+    photo = decode(picture(SCENE, exif=_exif(value)))
     assert photo.orientation == 1
     np.testing.assert_array_equal(photo.rgb, SCENE)
 
 
 def test_a_png_with_exif_behind_its_pixels_is_turned() -> None:
-    plain, turned = _picture(SCENE), _picture(SCENE, exif=_exif(6))
+    plain, turned = picture(SCENE), picture(SCENE, exif=_exif(6))
     at = turned.index(b"eXIf") - 4
     size = struct.unpack(">I", turned[at : at + 4])[0] + 12
     end = plain.index(b"IEND") - 4
@@ -102,14 +93,14 @@ def test_a_png_with_exif_behind_its_pixels_is_turned() -> None:
 def test_grey() -> None:
     grey = SCENE[..., 0]
     for kind in ("PNG", "TIFF", "BMP"):
-        np.testing.assert_array_equal(decode(_picture(grey, kind)).rgb, np.dstack([grey] * 3))
-    assert np.abs(decode(_picture(grey, "JPEG", quality=98)).rgb[..., 1].astype(int) - grey).max() <= 4
+        np.testing.assert_array_equal(decode(picture(grey, kind)).rgb, np.dstack([grey] * 3))
+    assert np.abs(decode(picture(grey, "JPEG", quality=98)).rgb[..., 1].astype(int) - grey).max() <= 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_grey_of_16_bits_spans_the_whole_range(kind: str) -> None:
     grey = np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.uint16)
-    rgb = decode(_picture(grey, kind)).rgb
+    rgb = decode(picture(grey, kind)).rgb
     assert (rgb.min(), rgb.max()) == (0, 255)
     assert (rgb == rgb[..., :1]).all()
     np.testing.assert_allclose(rgb[..., 0], grey / 257, atol=1)
@@ -123,18 +114,15 @@ def test_a_pgm_of_more_than_8_bits() -> None:
 
 def test_a_negative_tiff_of_16_bits_is_none() -> None:
     grey = np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.uint16)
-    sink = io.BytesIO()
-    Image.fromarray(65535 - grey).save(sink, "TIFF", tiffinfo={ExifTags.Base.PhotometricInterpretation: 0})
-    assert Image.open(io.BytesIO(sink.getvalue())).tag_v2[ExifTags.Base.PhotometricInterpretation] == 0  # type: ignore[attr-defined]
-    np.testing.assert_allclose(decode(sink.getvalue()).rgb[..., 0], grey / 257, atol=1)
+    data = picture(65535 - grey, "TIFF", tiffinfo={ExifTags.Base.PhotometricInterpretation: 0})
+    assert Image.open(io.BytesIO(data)).tag_v2[ExifTags.Base.PhotometricInterpretation] == 0  # type: ignore[attr-defined]
+    np.testing.assert_allclose(decode(data).rgb[..., 0], grey / 257, atol=1)
 
 
 @pytest.mark.parametrize("tags", [{ExifTags.Base.NewSubfileType: 1}, {ExifTags.Base.DNGVersion: b"\1\4\0\0"}])
 def test_the_preview_of_a_raw_file_is_no_picture(tags: dict[int, object]) -> None:
-    sink = io.BytesIO()
-    Image.fromarray(SCENE).save(sink, "TIFF", tiffinfo=tags)
     with pytest.raises(Undecodable, match="raw file"):
-        decode(sink.getvalue())
+        decode(picture(SCENE, "TIFF", tiffinfo=tags))
 
 
 @pytest.mark.parametrize("kind", [".png", ".tiff"])
@@ -148,7 +136,7 @@ def test_colour_of_16_bits(kind: str) -> None:
 def test_alpha_is_dropped_and_the_colours_stay(kind: str) -> None:
     alpha = np.full((HEIGHT, WIDTH), 40, np.uint8)
     options = {"lossless": True} if kind == "WEBP" else {}
-    data = _picture(np.dstack([SCENE, alpha]), kind, **options)
+    data = picture(np.dstack([SCENE, alpha]), kind, **options)
     np.testing.assert_array_equal(decode(data).rgb, SCENE)
 
 
@@ -156,41 +144,41 @@ def test_grey_with_alpha_and_black_and_white() -> None:
     grey = Image.fromarray(SCENE[..., 0])
     both = grey.convert("LA")
     both.putalpha(7)
-    np.testing.assert_array_equal(decode(_saved(both, "PNG")).rgb[..., 2], SCENE[..., 0])
+    np.testing.assert_array_equal(decode(saved(both, "PNG")).rgb[..., 2], SCENE[..., 0])
     bits = grey.point(lambda value: 255 * (value > 128)).convert("1")
     for kind in ("PNG", "TIFF"):
-        np.testing.assert_array_equal(decode(_saved(bits, kind)).rgb[..., 0], 255 * (SCENE[..., 0] > 128))
+        np.testing.assert_array_equal(decode(saved(bits, kind)).rgb[..., 0], 255 * (SCENE[..., 0] > 128))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "BMP"])
 def test_palette(kind: str) -> None:
     indexed = Image.fromarray(SCENE).quantize(32)
-    np.testing.assert_array_equal(decode(_saved(indexed, kind)).rgb, np.asarray(indexed.convert("RGB")))
+    np.testing.assert_array_equal(decode(saved(indexed, kind)).rgb, np.asarray(indexed.convert("RGB")))
 
 
 def test_cmyk() -> None:
     cmyk = Image.fromarray(SMOOTH).convert("CMYK")
-    jpeg = _saved(cmyk, "JPEG", quality=98, subsampling=0)
+    jpeg = saved(cmyk, "JPEG", quality=98, subsampling=0)
     np.testing.assert_allclose(decode(jpeg).rgb.astype(int), SMOOTH, atol=12)
-    np.testing.assert_allclose(decode(_saved(cmyk, "TIFF")).rgb.astype(int), SMOOTH, atol=2)
+    np.testing.assert_allclose(decode(saved(cmyk, "TIFF")).rgb.astype(int), SMOOTH, atol=2)
 
 
 def test_the_first_of_several_frames() -> None:
     frames = [Image.fromarray(SCENE), Image.fromarray(255 - SCENE)]
-    data = _saved(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    data = saved(frames[0], "TIFF", save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(decode(data).rgb, SCENE)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
 def test_the_first_frame_of_an_animation(kind: str) -> None:
     frames = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("#c03040", "#2080d0", "#102030")]
-    data = _saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=100)
+    data = saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=100)
     np.testing.assert_allclose(decode(data).rgb.astype(int), np.asarray(frames[0]), atol=6)
 
 
 def test_a_gif_with_a_transparent_colour() -> None:
     indexed = Image.fromarray(SCENE).quantize(32)
-    data = _saved(indexed, "GIF", transparency=3)
+    data = saved(indexed, "GIF", transparency=3)
     np.testing.assert_array_equal(decode(data).rgb, np.asarray(indexed.convert("RGB")))
 
 
@@ -199,13 +187,13 @@ def test_avif(mode: str) -> None:
     image = Image.fromarray(SMOOTH).convert(mode)
     if mode in {"LA", "RGBA"}:
         image.putalpha(40)
-    data = _saved(image, "AVIF", quality=98, subsampling="4:4:4")
+    data = saved(image, "AVIF", quality=98, subsampling="4:4:4")
     expected = np.asarray(image.convert("RGB")).astype(int)
     np.testing.assert_allclose(decode(data).rgb.astype(int), expected, atol=8)
 
 
 def test_broken_avif() -> None:
-    data = _picture(SMOOTH, "AVIF")
+    data = picture(SMOOTH, "AVIF")
     for cut in (0.2, 0.5, 0.999):
         assert _reason(data[: int(len(data) * cut)]) == "truncated"
     assert _reason(data[:40] + b"\xff" * 60 + data[100:]) == "corrupt"
@@ -214,16 +202,14 @@ def test_broken_avif() -> None:
 
 @pytest.mark.skipif(not decoding._HEIC, reason="pip install 'msrrn[heic]'")
 def test_heic() -> None:
-    data = _picture(SMOOTH, "HEIF", quality=98, chroma=444)
+    data = picture(SMOOTH, "HEIF", quality=98, chroma=444)
     photo = decode(data)
     assert (photo.orientation, photo.stored_size, photo.size) == (1, (WIDTH, HEIGHT), (WIDTH, HEIGHT))
     np.testing.assert_allclose(photo.rgb.astype(int), SMOOTH, atol=8)
-    grey = _picture(SMOOTH[..., 0], "HEIF", quality=98)
+    grey = picture(SMOOTH[..., 0], "HEIF", quality=98)
     np.testing.assert_allclose(decode(grey).rgb.astype(int), np.dstack([SMOOTH[..., 0]] * 3), atol=4)
     clear = np.dstack([SMOOTH, np.full((HEIGHT, WIDTH), 40, np.uint8)])
-    np.testing.assert_allclose(
-        decode(_picture(clear, "HEIF", quality=98, chroma=444)).rgb.astype(int), SMOOTH, atol=8
-    )
+    np.testing.assert_allclose(decode(picture(clear, "HEIF", quality=98, chroma=444)).rgb.astype(int), SMOOTH, atol=8)
     assert _reason(data, Limits(max_pixels=WIDTH * HEIGHT - 1)) == "too_large"
     for cut in (0.05, 0.5, 0.999):
         assert _reason(data[: int(len(data) * cut)]) == "truncated"
@@ -234,7 +220,7 @@ def test_heic() -> None:
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_heic_comes_upright(orientation: int) -> None:
     """It is turned by a property of its own, which says what its EXIF says."""
-    photo = decode(_picture(SMOOTH, "HEIF", quality=98, chroma=444, exif=_exif(orientation).tobytes()))
+    photo = decode(picture(SMOOTH, "HEIF", quality=98, chroma=444, exif=_exif(orientation).tobytes()))
     plain = Image.fromarray(SMOOTH)
     plain.getexif()[0x0112] = orientation
     expected = np.asarray(ImageOps.exif_transpose(plain))
@@ -263,7 +249,7 @@ def test_heic_without_its_extra_is_explained(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_samples_without_a_defined_white_are_refused() -> None:
-    assert _reason(_picture(np.ones((8, 8), np.float32), "TIFF")) == "not_an_image"
+    assert _reason(picture(np.ones((8, 8), np.float32), "TIFF")) == "not_an_image"
 
 
 def test_bytes_that_are_no_picture() -> None:
@@ -275,13 +261,13 @@ def test_bytes_that_are_no_picture() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF"])
 def test_half_a_picture_is_truncated(kind: str) -> None:
     noise = np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    data = _picture(noise, kind)
+    data = picture(noise, kind)
     assert _reason(data[: len(data) // 2]) == "truncated"
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(progressive: bool) -> None:
-    data = _picture(SCENE, "JPEG", progressive=progressive)
+    data = picture(SCENE, "JPEG", progressive=progressive)
     whole = decode(data).rgb
     for missing in (1, 2):
         np.testing.assert_array_equal(decode(data[:-missing]).rgb, whole)
@@ -289,13 +275,13 @@ def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(progressive: bool) -> N
 
 
 def test_a_damaged_png_is_corrupt() -> None:
-    data = bytearray(_picture(SCENE))
+    data = bytearray(picture(SCENE))
     data[data.index(b"IDAT") + 40] ^= 0x10
     assert _reason(bytes(data)) == "corrupt"
 
 
 def test_large_pictures_are_refused_by_their_header() -> None:
-    wide = _saved(Image.new("L", (40_000, 2)), "PNG")
+    wide = saved(Image.new("L", (40_000, 2)), "PNG")
     assert _reason(wide) == "too_large"
     header_only = wide[:64]
     assert _reason(header_only) == "too_large"
@@ -304,7 +290,7 @@ def test_large_pictures_are_refused_by_their_header() -> None:
 @pytest.mark.parametrize("side", [14_000, 31_999, 60_000])
 def test_a_bomb_costs_nothing(side: int) -> None:
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    png = bytearray(_picture(SCENE))
+    png = bytearray(picture(SCENE))
     png[16:29] = header
     png[29:33] = struct.pack(">I", zlib.crc32(b"IHDR" + header))
     with pytest.raises(Undecodable, match=r"pixels, at most 32000 a side and 120000000 in all") as caught:
@@ -313,7 +299,7 @@ def test_a_bomb_costs_nothing(side: int) -> None:
 
 
 def test_limits_are_settings() -> None:
-    data = _picture(SCENE)
+    data = picture(SCENE)
     assert _reason(data, Limits(max_pixels=WIDTH * HEIGHT - 1)) == "too_large"
     assert _reason(data, Limits(max_side=WIDTH - 1)) == "too_large"
     assert _reason(data, Limits(max_bytes=len(data) - 1)) == "too_large"
@@ -333,7 +319,7 @@ def _linear(width: int, height: int) -> NDArray[np.uint8]:
 def test_a_reduced_jpeg_knows_where_its_pixels_lie(size: tuple[int, int], reduction: int, orientation: int) -> None:
     """The values of a picture are those at the same place of the picture in full: within half a pixel of it."""
     scene = _linear(*size)
-    data = _picture(scene, "JPEG", quality=98, subsampling=0, exif=_exif(orientation))
+    data = picture(scene, "JPEG", quality=98, subsampling=0, exif=_exif(orientation))
     full, photo = decode(data), _reduced(data, reduction)
     assert (full.reduction, photo.reduction) == (1, reduction)
     assert photo.orientation == orientation
@@ -358,7 +344,7 @@ def test_a_reduced_jpeg_knows_where_its_pixels_lie(size: tuple[int, int], reduct
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_grey_is_decoded_finer_than_what_was_reduced(orientation: int) -> None:
-    data = _picture(SMOOTH, "JPEG", quality=98, subsampling=0, exif=_exif(orientation))
+    data = picture(SMOOTH, "JPEG", quality=98, subsampling=0, exif=_exif(orientation))
     photo = _reduced(data, 8)
     for reduction in (1, 2, 4):
         grey = decode_grey(data, photo, reduction)
@@ -370,14 +356,14 @@ def test_grey_is_decoded_finer_than_what_was_reduced(orientation: int) -> None:
     ("longer", "reduction"), [(96, 1), (95, 1), (49, 1), (48, 2), (25, 2), (24, 4), (12, 8), (1, 8)]
 )
 def test_a_jpeg_is_reduced_while_it_is_large_enough(longer: int, reduction: int) -> None:
-    photo = decode(_picture(SCENE, "JPEG"), enough=lambda found: longer if found == WIDTH else 0)
+    photo = decode(picture(SCENE, "JPEG"), enough=lambda found: longer if found == WIDTH else 0)
     assert photo.reduction == reduction
     assert max(photo.rgb.shape) == WIDTH // reduction
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_other_formats_are_decoded_in_full(kind: str) -> None:
-    data = _picture(SCENE, kind)
+    data = picture(SCENE, kind)
     photo = _reduced(data, 4)
     assert (photo.reduction, photo.size) == (1, (WIDTH, HEIGHT))
     np.testing.assert_array_equal(photo.rgb, decode(data).rgb)
@@ -387,7 +373,7 @@ def test_other_formats_are_decoded_in_full(kind: str) -> None:
 def test_what_decoding_promises_holds_at_every_reduction(reduction: int) -> None:
     noise = np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     for progressive in (False, True):
-        data = _picture(noise, "JPEG", progressive=progressive)
+        data = picture(noise, "JPEG", progressive=progressive)
         assert _reason(data[: len(data) // 2], None, reduction) == "truncated"
         assert _reason(data[:-20], None, reduction) == "truncated"
         whole = _reduced(data, reduction)
@@ -396,7 +382,7 @@ def test_what_decoding_promises_holds_at_every_reduction(reduction: int) -> None
             lacking = _reduced(data[:-missing], reduction)
             np.testing.assert_array_equal(lacking.rgb, whole.rgb)
             np.testing.assert_array_equal(decode_grey(data[:-missing], lacking, 1), decode_grey(data, whole, 1))
-    data = _picture(noise, "JPEG")
+    data = picture(noise, "JPEG")
     assert _reason(data, Limits(max_pixels=WIDTH * HEIGHT - 1), reduction) == "too_large"
     assert _reason(data, Limits(max_side=WIDTH - 1), reduction) == "too_large"
     assert _reason(data, Limits(max_bytes=len(data) - 1), reduction) == "too_large"
@@ -405,8 +391,8 @@ def test_what_decoding_promises_holds_at_every_reduction(reduction: int) -> None
 
 @pytest.mark.parametrize("reduction", [2, 4])
 def test_grey_and_cmyk_jpegs_are_reduced(reduction: int) -> None:
-    cmyk = _saved(Image.fromarray(SMOOTH).convert("CMYK"), "JPEG", quality=98, subsampling=0)
-    for data in (cmyk, _picture(SMOOTH[..., 0], "JPEG", quality=98)):
+    cmyk = saved(Image.fromarray(SMOOTH).convert("CMYK"), "JPEG", quality=98, subsampling=0)
+    for data in (cmyk, picture(SMOOTH[..., 0], "JPEG", quality=98)):
         full, photo = decode(data).rgb, _reduced(data, reduction)
         assert photo.reduction == reduction
         mean = cv2.resize(full, photo.rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
@@ -415,7 +401,7 @@ def test_grey_and_cmyk_jpegs_are_reduced(reduction: int) -> None:
         assert np.abs(decode_grey(data, photo, 1).astype(int) - luma).max() <= 8
 
 
-_SEEDS = [_picture(SCENE, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", *decoding._HEIC)]
+_SEEDS = [picture(SCENE, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", *decoding._HEIC)]
 
 
 @settings(max_examples=150)
@@ -449,7 +435,7 @@ def test_whatever_the_bytes_nothing_else_is_raised(data: bytes, changes: list[tu
 def test_a_damaged_jpeg_gives_the_same_reason_at_every_reduction(
     progressive: bool, changes: list[tuple[int, int]], cut: int, reduction: int
 ) -> None:
-    damaged = bytearray(_picture(SCENE, "JPEG", progressive=progressive))
+    damaged = bytearray(picture(SCENE, "JPEG", progressive=progressive))
     for place, value in changes:
         damaged[place % len(damaged)] = value
     data = bytes(damaged[: len(damaged) - cut])
