@@ -50,14 +50,11 @@ def add_annotation_commands(commands: Commands) -> None:
 def _annotate(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
-        from pipelines.annotation.claim import continued
-        from pipelines.annotation.rehearsal import rehearse
         from pipelines.annotation.run import annotate
         from pipelines.annotation.work import Again
         from pipelines.metrics_export import metered
         from pipelines.opening import open_model
-        from pipelines.storage import Store
-        from pipelines.texts import annotation_text, rehearsal_text
+        from pipelines.texts import annotation_text
 
         settings = settings_of(AnnotateSettings, given(call, *_SETTINGS))
         again = None
@@ -69,14 +66,7 @@ def _annotate(commands: Commands) -> None:
         if call.dry_run and again:
             raise UsageError("--dry-run looks at the whole archive, not at what --retry would do: leave one out")
         if call.dry_run:
-            with progress("listing pictures") as update:
-                model = open_model(call.model)
-                settings = continued(Store(call.out).absolute(), call.source, model, settings)
-                rehearsal = rehearse(call.source, model, settings, call.workers, call.limit, update, call.out)
-            if call.json:
-                print_json(rehearsal.model_dump())
-            else:
-                print(rehearsal_text(rehearsal, model.label, call.workers))
+            _rehearse(call, settings)
             return
         with (
             progress("annotating, pictures") as shown,
@@ -144,6 +134,25 @@ def _annotate(commands: Commands) -> None:
     )
     add_workers(parser)
     add_json(parser)
+
+
+def _rehearse(call: argparse.Namespace, settings: AnnotateSettings) -> None:
+    """Says what `annotate` would do."""
+    from flows.progress import progress
+    from pipelines.annotation.claim import continued
+    from pipelines.annotation.rehearsal import rehearse
+    from pipelines.opening import open_model
+    from pipelines.storage import Store
+    from pipelines.texts import rehearsal_text
+
+    with progress("listing pictures") as update:
+        model = open_model(call.model)
+        settings = continued(Store(call.out).absolute(), call.source, model, settings)
+        rehearsal = rehearse(call.source, model, settings, call.workers, call.limit, update, call.out)
+    if call.json:
+        print_json(rehearsal.model_dump())
+    else:
+        print(rehearsal_text(rehearsal, model.label, call.workers))
 
 
 def _add_detection(parser: argparse.ArgumentParser) -> None:
