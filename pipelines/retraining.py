@@ -130,21 +130,7 @@ def train_tracked(
         UserError: the dataset, the training or MLflow fails.
         KeyboardInterrupt: with what to call to go on.
     """
-    manifest = read_manifest(Store(dataset))
-    key = run_name(manifest, settings)
-    parameters = {
-        **settings.model_dump(exclude={"init"}),
-        "init": settings.init.version if settings.init else "",
-        **{f"dataset.{key}": value for key, value in manifest.settings.items() if key != "augmentation"},
-        **manifest.settings["augmentation"],
-    }
-    tags = {
-        "msrrn.dataset": manifest.name,
-        "msrrn.code_version": manifest.code_version,
-        "msrrn.boxes": manifest.settings["detector"],
-    }
-    run = open_run(name, key, parameters, tags)
-
+    key, run = _begun(dataset, settings, name)
     try:
         with system_metrics(run), followed(run) as tell:
 
@@ -173,6 +159,24 @@ def train_tracked(
             f"it and train on {dataset} with the same settings again, which finds the model and logs them"
         ) from None
     return trained
+
+
+def _begun(dataset: str, settings: TrainSettings, name: str) -> tuple[str, RunRecord]:
+    """The name of a training's run, and MLflow's run of it, which says what the training was told."""
+    manifest = read_manifest(Store(dataset))
+    key = run_name(manifest, settings)
+    parameters = {
+        **settings.model_dump(exclude={"init"}),
+        "init": settings.init.version if settings.init else "",
+        **{f"dataset.{name}": value for name, value in manifest.settings.items() if name != "augmentation"},
+        **manifest.settings["augmentation"],
+    }
+    tags = {
+        "msrrn.dataset": manifest.name,
+        "msrrn.code_version": manifest.code_version,
+        "msrrn.boxes": manifest.settings["detector"],
+    }
+    return key, open_run(name, key, parameters, tags)
 
 
 @contextmanager
