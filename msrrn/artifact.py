@@ -53,9 +53,9 @@ def save(directory: Path, model: MSRRN, card: Card) -> None:
     Weights are stored as float16 (coordinates of the mean shape as float32): that moves no landmark by more than
     some hundredths of a pixel and halves the file.
     """
-    stored = {name for name, _ in model.named_parameters()}
+    halved = {name for name, _ in model.named_parameters()}
     tensors = {
-        name: (tensor.half() if name in stored else tensor).detach().cpu().contiguous()
+        name: (tensor.half() if name in halved else tensor).detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
     }
     data = safetensors.torch.save(tensors)
