@@ -5,14 +5,14 @@ stages would only ever see shapes that are almost right. So every stage starts f
 features of which some are missing (Srivastava et al., "Dropout", 2014).
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from msrrn.geometry import LEVELS
-from msrrn.network import Disturbance
 
 MOVED: Final = 0.01
 """sd of the shift before the first stage, in sides of the crop, in x and in y; twice that for turn and scale"""
@@ -24,6 +24,15 @@ MISSING: Final = 0.2
 """share of its features that a stage does not see"""
 MORE: Final = (0.6, 0.2, 0.2)
 """shares of batches in which f is asked thrice, once more, and twice more, so that asking it more does no harm"""
+
+
+class Disturbance(NamedTuple):
+    """What training changes between T stages, of B faces, L landmarks and the F numbers that f reads."""
+
+    moves: Tensor
+    """(B, T, L, 2): added to the shape that each stage starts from, in sides of the crop"""
+    kept: Tensor
+    """(B, T, F): factors of the features that each stage reads"""
 
 
 def draw_disturbance(

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from msrrn.config import ModelConfig
+from msrrn.disturbance import Disturbance
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import MIRROR, NUM_LANDMARKS
 from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, PooledFeatures, Residual
@@ -61,15 +62,6 @@ class Stages(NamedTuple):
     @property
     def final(self) -> Tensor:
         return self.shapes[:, -1]
-
-
-class Disturbance(NamedTuple):
-    """What training changes between the stages (`msrrn.disturbance`)."""
-
-    moves: Tensor
-    """(B, T, L, 2): added to the shape that each stage starts from, in sides of the crop"""
-    kept: Tensor
-    """(B, T, F): factors of the features that each stage reads"""
 
 
 def standardise(pixels: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from msrrn.config import PRESETS
-from msrrn.disturbance import draw_disturbance
-from msrrn.network import MSRRN, Disturbance
+from msrrn.disturbance import Disturbance, draw_disturbance
+from msrrn.network import MSRRN
 from msrrn.objective import OBJECTIVES, misjudged, misplaced
 from msrrn.perturbation import draw, perturb
 from msrrn.predictor import area_halve

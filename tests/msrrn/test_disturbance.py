@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from msrrn.config import ModelConfig
-from msrrn.disturbance import BENT, MISSING, MORE, MOVED, NARROWER, draw_disturbance
-from msrrn.network import MSRRN, Disturbance
+from msrrn.disturbance import BENT, MISSING, MORE, MOVED, NARROWER, Disturbance, draw_disturbance
+from msrrn.network import MSRRN
 from tests.msrrn.test_network import SMALL, STRAIGHT, levels, lively, smooth_crops
 
 MEAN = np.random.default_rng(0).uniform(0.2, 0.8, (68, 2)).astype(np.float32)
