@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipelines.archives.names import is_ignored, is_safe, printable
+from pipelines.archives.names import is_hidden, is_ignored, is_safe, printable
 from pipelines.archives.patience import insist
 from pipelines.errors import UserError
 from pipelines.storage import Store
@@ -28,7 +28,7 @@ class Found:
 def walk(store: Store, apart: Store | None = None) -> Iterator[Found]:
     """The files below a folder, sorted by key, as S3 sorts; those below `apart`, another folder, are not among them.
 
-    Links to files are followed, links to folders entered, each real folder once.
+    Links to files are followed, links to folders entered, each real folder once, but for hidden links.
     """
     local = store.local_path()
     without = None if apart is None else apart.local_path()
@@ -65,14 +65,19 @@ def _local(root: Path, apart: Path | None) -> Iterator[Found]:
             yield _file(path, key)
         elif without is not None and _may_be(path, without) and path.resolve() == without:
             continue
-        elif not links.enter(path) if insist(path.is_symlink) else links.has_entered(path):
-            yield Found(printable(key[:-1]), problem="linked_folder")
+        elif not links.enter(path, key):
+            yield _not_entered(key, "linked_folder")
         else:
             try:
                 folders.append((key, insist(partial(_names, path))))
             except OSError as error:
                 if problem := problem_of(error):
-                    yield Found(printable(key[:-1]), problem=problem)
+                    yield _not_entered(key, problem)
+
+
+def _not_entered(key: str, problem: str) -> Found:
+    """A folder, which is no input where it is hidden."""
+    return Found(printable(key[:-1]), problem=problem, ignored=is_hidden(key))
 
 
 def _may_be(path: Path, real: Path) -> bool:
@@ -129,15 +134,13 @@ class _Links:
         self._entered = {self._root}
         self._names: set[str] = set()
 
-    def enter(self, link: Path) -> bool:
-        """Enters the folder behind a link, unless that is read under another name, or the root lies in it."""
-        real = link.resolve()
-        if real in self._root.parents or not self._entered.isdisjoint({real, *real.parents}):
+    def enter(self, folder: Path, key: str) -> bool:
+        """Whether a folder is entered: not twice, not behind a hidden link, nor where the root lies in it."""
+        if not insist(folder.is_symlink):  # one below a link's may have a link of its own
+            return not (folder.name in self._names and folder.resolve() in self._entered)
+        real = folder.resolve()
+        if is_hidden(key) or real in self._root.parents or not self._entered.isdisjoint({real, *real.parents}):
             return False
         self._entered.add(real)
         self._names.add(real.name)
         return True
-
-    def has_entered(self, folder: Path) -> bool:
-        """Whether a folder below one behind a link was entered before, through a link of its own."""
-        return folder.name in self._names and folder.resolve() in self._entered

@@ -180,6 +180,16 @@ def test_what_may_not_be_opened_is_a_row(tmp_path: Path, monkeypatch: pytest.Mon
     assert read(str(tmp_path)) == [("a.jpg", b"a"), ("shut", "forbidden")]
 
 
+def test_what_is_hidden_is_no_row_and_takes_no_folder_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(str(tmp_path), {"disk/a.jpg": b"a", "in/.Trashes/b.jpg": b"b"})
+    (tmp_path / "in" / ".recent").symlink_to(tmp_path / "disk")
+    (tmp_path / "in" / "photos").symlink_to(tmp_path / "disk")
+    refuse(monkeypatch, **{".Trashes": errno.EACCES})
+    assert read(str(tmp_path / "in")) == [("photos/a.jpg", b"a")]
+
+
 def test_trouble_that_may_pass_is_left_to_be_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(str(tmp_path), {"a.jpg": b"x", "b.zip": packed(".zip", {"b.jpg": b"b"})})
     items = list(list_inputs(str(tmp_path)))
