@@ -63,21 +63,17 @@ def _local(root: Path, apart: Path | None) -> Iterator[Found]:
         path = root / key
         if not key.endswith("/"):
             yield _file(path, key)
-        elif without is not None and _may_be(path, without) and path.resolve() == without:
             continue
-        elif not links.enter(path, key):
-            yield _not_entered(key, "linked_folder")
-        else:
-            try:
+        try:
+            if without is not None and _may_be(path, without) and path.resolve() == without:
+                continue
+            problem = "" if links.enter(path, key) else "linked_folder"
+            if not problem:
                 folders.append((key, insist(partial(_names, path))))
-            except OSError as error:
-                if problem := problem_of(error):
-                    yield _not_entered(key, problem)
-
-
-def _not_entered(key: str, problem: str) -> Found:
-    """A folder, which is no input where it is hidden."""
-    return Found(printable(key[:-1]), problem=problem, ignored=is_hidden(key))
+        except OSError as error:
+            problem = problem_of(error)
+        if problem:
+            yield Found(printable(key[:-1]), problem=problem, ignored=is_hidden(key))
 
 
 def _may_be(path: Path, real: Path) -> bool:

@@ -180,6 +180,22 @@ def test_what_may_not_be_opened_is_a_row(tmp_path: Path, monkeypatch: pytest.Mon
     assert read(str(tmp_path)) == [("a.jpg", b"a"), ("shut", "forbidden")]
 
 
+def test_a_folder_that_may_be_listed_and_no_more_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(str(tmp_path), {"a.jpg": b"a", "listed/deep/b.jpg": b"b"})
+    plain = os.stat
+
+    def refusing(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if not isinstance(path, int) and Path(path).name == "deep":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return plain(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    refuse(monkeypatch, deep=errno.EACCES)
+    assert read(str(tmp_path)) == [("a.jpg", b"a"), ("listed/deep", "forbidden")]
+
+
 def test_what_is_hidden_is_no_row_and_takes_no_folder_from_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
