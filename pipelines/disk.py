@@ -4,7 +4,6 @@ import ctypes
 import errno
 import os
 import secrets
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,15 +16,6 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _HERE: Final = -100
 """`AT_FDCWD` of `fcntl.h`."""
 _RENAME_NOREPLACE: Final = 1
-
-
-def regular_size(path: Path) -> int | None:
-    """The bytes of a regular file, or of one behind a link; None for what is none, or may not be looked at."""
-    try:
-        status = path.stat()
-    except OSError:  # a dangling or looping link, or a file gone since it was listed
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 @contextmanager

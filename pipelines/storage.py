@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-from pipelines.disk import TEMP_PREFIX, growing, named, regular_size, sync_directory, temporary
+from pipelines.disk import TEMP_PREFIX, growing, named, sync_directory, temporary
 from pipelines.location import Location
 from pipelines.outages import FULL, explained
 from pipelines.s3 import s3_files
@@ -119,17 +119,6 @@ class Store(Location):
                 return cast(BinaryIO, file)
             return self._path(key).open("rb")
 
-    def sizes(self, prefix: str = "") -> dict[str, int | None]:
-        """Every file below `prefix` (a directory) with its bytes, sorted by key; never temporary files.
-
-        What is not a regular file, nor a link to one, has None: folders behind links are not entered, and those that
-        may not be opened cannot be. An absent directory has no files.
-        """
-        if self._remote:
-            return dict(sorted((key, size) for key, size, _ in self.objects(prefix)))
-        with explained(self.url, prefix):
-            return dict(sorted(self._local_sizes(prefix)))
-
     def objects(self, prefix: str = "") -> Iterator[tuple[str, int, str]]:
         """Of a store on S3: every object below `prefix` with its bytes and ETag, in S3's order, page by page."""
         with explained(self.url, prefix):
@@ -157,18 +146,18 @@ class Store(Location):
         return list(self.files(prefix))
 
     def files(self, prefix: str = "") -> dict[str, int]:
-        """All regular files below `prefix` (a directory) with their bytes, sorted by key.
+        """All regular files below `prefix` (a directory) with their bytes, sorted by key; never temporary files.
+
+        Links to files count, folders behind links are not entered. An absent directory has no files.
 
         Raises:
             UserError: a folder below `prefix` may not be opened. Without a prefix it is passed over: beside ours
                 there may be others.
         """
-        found = self.sizes(prefix)
+        if self._remote:
+            return dict(sorted((key, size) for key, size, _ in self.objects(prefix)))
         with explained(self.url, prefix):
-            for key in [key for key, size in found.items() if prefix and size is None and not self._remote]:
-                if self._path(key).is_dir() and not self._path(key).is_symlink():
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), key)
-        return {key: size for key, size in found.items() if size is not None}
+            return dict(sorted(self._local_files(prefix)))
 
     def folders(self) -> list[str]:
         """Names of the directories directly below, sorted; none where there is no such place."""
@@ -276,23 +265,26 @@ class Store(Location):
                 if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime >= seconds:
                     path.unlink()
 
-    def _local_sizes(self, prefix: str) -> Iterator[tuple[str, int | None]]:
+    def _local_files(self, prefix: str) -> Iterator[tuple[str, int]]:
         root = self._path("")
-        closed: list[str] = []
 
         def failed(error: OSError) -> None:
-            if isinstance(error, PermissionError):
-                closed.append(error.filename)
-            elif not isinstance(error, FileNotFoundError | NotADirectoryError):
+            if isinstance(error, PermissionError) and not prefix:
+                return
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise error
 
-        for folder, folders, files in os.walk(self._path(prefix), onerror=failed):
-            linked = [name for name in folders if Path(folder, name).is_symlink()]
-            for name in (*files, *linked):
-                if not name.startswith(TEMP_PREFIX):
-                    path = Path(folder, name)
-                    yield path.relative_to(root).as_posix(), regular_size(path)
-        yield from ((Path(folder).relative_to(root).as_posix(), None) for folder in closed)
+        for folder, _, names in os.walk(self._path(prefix), onerror=failed):
+            for path in (Path(folder, name) for name in names if not name.startswith(TEMP_PREFIX)):
+                try:
+                    status = path.stat()
+                except PermissionError as error:
+                    failed(error)
+                except OSError:  # a dangling or looping link, or a file gone since it was listed
+                    continue
+                else:
+                    if stat.S_ISREG(status.st_mode):
+                        yield path.relative_to(root).as_posix(), status.st_size
 
     def _create_remote(self, key: str, data: bytes) -> bool:
         try:

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,29 +25,30 @@ class Found:
     ignored: bool = False
 
 
-def walk(store: Store, apart: Store | None = None) -> Iterator[Found]:
+def walk(store: Store, apart: Store | None = None, passes: Callable[[str], bool] = is_ignored) -> Iterator[Found]:
     """The files below a folder, sorted by key, as S3 sorts; those below `apart`, another folder, are not among them.
 
     Links to files are followed, links to folders entered, each real folder once, but for hidden links.
+    Those whose names `passes` over are `ignored`.
     """
     local = store.local_path()
     without = None if apart is None else apart.local_path()
-    return _remote(store, apart) if local is None else _local(local, without)
+    return _remote(store, apart, passes) if local is None else _local(local, without, passes)
 
 
-def _remote(store: Store, apart: Store | None) -> Iterator[Found]:
+def _remote(store: Store, apart: Store | None, passes: Callable[[str], bool]) -> Iterator[Found]:
     root = f"{store.url.rstrip('/')}/"
     below = f"{apart.url.rstrip('/')}/".removeprefix(root) if apart is not None else ""
     for key, size, version in store.objects():
         if below and key.startswith(below):
             continue
-        if is_ignored(key):
+        if passes(key):
             yield Found(printable(key), ignored=True)
         else:
             yield Found(printable(key), size, version, "" if is_safe(key) else "unsafe_member")
 
 
-def _local(root: Path, apart: Path | None) -> Iterator[Found]:
+def _local(root: Path, apart: Path | None, passes: Callable[[str], bool]) -> Iterator[Found]:
     links = _Links(root)
     without = None if apart is None else apart.resolve()
     try:
@@ -62,7 +63,7 @@ def _local(root: Path, apart: Path | None) -> Iterator[Found]:
         key = prefix + names.pop()
         path = root / key
         if not key.endswith("/"):
-            yield _file(path, key)
+            yield Found(printable(key), ignored=True) if passes(key) else _file(path, key)
             continue
         try:
             if without is not None and _may_be(path, without) and path.resolve() == without:
@@ -95,8 +96,6 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _file(path: Path, key: str) -> Found:
-    if is_ignored(key):
-        return Found(printable(key), ignored=True)
     if printable(key) != key:
         return Found(printable(key), problem="unreadable")
     try:

@@ -8,12 +8,12 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pipelines.cache import cache_directory
-from pipelines.disk import regular_size
 from pipelines.errors import UserError
 from pipelines.outages import MissingError, explained
 from pipelines.storage import Store
@@ -77,7 +77,9 @@ MODEL_FILES: Final = {
 
 def has_model_file(detector: str) -> bool:
     """Whether the model file of a detector was fetched, as far as one may look; it may be damaged."""
-    return regular_size(_path(MODEL_FILES[detector])) is not None
+    with suppress(OSError):
+        return _path(MODEL_FILES[detector]).is_file()
+    return False
 
 
 def read_model_file(detector: str) -> bytes:

@@ -2,15 +2,12 @@
 
 import io
 import os
-import stat
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO, Final
 
-from pipelines.archives.folders import problem_of
+from pipelines.archives.folders import Found, walk
 from pipelines.archives.names import (
     ARCHIVE_SUFFIXES,
     UNSUPPORTED_SUFFIXES,
@@ -31,8 +28,6 @@ IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jp2", ".ppm"}
 )
 _READAHEAD: Final = 1 << 16
-_ITSELF: Final = "."
-"""How a store calls its own folder, where that may not be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +142,10 @@ def open_files(url: str) -> Files:
 
 
 def _folder(store: Store) -> dict[str, Listed]:
-    entries = dict(_walk(store, _Seen()))
-    if _ITSELF in entries:
-        raise UserError(f"{store.url} may not be opened: check its rights")
+    local = store.local_path()
+    if local is not None and not local.is_dir():  # a device, or gone by now
+        return {}
+    entries = {found.key: _listed(found) for found in walk(store, passes=is_hidden) if not found.ignored}
     enter = not any(is_picture(name) for name in entries)
     for name in [name for name, entry in entries.items() if not entry.problem and has_suffix(name, ARCHIVE_SUFFIXES)]:
         if not enter:
@@ -167,6 +163,11 @@ def _folder(store: Store) -> dict[str, Listed]:
     return entries
 
 
+def _listed(found: Found) -> Listed:
+    unsupported = "unsupported_archive" if has_suffix(found.key, UNSUPPORTED_SUFFIXES) else ""
+    return Listed(found.size, found.problem or unsupported)
+
+
 def _members(archive: HeldArchive) -> dict[str, Listed]:
     return {name: Listed(member.size, member.problem or _closed(name)) for name, member in archive.entries.items()}
 
@@ -174,80 +175,6 @@ def _members(archive: HeldArchive) -> dict[str, Listed]:
 def _closed(member: str) -> str:
     """The problem of an archive inside an archive."""
     return "nested_archive" if has_suffix(member, ARCHIVE_SUFFIXES + UNSUPPORTED_SUFFIXES) else ""
-
-
-class _Seen:
-    """The real folders entered, the root first; there may be thousands, each behind a link."""
-
-    def __init__(self) -> None:
-        self._root: Path | None = None
-        self._entered: set[Path] = set()
-        self._below: defaultdict[Path, list[Path]] = defaultdict(list)
-
-    def add(self, real: Path) -> None:
-        """Enters a folder."""
-        self._root = self._root or real
-        if real not in self._entered:
-            self._entered.add(real)
-            for above in real.parents:
-                self._below[above].append(real)
-
-    def leads_round(self, real: Path) -> bool:
-        """Whether a folder is read under another name, or the root lies in it."""
-        above_root = self._root is not None and real in self._root.parents
-        return above_root or not self._entered.isdisjoint((real, *real.parents))
-
-    def below(self, real: Path) -> list[Path]:
-        """Those that lie in a folder."""
-        return self._below.get(real, [])
-
-
-def _walk(store: Store, seen: _Seen) -> Iterator[tuple[str, Listed]]:
-    """The files of a folder and of the folders that it links to."""
-    local = store.local_path()
-    if local is not None:
-        seen.add(local.resolve())
-    for name, size in store.sizes().items():
-        if is_hidden(name):
-            continue
-        uri = printable(name)
-        if uri != name:
-            yield uri, Listed(0, "unreadable")
-        elif size is not None and is_safe(name):
-            yield name, Listed(size, "unsupported_archive" if has_suffix(name, UNSUPPORTED_SUFFIXES) else "")
-        elif local is not None:
-            yield from _without_size(store, local / name, name, seen)
-        else:
-            yield name, Listed(0, "unsafe_member")
-
-
-def _without_size(store: Store, path: Path, name: str, seen: _Seen) -> Iterator[tuple[str, Listed]]:
-    """The files behind a link to a folder; a row for a folder that may not be opened, and for what is no file."""
-    try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-        is_link = name != _ITSELF and path.is_symlink()
-    except OSError as error:  # of a folder that may be listed, and no more, nothing else is told
-        yield name, Listed(0, problem_of(error) or "unsafe_member")
-        return
-    if is_folder and is_link:
-        yield from _linked(store, name, seen)
-    else:
-        yield name, Listed(0, "forbidden" if is_folder else "unsafe_member")
-
-
-def _linked(store: Store, name: str, seen: _Seen) -> Iterator[tuple[str, Listed]]:
-    linked = store.child(name)
-    local = linked.local_path()
-    assert local is not None
-    real = local.resolve()
-    if seen.leads_round(real):
-        yield name, Listed(0, "linked_folder")
-        return
-    entered = {other.relative_to(real).as_posix() for other in seen.below(real)}
-    yield from ((f"{name}/{folder}", Listed(0, "linked_folder")) for folder in sorted(entered))
-    for below, entry in _walk(linked, seen):
-        if not (entered and entered.intersection(map(str, PurePosixPath(below).parents))):
-            yield name if below == _ITSELF else f"{name}/{below}", entry
 
 
 def _read_file(store: Store, name: str, limit: int) -> bytes:

@@ -144,7 +144,7 @@ class Line:
         yield "database", subprocess.run(dump, env=os.environ | self.database, check=True, capture_output=True).stdout
         for bucket in ("s3://line", "s3://line-mlflow"):
             store = Store(bucket)
-            for key in store.sizes():
+            for key in store.files():
                 yield f"{bucket}/{key}", store.read_bytes(key)
         for kind in ("flow_runs", "task_runs", "artifacts", "logs", "deployments", "events"):
             yield f"api {kind}", json.dumps(post(f"{self.api}/{kind}/filter", {})).encode()

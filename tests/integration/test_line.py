@@ -136,7 +136,7 @@ def test_the_first_model_becomes_champion_by_the_event_that_training_emits(place
     assert known.tags["msrrn.reason"]
     assert [each.turn.what for each in log("line")][:1] == ["promoted"]
     assert place.sql("SELECT count(*) FROM registered_models WHERE name = 'line'") == "1"
-    assert any(key.endswith(WEIGHTS) for key in Store("s3://line-mlflow").sizes())
+    assert any(key.endswith(WEIGHTS) for key in Store("s3://line-mlflow").files())
 
 
 def test_a_second_run_finds_nothing_new_and_does_nothing(first: Left, again: Left) -> None:

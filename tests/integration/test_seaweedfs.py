@@ -33,7 +33,7 @@ def test_storage_and_leases_on_seaweedfs(seaweedfs: str, monkeypatch: pytest.Mon
         won = list(pool.map(lambda n: store.create("done/1", b"%d" % n), range(8)))
     assert won.count(True) == 1
     assert store.read_bytes("done/1") == b"%d" % won.index(True)
-    assert store.sizes() == {"done/1": 1, "units/0001 _01.parquet": 256_000}
+    assert store.files() == {"done/1": 1, "units/0001 _01.parquet": 256_000}
     assert store.parent.keys("place/done") == ["place/done/1"]
 
     with hold(store, "lease.json", lambda note: pytest.fail("nobody else holds it"), beat=0.05):
@@ -57,8 +57,8 @@ def test_a_dataset_on_seaweedfs_is_that_of_a_folder(
     made, manifest = prepare([str(annotated)], f"{seaweedfs}/datasets", SETTINGS, 1)
     assert manifest == dataset[1]
     here, there = dataset[0].parent, made.parent
-    assert {key: there.read_bytes(key) for key in there.sizes()} == {
-        key: here.read_bytes(key) for key in here.sizes()
+    assert {key: there.read_bytes(key) for key in there.files()} == {
+        key: here.read_bytes(key) for key in here.files()
     }
     assert not verify(made.url).problems
     assert Loader(made, manifest, "train").mean_shape().shape == (68, 2)

@@ -467,7 +467,7 @@ def test_on_s3_it_is_the_same(dataset: Dataset, annotated: Path, s3: str) -> Non
         store.publish(name, data)
     made, manifest = prepare([f"{s3}/data"], f"{s3}/out", SETTINGS, 1)
     assert manifest == dataset[1]
-    assert {key: made.parent.read_bytes(key) for key in made.parent.sizes()} == tree(out_of(dataset))
+    assert {key: made.parent.read_bytes(key) for key in made.parent.files()} == tree(out_of(dataset))
 
 
 def test_one_photo_in_two_splits_is_refused(photos: Photos, tmp_path: Path) -> None:
@@ -834,7 +834,7 @@ def test_a_worker_that_is_killed_changes_nothing(
 def test_through_a_faulty_s3_it_is_the_same(dataset: Dataset, annotated: Path, faulty_s3: str) -> None:
     made, manifest = prepare([str(annotated)], f"{faulty_s3}/out", SETTINGS, 1)
     assert manifest == dataset[1]
-    assert {key: made.parent.read_bytes(key) for key in made.parent.sizes()} == tree(out_of(dataset))
+    assert {key: made.parent.read_bytes(key) for key in made.parent.files()} == tree(out_of(dataset))
 
 
 def test_a_rejected_picture_whose_name_two_sources_have_is_not_shown(photos: Photos, tmp_path: Path) -> None:
