@@ -21,16 +21,11 @@ _RENAME_NOREPLACE: Final = 1
 @contextmanager
 def temporary(path: Path, data: bytes) -> Iterator[Path]:
     """A complete, synced file beside `path` that is gone afterwards unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMP_PREFIX}{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+    with growing(path) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        yield Path(file.name)
 
 
 @contextmanager
