@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -86,9 +87,7 @@ def curves_figure(
         figure, axes = _axes(xlabel, ylabel)
         if log_y:
             axes.set_yscale("log", nonpositive="mask")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
+            _plain_ticks(axes.yaxis)
         for index, (name, points) in enumerate(series.items()):
             x, y = np.asarray(points, dtype=np.float64).reshape(-1, 2).T
             line = _line(axes, index, x, np.where(np.isfinite(y), y, np.nan), name)
@@ -120,9 +119,7 @@ def binned_figure(
             _line(axes, index, np.repeat(np.asarray(edges)[first : last + 1], 2), steps, name)
         if log_x:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.xaxis.set_minor_locator(NullLocator())
+            _plain_ticks(axes.xaxis)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.set_ylim(bottom=0)
@@ -146,16 +143,9 @@ def scatter_figure(x: Sequence[float], y: Sequence[float], xlabel: str, ylabel: 
         ends = [0.9 * points.min(), 1.1 * points.max()]
         axes.plot(ends, ends, color=_INK, linewidth=1.0, alpha=0.5)
         axes.scatter(points[:, 0], points[:, 1], s=14, color=_COLOURS[0], alpha=0.55, linewidths=0)
-        for axis, scale, limits in (
-            (axes.xaxis, axes.set_xscale, axes.set_xlim),
-            (axes.yaxis, axes.set_yscale, axes.set_ylim),
-        ):
-            scale("log")
-            limits(*ends)
-            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_locator(NullLocator())
-        axes.set_aspect("equal")
+        axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+        _plain_ticks(axes.xaxis)
+        _plain_ticks(axes.yaxis)
         return _svg(figure)
 
 
@@ -172,6 +162,13 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes.set_ylabel(ylabel)
     axes.tick_params(length=0, pad=6)
     return figure, axes
+
+
+def _plain_ticks(logarithmic: Axis) -> None:
+    """1, 2, 5, 10, … instead of powers of ten."""
+    logarithmic.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    logarithmic.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    logarithmic.set_minor_locator(NullLocator())
 
 
 def _line(
