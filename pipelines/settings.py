@@ -21,7 +21,7 @@ SourceFormat = Literal["300w", "imglab", "coco", "cvat", "csv", "csv-1based", "w
 ExportFormat = Literal["pts", "coco", "csv", "cvat", "imglab", "webdataset"]
 ReviewFormat = Literal["cvat", "coco"]
 DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
-DetectorChoice = Literal["auto", "hog", "blazeface", "cnn", "yunet"]
+DetectorChoice = Literal["auto", DetectorName]
 """A detector, or (auto) the best that is installed: blazeface where its runtime and its model file are, else hog."""
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", Precision]
@@ -29,7 +29,7 @@ Engine = Literal["native", "openvino"]
 EngineChoice = Literal["auto", Engine]
 MANY_PICTURES: Final = 50_000
 """From so many on, two cores win back the seconds that the graph for OpenVINO takes."""
-BoxesBy = Literal["hog", "blazeface", "cnn", "yunet", "annotated"]
+BoxesBy = Literal[DetectorName, "annotated"]
 """Who gives a training face its box: a detector, or the data."""
 Selection = Literal["held-out", "val", "all"]
 """Which photos of the sources are evaluated.
@@ -41,10 +41,14 @@ OnBad = Literal["quarantine", "fail"]
 """What becomes of bad inputs: they are left out and listed, or no dataset is made."""
 
 
-class PrepareSettings(BaseModel):
-    """What, beside the photos, fixes a dataset's bytes."""
+class Settings(BaseModel):
+    """What one is told: unknown names and infinite numbers are refused, and nothing is changed later."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PrepareSettings(Settings):
+    """What, beside the photos, fixes a dataset's bytes."""
 
     seed: int = Field(0, ge=0, lt=1 << 63)
     val_share: float = Field(
@@ -65,19 +69,15 @@ class PrepareSettings(BaseModel):
     )
 
 
-class Tolerance(BaseModel):
+class Tolerance(Settings):
     """How much bad input a dataset may have: what is wrong with it is in its manifest either way."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     on_bad: OnBad = "quarantine"
     max_bad: float = Field(1.0, ge=0, le=1, description="largest share of bad inputs among all")
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """What, beside the dataset, fixes a model. What is not given is the preset's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: Literal["paper", "best"] = "paper"
     init: InitialWeights | None = Field(None, description="whose weights training starts from (none: random ones)")
@@ -129,10 +129,8 @@ INIT: Final = {"best": "synthetic"}
 """The model whose weights a training starts from, where the preset says one and nobody else does."""
 
 
-class AnnotateSettings(BaseModel):
+class AnnotateSettings(Settings):
     """What, beside the archive and the model, fixes the tables."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     images_per_unit: int = Field(64, ge=1, le=100_000)
     detector: DetectorChoice = Field(
@@ -173,15 +171,13 @@ class AnnotateSettings(BaseModel):
     )
 
 
-class DriftSettings(BaseModel):
+class DriftSettings(Settings):
     """When a difference between two samples of faces, or of pictures, is one.
 
     The population stability index (PSI) is read by the convention of credit scoring: under 0.1 nothing changed, over
     0.25 much did (E. M. Lewis, An Introduction to Credit Scoring, 1994). Two normal distributions half a standard
     deviation apart have a PSI of 0.25, and the distance of Kolmogorov and Smirnov (KS) between them is 0.197.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     recent: int = Field(5, ge=1, description="how many runs, the newest, are looked at together")
     psi_warning: float = Field(0.2, gt=0, description="PSI from which a difference is worth a look")
@@ -199,10 +195,8 @@ class DriftSettings(BaseModel):
     bins: int = Field(10, ge=2, le=30, description="groups of about equal size that the PSI is taken over")
 
 
-class GateSettings(BaseModel):
+class GateSettings(Settings):
     """When a challenger replaces the champion. Shares are fractions: 0.01 is one in a hundred."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     least_gain: float = Field(
         0.0,
