@@ -65,6 +65,11 @@ class Model:
         return digest.hexdigest()
 
     @property
+    def onnx(self) -> bytes | None:
+        """The ONNX file, where it is one."""
+        return dict(self.files).get(ONNX_FILE)
+
+    @property
     def name(self) -> str:
         return self.card.name
 
@@ -98,10 +103,9 @@ class Model:
         Raises:
             UserError: it is an ONNX file, whose precision is fixed.
         """
-        is_onnx = ONNX_FILE in dict(self.files)
         if precision == "auto":
-            precision = "bfloat16" if has_bfloat16() and not is_onnx else self.precision
-        if precision != self.precision and is_onnx:
+            precision = "bfloat16" if has_bfloat16() and not self.onnx else self.precision
+        if precision != self.precision and self.onnx:
             raise UserError(
                 f"{self.label} is an ONNX file in {self.precision}: --precision {precision} needs the artifact"
             )
@@ -120,8 +124,7 @@ class Model:
                 "OpenVINO is not installed, which --engine openvino needs, and a run that was begun with it: "
                 "pip install 'msrrn[fast]'"
             )
-        files = dict(self.files)
-        return replace(self, graph=files[ONNX_FILE] if ONNX_FILE in files else _graph(self))
+        return replace(self, graph=self.onnx or _graph(self))
 
     @property
     def engine(self) -> Engine:
@@ -131,7 +134,11 @@ class Model:
     @property
     def predictor(self) -> Predictor:
         asked = self.for_workers()
-        return asked.predictor if isinstance(asked, Graph) else _predictor(self)
+        if isinstance(asked, Graph):
+            return asked.predictor
+        if self.onnx:
+            return _session(self.onnx, self.card.calibration, torch.get_num_threads())
+        return _looks(self)
 
     def on_one_core(self, crops: Crops) -> Prediction:
         """What the model says of crops; see `Asked`."""
@@ -146,7 +153,7 @@ class Model:
 
     def on_gpu(self) -> Predictor | None:
         """A new predictor on this machine's GPU, in `ON_GPU`; None where there is no GPU, and for ONNX files."""
-        if ONNX_FILE in dict(self.files) or not torch.cuda.is_available():
+        if self.onnx or not torch.cuda.is_available():
             return None
         network, card = _reduced(replace(self, precision=ON_GPU))
         return CudaPredictor(network, card.calibration)
@@ -158,7 +165,7 @@ def initial_weights(model: Model) -> tuple[MSRRN, InitialWeights]:
     Raises:
         UserError: it is an ONNX file, which has no weights to go on with.
     """
-    if ONNX_FILE in dict(model.files):
+    if model.onnx:
         raise UserError(f"{model.label} is an ONNX file: give --init the artifact that it was made of")
     network, card = _network(model)
     training = card.training
@@ -196,15 +203,7 @@ def read_model(directory: Path) -> Model:
 
 def export_model(model: Model) -> bytes:
     """The model as an ONNX file; one that is ONNX already is given as it is."""
-    files = dict(model.files)
-    return files[ONNX_FILE] if ONNX_FILE in files else to_onnx(*_network(model))
-
-
-def _predictor(model: Model) -> Predictor:
-    files = dict(model.files)
-    if ONNX_FILE in files:
-        return _session(files[ONNX_FILE], model.card.calibration, torch.get_num_threads())
-    return _looks(model)
+    return model.onnx or to_onnx(*_network(model))
 
 
 @cache

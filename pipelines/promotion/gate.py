@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.errors import UsageError, UserError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.results import Evaluation
-from pipelines.models import ONNX_FILE, Model, read_model
+from pipelines.models import Model, read_model
 from pipelines.opening import IN_THE_BOX, open_model
 from pipelines.promotion.comparison import Pair, pace_row, paired
 from pipelines.promotion.decision import Decision, Verdict, decide, first_model
@@ -209,7 +209,7 @@ def challenge_of(
         sources, selection, source_format = where.sources, where.selection, where.source_format
     selection = selection or "val"
     model = open_model(artifact)
-    if ONNX_FILE in dict(model.files):
+    if model.onnx:
         raise UserError(f"{artifact} is an export: promote the artifact that it was made from")
     evaluation = evaluate(
         model,
