@@ -1,6 +1,6 @@
 """The pictures that a place must never hold again: `forgotten.json`, beside its datasets or its annotation run."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
@@ -77,12 +77,12 @@ def write_forgotten(place: Store, forgotten: Forgotten) -> None:
     place.publish(FORGOTTEN, forgotten.model_dump_json(indent=1).encode())
 
 
-def remember(place: Store, digests: Collection[str], found: Mapping[str, tuple[int, int]]) -> None:
-    """Adds pictures to the list of a place, before anything is removed; `found`: SHA-256 → files and rows there."""
+def remember(place: Store, digests: Collection[str], found: Mapping[str, Sequence[int]]) -> None:
+    """Adds pictures to the list of a place, before anything is removed; `found`: SHA-256 → its rows in each file."""
     forgotten = read_forgotten(place)
     for digest in sorted(set(digests) - forgotten.digests):
-        files, rows = found.get(digest, (0, 0))
-        forgotten.pictures.append(ForgottenPicture(sha256=digest, files=files, rows=rows))
+        rows = found.get(digest, [])
+        forgotten.pictures.append(ForgottenPicture(sha256=digest, files=len(rows), rows=sum(rows)))
     write_forgotten(place, forgotten)
 
 

@@ -4,6 +4,7 @@ Every input keeps its row, so that the run still accounts for all of its archive
 the row has the name alone, and its faces have none.
 """
 
+from collections import Counter
 from collections.abc import Collection
 
 from pipelines.annotation.page import PAGE, annotation_page
@@ -31,13 +32,12 @@ def _forget(place: Store, digests: Collection[str], progress: Progress) -> Forgo
         annotations = Annotations(place)
         _drop_unfinished(place)
         holding: list[str] = []
-        found: dict[str, tuple[int, int]] = {}
+        found: dict[str, list[int]] = {}
         units = annotations.units()
         for number, unit in enumerate(units, start=1):
-            rows = [digest for digest in annotations.images(unit)["sha256"].to_pylist() if digest in wanted]
-            for digest in set(rows):
-                files, before = found.get(digest, (0, 0))
-                found[digest] = files + 1, before + rows.count(digest)
+            rows = Counter(digest for digest in annotations.images(unit)["sha256"].to_pylist() if digest in wanted)
+            for digest, count in rows.items():
+                found.setdefault(digest, []).append(count)
             if rows:
                 holding.append(unit)
             progress(number, len(units), "looking through units")

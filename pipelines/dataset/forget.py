@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipelines.dataset.faces import survey
-from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest, unit_of
 from pipelines.dataset.page import NOT_REJECTED, PAGE, dataset_page
 from pipelines.dataset.photos import Seen, clusters
 from pipelines.dataset.prepare import NoFaceError, prepare
@@ -88,14 +88,9 @@ def _holding(place: Store, wanted: Collection[str]) -> tuple[set[str], list[str]
         seen |= {photo.sha256: photo.seen(record.entry.split) for photo in record.photos}
         if any(photo.sha256 in wanted for photo in record.photos):
             holding.add(record.entry.key)
-    holding |= {_unit(shard) for shard in unknown if not _rows(place, shard).keys().isdisjoint(wanted)}
+    holding |= {unit_of(shard) for shard in unknown if not _rows(place, shard).keys().isdisjoint(wanted)}
     alike = [{photo.sha256 for photo in cluster} for cluster in clusters(list(seen.values()))]
     return holding, sorted(set().union(*(some for some in alike if not some.isdisjoint(wanted))).difference(wanted))
-
-
-def _unit(key: str) -> str:
-    """The unit of a shard or a record."""
-    return key.rpartition("/")[2].rpartition(".")[0]
 
 
 def _rows(place: Store, shard: str) -> Counter[str]:
@@ -110,13 +105,12 @@ def _rows(place: Store, shard: str) -> Counter[str]:
     return Counter(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
 
 
-def _found(place: Store, holding: Collection[str], wanted: Collection[str]) -> dict[str, tuple[int, int]]:
-    found: dict[str, tuple[int, int]] = {}
+def _found(place: Store, holding: Collection[str], wanted: Collection[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
     for unit in holding:
         for digest, rows in _rows(place, f"shards/{unit}.parquet").items():
             if digest in wanted:
-                files, before = found.get(digest, (0, 0))
-                found[digest] = files + 1, before + rows
+                found.setdefault(digest, []).append(rows)
     return found
 
 
@@ -141,7 +135,7 @@ def _clear(place: Store, holding: Collection[str]) -> None:
     kept = {unit.key for name, manifest in now.items() if name not in renamed for unit in manifest.units}
     old = {unit.key for name, manifest in now.items() if name in renamed for unit in manifest.units}
     for key in (*place.keys("shards"), *place.keys("records")):
-        if _unit(key) in (old | set(holding)) - kept:
+        if unit_of(key) in (old | set(holding)) - kept:
             place.delete(key)
     for name in now.keys() & renamed.keys():
         dataset = place.child(name)

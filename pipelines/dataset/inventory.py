@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest, unit_of
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
@@ -56,7 +56,7 @@ def datasets(url: str) -> Datasets:
     sizes = store.files()
     names = {key.partition("/")[0] for key in sizes if "/" in key}
     shards = {key: size for key, size in sizes.items() if key.startswith("shards/")}
-    done = {key.rpartition("/")[2].removesuffix(".json") for key in sizes if key.startswith("records/")}
+    done = {unit_of(key) for key in sizes if key.startswith("records/")}
     found: list[DatasetInfo] = []
     listed: set[str] = set()
     for name in sorted(names):
@@ -73,12 +73,8 @@ def datasets(url: str) -> Datasets:
     unlisted = done - listed
     note = f"{len(unlisted)} units are made that no dataset lists; run the same `msrrn prepare` again to finish"
     found = [DatasetInfo(info.name, info.state, note) if info.state == "unfinished" else info for info in found]
-    stray = [size for key, size in shards.items() if _unit(key) not in listed]
+    stray = [size for key, size in shards.items() if unit_of(key) not in listed]
     return Datasets(found, len(unlisted), len(stray), sum(stray))
-
-
-def _unit(shard: str) -> str:
-    return shard.removeprefix("shards/").removesuffix(".parquet")
 
 
 def _finished(name: str, manifest: Manifest, shards: Mapping[str, int]) -> DatasetInfo:

@@ -9,6 +9,7 @@ OUT/records/RECIPE/UNIT.json    datasets share those that are the same
 """
 
 import json
+from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -38,6 +39,11 @@ class UnitEntry(BaseModel):
     def shard(self) -> str:
         """The key of its shard, below the directory that holds the dataset."""
         return f"shards/{self.key}.parquet"
+
+
+def unit_of(key: str) -> str:
+    """The unit of a shard or a record."""
+    return PurePosixPath(key).stem
 
 
 class LeftOut(BaseModel):
