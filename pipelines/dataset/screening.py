@@ -64,20 +64,18 @@ def checks_of(left_out: Sequence[LeftOut], warnings: Sequence[CheckResult]) -> l
     by_reason: dict[str, list[LeftOut]] = {}
     for item in left_out:
         by_reason.setdefault(item.reason, []).append(item)
-    results = [result for reason, items in by_reason.items() for result in _results(reason, items)]
+    results = [_result(reason, items) for reason, items in by_reason.items()]
     return sorted([*results, *warnings], key=lambda result: result.code)
 
 
-def _results(code: str, items: Sequence[LeftOut]) -> list[CheckResult]:
-    if not items:
-        return []
+def _result(code: str, items: Sequence[LeftOut]) -> CheckResult:
     examples = sorted(items, key=lambda item: (item.uri, item.message))[:EXAMPLES]
-    return [CheckResult(code=code, severity=CHECKS[code].severity, count=len(items), examples=examples)]
+    return CheckResult(code=code, severity=CHECKS[code].severity, count=len(items), examples=examples)
 
 
 def warning(code: str, uri: str, message: str) -> CheckResult:
     """A finding about a whole source."""
-    return _results(code, [LeftOut(uri=uri, reason=code, message=message)])[0]
+    return _result(code, [LeftOut(uri=uri, reason=code, message=message)])
 
 
 def enforce(tolerance: Tolerance, left_out: Sequence[LeftOut], faces_in: int) -> None:
