@@ -6,7 +6,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from msrrn.augmentation import mirror_shape
 from msrrn.geometry import LEVELS, Box, Similarity
@@ -118,29 +117,27 @@ def _row_problems(
         return
     if not 0 <= row["padding"][0] <= 1:
         yield "padding", f"padding is {row['padding'][0]:g}, a share of the crop is 0 to 1"
-    matrix, offset = _to_crop(row)
-    if not _invertible(matrix):
+    to_crop = _to_crop(row)
+    if not _invertible(to_crop):
         yield "to_crop", "to_crop has no inverse"
         return
-    yield from _frame_problems(row, matrix, offset, settings)
+    yield from _frame_problems(row, to_crop, settings)
     if face is None:
         yield "copies", f"face {row['face_id']} has no copy 0"
     else:
-        yield from _face_problems(row, face, Similarity(matrix, offset))
+        yield from _face_problems(row, face, to_crop)
 
 
-def _to_crop(row: _Row) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _to_crop(row: _Row) -> Similarity:
     both = row["to_crop"].reshape(2, 3)
-    return both[:, :2], both[:, 2]
+    return Similarity(both[:, :2], both[:, 2])
 
 
-def _invertible(matrix: NDArray[np.float64]) -> bool:
-    return bool(abs(np.linalg.det(matrix)) > np.finfo(np.float64).tiny)
+def _invertible(to_crop: Similarity) -> bool:
+    return bool(abs(np.linalg.det(to_crop.matrix)) > np.finfo(np.float64).tiny)
 
 
-def _frame_problems(
-    row: _Row, matrix: NDArray[np.float64], offset: NDArray[np.float64], settings: PrepareSettings
-) -> Iterator[tuple[str, str]]:
+def _frame_problems(row: _Row, to_crop: Similarity, settings: PrepareSettings) -> Iterator[tuple[str, str]]:
     """The crop follows from the box and what was drawn."""
     try:
         box = Box(*row["box"].tolist())
@@ -156,7 +153,7 @@ def _frame_problems(
     frame = frame_around(box, settings.crop_margin, shift, scale, roll, row["mirrored"]).to_crop
     # Where either map takes the corners of the box, in sides of the crop.
     corners = row["box"].reshape(2, 2)
-    if np.abs(frame(corners) - (corners @ matrix.T + offset)).max() > _FRAME_SLACK:
+    if np.abs(frame(corners) - to_crop(corners)).max() > _FRAME_SLACK:
         yield "to_crop", "to_crop is not what its box, shift, scale, roll and mirrored give"
 
 
@@ -169,11 +166,11 @@ def _face_problems(row: _Row, face: _Row, to_crop: Similarity) -> Iterator[tuple
     differing = [name for name in _OF_FACE if not np.array_equal(row[name], face[name])]
     if differing:
         yield "copies", f"{', '.join(differing)} is not that of copy 0 of the face"
-    matrix, offset = _to_crop(face)
+    of_face = _to_crop(face)
     finite = all(np.isfinite(face[name]).all() for name in ("landmarks", "to_crop"))
-    if not finite or not _invertible(matrix):
+    if not finite or not _invertible(of_face):
         return  # said of that row
-    expected = to_crop(Similarity(matrix, offset).inverse()(face["landmarks"]))
+    expected = to_crop(of_face.inverse()(face["landmarks"]))
     if row["mirrored"]:
         expected = mirror_shape(expected)
     if np.abs(expected - row["landmarks"]).max() > _SHAPE_SLACK:
