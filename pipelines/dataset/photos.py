@@ -58,6 +58,10 @@ class PhotoGroup:
     def uri(self) -> str:
         return self.seen.uri
 
+    def left_out(self, reason: str, message: str) -> list[LeftOut]:
+        """All of its faces, as what is not in a dataset for this reason."""
+        return [LeftOut(uri=face.annotation_uri, reason=reason, message=message) for face in self.faces]
+
 
 def face_order(face: AnnotatedPhoto) -> tuple[str, str, str, bytes, tuple[float, ...], str, str]:
     """Sorts annotations; equal only where they say the same (two sources may use the same names)."""

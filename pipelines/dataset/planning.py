@@ -158,15 +158,14 @@ def _assigned(
         if split not in TRAINED_SPLITS and group.sha256 not in forgotten:
             made.held[group.sha256] = group.seen
         if split == SHADOWED:
-            made.left_out.extend(
-                _all_faces(group, "near_duplicate_in_two_splits", "it shows what a photo of another split shows")
-            )
+            message = "it shows what a photo of another split shows"
+            made.left_out.extend(group.left_out("near_duplicate_in_two_splits", message))
             continue
         if split not in TRAINED_SPLITS:
-            made.left_out.extend(_all_faces(group, "test_split", "test photos are never trained on"))
+            made.left_out.extend(group.left_out("test_split", "test photos are never trained on"))
             continue
         if group.sha256 in forgotten:
-            made.left_out.extend(_all_faces(group, REASON, MESSAGE))
+            made.left_out.extend(group.left_out(REASON, MESSAGE))
             continue
         same = known.get(group.sha256)
         key = _photo_key(group, split, same.seen.declared if same else group.seen.declared, find)
@@ -179,12 +178,8 @@ def _assigned(
             made.photos.append(PlannedPhoto(key, split, group.seen, len(group.faces), group, None))
         elif key != same.key:
             message = f"{append_to} has it with other annotations, or by another name: prepare all sources together"
-            made.left_out.extend(_all_faces(group, "known_photo", message))
+            made.left_out.extend(group.left_out("known_photo", message))
     return made
-
-
-def _all_faces(group: PhotoGroup, reason: str, message: str) -> list[LeftOut]:
-    return [LeftOut(uri=face.annotation_uri, reason=reason, message=message) for face in group.faces]
 
 
 def cut(photos: Sequence[PlannedPhoto], mean: int) -> Iterator[list[PlannedPhoto]]:

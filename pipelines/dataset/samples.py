@@ -33,9 +33,7 @@ def photo_rows(
     try:
         photo = decode(data)
     except Undecodable as error:
-        return [], [
-            LeftOut(uri=face.annotation_uri, reason=error.reason, message=error.message) for face in group.faces
-        ]
+        return [], group.left_out(error.reason, error.message)
     rows: list[dict[str, Any]] = []
     left_out: list[LeftOut] = []
     for index, (face, boxed) in enumerate(boxed_faces(group, photo, find, left_out, displaced=False)):
@@ -68,7 +66,14 @@ def _face_rows(
     detection, detected = boxed
     face_id = f"{group.sha256}:{index}"
     count = settings.augmentation.copies if split == "train" else 0
-    copies = _copies(face_id, face.shape, photo, detection, count, settings)
+    rngs = [generator(settings.seed, face_id, copy) for copy in range(count + 1)]
+    drawn = [draw(settings.augmentation, rng, copy) for copy, rng in enumerate(rngs)]
+    frames = [
+        frame_around(detection.box, settings.crop_margin, it.shift, it.scale, np.deg2rad(it.roll), it.mirrored)
+        for it in drawn
+    ]
+    pixels = crops(photo.rgb, frames)
+    copies = [_copy(face.shape, photo, *each) for each in zip(drawn, frames, pixels, rngs, strict=True)]
     plain = copies[0]["image_200"]
     fixed = {
         "face_id": face_id,
@@ -86,24 +91,6 @@ def _face_rows(
         "sharpness": sharpness(plain),
     }
     return [fixed | copy for copy in copies]
-
-
-def _copies(
-    face_id: str,
-    shape: NDArray[np.float64],
-    photo: Photo,
-    detection: Detection,
-    count: int,
-    settings: PrepareSettings,
-) -> list[dict[str, Any]]:
-    rngs = [generator(settings.seed, face_id, copy) for copy in range(count + 1)]
-    drawn = [draw(settings.augmentation, rng, copy) for copy, rng in enumerate(rngs)]
-    frames = [
-        frame_around(detection.box, settings.crop_margin, it.shift, it.scale, np.deg2rad(it.roll), it.mirrored)
-        for it in drawn
-    ]
-    pixels = crops(photo.rgb, frames)
-    return [_copy(shape, photo, *each) for each in zip(drawn, frames, pixels, rngs, strict=True)]
 
 
 def _copy(

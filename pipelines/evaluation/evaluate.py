@@ -61,12 +61,9 @@ def evaluate(
     boxes_by = detector or model.card.detector
     chosen, selection = _chosen(groups, selection, val_share)
     seen = {group.sha256 for group in chosen if any(each.saw(group.sha256) for each in unseen_by)}
-    left_out += [
-        LeftOut(uri=face.annotation_uri, reason=TRAINED_ON, message=CHECKS[TRAINED_ON].title)
-        for group in chosen
-        if group.sha256 in seen
-        for face in group.faces
-    ]
+    for group in chosen:
+        if group.sha256 in seen:
+            left_out += group.left_out(TRAINED_ON, CHECKS[TRAINED_ON].title)
     chosen = [group for group in chosen if group.sha256 not in seen]
     units = [tuple(chosen[start : start + PHOTOS_PER_UNIT]) for start in range(0, len(chosen), PHOTOS_PER_UNIT)]
     faces: list[FaceResult] = []
@@ -119,9 +116,7 @@ def _evaluate_unit(
         try:
             photo = decode(group.faces[0].read())
         except Undecodable as error:
-            left_out += [
-                LeftOut(uri=face.annotation_uri, reason=error.reason, message=error.message) for face in group.faces
-            ]
+            left_out += group.left_out(error.reason, error.message)
             continue
         # Which faces count must not hang on the detector: models with different ones meet on the same.
         boxed = list(boxed_faces(group, photo, find, left_out, displaced=True))
