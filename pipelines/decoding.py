@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from msrrn.geometry import Similarity
+from pipelines.errors import UnusableInput
 
 try:
     import pillow_heif
@@ -66,20 +67,12 @@ class Limits:
     max_side: int = 32_000
 
 
-class Undecodable(Exception):  # noqa: N818 - a state of an input, which becomes a row
-    """A picture that cannot be used; `reason` is a stable code, `message` is for people.
+class Undecodable(UnusableInput):
+    """A picture that cannot be used.
 
     Reasons of `decode`: empty, not_an_image, truncated, corrupt, too_large.
     Reasons of the places that bytes come from: `pipelines.archives.PROBLEMS`.
     """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.message}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Errors that a person can act on. Anything else that escapes a command is a defect of ours."""
+"""Errors that a person can act on, and what is wrong with an input. All else that escapes is a defect of ours."""
 
 
 class UserError(Exception):
@@ -6,6 +6,18 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with 1.
     """
+
+
+class UnusableInput(Exception):  # noqa: N818 - a state of an input, which becomes a row
+    """An input that cannot be used; `reason` is a stable code, `message` is for people."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
 
 
 class UsageError(UserError):

@@ -7,25 +7,18 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import FARTHEST, Box
 from msrrn.landmarks import NUM_LANDMARKS, inter_ocular, inter_pupil
+from pipelines.errors import UnusableInput
 
 MAX_BYTES: Final = 1 << 20
 """Of a file that holds one face's annotation."""
 
 
-class BadAnnotation(Exception):  # noqa: N818 - a state of an input, which becomes a row
-    """An annotation that cannot be used; `reason` is a stable code, `message` is for people.
+class BadAnnotation(UnusableInput):
+    """An annotation that cannot be used.
 
     Reasons: syntax (not of its format), count (not 68 points), not_finite, flat (no width, no height, or
     eyes that coincide).
     """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.message}"
 
 
 def usable_shape(points: NDArray[np.float64]) -> NDArray[np.float64]:
