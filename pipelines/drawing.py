@@ -28,6 +28,9 @@ BACKGROUND sits as well on a light page as on a dark one."""
 _PADDING: Final = 1.5
 """Side of a face tile over that of the box: detector boxes cut off chins and foreheads."""
 
+_GAP: Final = 4
+"""Pixels between the tiles of a sheet."""
+
 _SHIFT: Final = 4
 """Fractional bits of the coordinates that OpenCV draws."""
 _REACH: Final = 2.0**20
@@ -97,35 +100,33 @@ def photo_tile(rgb: Picture, faces: Sequence[tuple[Box, Points]], size: int = 40
         cv2.rectangle(photo, corners[0], corners[1], BOX, 1, cv2.LINE_AA, _SHIFT)
         photo = draw_shape(photo, (shape + 0.5) * scale - 0.5)
     top, left = (size - height) // 2, (size - width) // 2
-    tile = _filled(size, size, BACKGROUND)
+    tile = _filled(size, size)
     tile[top : top + height, left : left + width] = photo
     return tile
 
 
-def contact_sheet(tiles: Sequence[Picture], columns: int, gap: int = 4, background: Colour = BACKGROUND) -> Picture:
-    """Tiles row by row, `gap` pixels apart; cells have the size of the largest tile.
+def contact_sheet(tiles: Sequence[Picture], columns: int) -> Picture:
+    """Tiles row by row, a little apart; cells have the size of the largest tile.
 
     Fewer tiles than columns make one narrower row; no tiles make a single pixel of background.
     """
-    if columns < 1 or gap < 0:
-        raise ValueError(f"a sheet needs columns ≥ 1 and gap ≥ 0, not {columns} and {gap}")
     if not tiles:
-        return _filled(1, 1, background)
+        return _filled(1, 1)
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     height, width = max(tile.shape[0] for tile in tiles), max(tile.shape[1] for tile in tiles)
-    sheet = _filled(rows * (height + gap) - gap, columns * (width + gap) - gap, background)
+    sheet = _filled(rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP)
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
-        top, left = row * (height + gap), column * (width + gap)
+        top, left = row * (height + _GAP), column * (width + _GAP)
         sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = _checked(tile)
     return sheet
 
 
-def to_jpeg(rgb: Picture, quality: int = 85) -> bytes:
+def to_jpeg(rgb: Picture) -> bytes:
     """JPEG bytes without metadata; colour at full resolution, since thin coloured lines smear without."""
     buffer = io.BytesIO()
-    Image.fromarray(_checked(rgb)).save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+    Image.fromarray(_checked(rgb)).save(buffer, "JPEG", quality=85, subsampling=0, optimize=True)
     return buffer.getvalue()
 
 
@@ -139,8 +140,8 @@ def _fixed(points: Points) -> NDArray[np.int32]:
     return np.rint(np.clip(points, -_REACH, _REACH) * 2**_SHIFT).astype(np.int32)
 
 
-def _filled(height: int, width: int, colour: Colour) -> Picture:
-    return np.full((height, width, 3), colour, dtype=np.uint8)
+def _filled(height: int, width: int) -> Picture:
+    return np.full((height, width, 3), BACKGROUND, dtype=np.uint8)
 
 
 def _resized(rgb: Picture, factor: float) -> Picture:

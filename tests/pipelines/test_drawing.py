@@ -191,26 +191,19 @@ def test_one_tile_is_itself() -> None:
 
 def test_many_tiles_are_laid_out_in_order() -> None:
     tiles = [plain(10, 10, (index, 0, 0)) for index in range(7)]
-    sheet = contact_sheet(tiles, 3, gap=2, background=(9, 9, 9))
-    assert sheet.shape == (34, 34, 3)
-    assert [int(sheet[12 * (i // 3) + 5, 12 * (i % 3) + 5, 0]) for i in range(7)] == list(range(7))
-    assert (sheet[24:, 12:] == 9).all()
-    assert (sheet[10:12] == 9).all()
-
-
-@pytest.mark.parametrize(("columns", "gap"), [(0, 4), (2, -1)])
-def test_an_impossible_sheet_is_refused(columns: int, gap: int) -> None:
-    with pytest.raises(ValueError, match="columns"):
-        contact_sheet([plain(4, 4)], columns, gap)
+    sheet = contact_sheet(tiles, 3)
+    assert sheet.shape == (38, 38, 3)
+    assert [int(sheet[14 * (i // 3) + 5, 14 * (i % 3) + 5, 0]) for i in range(7)] == list(range(7))
+    assert (sheet[28:, 14:] == BACKGROUND).all()
+    assert (sheet[10:14] == BACKGROUND).all()
 
 
 def test_encodings_are_repeatable_and_readable() -> None:
     picture = face_tile(plain(80, 80), Box(10, 10, 70, 70), [(spread(Box(20, 20, 60, 60)), TRUTH)], 64)
     assert to_jpeg(picture) == to_jpeg(picture.copy())
-    back = cv2.imdecode(np.frombuffer(to_jpeg(picture, 100), dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
+    back = cv2.imdecode(np.frombuffer(to_jpeg(picture), dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
     assert back is not None
-    assert np.abs(back.astype(int) - picture).mean() < 1
-    assert len(to_jpeg(picture, 40)) < len(to_jpeg(picture, 95))
+    assert np.abs(back.astype(int) - picture).mean() < 3
 
 
 @pytest.mark.parametrize("vision", [None, *DICHROMACY])
