@@ -5,27 +5,26 @@ followed wherever they lead. Blank lines, and what begins with `#`, are passed o
 heading may have semicolons or tabs between its columns. Nothing is asked of S3 while listing.
 """
 
-import codecs
 import csv
 import errno
-import io
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 from pipelines.archives.inputs import Input
 from pipelines.archives.names import ARCHIVE_SUFFIXES, TABLE_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, printable
 from pipelines.archives.patience import insist
-from pipelines.archives.rows import in_rows
+from pipelines.archives.rows import in_rows, text_lines
 from pipelines.errors import UserError
 from pipelines.secrecy import masked
 from pipelines.storage import Store
 
 MAX_LINE: Final = 1 << 16
+"""Characters: more than any path has."""
 _HEADINGS: Final = frozenset(
     {"uri", "url", "path", "file", "filename", "filepath", "image", "imagefile", "imagename", "imagepath", "imageurl",
      "img", "imgpath", "picture", "photo", "key", "name"}
@@ -46,16 +45,8 @@ def list_entries(store: Store, name: str) -> Iterator[Input]:
 
 
 def _lines(store: Store, name: str) -> Iterator[str]:
-    """Lines with their ends; of one that is longer than any path, the beginning."""
-    with io.BufferedReader(cast(Any, store.open(name))) as file:
-        wide = file.peek(2).startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
-        encoding, errors = ("utf-16", "backslashreplace") if wide else ("utf-8-sig", "surrogateescape")
-        text = io.TextIOWrapper(file, encoding, errors, newline="\n")
-        while line := text.readline(MAX_LINE):
-            more = line
-            while len(more) == MAX_LINE and not more.endswith("\n"):
-                more = text.readline(MAX_LINE)
-            yield line
+    with store.open(name) as file:
+        yield from text_lines(file, MAX_LINE, "surrogateescape", "\n")
 
 
 def _said(lines: Iterable[str]) -> Iterator[str]:

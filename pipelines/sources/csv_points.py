@@ -22,12 +22,12 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from typing import BinaryIO, Final
 
 from msrrn.geometry import Box
 from msrrn.landmarks import NUM_LANDMARKS
-from pipelines.archives.rows import in_rows
+from pipelines.archives.rows import in_rows, text_lines
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, pixel_box, usable_shape
@@ -90,24 +90,9 @@ codecs.register_error("msrrn.windows", _of_windows)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """Lines as they are, from the first that holds something on, with their numbers from 1; the rest of one too long
-    is dropped.
-    """
-    start = file.read(4)
-    file.seek(0)
-    wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    encoding, errors = ("utf-16", "backslashreplace") if wide else ("utf-8-sig", "msrrn.windows")
-    text = io.TextIOWrapper(file, encoding, errors=errors, newline="")
-    line_number = 0
-    begun = False
-    while line := text.readline(_LONGEST_LINE):
-        line_number += 1
-        rest = line
-        while len(rest) == _LONGEST_LINE and not rest.endswith(("\n", "\r")):
-            rest = text.readline(_LONGEST_LINE)
-        begun = begun or bool(line.strip())
-        if begun:
-            yield line_number, line
+    """Lines as they are, from the first that holds something on, with their numbers from 1."""
+    lines = enumerate(text_lines(file, _LONGEST_LINE, "msrrn.windows"), start=1)
+    return dropwhile(lambda numbered: not numbered[1].strip(), lines)
 
 
 def _entry(layout: Layout, line: str, line_number: int, own: str, origin: float) -> Entry:
