@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.errors import UserError
-from pipelines.sources import AnnotatedPhoto, DeclaredSplit, Rejected
+from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, pixel_box, usable_shape
 from pipelines.sources.files import Files, open_files
 from pipelines.sources.held import root_parts
@@ -142,7 +142,9 @@ def _entry(annotation: Any, image: dict[str, Any] | None, count: int) -> Entry:
             raise BadAnnotation("no_image", f"image_id is {annotation.get('image_id')!r}"[:100] + ", not in images")
         said = annotation.get("attributes")
         checked = isinstance(said, dict) and said.get("checked") in (True, "true")
-        return Entry(name, count, *_face(annotation), _split(annotation, image), _subset(image), checked)
+        shape, box = _face(annotation)
+        split, subset = said_split(annotation.get("split", image.get("split"))), image.get("subset")
+        return Entry(name, count, shape, box, split, subset if isinstance(subset, str) else "", checked)
     except BadAnnotation as error:
         return Entry(name, count, error)
 
@@ -178,12 +180,3 @@ def _box(value: Any) -> Box | None:
         raise BadAnnotation(
             "syntax", f"the box is {value!r}"[:100] + ": write x, y, and a width and a height above 0"
         ) from error
-
-
-def _split(annotation: dict[str, Any], image: dict[str, Any]) -> DeclaredSplit | None:
-    return said_split(annotation.get("split", image.get("split")))
-
-
-def _subset(image: dict[str, Any]) -> str:
-    subset = image.get("subset")
-    return subset if isinstance(subset, str) else ""

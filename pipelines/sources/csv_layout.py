@@ -80,7 +80,7 @@ class Layout:
     def _number(self, cells: Sequence[str], column: int) -> float:
         text = cells[column]
         try:
-            return number(text if self.separator == "," else text.replace(",", "."))
+            return _decimal(text, self.separator)
         except ValueError as error:
             title = self.header[column] if self.header else str(column + 1)
             raise BadAnnotation("syntax", f"column {title}: {text[:40]!r} is not a number") from error
@@ -197,9 +197,7 @@ def _strangeness(rows: Sequence[Sequence[str]], columns: Sequence[int], separato
     parts = []
     for cells in rows:
         try:
-            values = [
-                number(cells[column] if separator == "," else cells[column].replace(",", ".")) for column in columns
-            ]
+            values = [_decimal(cells[column], separator) for column in columns]
             shape = usable_shape(np.array(values).reshape(NUM_LANDMARKS, 2))
         except (ValueError, BadAnnotation):
             continue
@@ -238,6 +236,11 @@ def _plain(title: str) -> str:
 
 def _mostly(rows: Sequence[Sequence[str]], column: int, test: Callable[[str], bool]) -> bool:
     return 2 * sum(test(cells[column]) for cells in rows) > len(rows)
+
+
+def _decimal(text: str, separator: str) -> float:
+    """A number, with a decimal comma where commas part no columns."""
+    return number(text if separator == "," else text.replace(",", "."))
 
 
 def _is_number(text: str) -> bool:
