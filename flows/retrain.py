@@ -20,8 +20,9 @@ from pipelines.promotion.decision import Decision, Verdict
 from pipelines.promotion.gate import Challenge, settled
 from pipelines.registry import versions as registry
 from pipelines.report import Retraining
+from pipelines.retraining import short_digest
 from pipelines.settings import NAME, AnnotateSettings, GateSettings, PrepareSettings, TrainSettings
-from pipelines.storage import Store, short_digest
+from pipelines.storage import Store
 
 
 class RetrainResult(BaseModel):

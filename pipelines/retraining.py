@@ -1,5 +1,6 @@
 """The steps of a retraining that join stations: a training that MLflow follows, and the record of its model."""
 
+import hashlib
 import json
 import re
 import shlex
@@ -32,7 +33,7 @@ from pipelines.registry.tracking import (
 )
 from pipelines.registry.versions import ModelVersion
 from pipelines.settings import INIT, TrainSettings
-from pipelines.storage import Store, short_digest
+from pipelines.storage import Store
 from pipelines.training.epochs import Epoch
 from pipelines.training.train import HISTORY, TrainedModel, made_before, run_name, train_model
 
@@ -48,6 +49,11 @@ def metric_names(names: Iterable[str]) -> dict[str, str]:
     taken = {name: _REFUSED.sub("_", name)[:_LONGEST] for name in names}
     times = Counter(taken.values())
     return {name: short if times[short] == 1 else f"{short}-{short_digest(name)}" for name, short in taken.items()}
+
+
+def short_digest(text: str) -> str:
+    """Eight hexadecimal digits that stand for a text in a name."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def require_validation(manifest: Manifest) -> None:

@@ -6,7 +6,6 @@ completion records are created exclusively. S3 is reached through s3fs (`pipelin
 
 import asyncio
 import errno
-import hashlib
 import os
 import stat
 import time
@@ -308,8 +307,3 @@ def require_writable_file(url: str) -> None:
     """`Store.require_writable` of a file that is given by its own path or URL."""
     place = Store(url)
     place.parent.require_writable(place.name)
-
-
-def short_digest(text: str) -> str:
-    """Eight hexadecimal digits that stand for a text in a name."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
