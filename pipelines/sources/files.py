@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import BinaryIO, Final
 
-from pipelines.archives.folders import Found, walk
+from pipelines.archives.folders import walk
 from pipelines.archives.names import (
     ARCHIVE_SUFFIXES,
     UNSUPPORTED_SUFFIXES,
@@ -30,12 +30,8 @@ IMAGE_SUFFIXES: Final = frozenset(
 _READAHEAD: Final = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A file as it is listed: its bytes, and the code of what keeps it from being read."""
-
-    size: int
-    problem: str = ""
+_State = int | str
+"""A file's bytes, or the code of what keeps it from being read."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,11 @@ class Files:
 
     def sizes(self) -> dict[str, int | None]:
         """Every file with its bytes, sorted by name; None for what cannot be read: see `problems`."""
-        return {name: None if entry.problem else entry.size for name, entry in self._entries}
+        return {name: state if isinstance(state, int) else None for name, state in self._states.items()}
 
     def problems(self) -> dict[str, str]:
         """Every name with None in `sizes`, and why: a code, with its text for people in `archives.PROBLEMS`."""
-        return {name: entry.problem for name, entry in self._entries if entry.problem}
+        return {name: state for name, state in self._states.items() if isinstance(state, str)}
 
     def exists(self, name: str) -> bool:
         """Whether `read` would find the file; False for a name that leaves `url`, too."""
@@ -95,15 +91,15 @@ class Files:
         return Files, (self.url, self.only)
 
     @cached_property
-    def _entries(self) -> list[tuple[str, Listed]]:
+    def _states(self) -> dict[str, _State]:
         store = Store(self.url)
         if is_archive(self.url):
-            entries = _members(held(self.url))
+            states = _members(held(self.url))
         elif self.only:
-            entries = {self.only: Listed(_length(store, self.only))}
+            states = {self.only: _length(store, self.only)}
         else:
-            entries = _folder(store)
-        return sorted((name, entry) for name, entry in entries.items() if not is_hidden(name))
+            states = _folder(store)
+        return {name: states[name] for name in sorted(states) if not is_hidden(name)}
 
     def _place(self, name: str) -> tuple[HeldArchive | None, str]:
         """The archive that holds the file, and its name in there; None for a file of the folder."""
@@ -141,35 +137,34 @@ def open_files(url: str) -> Files:
     return Files(store.url)
 
 
-def _folder(store: Store) -> dict[str, Listed]:
+def _folder(store: Store) -> dict[str, _State]:
     local = store.local_path()
     if local is not None and not local.is_dir():  # a device, or gone by now
         return {}
-    entries = {found.key: _listed(found) for found in walk(store, passes=is_hidden) if not found.ignored}
-    enter = not any(is_picture(name) for name in entries)
-    for name in [name for name, entry in entries.items() if not entry.problem and has_suffix(name, ARCHIVE_SUFFIXES)]:
-        if not enter:
-            entries[name] = Listed(0, "nested_archive")
-            continue
-        try:
-            members = _members(held(store.child(name).url))
-        except OutageError:
-            raise
-        except UserError:
-            entries[name] = Listed(0, "broken_archive")
-        else:
-            del entries[name]
-            entries |= {f"{name}/{member}": entry for member, entry in members.items()}
-    return entries
+    states: dict[str, _State] = {
+        found.key: found.problem or found.size for found in walk(store, passes=is_hidden) if not found.ignored
+    }
+    enter = not any(map(is_picture, states))
+    for name in [name for name, state in states.items() if isinstance(state, int)]:
+        if has_suffix(name, UNSUPPORTED_SUFFIXES):
+            states[name] = "unsupported_archive"
+        elif has_suffix(name, ARCHIVE_SUFFIXES) and not enter:
+            states[name] = "nested_archive"
+        elif has_suffix(name, ARCHIVE_SUFFIXES):
+            try:
+                members = _members(held(store.child(name).url))
+            except OutageError:
+                raise
+            except UserError:
+                states[name] = "broken_archive"
+            else:
+                del states[name]
+                states |= {f"{name}/{member}": state for member, state in members.items()}
+    return states
 
 
-def _listed(found: Found) -> Listed:
-    unsupported = "unsupported_archive" if has_suffix(found.key, UNSUPPORTED_SUFFIXES) else ""
-    return Listed(found.size, found.problem or unsupported)
-
-
-def _members(archive: HeldArchive) -> dict[str, Listed]:
-    return {name: Listed(member.size, member.problem or _closed(name)) for name, member in archive.entries.items()}
+def _members(archive: HeldArchive) -> dict[str, _State]:
+    return {name: member.problem or _closed(name) or member.size for name, member in archive.entries.items()}
 
 
 def _closed(member: str) -> str:
