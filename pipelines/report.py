@@ -7,9 +7,9 @@ from typing import Final
 
 from msrrn.prediction import STAGES
 from pipelines.annotation.faces import survey
-from pipelines.annotation.page import PAGE, add_pictures
+from pipelines.annotation.page import add_pictures
 from pipelines.annotation.summary import Summary
-from pipelines.annotation.tables import Annotations
+from pipelines.annotation.tables import PAGE, Annotations
 from pipelines.annotation.tiles import drawn_tiles
 from pipelines.dataset.manifest import Manifest
 from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, to_jpeg

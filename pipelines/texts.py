@@ -3,20 +3,22 @@
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.annotation.page import PAGE
-from pipelines.annotation.rehearsal import Rehearsal
 from pipelines.annotation.summary import Summary
+from pipelines.annotation.tables import PAGE
 from pipelines.dataset.inventory import Datasets
 from pipelines.evaluation.results import Evaluation, seen_note
-from pipelines.monitoring.drift import DriftReport
-from pipelines.registry.ledger import Line
-from pipelines.registry.versions import ModelVersion
 from pipelines.showable import counted, showable
+
+if TYPE_CHECKING:  # they bring torch and MLflow, seconds to import, and each text is of one result
+    from pipelines.annotation.rehearsal import Rehearsal
+    from pipelines.monitoring.drift import DriftReport
+    from pipelines.registry.ledger import Line
+    from pipelines.registry.versions import ModelVersion
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -83,7 +85,7 @@ def annotation_text(out: str, summary: Summary) -> str:
     return showable("\n".join([*lines, f"  page: {out}/{PAGE}"]))
 
 
-def rehearsal_text(rehearsal: Rehearsal, model: str, workers: int) -> str:
+def rehearsal_text(rehearsal: "Rehearsal", model: str, workers: int) -> str:
     """What a run would do, and how long it would take."""
 
     def listed(counts: Mapping[str, int]) -> str:
@@ -113,7 +115,7 @@ def rows_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return _rendered(list(rows[0]), [["-" if cell is None else str(cell) for cell in row.values()] for row in rows])
 
 
-def models_text(versions: Sequence[ModelVersion]) -> str:
+def models_text(versions: "Sequence[ModelVersion]") -> str:
     """The registry, a line a version."""
     if not versions:
         return "no model is registered yet: `msrrn retrain` or `msrrn promote` registers one"
@@ -126,7 +128,7 @@ def models_text(versions: Sequence[ModelVersion]) -> str:
     return _rendered(columns, rows)
 
 
-def drift_text(report: DriftReport) -> str:
+def drift_text(report: "DriftReport") -> str:
     """A line for each feature, and the notes."""
     rows = [
         (
@@ -143,7 +145,7 @@ def drift_text(report: DriftReport) -> str:
     return "\n".join([table, *report.notes])
 
 
-def log_text(lines: Mapping[str, Sequence[Line]]) -> str:
+def log_text(lines: "Mapping[str, Sequence[Line]]") -> str:
     """The ledger of every model, a line a decision, oldest first."""
     rows = []
     for name, each in lines.items():

@@ -7,9 +7,9 @@ the row has the name alone, and its faces have none.
 from collections import Counter
 from collections.abc import Collection
 
-from pipelines.annotation.page import PAGE, annotation_page
+from pipelines.annotation.page import annotation_page
 from pipelines.annotation.summary import summary_before, totals
-from pipelines.annotation.tables import SUMMARY, Annotations, forgotten_row, runs_at
+from pipelines.annotation.tables import PAGE, SUMMARY, Annotations, forgotten_row, runs_at
 from pipelines.annotation.unit import RECORDS, STAGED, TABLES, UnitRecord, read_record, write_unit
 from pipelines.forgotten import Forgot, read_forgotten, remember, remembered
 from pipelines.lease import LEASE, hold

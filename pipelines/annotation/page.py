@@ -17,8 +17,6 @@ from pipelines.figures import binned_figure
 from pipelines.page import Page
 from pipelines.showable import counted
 
-PAGE: Final = "index.html"
-
 COLUMNS: Final = 6
 FAILURES_SHOWN: Final = 40
 

@@ -8,12 +8,12 @@ all of them. A run that was killed, started again, does the units that have no r
 from itertools import islice
 
 from pipelines.annotation.claim import claim_of, continued, publish_claim
-from pipelines.annotation.page import PAGE, annotation_page
+from pipelines.annotation.page import annotation_page
 from pipelines.annotation.plan import make_plan
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.sightings import Task
 from pipelines.annotation.summary import Summary, summary_before
-from pipelines.annotation.tables import SUMMARY, Annotations
+from pipelines.annotation.tables import PAGE, SUMMARY, Annotations
 from pipelines.annotation.unit import Job
 from pipelines.annotation.work import Again, Work
 from pipelines.archives import list_inputs

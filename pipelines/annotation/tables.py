@@ -27,6 +27,7 @@ from pipelines.storage import Store
 SCHEMA_VERSION: Final = "2"
 RUN: Final = "run.json"
 SUMMARY: Final = "summary.json"
+PAGE: Final = "index.html"
 STATUSES: Final = ("annotated", "no_face", "quarantined")
 REASONS: Final = frozenset(
     {*PROBLEMS, "empty", "not_an_image", "truncated", "corrupt", "too_large", "failed", "crashed", "timeout", REASON}

@@ -140,6 +140,14 @@ def test_an_error_is_told_without_what_pages_need() -> None:
     assert ended.returncode == 0
 
 
+def test_datasets_are_listed_without_what_trains_and_registers(dataset: tuple[Store, Manifest]) -> None:
+    heavy = "sys.exit(bool({'matplotlib', 'mlflow', 'torch'} & sys.modules.keys()))"
+    code = f"import sys; from flows.cli import main; main(['datasets', {dataset[0].parent.url!r}]); {heavy}"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert dataset[1].name in ended.stdout
+    assert ended.returncode == 0
+
+
 def test_what_a_model_says_of_itself_is_no_order_to_the_terminal(
     artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,14 +196,13 @@ def test_a_place_whose_name_is_no_utf_8_is_told(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_gone_is_no_error(empty_store: Path, unbuffered: str) -> None:
-    program = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())", "models"]
+def test_a_reader_that_has_gone_is_no_error(dataset: tuple[Store, Manifest], unbuffered: str) -> None:
+    program = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())"]
     reader, writer = os.pipe()
     os.close(reader)
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{empty_store}", "PYTHONUNBUFFERED": unbuffered}
-    ended = subprocess.run(
-        program, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, env=os.environ | store, check=False
-    )
+    told = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    call = [*program, "datasets", dataset[0].parent.url]
+    ended = subprocess.run(call, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, env=told, check=False)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, "")
 

@@ -24,11 +24,10 @@ from PIL import Image
 from msrrn.prediction import Prediction, Predictor
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation import run as driver
-from pipelines.annotation.page import PAGE
 from pipelines.annotation.rehearsal import rehearse
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
-from pipelines.annotation.tables import FACES, IMAGES, RUN, STATUSES, SUMMARY, Annotations
+from pipelines.annotation.tables import FACES, IMAGES, PAGE, RUN, STATUSES, SUMMARY, Annotations
 from pipelines.annotation.unit import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.work import Again
 from pipelines.decoding import decode
