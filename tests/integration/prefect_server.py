@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.workers.process import ProcessWorker
 
 from tests.servers import free_ports, wait_until_healthy
 
@@ -54,7 +55,9 @@ def prefect_server(home: Path, *deploy: str) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "PREFECT_HOME": str(home),
+            "PREFECT_RUNNER_POLL_FREQUENCY": "1",  # instead of ten seconds, as of workers
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }.items():
             patch.setenv(name, value)
@@ -62,7 +65,9 @@ def prefect_server(home: Path, *deploy: str) -> Iterator[Server]:
         patch.setenv("PREFECT_API_URL", server.url)
         try:
             server.start()
-            prefect("work-pool", "create", "msrrn", "--type", "process")
+            template = ProcessWorker.get_default_base_job_template()
+            pool = {"name": "msrrn", "type": ProcessWorker.type, "base_job_template": template}
+            post(f"{server.url}/work_pools/", pool)
             prefect("--no-prompt", "deploy", *(deploy or ["--all"]))
             yield server
         finally:
