@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Pending, Running
+from prefect.states import Cancelled, Pending, Running
 
 from flows.dead_runs import free_dead_runs
 from msrrn.augmentation import AugmentationSettings
@@ -35,6 +35,7 @@ WITHIN = timedelta(seconds=70)
 """Instead of 100 s; runs beat every 30 s, and one beat may come late."""
 TRAIN = TrainSettings(epochs=12, batch=8, learning_rate=0.003)
 MARK = 1234.5
+LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 DEPLOYED = ("--name", "retrain", "--name", "annotate", "--name", "monitor")
 
 
@@ -43,6 +44,7 @@ def server(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_store / 'mlflow.db'}")
         patch.setenv("XDG_CACHE_HOME", str(mlflow_store / "cache"))
+        patch.setenv(LEASES, read_yaml("compose.yaml")["services"]["prefect-server"]["environment"][LEASES])
         patch.setenv("PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY", "PT1S")
         patch.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "false")  # a real `reconcile` might come in between
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -153,6 +155,17 @@ def worker(place: Path) -> Iterator[Path]:
     kill_tree(process)
 
 
+def test_a_run_that_is_about_to_begin_keeps_its_place_while_the_server_is_started_anew(server: Server) -> None:
+    with get_client(sync_client=True) as client:  # there is no worker yet that would begin it
+        run = UUID(start_run(server, "monitor"))
+        client.set_flow_run_state(run, Pending())  # here it gets its place
+        server.kill()
+        server.start()
+        client.set_flow_run_state(run, Running())
+        assert client.read_flow_run(run).state_name == "Running"
+        client.set_flow_run_state(run, Cancelled())  # the place is others' now
+
+
 def test_a_server_that_is_away_while_a_run_ends_costs_it_nothing(
     server: Server, dead: str, worker: Path, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path
 ) -> None:
@@ -228,23 +241,3 @@ def test_reconcile_frees_what_the_automation_missed(server: Server, worker: Path
     assert [state(server, run)["type"] for run in runs] == ends
     assert ended(server, silent) == "COMPLETED"
     assert state(server, silent)["message"].endswith("or their folder")  # there is nothing to compare yet
-
-
-def test_a_run_that_is_about_to_begin_keeps_its_place_while_the_server_is_started_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = read_yaml("compose.yaml")["services"]["prefect-server"]["environment"]
-    where = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
-    monkeypatch.setenv(where, told[where])
-    monkeypatch.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "false")
-    with (
-        prefect_server(tmp_path, "--name", "monitor") as server,
-        temporary_settings({PREFECT_API_URL: server.url}),
-        get_client(sync_client=True) as client,
-    ):
-        run = UUID(start_run(server, "monitor"))
-        client.set_flow_run_state(run, Pending())  # here it gets its place
-        server.kill()
-        server.start()
-        client.set_flow_run_state(run, Running())
-        assert client.read_flow_run(run).state_name == "Running"
