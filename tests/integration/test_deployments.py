@@ -1,4 +1,4 @@
-"""A real Prefect server, a real process worker, a real MLflow store: an event starts `promote`, a person approves."""
+"""A real Prefect server, a real process worker, a real MLflow store: events start flows, a person approves."""
 
 import json
 import os
@@ -33,6 +33,7 @@ from pipelines.registry.versions import champion
 from pipelines.settings import GateSettings
 from tests.factories import tiny_model, write_model
 from tests.integration.prefect_server import PREFECT, ROOT, post, prefect_server, runs_of
+from tests.pipelines.runs import drawn_run
 from tests.registered import register_model
 from tests.servers import wait_for
 
@@ -114,6 +115,48 @@ def test_what_the_file_promises_is_deployed(api: str) -> None:
     assert deployment(api, "retrain")["parameters"]["judge"] is False
     assert deployment(api, "promote")["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert [each["schedule"]["cron"] for each in deployment(api, "reconcile")["schedules"]] == ["20,50 * * * *"]
+
+
+def test_the_deployment_of_monitor_is_scheduled_and_its_parameters_are_typed(api: str) -> None:
+    monitor = deployment(api, "monitor")
+    assert [schedule["schedule"]["timezone"] for schedule in monitor["schedules"]] == ["UTC"]
+    assert monitor["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    schema = monitor["parameter_openapi_schema"]
+    assert set(schema["required"]) == {"runs", "out"}
+    assert schema["properties"]["runs"]["description"].startswith("places of annotation runs")
+    assert "psi_alarm" in json.dumps(schema["definitions"]["DriftSettings"])
+
+
+def monitored(place: Path, *names: str) -> list[str]:
+    """Runs the flow for the runs of each name, in another process; gives the verdicts that it published."""
+    calls = [f"monitor([{str(place / name)!r}], {str(place / name / 'out')!r})" for name in names]
+    code = "; ".join(["from flows.monitor import monitor", *calls])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((place / name / "out" / "drift.json").read_bytes())["verdict"] for name in names]
+
+
+def events(api: str) -> list[dict[str, Any]]:
+    ours = {"filter": {"event": {"prefix": ["msrrn."]}}}
+    found: list[dict[str, Any]] = post(f"{api}/events/filter", ours)["events"]
+    return found
+
+
+def test_drift_starts_a_retraining_and_its_absence_does_not(api: str, tmp_path: Path) -> None:
+    for name, brighter in (("alike", 0), ("dark", -40)):
+        drawn_run(tmp_path / name / "a", 0)
+        drawn_run(tmp_path / name / "b", 1, brighter=brighter)
+    assert monitored(tmp_path, "alike", "dark") == ["stable", "drifted"]
+    wait_for(lambda: events(api))
+    (event,) = events(api)
+    assert event["event"] == "msrrn.drift.detected"
+    assert event["payload"]["features"] == ["brightness"]
+    assert event["payload"]["page"] == f"{tmp_path}/dark/out/index.html"
+    (run,) = wait_for(lambda: runs_of(api, "retrain"))
+    artifacts = post(f"{api}/artifacts/latest/filter", {})
+    assert [artifact["key"] for artifact in artifacts] == ["drift"]
+    # Workers that come now have nothing to train with.
+    post(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}})
 
 
 def test_the_event_that_training_emits_starts_promote_on_a_worker(
