@@ -35,6 +35,8 @@ READERS: Final = 8
 FOOTERS: Final = 1024
 """Footers that are kept, of some 20 kB each; with more shards, some are read again."""
 
+_ORIGINALS: Final = 0
+"""The row group of faces as they are: see `pipelines.dataset.shards`."""
 SIDE: Final = LEVELS[-1]
 
 Rows = NDArray[np.int64]
@@ -141,9 +143,7 @@ class Loader:
         """
 
         def originals(shard: int) -> NDArray[np.float32]:
-            table = self._read(shard, 0, ["landmarks", "copy"])  # the first row group is copy 0
-            unaugmented: NDArray[np.bool_] = table["copy"].to_numpy() == 0
-            return landmarks(table)[unaugmented]
+            return landmarks(self._read(shard, _ORIGINALS, ["landmarks"]))
 
         shapes = np.concatenate([np.zeros((0, NUM_LANDMARKS, 2), np.float32), *self._of_every_shard(originals)])
         if not len(shapes):
@@ -155,7 +155,7 @@ class Loader:
         """SHA-256 of every photo, sorted; reads nothing else."""
 
         def digests(shard: int) -> set[str]:
-            return set(self._read(shard, 0, ["photo_sha256"])["photo_sha256"].to_pylist())
+            return set(self._read(shard, _ORIGINALS, ["photo_sha256"])["photo_sha256"].to_pylist())
 
         return sorted(set().union(*self._of_every_shard(digests)))
 
@@ -167,11 +167,10 @@ class Loader:
         """
 
         def read(shard: int) -> Batch:
-            table = self._read(shard, 0, ["image_200", "landmarks", "copy"])  # the first row group is copy 0
-            rows: NDArray[np.bool_] = table["copy"].to_numpy() == 0
-            return Batch(torch.from_numpy(images(table, SIDE)[rows]), torch.from_numpy(landmarks(table)[rows]))
+            table = self._read(shard, _ORIGINALS, ["image_200", "landmarks"])
+            return Batch(torch.tensor(images(table, SIDE)), torch.tensor(landmarks(table)))
 
-        faces = [rows for rows, (_, group) in zip(self._rows, self._places, strict=True) if group == 0]
+        faces = [rows for rows, (_, group) in zip(self._rows, self._places, strict=True) if group == _ORIGINALS]
         share = 1.0 if most is None else min(1.0, most / max(1, sum(faces)))
         chosen = np.linspace(0, len(self._shards) - 1, math.ceil(share * len(self._shards))).astype(int)
         columns = zip(self._empty(0), *self._of_every_shard(read, chosen.tolist()), strict=True)
