@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,11 @@ class BoxMapping:
         )
         dx, dy, scale = np.median(offsets, axis=0)
         return cls(float(dx), float(dy), float(scale))
+
+
+def dlib_box(rectangle: Any) -> Box:
+    """A rectangle of dlib, which holds the pixels at both its ends."""
+    return Box(rectangle.left() - 0.5, rectangle.top() - 0.5, rectangle.right() + 0.5, rectangle.bottom() + 0.5)
 
 
 def ordered(detections: Sequence[Detection]) -> list[Detection]:

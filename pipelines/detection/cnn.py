@@ -10,8 +10,7 @@ import dlib
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import Box
-from pipelines.detection.boxes import BoxMapping, Detection, ordered
+from pipelines.detection.boxes import BoxMapping, Detection, dlib_box, ordered
 from pipelines.pyramid import require_uint8
 
 MAX_SIDE: Final = 640
@@ -52,15 +51,10 @@ class CnnDetector:
         copy[: size[1], : size[0]] = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
         return ordered(
             [
-                Detection(_MAPPING(_box(item.rect).scaled(1 / factor)), float(item.confidence))
+                Detection(_MAPPING(dlib_box(item.rect).scaled(1 / factor)), float(item.confidence))
                 for item in _detector(self.model)(copy, 0)
             ]
         )
-
-
-def _box(rectangle: Any) -> Box:
-    left, top, right, bottom = rectangle.left(), rectangle.top(), rectangle.right(), rectangle.bottom()
-    return Box(left - 0.5, top - 0.5, right + 0.5, bottom + 0.5)
 
 
 @cache

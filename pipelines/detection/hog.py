@@ -8,9 +8,8 @@ import dlib
 import numpy as np
 from numpy.typing import NDArray
 
-from msrrn.geometry import Box
 from msrrn.spares import Spares
-from pipelines.detection.boxes import Detection, ordered, without_overlaps
+from pipelines.detection.boxes import Detection, dlib_box, ordered, without_overlaps
 from pipelines.pyramid import require_uint8
 
 FINE: Final = 2.0
@@ -86,8 +85,6 @@ def _search(rgb: NDArray[np.uint8], factor: float, threshold: float) -> list[Det
     with _DETECTORS.one() as detector:
         rectangles, scores, _ = detector.run(copy, 0, threshold)
     return [
-        Detection(
-            Box(r.left() - 0.5, r.top() - 0.5, r.right() + 0.5, r.bottom() + 0.5).scaled(1 / factor), float(score)
-        )
-        for r, score in zip(rectangles, scores, strict=True)
+        Detection(dlib_box(rectangle).scaled(1 / factor), float(score))
+        for rectangle, score in zip(rectangles, scores, strict=True)
     ]
