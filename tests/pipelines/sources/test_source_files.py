@@ -190,19 +190,6 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
             files.read(name)
 
 
-def test_a_folder_that_holds_what_a_link_led_to_is_read_nevertheless(tmp_path: Path) -> None:
-    for name in ("x", "summer/s", "winter/summer/w"):
-        Store(str(tmp_path / "disk" / "2019")).publish(f"{name}.jpg", b"x")
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "a-best").symlink_to(tmp_path / "disk" / "2019" / "summer")
-    (tmp_path / "root" / "b-year").symlink_to(tmp_path / "disk" / "2019")
-    files = Files(str(tmp_path / "root"))
-    assert {name for name, size in files.sizes().items() if size} == {
-        *("a-best/s.jpg", "b-year/winter/summer/w.jpg", "b-year/x.jpg")
-    }
-    assert files.problems() == {"b-year/summer": "linked_folder"}
-
-
 def test_thousands_of_links_are_not_each_compared_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = PurePath.__hash__
     looked = 0
