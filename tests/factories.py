@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -207,10 +208,16 @@ def traced(work: Callable[[], Result]) -> tuple[Result, int]:
     return found
 
 
-def _stopped(work: Callable[..., object], arguments: Sequence[Any], seconds: float | None) -> int:
+def forking() -> ForkServerContext:
+    """For processes of the tests, each a fork of one that has imported what they do; it starts with the first."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.annotation.run", "pipelines.dataset.prepare"])
-    process = context.Process(target=work, args=arguments)
+    stations = ("annotation.run", "dataset.prepare", "promotion.gate")
+    context.set_forkserver_preload([f"pipelines.{station}" for station in stations])
+    return context
+
+
+def _stopped(work: Callable[..., object], arguments: Sequence[Any], seconds: float | None) -> int:
+    process = forking().Process(target=work, args=arguments)
     process.start()
     process.join(seconds)
     process.kill()

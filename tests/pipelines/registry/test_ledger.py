@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from pipelines.errors import UserError
 from pipelines.registry import tracking
 from pipelines.registry.ledger import Ledger, Move, Turn, experiment_of, find_ledger, open_ledger, plain
+from tests.factories import forking
 
 
 def make(store: str, name: str, found: "multiprocessing.Queue[str]") -> None:
@@ -95,8 +96,7 @@ def test_two_turns_are_never_the_same_text() -> None:
 
 
 def test_of_processes_that_begin_together_one_makes_the_ledger(mlflow_store: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.promotion.gate"])
+    context = forking()
     found: multiprocessing.Queue[str] = context.Queue()
     started = [context.Process(target=make, args=(str(mlflow_store), "race", found)) for _ in range(4)]
     for process in started:
