@@ -55,9 +55,9 @@ def crops(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> list[NDArr
     picture its edge pixels repeat.
 
     Raises:
-        ValueError: another dtype.
+        ValueError: another dtype, or no pixels.
     """
-    require_uint8(picture)
+    require_picture(picture)
     grey, to_part = _grey_around(picture, frames)
     height, width = grey.shape
     factor = min(1.0, OVERSAMPLING * CROP / frames[0].side)
@@ -76,10 +76,13 @@ def crops(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> list[NDArr
     return made
 
 
-def require_uint8(picture: NDArray[np.uint8]) -> None:
-    """Raises ValueError where it is of another dtype: cut to bytes, shares of 1 would be black, and 16 bits noise."""
+def require_picture(picture: NDArray[np.uint8]) -> None:
+    """Raises ValueError where it has no pixel, or is of another dtype: cut to bytes, shares of 1 would be black, and
+    16 bits noise."""
     if picture.dtype != np.uint8:
         raise ValueError(f"a picture must be uint8, 0 to 255, not {picture.dtype}")
+    if not picture.size:
+        raise ValueError(f"a picture must have pixels: its shape is {picture.shape}")
 
 
 def _grey_around(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> tuple[NDArray[np.uint8], Similarity]:

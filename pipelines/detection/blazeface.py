@@ -20,9 +20,8 @@ from msrrn.geometry import Box
 from msrrn.openvino import compiled, has_openvino, loaded, openvino
 from msrrn.spares import Spares
 from pipelines.cache import compiled_once
-from pipelines.detection.boxes import MATCH_IOU, BoxMapping, Detection, ordered, without_overlaps
+from pipelines.detection.boxes import MATCH_IOU, BoxMapping, Detection, ordered, require_askable, without_overlaps
 from pipelines.errors import UserError
-from pipelines.pyramid import require_uint8
 
 Boxes = NDArray[np.float64]
 """(N, 4): x0, y0, x1, y1, in shares of the square that the network sees."""
@@ -94,6 +93,7 @@ class BlazeFaceDetector:
         the view of the whole does not reach to faces so small, tiles of the picture are viewed, too. Without it there
         is the view of the whole alone.
         """
+        require_askable(rgb, min_side)
         height, width = rgb.shape[:2]
         if min_side is None:
             return ordered(self._view(rgb, (0, 0, width, height), MIN_SCORE))
@@ -184,7 +184,6 @@ def letterbox(
     With it `scale` and `corner` (4,), which map edges counted from the picture's corner: square = picture ·
     scale + corner.
     """
-    require_uint8(rgb)
     height, width = rgb.shape[:2]
     factor = share * size / max(height, width)
     new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))

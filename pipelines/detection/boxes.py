@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
+from pipelines.pyramid import require_picture
 
 MATCH_IOU: Final = 0.3
 """Overlap (IoU) of a face's own detection with its `expected_box`.
@@ -45,9 +46,16 @@ class Detector(Protocol):
         for. Without it the detector searches as far as its own policy goes.
 
         Raises:
-            ValueError: another dtype.
+            ValueError: another dtype, no pixels, or a `min_side` that is not above 0.
         """
         ...
+
+
+def require_askable(rgb: NDArray[np.uint8], min_side: float | None) -> None:
+    """Raises ValueError where no detector can be asked this, as `Detector` says."""
+    require_picture(rgb)
+    if min_side is not None and not min_side > 0:
+        raise ValueError(f"min_side must be pixels, above 0, or None, not {min_side}")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import dlib
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.detection.boxes import BoxMapping, Detection, dlib_box, ordered
-from pipelines.pyramid import require_uint8
+from pipelines.detection.boxes import BoxMapping, Detection, dlib_box, ordered, require_askable
 
 MAX_SIDE: Final = 640
 """Longer side, in pixels, of the copy that is searched: faces from an eighth of it are found."""
@@ -43,7 +42,7 @@ class CnnDetector:
 
         With `min_side`, the copy is as large as such faces need.
         """
-        require_uint8(rgb)
+        require_askable(rgb, min_side)
         height, width = rgb.shape[:2]
         factor = min(1.0, self.resolution / min_side if min_side else MAX_SIDE / max(height, width))
         size = max(1, round(width * factor)), max(1, round(height * factor))

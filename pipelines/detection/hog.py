@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.spares import Spares
-from pipelines.detection.boxes import Detection, dlib_box, ordered, without_overlaps
-from pipelines.pyramid import require_uint8
+from pipelines.detection.boxes import Detection, dlib_box, ordered, require_askable, without_overlaps
 
 FINE: Final = 2.0
 """The fine copy's size over the picture's; its faces are from 37 px of the picture."""
@@ -63,7 +62,7 @@ class HogDetector:
 
         With `min_side`, the fine copy is as large as such faces need, and not larger.
         """
-        require_uint8(rgb)
+        require_askable(rgb, min_side)
         longer = max(rgb.shape[:2])
         if min_side is None:
             fine = min(FINE, MAX_FINE_SIDE / longer)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 from msrrn.spares import Spares
 from pipelines.detection.blazeface import letterbox
-from pipelines.detection.boxes import BoxMapping, Detection, ordered
+from pipelines.detection.boxes import BoxMapping, Detection, ordered, require_askable
 
 SIZE: Final = 640
 """Side of the square that the model file declares as its input; OpenCV 5 takes no other size everywhere."""
@@ -40,6 +40,7 @@ class YuNetDetector:
 
         `min_side` changes nothing: there is one copy, in which the smallest faces have some 16 px.
         """
+        require_askable(rgb, min_side)
         square, scale, corner = letterbox(rgb, SIZE)
         with _detectors(self.model).one() as detector:
             _, faces = detector.detect(np.ascontiguousarray(square[:, :, ::-1]))

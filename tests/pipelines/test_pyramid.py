@@ -136,6 +136,11 @@ def test_pictures_of_other_dtypes_are_refused(dtype: type[np.generic]) -> None:
         crop(np.ones((60, 80, 3), dtype), frame_around(Box(10, 10, 40, 40), 1.5))
 
 
+def test_pictures_without_pixels_are_refused() -> None:
+    with pytest.raises(ValueError, match="a picture must have pixels"):
+        crop(np.ones((60, 0, 3), np.uint8), frame_around(Box(10, 10, 40, 40), 1.5))
+
+
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=30)
 def test_levels_equal_those_that_the_predictor_makes(seed: int) -> None:

@@ -72,6 +72,21 @@ def test_pictures_of_other_dtypes_are_refused(detector: Detector, dtype: type[np
         detector(np.zeros((60, 80, 3), dtype), 40)
 
 
+@pytest.mark.parametrize("size", [(10, 0), (0, 10)])
+@pytest.mark.parametrize("min_side", [None, 40])
+def test_pictures_without_pixels_are_refused(
+    detector: Detector, size: tuple[int, int], min_side: float | None
+) -> None:
+    with pytest.raises(ValueError, match="a picture must have pixels"):
+        detector(np.zeros((*size, 3), np.uint8), min_side)
+
+
+@pytest.mark.parametrize("min_side", [0, -40, float("nan")])
+def test_faces_of_no_size_are_no_question(detector: Detector, min_side: float) -> None:
+    with pytest.raises(ValueError, match=f"min_side must be pixels, above 0, or None, not {min_side}"):
+        detector(np.zeros((60, 80, 3), np.uint8), min_side)
+
+
 def test_faces_are_found_in_copies_of_any_size_in_their_own_pixels(data_root: Path, photograph: Photograph) -> None:
     matched = {"as it is": 0, "large": 0, "small": 0}
     annotations = sorted((data_root / "300w" / "helen" / "trainset").glob("*.pts"))[:5]
