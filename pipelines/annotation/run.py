@@ -9,7 +9,7 @@ from itertools import islice
 
 from pipelines.annotation.claim import claim_of, continued, publish_claim
 from pipelines.annotation.page import annotation_page
-from pipelines.annotation.plan import make_plan
+from pipelines.annotation.plan import Plan, make_plan
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.sightings import Task
 from pipelines.annotation.summary import Summary, summary_before
@@ -71,13 +71,8 @@ def annotate(
             lambda listed: progress(listed, 0, "listing pictures"),
         )
         work = Work(job, plan, again)
-        if limit is not None and work.anew:
-            raise UserError(f"{place.url} has finished units but no plan: make it anew first, without --limit")
-        if limit is not None and plan.inputs > limit and work.left:
-            raise UserError(
-                f"{place.url}: the run has more than these {limit} pictures, and with them {work.left} to be done, "
-                f"of all {plan.inputs}; it cannot do the first alone: leave --limit out, or give another --out"
-            )
+        if limit is not None:
+            _refuse_a_part(place, limit, plan, work)
         before = summary_before(place)
         work.begin()
 
@@ -85,13 +80,24 @@ def annotate(
             progress(done, plan.inputs, "annotating, pictures")
             lease.note(f"{done} of {plan.inputs} pictures")
 
-        throughput = work.run(workers, told)
+        throughput = work.run(workers, told) or (before.throughput if before else None)
         ignored, gone = listing.ignored, int(plan.gone.sum())
         if limit is not None and before:  # a part of the archive does not tell
             ignored, gone = max(ignored, before.ignored), before.gone
-        summary = work.summary(ignored, gone, throughput or (before.throughput if before else None))
+        summary = work.summary(ignored, gone, throughput)
         # The page first: where the summary says the same as now, the page is of now, too.
         if summary != before or not place.exists(PAGE):
             place.publish(PAGE, annotation_page(Annotations(place), summary).encode())
         place.publish(SUMMARY, summary.model_dump_json(indent=1).encode())
     return summary
+
+
+def _refuse_a_part(place: Store, limit: int, plan: Plan, work: Work) -> None:
+    """Raises UserError where a run is more than its first pictures, and these cannot be done alone."""
+    if work.anew:
+        raise UserError(f"{place.url} has finished units but no plan: make it anew first, without --limit")
+    if plan.inputs > limit and work.left:
+        raise UserError(
+            f"{place.url}: the run has more than these {limit} pictures, and with them {work.left} to be done, "
+            f"of all {plan.inputs}; it cannot do the first alone: leave --limit out, or give another --out"
+        )
