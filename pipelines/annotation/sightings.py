@@ -59,20 +59,15 @@ def sightings(task: Task, items: Sequence[Wanted]) -> Iterator[Sighting | str]:
         yield _sighting(item, data, task, wanted.turns)
 
 
-def quarantined(item: Input, reason: str, message: str) -> Sighting:
-    """Of an input that cannot be used."""
-    return Sighting(_blank(item) | {"status": "quarantined", "reason": reason, "message": message})
-
-
 def died(item: Input, death: Died) -> Sighting:
     """Of an input that its process died of."""
-    return quarantined(item, death.reason, f"the decoder or the detector died of it: {death.message}")
+    return _quarantined(item, death.reason, f"the decoder or the detector died of it: {death.message}")
 
 
 def _sighting(item: Input, data: bytes | Undecodable, task: Task, turns: Sequence[int]) -> Sighting:
     """Whatever goes wrong with an input stays in its row."""
     if isinstance(data, Undecodable):
-        return quarantined(item, data.reason, data.message)
+        return _quarantined(item, data.reason, data.message)
     known = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     if known["sha256"] in task.forgotten:
         return Sighting(forgotten_row(item.uri))
@@ -90,6 +85,10 @@ def _sighting(item: Input, data: bytes | Undecodable, task: Task, turns: Sequenc
     else:
         known |= {"width": seen.width, "height": seen.height, "orientation": seen.orientation}
         return Sighting(_blank(item) | known | {"status": "no_face", "turned": 0}, seen.views)
+    return _quarantined(item, reason, message, **known)
+
+
+def _quarantined(item: Input, reason: str, message: str, **known: Any) -> Sighting:
     return Sighting(_blank(item) | known | {"status": "quarantined", "reason": reason, "message": message})
 
 
