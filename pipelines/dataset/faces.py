@@ -68,22 +68,19 @@ class Face:
         return float(np.sqrt(max(0.0, (x1 - x0) * (y1 - y0))))
 
 
-Rank = Callable[[Face], tuple[float, str]]
+def _digest(face: Face) -> str:
+    return hashlib.sha256(face.row["face_id"].encode()).hexdigest()
 
 
-def _digest(face: Face) -> tuple[float, str]:
-    return 0.0, hashlib.sha256(face.row["face_id"].encode()).hexdigest()
-
-
-KINDS: Final[dict[str, tuple[Callable[[Face], bool], Rank]]] = {
-    "train": (lambda face: face.unit.split == "train", _digest),
-    "val": (lambda face: face.unit.split == "val", _digest),
-    "padding": (lambda face: face.row["padding"] > 0, lambda face: (-face.row["padding"], _digest(face)[1])),
-    "small": (lambda face: True, lambda face: (face.side, _digest(face)[1])),
-    "blurred": (lambda face: True, lambda face: (face.row["sharpness"], _digest(face)[1])),
-    "missed": (lambda face: not face.row["detected"], _digest),
+KINDS: Final[dict[str, tuple[Callable[[Face], bool], Callable[[Face], float]]]] = {
+    "train": (lambda face: face.unit.split == "train", lambda face: 0.0),
+    "val": (lambda face: face.unit.split == "val", lambda face: 0.0),
+    "padding": (lambda face: face.row["padding"] > 0, lambda face: -face.row["padding"]),
+    "small": (lambda face: True, lambda face: face.side),
+    "blurred": (lambda face: True, lambda face: face.row["sharpness"]),
+    "missed": (lambda face: not face.row["detected"], lambda face: 0.0),
 }
-"""Which faces come into question, and their order: least first."""
+"""Which faces come into question, and their order: least first, of equal ones by their digests."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ def survey(pool: Store, manifest: Manifest) -> Survey:
             before = counts[name].get(unit.split, np.zeros_like(found))
             counts[name][unit.split] = before + found
         for kind, (wanted, rank) in KINDS.items():
-            candidates = [*chosen[kind], *(face for face in faces if wanted(face))]
+            candidates = sorted([*chosen[kind], *filter(wanted, faces)], key=_digest)
             chosen[kind] = sorted(candidates, key=rank)[:SHOWN]
     return Survey(counts, chosen)
 
