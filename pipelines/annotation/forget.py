@@ -9,8 +9,8 @@ from collections.abc import Collection
 
 from pipelines.annotation.page import annotation_page
 from pipelines.annotation.summary import summary_before, totals
-from pipelines.annotation.tables import PAGE, SUMMARY, Annotations, forgotten_row, runs_at
-from pipelines.annotation.unit import RECORDS, STAGED, TABLES, UnitRecord, read_record, write_unit
+from pipelines.annotation.tables import PAGE, RECORDS, SUMMARY, Annotations, forgotten_row, part_key, runs_at
+from pipelines.annotation.unit import STAGED, TABLES, UnitRecord, read_record, write_unit
 from pipelines.forgotten import Forgot, read_forgotten, remember, remembered
 from pipelines.lease import LEASE, hold
 from pipelines.progress import Progress
@@ -57,7 +57,7 @@ def _drop_unfinished(place: Store) -> None:
     records = {key.removeprefix(f"{RECORDS}/").removesuffix(".json"): key for key in place.keys(RECORDS)}
     recorded = {unit for unit in records if read_record(place, unit) is not None}
     written = {key for table in TABLES for key in place.keys(table)}
-    parts = {unit: {f"{table}/part-{unit}.parquet" for table in TABLES} for unit in recorded}
+    parts = {unit: {part_key(table, unit) for table in TABLES} for unit in recorded}
     finished = {unit for unit in recorded if parts[unit] <= written}
     stray = written.difference(*(parts[unit] for unit in finished))
     for key in (*(records[unit] for unit in records.keys() - finished), *stray, *place.keys(STAGED)):

@@ -28,13 +28,14 @@ SCHEMA_VERSION: Final = "2"
 RUN: Final = "run.json"
 SUMMARY: Final = "summary.json"
 PAGE: Final = "index.html"
+RECORDS: Final = "records"
 STATUSES: Final = ("annotated", "no_face", "quarantined")
 REASONS: Final = frozenset(
     {*PROBLEMS, "empty", "not_an_image", "truncated", "corrupt", "too_large", "failed", "crashed", "timeout", REASON}
 )
 """Why a picture may be quarantined."""
 
-_RECORD: Final = re.compile(r"records/(\d{6,})\.json")
+_RECORD: Final = re.compile(rf"{RECORDS}/(\d{{6,}})\.json")
 _METADATA: Final = {
     "msrrn.schema": SCHEMA_VERSION,
     "msrrn.scheme": SCHEME,
@@ -96,6 +97,11 @@ def forgotten_row(uri: str) -> dict[str, Any]:
     return row | {"status": "quarantined", "reason": REASON, "message": MESSAGE}
 
 
+def part_key(table: str, unit: str) -> str:
+    """Of a unit's part of a table."""
+    return f"{table}/part-{unit}.parquet"
+
+
 def runs_at(url: str) -> list[Store]:
     """The run at this place, or those at the places directly below it, by name.
 
@@ -133,7 +139,7 @@ class Annotations:
 
     def units(self) -> list[str]:
         """Keys of the finished units, in input order."""
-        return [record[1] for key in self.store.keys("records") if (record := _RECORD.fullmatch(key))]
+        return [record[1] for key in self.store.keys(RECORDS) if (record := _RECORD.fullmatch(key))]
 
     @property
     def finished(self) -> bool:
@@ -197,4 +203,4 @@ class Annotations:
         return below if local and not local.is_absolute() and not local.exists() and Store(below).exists() else source
 
     def _part(self, table: str, unit: str) -> pa.Table:
-        return read_table(self.store, f"{table}/part-{unit}.parquet")
+        return read_table(self.store, part_key(table, unit))

@@ -19,12 +19,11 @@ from pydantic import BaseModel, ValidationError
 from pipelines.annotation.pictures import annotated
 from pipelines.annotation.plan import Unit, fingerprint
 from pipelines.annotation.sightings import Task
-from pipelines.annotation.tables import FACES, IMAGES, Annotations
+from pipelines.annotation.tables import FACES, IMAGES, RECORDS, Annotations, part_key
 from pipelines.asked import Asked
 from pipelines.outages import MissingError
 from pipelines.storage import Store
 
-RECORDS: Final = "records"
 STAGED: Final = "staged"
 TABLES: Final = {"images": IMAGES, "faces": FACES}
 
@@ -104,7 +103,7 @@ def write_unit(
         staged=again,
     )
     for name, part in data.items():
-        out.publish(_staged(name, unit) if again else _part(name, unit), part)
+        out.publish(_staged(name, unit) if again else part_key(name, unit), part)
     _publish(out, unit, record)
     return _settled(out, unit, record) if again else record
 
@@ -137,7 +136,7 @@ def _settled(out: Store, unit: str, record: UnitRecord) -> UnitRecord:
         except MissingError:
             continue  # it is in its place
         if hashlib.sha256(data).hexdigest() == digest:
-            out.publish(_part(name, unit), data)
+            out.publish(part_key(name, unit), data)
     record = record.model_copy(update={"staged": False})
     _publish(out, unit, record)
     for name in record.parts:
@@ -147,10 +146,6 @@ def _settled(out: Store, unit: str, record: UnitRecord) -> UnitRecord:
 
 def _publish(out: Store, unit: str, record: UnitRecord) -> None:
     out.publish(f"{RECORDS}/{unit}.json", record.model_dump_json().encode())
-
-
-def _part(table: str, unit: str) -> str:
-    return f"{table}/part-{unit}.parquet"
 
 
 def _staged(table: str, unit: str) -> str:

@@ -12,8 +12,8 @@ from typing import Final
 from pipelines.annotation.pictures import end_sandbox
 from pipelines.annotation.plan import Plan, Unit, fingerprint
 from pipelines.annotation.summary import Summary, Throughput, totals
-from pipelines.annotation.tables import REASONS, STATUSES, SUMMARY, Annotations
-from pipelines.annotation.unit import RECORDS, STAGED, TABLES, Job, Pending, UnitRecord, annotate_unit, read_record
+from pipelines.annotation.tables import REASONS, RECORDS, STATUSES, SUMMARY, Annotations, part_key
+from pipelines.annotation.unit import STAGED, TABLES, Job, Pending, UnitRecord, annotate_unit, read_record
 from pipelines.engine import run_units
 
 READS_AT_ONCE: Final = 16
@@ -72,7 +72,7 @@ class Work:
             for unit, record in zip(plan.units(), self._read(pool, plan.keys(), written), strict=True):
                 if record is not None:
                     self._recorded.add(unit.key)
-                sizes = {table: written.get(f"{table}/part-{unit.key}.parquet") for table in TABLES}
+                sizes = {table: written.get(part_key(table, unit.key)) for table in TABLES}
                 whole = record is not None and None not in sizes.values() and record.sizes in ({}, sizes)
                 self._judge(unit, record if whole else None, again)
 

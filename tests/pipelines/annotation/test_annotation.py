@@ -27,8 +27,8 @@ from pipelines.annotation import run as driver
 from pipelines.annotation.rehearsal import rehearse
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
-from pipelines.annotation.tables import FACES, IMAGES, PAGE, RUN, STATUSES, SUMMARY, Annotations
-from pipelines.annotation.unit import RECORDS, STAGED, UnitRecord
+from pipelines.annotation.tables import FACES, IMAGES, PAGE, RECORDS, RUN, STATUSES, SUMMARY, Annotations
+from pipelines.annotation.unit import STAGED, UnitRecord
 from pipelines.annotation.work import Again
 from pipelines.decoding import decode
 from pipelines.detection import HogDetector, open_detector
