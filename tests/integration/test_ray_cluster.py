@@ -34,7 +34,7 @@ def test_training_begins_with_the_workers_that_are_there(
         "train", "--dataset", dataset[0].url, "--out", str(tmp_path / "shared"), "--epochs", "2", "--batch", "8",
         "--learning-rate", "0.0001", "--workers", "3",
     )  # fmt: skip
-    _, said = process.communicate(timeout=180)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     history = json.loads((tmp_path / "shared" / "models" / alone.name / HISTORY).read_bytes())
     for row, other in zip(history, alone.history, strict=True):
