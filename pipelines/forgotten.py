@@ -77,12 +77,26 @@ def write_forgotten(place: Store, forgotten: Forgotten) -> None:
     place.publish(FORGOTTEN, forgotten.model_dump_json(indent=1).encode())
 
 
-def remember(place: Store, digests: Collection[str], found: Mapping[str, Sequence[int]]) -> None:
-    """Adds pictures to the list of a place, before anything is removed; `found`: SHA-256 → its rows in each file."""
+def remember(place: Store, digests: Collection[str]) -> None:
+    """Adds pictures to the list of a place: before it is looked through.
+
+    Who writes there looks at the list afterwards: so either finds what the other one did.
+    """
     forgotten = read_forgotten(place)
-    for digest in sorted(set(digests) - forgotten.digests):
-        rows = found.get(digest, [])
-        forgotten.pictures.append(ForgottenPicture(sha256=digest, files=len(rows), rows=sum(rows)))
+    new = sorted(set(digests) - forgotten.digests)
+    forgotten.pictures += (ForgottenPicture(sha256=digest, files=0, rows=0) for digest in new)
+    write_forgotten(place, forgotten)
+
+
+def remember_found(place: Store, found: Mapping[str, Sequence[int]]) -> None:
+    """Writes down, before it is removed, what there is of pictures: SHA-256 → its rows in each file.
+
+    A call that was killed may have removed some of it: what it had found stays.
+    """
+    forgotten = read_forgotten(place)
+    for picture in forgotten.pictures:
+        rows = found.get(picture.sha256, [])
+        picture.files, picture.rows = max(picture.files, len(rows)), max(picture.rows, sum(rows))
     write_forgotten(place, forgotten)
 
 

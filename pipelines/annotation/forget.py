@@ -11,7 +11,7 @@ from pipelines.annotation.page import annotation_page
 from pipelines.annotation.summary import summary_before, totals
 from pipelines.annotation.tables import PAGE, RECORDS, SUMMARY, Annotations, forgotten_row, part_key, runs_at
 from pipelines.annotation.unit import STAGED, TABLES, UnitRecord, read_record, write_unit
-from pipelines.forgotten import Forgot, read_forgotten, remember, remembered
+from pipelines.forgotten import Forgot, read_forgotten, remember, remember_found, remembered
 from pipelines.lease import LEASE, hold
 from pipelines.progress import Progress
 from pipelines.storage import Store
@@ -28,7 +28,8 @@ def forget_in_runs(url: str, digests: Collection[str], progress: Progress) -> li
 
 def _forget(place: Store, digests: Collection[str], progress: Progress) -> Forgot:
     with hold(place, LEASE, lambda note: progress(0, 0, f"a run is at work there ({note}): waiting")):
-        wanted = read_forgotten(place).digests | set(digests)
+        remember(place, digests)
+        wanted = read_forgotten(place).digests
         annotations = Annotations(place)
         _drop_unfinished(place)
         holding: list[str] = []
@@ -41,7 +42,7 @@ def _forget(place: Store, digests: Collection[str], progress: Progress) -> Forgo
             if rows:
                 holding.append(unit)
             progress(number, len(units), "looking through units")
-        remember(place, digests, found)
+        remember_found(place, found)
         for unit in holding:
             _rewrite(place, unit, wanted)
         _summarise(place)

@@ -21,7 +21,7 @@ from pipelines.dataset.photos import Seen, clusters
 from pipelines.dataset.prepare import NoFaceError, prepare
 from pipelines.dataset.unit_records import UnitRecord
 from pipelines.errors import UserError
-from pipelines.forgotten import Forgot, read_forgotten, remember, remembered, write_forgotten
+from pipelines.forgotten import Forgot, read_forgotten, remember, remember_found, remembered, write_forgotten
 from pipelines.outages import MissingError, OutageError
 from pipelines.progress import Progress
 from pipelines.settings import PrepareSettings
@@ -38,10 +38,11 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
     place = Store(url).absolute()
     if not place.exists():
         raise UserError(f"{url} does not exist: give the place that `msrrn prepare` was told with --out")
+    remember(place, digests)
     manifests = _manifests(place)
-    wanted = read_forgotten(place).digests | set(digests)
+    wanted = read_forgotten(place).digests
     holding, alike = _holding(place, wanted)
-    remember(place, digests, _found(place, holding, wanted))
+    remember_found(place, _found(place, holding, wanted))
     stuck: dict[str, UserError] = {}
     made: dict[str, str | None] = {}
     for name, manifest in manifests.items():
@@ -70,7 +71,7 @@ def _manifests(place: Store) -> dict[str, Manifest]:
         return {name: read_manifest(place.child(name)) for name in names}
     except UserError as error:
         raise UserError(
-            f"{error}\nnothing was changed: delete that dataset, or move it away, and forget again"
+            f"{error}\nno dataset was changed: delete that one, or move it away, and forget again"
         ) from error
 
 

@@ -97,11 +97,8 @@ def prepare(
 
 
 def _finish(work: Plan, settings: PrepareSettings, tolerance: Tolerance) -> None:
-    held = {photo.seen.sha256 for unit in work.units for photo in unit.photos}
-    if held & read_forgotten(work.out).digests:
-        raise UserError(
-            "a picture was forgotten while its dataset was made: run the same `msrrn forget` again, then this"
-        )
+    photos = [photo for unit in work.units for photo in unit.photos]
+    _refuse_forgotten(work.out, photos)
     manifest = _manifest(work, settings)
     enforce(tolerance, manifest.left_out, manifest.counts["faces_in"])
     if not manifest.counts["train"]:
@@ -114,6 +111,17 @@ def _finish(work: Plan, settings: PrepareSettings, tolerance: Tolerance) -> None
     work.dataset.publish(FEATURES, found.features().model_dump_json().encode())
     work.dataset.publish(PAGE, dataset_page(work.dataset, manifest, found, work.picture).encode())
     work.dataset.publish(MANIFEST, manifest.model_dump_json(indent=1).encode())
+    written = [(work.dataset, key) for key in (MANIFEST, PAGE, FEATURES, CARD)]
+    _refuse_forgotten(work.out, photos, written)  # `forget` may have looked for datasets before this was one
+
+
+def _refuse_forgotten(out: Store, photos: Sequence[PlannedPhoto], written: Sequence[tuple[Store, str]] = ()) -> None:
+    """Raises UserError, and takes back what was written, where one of the photos was forgotten meanwhile."""
+    if read_forgotten(out).digests.isdisjoint(photo.seen.sha256 for photo in photos):
+        return
+    for place, key in written:
+        place.delete(key)
+    raise UserError("a picture was forgotten while its dataset was made: run the same again, which leaves it out")
 
 
 def _make_shard(job: Job, unit: Unit) -> str:
@@ -134,8 +142,9 @@ def _make_shard(job: Job, unit: Unit) -> str:
         digest = hashlib.sha256(data).hexdigest()
         entry = entry.model_copy(update={"rows": len(rows), "bytes": len(data), "sha256": digest})
         out.publish(entry.shard, data)
-    record_bytes = UnitRecord(entry=entry, photos=photos).model_dump_json().encode()
-    out.publish(f"{records}/{unit.key}.json", record_bytes)
+    record_key = f"{records}/{unit.key}.json"
+    out.publish(record_key, UnitRecord(entry=entry, photos=photos).model_dump_json().encode())
+    _refuse_forgotten(out, unit.photos, [(out, record_key), (out, entry.shard)])
     return unit.key
 
 

@@ -20,6 +20,7 @@ from pipelines.annotation.work import Again
 from pipelines.dataset.forget import forget_in_datasets
 from pipelines.dataset.inventory import datasets
 from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipelines.dataset.page import PAGE
 from pipelines.dataset.prepare import prepare
 from pipelines.dataset.verify import verify
 from pipelines.errors import UserError
@@ -227,21 +228,53 @@ def test_a_page_that_may_show_a_rejected_photo_is_drawn_anew(annotated: Path, tm
     assert "eyes_swapped: lfpw/trainset/2.pts" not in page
 
 
-def test_what_was_forgotten_while_a_dataset_was_made_is_not_in_it(annotated: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "number"), [(".parquet", 1), (".parquet", 4), (PAGE, 1), (MANIFEST, 1)])
+def test_what_was_forgotten_while_a_dataset_was_made_is_not_in_it(
+    annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, number: int
+) -> None:
     digest = sha256(annotated / "lfpw/trainset/0.jpg")
     out = tmp_path / "out"
     out.mkdir()
+    publish = Store.publish
+    left = number
 
-    def forgets(done: int, total: int, what: str) -> None:
-        if what == "making shards" and done == total - 1:
+    def forgets(store: Store, key: str, data: bytes) -> None:
+        nonlocal left
+        left -= key.endswith(before)
+        if not left:
+            monkeypatch.setattr(Store, "publish", publish)
             forget_in_datasets(str(out), [digest], 1, quiet)
+        publish(store, key, data)
 
+    monkeypatch.setattr(Store, "publish", forgets)
     with pytest.raises(UserError, match="was forgotten while its dataset was made"):
-        prepare([str(annotated)], str(out), SETTINGS, 1, forgets)
-    forget_in_datasets(str(out), [digest], 1, quiet)
+        prepare([str(annotated)], str(out), SETTINGS, 1)
+    assert digest not in decoded_rows(out)
+    assert files_with(out, digest.encode()) == [FORGOTTEN]
+    assert not list(out.rglob(MANIFEST))
+    assert not list(out.rglob(PAGE))
     _, manifest = prepare([str(annotated)], str(out), SETTINGS, 1)
     assert digest not in decoded_rows(out)
     assert manifest.counts["train"] > 0
+
+
+def test_a_dataset_that_is_finished_while_pictures_are_forgotten_is_seen_to(
+    dataset: tuple[Store, Manifest], annotated: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it is finished: just before the list of what is forgotten is written, each time that it is."""
+    other, digest = SETTINGS.model_copy(update={"seed": 5}), sha256(annotated / "lfpw/trainset/0.jpg")
+    publish = Store.publish
+
+    def finishes(store: Store, key: str, data: bytes) -> None:
+        if key == FORGOTTEN:
+            monkeypatch.setattr(Store, "publish", publish)
+            prepare([str(annotated)], str(place), other, 1)
+        publish(store, key, data)
+
+    monkeypatch.setattr(Store, "publish", finishes)
+    forgot = forget_in_datasets(str(place), [digest], 1, quiet)
+    assert len(forgot.datasets) == 2
+    assert digest not in decoded_rows(place)
 
 
 def test_a_dataset_that_cannot_be_remade_is_said_and_the_others_are(
