@@ -1,7 +1,8 @@
 """Two runs into the same place: one works, the other says what it waits for, or takes over what was left.
 
 The lease is a small object beside the data. It spares double work and guards nothing: what runs write is
-the same and goes in whole, so that even two holders at once would do no harm.
+the same and goes in whole, so that even two holders at once would do no harm. What is not the same (the next one may
+have found more to do) is for who still has the lease.
 """
 
 import hashlib
@@ -58,10 +59,9 @@ class Lease:
         self._note = ""
         self._lost = False
 
-    @property
-    def lost(self) -> bool:
-        """Whether another run took over, because this one was silent too long. It may go on: see above."""
-        return self._lost
+    def is_lost(self) -> bool:
+        """Asks whether another run took over, because this one was silent too long. It may go on: see above."""
+        return self._lost or not self._is_mine()
 
     def note(self, text: str) -> None:
         """Tells waiting runs, from the next beat on, what this one is doing."""

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from pipelines.annotation.page import annotation_page
 from pipelines.annotation.summary import summary_before, totals
-from pipelines.annotation.tables import PAGE, RECORDS, SUMMARY, Annotations, forgotten_row, part_key, runs_at
+from pipelines.annotation.tables import PAGE, RECORDS, SUMMARY, Annotations, part_key, runs_at, without
 from pipelines.annotation.unit import STAGED, TABLES, UnitRecord, read_record, write_unit
 from pipelines.forgotten import Forgot, read_forgotten, remember, remember_found, remembered
 from pipelines.lease import LEASE, hold
@@ -69,13 +69,7 @@ def _rewrite(place: Store, unit: str, wanted: Collection[str]) -> None:
     record = read_record(place, unit)
     assert record is not None, unit
     annotations = Annotations(place)
-    tables = {
-        "images": [
-            forgotten_row(row["uri"]) if row["sha256"] in wanted else row
-            for row in annotations.images(unit).to_pylist()
-        ],
-        "faces": [row for row in annotations.faces(unit).to_pylist() if row["sha256"] not in wanted],
-    }
+    tables = without(wanted, annotations.images(unit).to_pylist(), annotations.faces(unit).to_pylist())
     write_unit(place, unit, record.inputs, tables, again=True)
 
 

@@ -81,15 +81,18 @@ def annotate(
             lease.note(f"{done} of {plan.inputs} pictures")
 
         throughput = work.run(workers, told) or (before.throughput if before else None)
-        ignored, gone = listing.ignored, int(plan.gone.sum())
-        if limit is not None and before:  # a part of the archive does not tell
-            ignored, gone = max(ignored, before.ignored), before.gone
-        summary = work.summary(ignored, gone, throughput)
-        # The page first: where the summary says the same as now, the page is of now, too.
-        if summary != before or not place.exists(PAGE):
-            place.publish(PAGE, annotation_page(Annotations(place), summary).encode())
-        place.publish(SUMMARY, summary.model_dump_json(indent=1).encode())
-    return summary
+        if not lease.is_lost():
+            ignored, gone = listing.ignored, int(plan.gone.sum())
+            if limit is not None and before:  # a part of the archive does not tell
+                ignored, gone = max(ignored, before.ignored), before.gone
+            summary = work.summary(ignored, gone, throughput)
+            # The page first: where the summary says the same as now, the page is of now, too.
+            if summary != before or not place.exists(PAGE):
+                place.publish(PAGE, annotation_page(Annotations(place), summary).encode())
+            place.publish(SUMMARY, summary.model_dump_json(indent=1).encode())
+            return summary
+    # Whoever took over may have found more to do: what there is now is what counts.
+    return annotate(source, out, model, settings, workers, progress, limit=limit)
 
 
 def _refuse_a_part(place: Store, limit: int, plan: Plan, work: Work) -> None:

@@ -6,7 +6,7 @@ has one part of each table. A run that is not finished can be read: it gives its
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -100,6 +100,16 @@ def forgotten_row(uri: str) -> dict[str, Any]:
 def part_key(table: str, unit: str) -> str:
     """Of a unit's part of a table."""
     return f"{table}/part-{unit}.parquet"
+
+
+def without(
+    digests: Collection[str], images: Sequence[dict[str, Any]], faces: Sequence[dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of both tables, in which pictures of these digests are forgotten."""
+    return {
+        "images": [forgotten_row(row["uri"]) if row["sha256"] in digests else row for row in images],
+        "faces": [row for row in faces if row["sha256"] not in digests],
+    }
 
 
 def runs_at(url: str) -> list[Store]:

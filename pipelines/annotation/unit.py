@@ -19,8 +19,9 @@ from pydantic import BaseModel, ValidationError
 from pipelines.annotation.pictures import annotated
 from pipelines.annotation.plan import Unit, fingerprint
 from pipelines.annotation.sightings import Task
-from pipelines.annotation.tables import FACES, IMAGES, RECORDS, Annotations, part_key
+from pipelines.annotation.tables import FACES, IMAGES, RECORDS, Annotations, part_key, without
 from pipelines.asked import Asked
+from pipelines.forgotten import read_forgotten
 from pipelines.outages import MissingError
 from pipelines.storage import Store
 
@@ -85,7 +86,13 @@ def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
         "images": [images[row] for row in order],
         "faces": [face for row in order for face in faces.get(row, [])],
     }
-    return unit.key, write_unit(job.out, unit.key, [fingerprint(item) for item in unit.inputs], tables, pending.again)
+    inputs = [fingerprint(item) for item in unit.inputs]
+    record = write_unit(job.out, unit.key, inputs, tables, pending.again)
+    # Forgetting waits for a run, but not for one that was frozen for longer than its lease.
+    forgotten = read_forgotten(job.out).digests
+    if not forgotten.isdisjoint(row["sha256"] for row in tables["images"]):
+        record = write_unit(job.out, unit.key, inputs, without(forgotten, **tables), again=True)
+    return unit.key, record
 
 
 def write_unit(

@@ -709,6 +709,24 @@ def test_what_another_run_chose_meanwhile_is_what_counts(
     assert annotate(*run, SETTINGS, workers=1).settings["engine"] == "openvino"
 
 
+def test_a_run_that_was_taken_over_says_what_there_is_at_the_end(face: bytes, model: Model, tmp_path: Path) -> None:
+    """It was frozen for longer than its lease, and meanwhile another one found more pictures."""
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(face)
+    run = str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1
+
+    def frozen(done: int, total: int, what: str) -> None:
+        if (done, total) == (2, 2):
+            (tmp_path / "in" / "2.jpg").write_bytes(face)
+            (tmp_path / "out" / LEASE).unlink()  # as whoever takes over and ends leaves it
+            annotate(*run)
+
+    assert annotate(*run, frozen).images == 3
+    assert Summary.model_validate_json((tmp_path / "out" / SUMMARY).read_bytes()).images == 3
+    assert not (tmp_path / "out" / LEASE).exists()
+
+
 def test_what_cannot_be_is_said_before_an_archive_is_listed(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

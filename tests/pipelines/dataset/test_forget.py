@@ -3,6 +3,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from PIL import Image
 
 from flows.cli import main
 from msrrn.provenance import Training
+from pipelines.annotation import unit
 from pipelines.annotation.forget import forget_in_runs
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
@@ -384,6 +386,28 @@ def test_a_run_keeps_the_name_alone(run: Path, annotated: Path, model: Model) ->
     again = annotate(str(annotated), str(run), model, RUN_SETTINGS, 1, again=Again("quarantined"))
     assert again.model_copy(update={"throughput": None}) == summary.model_copy(update={"throughput": None})
     assert digest not in decoded_rows(run)
+
+
+def test_a_run_that_was_frozen_does_not_bring_back_what_was_forgotten(
+    annotated: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was silent for longer than its lease, while it had seen the picture and not yet written its rows."""
+    digest = sha256(annotated / "lfpw/trainset/0.jpg")
+    run = tmp_path / "run"
+    write = unit.write_unit
+
+    def frozen(*arguments: Any, **named: Any) -> unit.UnitRecord:
+        if any(row["sha256"] == digest for row in arguments[3]["images"]):
+            monkeypatch.setattr(unit, "write_unit", write)
+            (run / LEASE).unlink()
+            forget_in_runs(str(run), [digest], quiet)
+        return write(*arguments, **named)
+
+    monkeypatch.setattr(unit, "write_unit", frozen)
+    summary = annotate(str(annotated), str(run), model, RUN_SETTINGS, 1)
+    assert digest not in decoded_rows(run)
+    assert summary.reasons["forgotten"] == 1
+    assert summary == Summary.model_validate_json((run / SUMMARY).read_bytes())
 
 
 def test_a_run_from_the_beginning_gives_what_forgetting_left(
