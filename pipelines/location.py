@@ -95,7 +95,8 @@ class Location:
         return root / _checked(key)
 
     def _address(self, key: str) -> str:
-        return f"{self.url}/{_checked(key)}".rstrip("/")
+        _checked(key.lstrip("/"))  # on S3 a name that begins with a slash leads nowhere else
+        return f"{self.url}/{key}".rstrip("/")
 
 
 def _quoted(path: str) -> str:

@@ -45,7 +45,7 @@ def _remote(store: Store, apart: Store | None, passes: Callable[[str], bool]) ->
         if passes(key):
             yield Found(printable(key), ignored=True)
         else:
-            yield Found(printable(key), size, version, "" if is_safe(key) else "unsafe_member")
+            yield Found(printable(key), size, version, "" if is_safe(key.lstrip("/")) else "unsafe_member")
 
 
 def _local(root: Path, apart: Path | None, passes: Callable[[str], bool]) -> Iterator[Found]:

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.archives.inputs import Input
-from pipelines.archives.names import ARCHIVE_SUFFIXES, TABLE_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, printable
+from pipelines.archives.names import (
+    ARCHIVE_SUFFIXES,
+    TABLE_SUFFIXES,
+    UNSUPPORTED_SUFFIXES,
+    has_suffix,
+    printable,
+    split_url,
+)
 from pipelines.archives.patience import insist
 from pipelines.archives.rows import in_rows, text_lines
 from pipelines.errors import UserError
@@ -75,8 +82,7 @@ def place_of(store: Store, entry: str) -> tuple[Store, str]:
     local = Store(entry).local_path()
     if local is not None:
         return Store(str(local.parent)), local.name
-    folder, _, name = entry.rpartition("/")
-    return Store(folder), name
+    return split_url(entry)
 
 
 def _joined(store: Store, entry: str) -> str:

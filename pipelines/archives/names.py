@@ -57,6 +57,9 @@ def split_url(url: str) -> tuple[Store, str]:
     if url.startswith("file:"):
         return Store(url).parent, Store(url).name
     parent, _, name = url.rpartition("/")
+    if url.startswith("s3://"):
+        folder = parent.rstrip("/")
+        return Store(folder), f"{parent[len(folder) :]}{name}"  # an object's name may begin with slashes
     return Store(parent or ("/" if url.startswith("/") else ".")), name
 
 

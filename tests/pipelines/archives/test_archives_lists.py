@@ -73,6 +73,21 @@ def test_a_local_list_leads_anywhere(tmp_path: Path, s3: str) -> None:
         assert read(url) == list(zip(entries, outcomes, strict=True))
 
 
+def test_an_object_whose_name_begins_with_a_slash_is_another_one(s3: str) -> None:
+    names = ["photos/a.jpg", "photos//a.jpg", "photos/x//a.jpg", "/a.jpg", "a.jpg"]
+    publish(s3, {name: name.encode() for name in names})
+    publish(s3, {"list.txt": "\n".join([f"{s3}/{name}" for name in names] + [f"{s3}/x//a.jpg"]).encode()})
+    *found, (_, gone) = read(f"{s3}/list.txt")
+    assert found == [(f"{s3}/{name}", name.encode()) for name in names]
+    assert gone == "unreadable"
+    assert dict(read(s3)) == {name: name.encode() for name in names}
+    assert dict(read(f"{s3}/photos")) == {
+        "/a.jpg": names[1].encode(),
+        "a.jpg": b"photos/a.jpg",
+        "x//a.jpg": names[2].encode(),
+    }
+
+
 def test_what_a_list_cannot_name_is_a_row(tmp_path: Path) -> None:
     publish(str(tmp_path), {"a.zip": packed(".zip", {"a.jpg": b"a"}), "folder/b.jpg": b"b"})
     os.mkfifo(tmp_path / "pipe.jpg")
