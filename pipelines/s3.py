@@ -58,11 +58,17 @@ def _require_usable(attempts: str, mode: str, told: tuple[tuple[str, str], ...])
                 f"{name} cannot be used ({without_secrets(str(error))}): give a JSON object{such}, or unset it"
             ) from None
     try:
-        fsspec.filesystem("s3", use_listings_cache=False).connect()
+        files = fsspec.filesystem("s3", use_listings_cache=False)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise _unusable(told, error) from None
+    try:
+        files.connect()
     except (TypeError, AttributeError) as error:
-        if not told:
-            raise
-        names = ", or ".join(name for name, _ in told)
-        raise UserError(
-            f"{names} cannot be used ({without_secrets(str(error))}): give what s3fs takes, or unset it"
-        ) from None
+        raise _unusable(told, error) from None
+
+
+def _unusable(told: tuple[tuple[str, str], ...], error: Exception) -> Exception:
+    if not told:
+        return error
+    names = ", or ".join(name for name, _ in told)
+    return UserError(f"{names} cannot be used ({without_secrets(str(error))}): give what s3fs takes, or unset it")

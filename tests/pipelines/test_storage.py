@@ -468,6 +468,7 @@ def test_what_s3_refuses_for_good_is_explained(
         ("FSSPEC_S3_CLIENT_KWARGS", "{bad", "JSON object"),
         ("FSSPEC_S3_CLIENT_KWARGS", '{"patience": 60}', "'patience'.*s3fs"),
         ("FSSPEC_S3_S3_ADDITIONAL_KWARGS", "[60]", "JSON object"),
+        ("FSSPEC_S3_MAX_CONCURRENCY", "0", "must be >= 1.*s3fs"),
         ("FSSPEC_S3_PATIENCE", "60", "'patience'.*s3fs"),
         ("FSSPEC_S3_MAX_CONCURRENCY", "many", "s3fs"),
     ],
