@@ -5,6 +5,8 @@ location"), so pycocotools compares and detectron2 reads them ("in [0, H-1 or W-
 in [0, width] of the picture, whose first pixel begins at 0, so its edges lie half a pixel further right and down
 than in our tables. CVAT takes keypoints as it takes all points, the first pixel's corner being 0, 0: what it shows
 of such a file lies half a pixel to the left and up; give it the format `cvat`.
+`segmentation` is empty, as there is none. Detectron2, and Datumaro, by which CVAT reads COCO, pass an empty one over;
+a box drawn as a polygon they would take for the face's outline. Only who asks for masks (`annToMask`) cannot use it.
 
 `file_name` is the picture's `uri`. An image's id is the number of its row in the run's `images`, an annotation's that
 in `faces`, counted from 1 in input order: they stay what they are whatever confidence is asked for. `score` is the
