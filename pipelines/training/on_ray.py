@@ -24,6 +24,8 @@ WORKER_FAILURES: Final = 3
 """Of workers, or of their machines, that a training stands without a checkpoint in between."""
 POLL_SECONDS: Final = 0.2
 """how often it is looked whether a person wants the training to stop"""
+STOP_SECONDS: Final = 20.0
+"""How long a training that is cancelled has to come to a checkpoint: Prefect kills a run after 30 s."""
 
 
 def train_on_ray(
@@ -34,7 +36,7 @@ def train_on_ray(
 
     Raises:
         UserError: training failed.
-        KeyboardInterrupt: after Ctrl-C, at a checkpoint.
+        KeyboardInterrupt: after Ctrl-C, at a checkpoint, as what else a signal raises.
     """
     state = TrainState(settings, np.zeros((68, 2), np.float32))
     checkpoints.restore(state)  # a damaged one is found here, not by workers that Ray would start again
@@ -59,10 +61,17 @@ def train_on_ray(
             trainer = TorchTrainer(_worker, train_loop_config=config, scaling_config=scaling, run_config=run)
             before = checkpoints.version
             fitting = in_a_thread(trainer.fit)
-            while not wait([fitting], POLL_SECONDS).done:
-                # What `progress` raises ends the training, too, as it does without Ray.
-                if (stopping() or following.done()) and wishes.empty():
-                    wishes.put("stop")
+            try:
+                while not wait([fitting], POLL_SECONDS).done:
+                    # What `progress` raises ends the training, too, as it does without Ray.
+                    if (stopping() or following.done()) and wishes.empty():
+                        wishes.put("stop")
+            except KeyboardInterrupt:  # the second one
+                raise
+            except BaseException:  # what cancels a flow: workers would fail, and be started while this process ends
+                wishes.put("stop")
+                wait([fitting], STOP_SECONDS)
+                raise
             if stopping():
                 raise KeyboardInterrupt
             try:

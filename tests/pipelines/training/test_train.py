@@ -370,6 +370,38 @@ def test_workers_that_ctrl_c_stopped_leave_a_checkpoint_for_any_number(
     assert_alike(resumed, alone)
 
 
+def test_a_training_on_ray_that_is_cancelled_ends_at_a_checkpoint(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_of_two: int
+) -> None:
+    """By what Prefect raises in a flow at SIGTERM: its workers were left to fail, and to be started again."""
+    from ray.train.torch import TorchTrainer
+
+    ended: list[object] = []
+    fit = TorchTrainer.fit
+    monkeypatch.setattr(TorchTrainer, "fit", lambda trainer: ended.append(fit(trainer)))
+
+    class CancelledError(BaseException):
+        pass
+
+    def cancel(number: int, frame: object) -> None:
+        raise CancelledError
+
+    before = signal.signal(signal.SIGTERM, cancel)
+    try:
+        with pytest.raises(CancelledError):
+            train_model(
+                dataset[0].url,
+                str(tmp_path),
+                SHARED.model_copy(update={"epochs": 1000}),
+                ray_of_two,
+                lambda epoch: os.kill(os.getpid(), signal.SIGTERM) if epoch.metrics["epoch"] == 1 else None,
+            )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(ended) == 1
+    assert resumable(str(tmp_path))[1].epochs == 1000
+
+
 def test_a_loss_that_jumps_ends_a_training_on_ray_at_once(dataset: Dataset, tmp_path: Path, ray_of_two: int) -> None:
     settings = TrainSettings(epochs=2, batch=16, learning_rate=1e6)
     with pytest.raises(DivergedError, match=r"the loss is .* at epoch 1, batch 2 of 2 .*; lower --learning-rate"):
