@@ -35,6 +35,7 @@ FAILURES: Final = 12
 """Quarantined pictures of one reason that are kept."""
 
 Rank = tuple[float, str]
+"""The smaller, the more telling; the same of all copies of a picture, which is shown once."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,12 @@ def survey(annotations: Annotations) -> Survey:
         _add_failures(made, images)
         for kind, candidates in _candidates(images, faces).items():
             before = made.chosen[kind]
-            telling = [each for each in candidates if len(before) < SHOWN[kind] or each[0] < before[-1].rank]
-            found = [_shown(images, faces, *each) for each in heapq.nsmallest(SHOWN[kind], telling)]
+            known = {it.rank for it in before}
+            telling: dict[Rank, tuple[Rank, int, int, int]] = {}
+            for each in candidates:
+                if each[0] not in known and (len(before) < SHOWN[kind] or each[0] < before[-1].rank):
+                    telling.setdefault(each[0], each)
+            found = [_shown(images, faces, *each) for each in heapq.nsmallest(SHOWN[kind], telling.values())]
             made.chosen[kind] = heapq.nsmallest(SHOWN[kind], [*before, *found], key=lambda it: it.rank)
     return made
 
@@ -132,26 +137,27 @@ def _add_failures(made: Survey, images: pa.Table) -> None:
 
 def _candidates(images: pa.Table, faces: pa.Table) -> dict[str, Iterator[tuple[Rank, int, int, int]]]:
     """Kind → rank, row of the picture, and from where to where its faces in question lie."""
-    uris, statuses = _columns(images, "uri", "status")
+    digests, statuses = _columns(images, "sha256", "status")
     counts = images["faces"].to_numpy()
     ends = np.cumsum(counts)
     spans = list(zip((ends - counts).tolist(), ends.tolist(), strict=True))
     confidence = faces["confidence"].to_pylist()
     of_face = [
-        (_digest(f"{uri}:{index}"), row, start + index)
-        for row, (uri, (start, end)) in enumerate(zip(uris, spans, strict=True))
+        (_drawn(f"{digest}:{index}"), row, start + index)
+        for row, (digest, (start, end)) in enumerate(zip(digests, spans, strict=True))
         for index in range(end - start)
     ]
-    of_picture = [(_digest(uri), row, *spans[row]) for row, uri in enumerate(uris)]
+    of_picture = [(_drawn(digest), row, *spans[row]) for row, digest in enumerate(digests) if digest]
     return {
-        "random": (((0.0, digest), row, face, face + 1) for digest, row, face in of_face),
-        "doubtful": (((confidence[face], digest), row, face, face + 1) for digest, row, face in of_face),
-        "several": (((0.0, digest), row, *span) for digest, row, *span in of_picture if span[1] - span[0] > 1),
-        "none": (((0.0, digest), row, 0, 0) for digest, row, *_ in of_picture if statuses[row] == "no_face"),
+        "random": (((0.0, drawn), row, face, face + 1) for drawn, row, face in of_face),
+        "doubtful": (((confidence[face], drawn), row, face, face + 1) for drawn, row, face in of_face),
+        "several": (((0.0, drawn), row, *span) for drawn, row, *span in of_picture if span[1] - span[0] > 1),
+        "none": (((0.0, drawn), row, 0, 0) for drawn, row, *_ in of_picture if statuses[row] == "no_face"),
     }
 
 
-def _digest(name: str) -> str:
+def _drawn(name: str) -> str:
+    """By chance, and always the same."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

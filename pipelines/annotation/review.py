@@ -32,8 +32,8 @@ CHECKED: Final = "checked"
 _ATTRIBUTES: Final = (*cvat.ATTRIBUTES, DOUBTFUL, CHECKED)
 _LONGEST_NAME: Final = 60
 
-Rank = tuple[float, int, int]
-"""confidence, and the numbers of the face and of its picture in the run; the least certain first"""
+Rank = tuple[float, str, int]
+"""confidence, its picture's SHA-256 and its place among that picture's faces: the same of all copies of a picture"""
 
 
 class Reviewing(BaseModel):
@@ -66,7 +66,8 @@ def review(
     out: str,
     progress: Counted = lambda done, total: None,
 ) -> Reviewing:
-    """Writes the pictures of the `worst` least certain faces, with all of their faces drawn, below `out`.
+    """Writes the pictures of the `worst` least certain faces, with all of their faces drawn, below `out`; a picture
+    of which the archive has copies is there once.
 
     Raises:
         UserError: there is no run or no face, none of the pictures can be read, or `out` holds annotations, which a
@@ -109,10 +110,16 @@ def review(
 
 def _chosen(pictures: AnnotatedPictures, worst: int) -> dict[int, list[int]]:
     """Ids of the pictures of the least certain faces, and of those faces; the least certain picture first."""
-    ranks: Iterator[Rank] = ((face.confidence, face.id, picture.id) for picture in pictures for face in picture.faces)
+    kept: dict[Rank, tuple[int, int]] = {}
+    for _, found in pictures.units():
+        new: dict[Rank, tuple[int, int]] = {}
+        for picture in found:
+            for face in picture.faces:
+                new.setdefault((face.confidence, picture.sha256, face.index), (picture.id, face.id))
+        kept = dict(nsmallest(worst, (new | kept).items()))
     chosen: dict[int, list[int]] = {}
-    for _, face, picture in nsmallest(worst, ranks):
-        chosen.setdefault(picture, []).append(face)
+    for picture_id, face_id in kept.values():
+        chosen.setdefault(picture_id, []).append(face_id)
     return chosen
 
 

@@ -112,6 +112,26 @@ def test_the_survey_counts_every_face_and_picture(run: tuple[Run, Summary]) -> N
     }
 
 
+@pytest.mark.parametrize("per_unit", [2, 64])
+def test_copies_of_a_picture_are_shown_once(per_unit: int, tmp_path: Path) -> None:
+    shape = np.random.default_rng(0).random((68, 2)) * 100
+    images = [looked_at(f"{number}.jpg", 300, 200, 2, bytes([number % 3])) for number in range(9)]
+    images += [looked_at(f"empty {number}.jpg", 300, 200, 0, b"empty") for number in range(5)]
+    faces = [
+        face(image, index, shape + index, confidence=0.5 - 0.1 * index)
+        for image in images
+        for index in range(image["faces"])
+    ]
+    chosen = survey(write_run(tmp_path, images, faces, per_unit)[0]).chosen
+    assert {kind: len(shown) for kind, shown in chosen.items()} == {
+        "random": 6,
+        "doubtful": 6,
+        "several": 3,
+        "none": 1,
+    }
+    assert {it.uri for it in chosen["doubtful"]} == {"0.jpg", "1.jpg", "2.jpg"}
+
+
 def test_relative_size_is_that_over_the_longer_side(tmp_path: Path) -> None:
     image = looked_at("a.jpg", 400, 1000, 1)
     unit_square = np.linspace(0, 1, 136).reshape(68, 2)

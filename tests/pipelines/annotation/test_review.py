@@ -134,6 +134,21 @@ def test_the_least_certain_faces_with_all_of_their_pictures(made: ReviewFormat, 
     ]
 
 
+def test_copies_of_a_picture_are_reviewed_once(tmp_path: Path) -> None:
+    names = ["a.jpg", "sure.jpg", "copy of a.jpg", "b.jpg", "a again.jpg"]
+    data = {name: b"sure" if name == "sure.jpg" else b"b" if name == "b.jpg" else b"a" for name in names}
+    confidence = {b"a": 0.2, b"b": 0.4, b"sure": 0.9}
+    images = [looked_at(name, 640, 480, 1, data[name]) for name in names]
+    faces = [face(image, 0, a_face(1), confidence=confidence[data[image["uri"]]]) for image in images]
+    run, _ = write_run(tmp_path / "run", images, faces, per_unit=2, files=data)
+    result = review(run, 2, "cvat", str(tmp_path / "out"))
+    assert (result.pictures, result.faces, result.doubtful) == (2, 2, 2)
+    assert sorted(key for key in tree(tmp_path / "out") if key.startswith("images/")) == [
+        "images/0001-a.jpg",
+        "images/0002-b.jpg",
+    ]
+
+
 @pytest.mark.parametrize("made", FORMATS)
 def test_an_export_beside_it_does_not_let_a_review_replace_what_is_a_persons(
     made: ReviewFormat, run: Run, tmp_path: Path
