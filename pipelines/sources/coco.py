@@ -4,7 +4,9 @@ Keypoints are x, y, v with 0-based pixel indices, which are our pixel centres; v
 labelled. Boxes (`face_box`, else `bbox`) are x, y, width, height in [0, width] of the picture, whose first pixel
 begins at 0, so that all edges move by half a pixel. The two conventions differ within one file: "segmentation
 coordinates are floating points in [0, H or W], but keypoint coordinates are integers in [0, H-1 or W-1]"
-(detectron2, `data/datasets/coco.py`).
+(detectron2, `data/datasets/coco.py`). Not every tool keeps to that: CVAT and Label Studio count from the first
+pixel's corner, the latter in whole pixels, and FiftyOne cuts what lies behind the point off. Nothing in their files
+says so, so they are read as COCO.
 
 Source: https://cocodataset.org/#format-data; Jin et al., "Whole-Body Human Pose Estimation in the Wild", ECCV
 2020, and the `data_format.md` of its repository ("each keypoint has a 0-indexed location").

@@ -120,9 +120,10 @@ def scan_listed(
 def near(name: str) -> list[str]:
     """Where the pictures of an annotation file usually lie.
 
-    Its own folder, or `images` in it, or a folder named like the file, like the split in its name (`val2017`), or
-    like the subset, with which CVAT ends it (`person_keypoints_Batch 2.json`); for a file in a folder `annotations`,
-    the same beside that. COCO-WholeBody leaves the year out of the name (`coco_wholebody_val_v1.0.json`).
+    Its own folder, or `images` in it, or `data`, as FiftyOne has it, or a folder named like the file, like the split
+    in its name (`val2017`), or like the subset, with which CVAT ends it (`person_keypoints_Batch 2.json`); for a file
+    in a folder `annotations`, the same beside that. COCO-WholeBody leaves the year out of the name
+    (`coco_wholebody_val_v1.0.json`).
     """
     path = PurePosixPath(name)
     splits = [word for match in _SPLIT_WORD.finditer(path.stem) for word in (match[0], match[0].lower())]
@@ -133,7 +134,10 @@ def near(name: str) -> list[str]:
     return [
         "" if str(place) == "." else place.as_posix()
         for base in bases
-        for place in (base, base / "images", *(base / folder / one for one in own for folder in ("", "images")))
+        for place in (
+            *(base, base / "images", base / "data"),
+            *(base / folder / one for one in own for folder in ("", "images")),
+        )
     ]
 
 

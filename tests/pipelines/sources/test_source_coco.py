@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from msrrn.geometry import Box
 from pipelines.errors import UserError
-from pipelines.sources import Rejected
+from pipelines.sources import Rejected, open_annotated
 from pipelines.sources.coco import Coco
 from pipelines.sources.files import open_files
 from tests.pipelines.listings import (
@@ -171,6 +171,22 @@ def test_the_layouts_of_coco_wholebody_and_of_cvat(
     assert (face.uri, face.declared_split) == (picture, split)
 
 
+def test_the_layout_of_fiftyone(tmp_path: Path) -> None:
+    """As FiftyOne 1.22.1 writes `COCODetectionDataset`: whole numbers, and a category that names no keypoints."""
+    face = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0}
+    document = {
+        "info": {"year": "", "version": "", "contributor": "", "url": "https://voxel51.com/fiftyone"},
+        "licenses": [],
+        "categories": [{"id": 1, "name": "face", "supercategory": None}],
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 9, "width": 9, "license": None, "coco_url": None}],
+        "annotations": [face | {"keypoints": [int(value) for value in POINTS], "num_keypoints": 68}],
+    }
+    files = {"labels.json": json.dumps(document, indent=4).encode(), "data/a.jpg": b"a"}
+    found = open_annotated(write(tmp_path, files))
+    assert isinstance(found, Coco)
+    assert [(row.uri, row.read()) for row in faces_of(found)] == [("data/a.jpg", b"a")]
+
+
 def test_the_layout_of_coco_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"images/a.jpg": b"1", "annotations/x.json": coco([("a.jpg", a_face())])})
     monkeypatch.chdir(tmp_path / "annotations")
@@ -183,7 +199,8 @@ def test_a_missing_picture_says_where_it_was_looked_for(tmp_path: Path) -> None:
         Coco(f"{write(tmp_path, {'annotations/val.json': coco([('a.jpg', a_face())])})}/annotations/val.json")
     )
     assert row.reason == "no_image"
-    assert "annotations, annotations/images, annotations/val, annotations/images/val, ., images, val" in row.message
+    inside = "annotations, annotations/images, annotations/data, annotations/val, annotations/images/val"
+    assert f"{inside}, ., images, data, val" in row.message
 
 
 @pytest.mark.parametrize(

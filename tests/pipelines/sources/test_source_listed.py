@@ -227,7 +227,7 @@ def test_nothing_to_read_is_said_at_once(suffix: str, source: Reader, encode: Wr
 
 
 def test_usual_places_of_pictures() -> None:
-    assert near("keypoints.csv") == ["", "images", "keypoints", "images/keypoints"]
+    assert near("keypoints.csv") == ["", "images", "data", "keypoints", "images/keypoints"]
     assert "training" in near("training_frames_keypoints.csv")
     assert {"annotations", "val2017", "images", "images/val2017"} <= {
         *near("annotations/person_keypoints_val2017.json")
