@@ -8,7 +8,8 @@ CVAT counts from the corner of the first pixel, so pixel centres lie at 0.5, 1.5
 elements of a skeleton have numbers for labels, 0 to 67 or 1 to 68, and are in the order of these; one that is
 `outside` was not labelled. Other shapes and tags are left alone. Pictures lie beside the XML or where `near` says.
 In the XML of a project, a picture names the subset of its task, whose pictures CVAT puts into `images/SUBSET`; where
-that is a word for a split, it is the picture's.
+that is a word for a split, it is the picture's. The frames of a video are named without the suffix of
+their files.
 
 Source: https://docs.cvat.ai/docs/other/xml_format; see `pipelines.annotation.exports.cvat`.
 """
@@ -33,6 +34,8 @@ ORIGIN: Final = 0.5
 """Where the centre of the first pixel lies."""
 _ROOT: Final = re.compile(rb"<annotations[\s>]")
 _REMEDY: Final = "give the XML of CVAT's format “CVAT for images 1.1”, with faces of 68 points"
+_FRAME: Final = re.compile(r"frame_\d{6,}")
+"""A frame of a video, which CVAT saves as `.PNG`."""
 _LONGEST: Final = 1 << 16
 """Characters of a shape's points."""
 
@@ -79,7 +82,8 @@ class _Listing(XmlListing):
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         if tag == "image":
-            self._image, self._is_empty = attributes.get("name", ""), True
+            name = attributes.get("name", "")
+            self._image, self._is_empty = f"{name}.PNG" if _FRAME.fullmatch(name) else name, True
             self._subset = attributes.get("subset", "")
         elif tag in {"points", "skeleton"} and self._image is not None and not self._shape:
             self._shape, self._line, self._said = tag, self.line, {}

@@ -91,6 +91,17 @@ def test_the_tasks_of_a_project_have_subsets(folder: str | None, tmp_path: Path)
         np.testing.assert_allclose(row.shape, FACE + 9 * places.index(row.uri), rtol=0, atol=0.0051)
 
 
+def test_frames_of_a_video_have_their_suffix_on_disk_alone(tmp_path: Path) -> None:
+    """As CVAT exports a task that was made of a video ("CVAT for images 1.1", with its images)."""
+    xml = document(("frame_000000", points()), ("frame_000010", points(FACE + 9)))
+    files = {"annotations.xml": xml, "images/frame_000000.PNG": b"0", "images/frame_000010.PNG": b"1"}
+    faces = faces_of(Cvat(write(tmp_path, files)))
+    assert [(face.uri, face.read()) for face in faces] == [
+        ("images/frame_000000.PNG", b"0"),
+        ("images/frame_000010.PNG", b"1"),
+    ]
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_skeletons_are_in_the_order_of_their_labels(first: int, tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(68).tolist()
