@@ -60,7 +60,7 @@ class Coco:
         return any(_START.match(head) for head in heads(files, SUFFIXES, 4096))
 
     def scan(self) -> Iterator[AnnotatedPhoto | Rejected]:
-        """See `AnnotatedSource.scan`; every annotation is a row, and every picture without one."""
+        """See `AnnotatedSource.scan`; every annotation of keypoints is a row, and every picture without one."""
         files = open_files(self.url)
         folder = root_parts(files.url)[-1]
         if files.only and folder.lower() == "annotations":
@@ -69,9 +69,11 @@ class Coco:
 
 
 def read_coco(files: Files, name: str) -> Iterator[Entry]:
-    """The annotations of a JSON in its order, numbered from 1, then the pictures without any.
+    """The annotations of keypoints in a JSON in its order, then the pictures without any.
 
-    The file is read whole, of at most `MAX_BYTES`; of its objects only the fields that matter are kept.
+    Numbers count all annotations from 1. Those of other things are left alone: Label Studio writes the box of a face
+    beside its points. The file is read whole, of at most `MAX_BYTES`; of its objects only the fields that matter are
+    kept.
     """
     where = f"{files.url}/{name}"
     document = _document(files.read(name, MAX_BYTES), where)
@@ -87,9 +89,11 @@ def read_coco(files: Files, name: str) -> Iterator[Entry]:
             raise UserError(f"{where}: two images have the id {key!r}: give each its own")
     named = set()
     for count, annotation in enumerate(document["annotations"], start=1):
+        if isinstance(annotation, dict) and not _has_points(annotation):
+            continue
         named.add(_key(annotation, "image_id"))
         yield _entry(annotation, images.get(_key(annotation, "image_id")), count)
-    alone = BadAnnotation("no_annotation", "a picture without annotation")
+    alone = BadAnnotation("no_annotation", "a picture without annotation of keypoints")
     odd += [(_file_name(image), alone) for key, image in images.items() if key not in named]
     for count, (name_of, reason) in enumerate(odd, start=len(document["annotations"]) + 1):
         yield Entry(name_of, count, reason)
@@ -105,10 +109,14 @@ def _document(data: bytes, where: str) -> dict[str, Any]:
         isinstance(document.get(k), list) for k in ("images", "annotations")
     ):
         raise OtherKind(f"{where} has no lists images and annotations: {_REMEDY}")
-    with_points = (isinstance(a, dict) and ("keypoints" in a or "face_kpts" in a) for a in document["annotations"])
+    with_points = (isinstance(a, dict) and _has_points(a) for a in document["annotations"])
     if document["annotations"] and not any(with_points):
         raise OtherKind(f"{where} has annotations without keypoints: {_REMEDY}")
     return document
+
+
+def _has_points(annotation: dict[str, Any]) -> bool:
+    return "keypoints" in annotation or "face_kpts" in annotation
 
 
 def _slim(value: dict[str, Any]) -> dict[str, Any]:

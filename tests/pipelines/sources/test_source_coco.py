@@ -187,6 +187,27 @@ def test_the_layout_of_fiftyone(tmp_path: Path) -> None:
     assert [(row.uri, row.read()) for row in faces_of(found)] == [("data/a.jpg", b"a")]
 
 
+def test_boxes_beside_keypoints_are_left_alone(tmp_path: Path) -> None:
+    """As label-studio-sdk 2.1.2 converts to COCO, which it does only where a face has a box of its own."""
+    box = {"segmentation": [], "bbox": [3, 5, 10, 20], "ignore": 0, "iscrowd": 0, "area": 200}
+    points = {"id": 1, "image_id": 0, "category_id": 1, "keypoints": POINTS, "num_keypoints": 68, "iscrowd": 0}
+    document = {
+        "images": [{"width": 9, "height": 9, "id": n, "file_name": f"images/{n}-a.jpg"} for n in range(2)],
+        "categories": [{"id": 0, "name": "face"}, {"id": 1, "name": "default", "keypoints": [], "skeleton": []}],
+        "annotations": [
+            {"id": 0, "image_id": 0, "category_id": 0} | box,
+            points | {"bbox": [1, 1, 5, 5]},
+            {"id": 2, "image_id": 1, "category_id": 0} | box,
+        ],
+        "info": {"year": 2026, "version": "1.0", "description": "", "contributor": "Label Studio", "url": ""},
+    }
+    files = {"result.json": json.dumps(document, indent=2).encode(), "images/0-a.jpg": b"0", "images/1-a.jpg": b"1"}
+    found = open_annotated(write(tmp_path, files))
+    assert isinstance(found, Coco)
+    assert reasons_of(found) == {"images/0-a.jpg": "", "images/1-a.jpg": "no_annotation"}
+    assert [row.annotation_uri for row in rows_of(found) if not isinstance(row, Rejected)] == ["result.json#2"]
+
+
 def test_the_layout_of_coco_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"images/a.jpg": b"1", "annotations/x.json": coco([("a.jpg", a_face())])})
     monkeypatch.chdir(tmp_path / "annotations")
