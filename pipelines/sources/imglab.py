@@ -8,11 +8,12 @@
 Parts are pixel indices as dlib has them: 0-based centres, like ours. A box covers the pixels from `left` to
 `left + width - 1` (dlib's rectangle includes both ends), so its edges lie half a pixel further out. Paths are
 relative to the XML's folder and stay below it. dlib says that its files are in ISO-8859-1, and writes the bytes of
-names as they are, which is UTF-8 nearly everywhere.
+names as they are, which is UTF-8 nearly everywhere, and in which an ampersand is no XML.
 
 Source: dlib, `dlib/data_io/image_dataset_metadata.h` and its `.cpp`.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,9 @@ from pipelines.sources.listed import Entry, heads, scan_listed
 from pipelines.sources.xml_listing import XmlListing, read_xml
 
 SUFFIXES: Final = (".xml",)
+_BY_DLIB: Final = re.compile(rb"<\?xml [^>]*ISO-8859-1", re.IGNORECASE)
+_BARE: Final = re.compile(rb"&(?!(?:amp|lt|gt|quot|apos|#\d{1,7}|#x[\da-fA-F]{1,6});)")
+_LONGEST_REFERENCE: Final = 10
 _REMEDY: Final = "give an XML file of dlib's imglab, or a folder or an archive that holds one"
 
 
@@ -67,15 +71,24 @@ class _Listing(XmlListing):
         self._parts: list[dict[str, str]] = []
         self._surplus = 0
         self._count = 0
-        self._encoding = ""
-        self._parser.XmlDeclHandler = self._declare
+        self._by_dlib: bool | None = None
+        self._held = b""
 
-    def _declare(self, _version: str, encoding: str | None, _standalone: int) -> None:
-        self._encoding = encoding or ""
+    def feed(self, data: bytes, final: bool = False) -> list[Entry]:
+        """See `XmlListing.feed`; dlib writes and reads an ampersand in a name as it is."""
+        if self._by_dlib is None:
+            self._by_dlib = _BY_DLIB.match(data) is not None
+        if self._by_dlib:
+            data = self._held + data
+            # What the last one begins may go on in the next piece.
+            start = -1 if final else data.rfind(b"&", -_LONGEST_REFERENCE)
+            cut = len(data) if start < 0 else start
+            self._held, data = data[cut:], _BARE.sub(b"&amp;", data[:cut])
+        return super().feed(data, final)
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         if tag == "image":
-            self._image, self._is_empty = _name(attributes.get("file", ""), self._encoding), True
+            self._image, self._is_empty = _name(attributes.get("file", ""), bool(self._by_dlib)), True
         elif tag == "box" and self._image is not None:
             self._box, self._parts, self._surplus = attributes, [], 0
             self._line = self.line
@@ -111,9 +124,9 @@ class _Listing(XmlListing):
             return BadAnnotation(error.reason, f"line {self._line}: {error.message}")
 
 
-def _name(text: str, encoding: str) -> str:
+def _name(text: str, by_dlib: bool) -> str:
     """A picture's name, whose bytes dlib does not encode as it declares; what is no UTF-8 is what it says it is."""
-    if encoding.upper() != "ISO-8859-1":
+    if not by_dlib:
         return text
     try:
         return text.encode("latin-1").decode("utf-8")

@@ -5,7 +5,8 @@ to the nearest pixel, which moves a landmark by half a pixel at most. A box has 
 is the face's confidence. Paths are relative to the XML's folder: put it into that of the pictures.
 
 Known limits of dlib: it does not turn pictures as their EXIF orientation says, though the annotations are of the
-upright ones; and it opens no file whose name has one of & < >, because it does not decode what XML demands there.
+upright ones; and it opens no file whose name has one of & < >, or quotes of both kinds, because it does not decode
+what XML demands there, and its trainers end at the first file that they cannot open.
 
 Source: dlib, `dlib/data_io/image_dataset_metadata.cpp`; see `pipelines.sources.imglab`.
 """

@@ -84,6 +84,18 @@ def test_dlibs_own_encoding(encoding: str, tmp_path: Path) -> None:
     assert reasons_of(source) == {"ä.jpg": ""}
 
 
+def test_dlib_writes_an_ampersand_as_it_is(tmp_path: Path) -> None:
+    """As `save_image_dataset_metadata` of dlib 20.0.1 does, whose trainer reads it so; wherever pieces end."""
+    names = ["a & b.jpg", "a&lt.jpg", "&#.jpg", "&amp;&#65;.jpg"]  # the last as someone mends it
+    for pad in (0, *range(65_200, 65_450)):
+        images = "".join(f"<image file='{name}' width='9' height='9'>\n  </image>\n" for name in names)
+        head = "<?xml version='1.0' encoding='ISO-8859-1'?>\n<dataset>\n<name>R&D</name>\n"
+        xml = f"{head}<comment>{'x' * pad}</comment>\n<images>\n{images}</images>\n</dataset>"
+        (tmp_path / "training.xml").write_text(xml)
+        entries = list(read_imglab(open_files(str(tmp_path)), "training.xml"))
+        assert [entry.image for entry in entries] == [*names[:3], "&A.jpg"], pad
+
+
 def test_what_is_declared_as_utf_8_is_that(tmp_path: Path) -> None:
     source = Imglab(write(tmp_path, {"Ã¤.jpg": b"", "list.xml": ONE.decode().replace("a.jpg", "Ã¤.jpg").encode()}))
     assert reasons_of(source) == {"Ã¤.jpg": ""}
