@@ -186,14 +186,18 @@ def _readme(url: str, file: str) -> str:
         "   `msrrn review --format cvat` for it.)\n"
         "2. Category `face` has 68 keypoints; `attributes` and `score` must stay where your tool lets them.\n"
     )
-    export = "CVAT for images 1.1" if file == cvat.FILE else "COCO keypoints"
+    export = (
+        f"Export as CVAT for images 1.1, unpack the zip that it gives, and put its {file} in the place of this one"
+        if file == cvat.FILE
+        else f"Export as COCO keypoints and put the JSON (unpack a zip) in the place of {file} here"
+    )
     return (
         "Faces that the model is least certain of. The worst picture has the first name.\n\n"
         f"{tool}"
         f"3. Faces with `{DOUBTFUL}` are those to look at; the others in the same pictures are drawn, too.\n"
         "4. Drag points to where they belong: always 68, in their order (the iBUG scheme of 300-W).\n"
         f"5. Right as it is? Set `{CHECKED}`. No face at all? Delete the shape.\n"
-        f"6. Export as {export} and put the file in the place of {file} here. Leave {REVIEW} and {IMAGES}/ alone.\n"
+        f"6. {export}.\n   Leave {REVIEW} and {IMAGES}/ alone.\n"
         f"7. Bring it back: msrrn prepare --data 300w {url} --out datasets\n"
         "   What you changed, added or checked is of the subset `corrections`, the rest of `predictions`.\n"
         f"{REVIEW} says where each picture came from.\n"
