@@ -23,6 +23,8 @@ REVIEW: Final = "review.json"
 MAX_BYTES: Final = 1 << 30
 UNCHANGED: Final = 0.02
 """Pixels by which no point of a face differs that nobody changed: tools write two decimals."""
+CUT_OFF: Final = 1.0
+"""The same where a tool writes whole pixels: FiftyOne cuts off what lies behind the point."""
 
 
 class ReviewedPicture(BaseModel):
@@ -60,7 +62,8 @@ class Reviewed:
 def subset_of(picture: ReviewedPicture, shape: NDArray[np.float64], checked: bool) -> str:
     """`predictions` for a face as it was drawn and not marked as checked, else `corrections`."""
     drawn = np.asarray(picture.faces, np.float64).reshape(-1, NUM_LANDMARKS, 2)
-    same = bool((np.abs(drawn - shape).max(axis=(1, 2), initial=0) <= UNCHANGED).any())
+    lost = CUT_OFF if (shape == np.rint(shape)).all() else UNCHANGED
+    same = bool((np.abs(drawn - shape).max(axis=(1, 2), initial=0) <= lost).any())
     return PREDICTIONS if same and not checked else CORRECTIONS
 
 

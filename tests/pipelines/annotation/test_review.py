@@ -206,6 +206,19 @@ def test_what_else_a_person_may_do(made: ReviewFormat, run: Run, tmp_path: Path)
     assert [(row.uri, row.reason) for row in alone] == [("images/0001-z.jpg", "no_annotation")]
 
 
+@pytest.mark.parametrize("whole", [np.trunc, np.rint])
+def test_a_tool_that_writes_whole_pixels_changes_no_face(whole: Change, run: Run, tmp_path: Path) -> None:
+    """As FiftyOne 1.22.1 cuts keypoints off and label-studio-sdk 2.1.2 rounds them."""
+    review(run, 99, "coco", str(tmp_path / "out"))
+    edit(tmp_path / "out", "coco", "0002", 1, move_three)
+    for picture, faces in (("0001", 1), ("0002", 3), ("0003", 1), ("0004", 2)):
+        for number in range(faces):
+            edit(tmp_path / "out", "coco", picture, number, whole)
+    found = subsets(tmp_path / "out")
+    assert sorted(found.pop("0002")) == ["corrections", "predictions", "predictions"]
+    assert found == {"0001": ["predictions"], "0003": ["predictions"], "0004": ["predictions"] * 2}
+
+
 @pytest.mark.parametrize("made", FORMATS)
 def test_the_dataset_has_exactly_the_changes(
     made: ReviewFormat, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path
