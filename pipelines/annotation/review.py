@@ -179,7 +179,8 @@ def _remembered(picture: Picture) -> ReviewedPicture:
 
 def _readme(url: str, file: str) -> str:
     tool = (
-        f"1. In CVAT make a task with the labels of {cvat.LABELS} (paste it into Raw) and all files of {IMAGES}/.\n"
+        f"1. In CVAT make one task with the labels of {cvat.LABELS} (paste it into Raw) and all files of {IMAGES}/.\n"
+        "   (On a task of some of them CVAT would draw faces of the others. Several people share its jobs.)\n"
         f"2. Upload {file} to the task, format CVAT 1.1 (Upload annotations).\n"
         if file == cvat.FILE
         else f"1. Open {file} and {IMAGES}/ in a tool for COCO keypoints. (CVAT shows COCO half a pixel off: take\n"

@@ -6,8 +6,9 @@ It knows two decimals, and so does this file. Points, not a skeleton: a task nee
 that are drawn by hand, and CVAT keeps their order.
 
 A task takes only labels that it has: `cvat-labels.json` beside the XML is what to paste into *Raw* where the task's
-labels are made. Pictures are found by name; where the task has them under others, by `id`, their place in its list,
-which is here that in the run: the archive's own order unless pictures came in later.
+labels are made. Pictures are found by name, with folders and without suffix; where the task has them under others, by
+`id`, their place in its list, which is here that in the run: the archive's own order unless pictures came in later.
+A task that has only a part of them would so get faces of others, and `a.jpg` and `a.png` are one to it.
 CVAT turns pictures as their EXIF orientation says, as we do.
 
 Source: https://docs.cvat.ai/docs/other/xml_format and `cvat/apps/dataset_manager/formats/cvat.py`.

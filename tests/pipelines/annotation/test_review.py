@@ -380,6 +380,7 @@ def test_the_readme_tells_a_person_what_to_do(run: Run, tmp_path: Path) -> None:
         for name in re.findall(r"\b[\w-]+\.(?:xml|json)\b", text):
             assert (tmp_path / made / name).is_file()
         assert f"msrrn prepare --data 300w /faces/{made} --out datasets" in text
+        assert ("one task" in text) == (made == "cvat")  # CVAT finds a picture that the task lacks by its place there
         assert "unpack" in text  # CVAT gives nothing but zips, and one beside the old file changes nothing
 
 
