@@ -67,15 +67,15 @@ class WebDataset:
 
     def _rows(self, files: Files, samples: dict[str, list[str]]) -> Iterator[AnnotatedPhoto | Rejected]:
         unreadable = {row.uri: row for row in rejected_files(files, IMAGE_SUFFIXES | {".pts", ".json"})}
-        rows: list[tuple[str, list[str]]] = [(uri, []) for uri in unreadable]
+        rows: list[tuple[str, list[str], list[str]]] = [(uri, [], []) for uri in unreadable]
         for names in samples.values():
-            pictures, annotations = _parts(names)
-            rows += [(uri, names) for uri in pictures or annotations]
-        for uri, names in sorted(rows, key=lambda row: row[0]):
+            pictures, annotations = _parts(names)  # once: thousands of `shot.0001.jpg` are one sample
+            rows += [(uri, pictures, annotations) for uri in pictures or annotations]
+        for uri, pictures, annotations in sorted(rows, key=lambda row: row[0]):
             if uri in unreadable:
                 yield unreadable[uri]
             else:
-                yield from self._faces(files, uri, *_parts(names))
+                yield from self._faces(files, uri, pictures, annotations)
 
     def _faces(
         self, files: Files, uri: str, pictures: Sequence[str], annotations: Sequence[str]

@@ -13,7 +13,7 @@ from pipelines.sources import AnnotatedPhoto, ChangedPictureError, Rejected, ope
 from pipelines.sources.annotation import BadAnnotation, points_of
 from pipelines.sources.pts import format_pts
 from pipelines.sources.webdataset import WebDataset
-from tests.factories import write_tar
+from tests.factories import calls_of, write_tar
 
 SHAPE = np.random.default_rng(0).uniform(10, 200, (68, 2))
 
@@ -157,3 +157,13 @@ def test_a_broken_first_sample_hides_nothing(broken: bytes, tmp_path: Path) -> N
     source = open_annotated(str(tmp_path / "in.tar"))
     assert isinstance(source, WebDataset)
     assert [type(row) for row in source.scan()] == [Rejected, AnnotatedPhoto]
+
+
+def test_frames_that_share_a_key_cost_as_many_others(tmp_path: Path) -> None:
+    def cost(frames: int) -> int:
+        tar = tmp_path / f"{frames}.tar"
+        names = [f"shot.{frame:04}.{suffix}" for frame in range(frames) for suffix in ("jpg", "json")]
+        write_tar(tar, dict.fromkeys(names, _json()))
+        return calls_of(lambda: _reasons(tar))
+
+    assert cost(200) < 3 * cost(100)
