@@ -6,7 +6,7 @@ reads a file.
 """
 
 from pipelines.checks.catalogue import CHECKS, Check, Problem, Severity
-from pipelines.checks.shapes import check_detection, check_in_picture, check_shape, same_face
+from pipelines.checks.shapes import check_detection, check_in_picture, check_shape, near_before, same_face
 from pipelines.checks.shift import shifted_source, sideways_offset
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "check_detection",
     "check_in_picture",
     "check_shape",
+    "near_before",
     "same_face",
     "shifted_source",
     "sideways_offset",

@@ -1,6 +1,6 @@
 """Checks of one annotation: by itself, in its picture, beside the detector's boxes, and beside another one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -124,3 +124,15 @@ def same_face(one: NDArray[np.floating], other: NDArray[np.floating]) -> Problem
         why = ": one of them counts pixels from 1, the other from 0" if near_one else ""
         return Problem("face_twice", f"the annotations are the same, but shifted by ({dx:+.2f}, {dy:+.2f}) px{why}")
     return Problem("face_twice", f"the annotations differ by {distance:.1f} px on average")
+
+
+def near_before(shapes: NDArray[np.floating]) -> Iterator[list[int]]:
+    """For each of the shapes (N, 68, 2) of one photo: those before it that `same_face` may take for the same.
+
+    Points lie as far apart on average as their centres do, or farther. So a crowd is not compared all with all.
+    """
+    centres = shapes.mean(axis=1, dtype=np.float64)
+    reach = (TWICE + 1e-6) * inter_pupil(shapes)
+    for index in range(len(shapes)):
+        apart = np.linalg.norm(centres[:index] - centres[index], axis=1)
+        yield np.flatnonzero(apart < np.maximum(reach[:index], reach[index])).tolist()

@@ -6,7 +6,9 @@ from dataclasses import replace
 from heapq import nsmallest
 from typing import Final
 
-from pipelines.checks import CHECKS, Problem, check_shape, same_face
+import numpy as np
+
+from pipelines.checks import CHECKS, Problem, check_shape, near_before, same_face
 from pipelines.dataset.manifest import CheckResult, LeftOut
 from pipelines.dataset.photos import PhotoGroup, Seen, face_order
 from pipelines.errors import UserError
@@ -28,15 +30,17 @@ def screened(groups: Sequence[PhotoGroup]) -> tuple[list[PhotoGroup], list[LeftO
     kept: list[PhotoGroup] = []
     left_out: list[LeftOut] = []
     for group in groups:
-        faces: list[AnnotatedPhoto] = []
-        for face in sorted(group.faces, key=lambda face: TRUSTED.get(face.subset, 1)):
-            problem = check_shape(face.shape) or _twice(face, faces)
+        faces: dict[int, AnnotatedPhoto] = {}
+        by_trust = sorted(group.faces, key=lambda face: TRUSTED.get(face.subset, 1))
+        near = near_before(np.array([face.shape for face in by_trust]))
+        for index, (face, others) in enumerate(zip(by_trust, near, strict=True)):
+            problem = check_shape(face.shape) or _twice(face, (faces[other] for other in others if other in faces))
             if problem:
                 left_out.append(LeftOut(uri=face.annotation_uri, reason=problem.code, message=problem.message))
             else:
-                faces.append(face)
+                faces[index] = face
         if faces:
-            kept.append(replace(group, faces=tuple(sorted(faces, key=face_order))))
+            kept.append(replace(group, faces=tuple(sorted(faces.values(), key=face_order))))
     return kept, left_out
 
 

@@ -18,7 +18,14 @@ from msrrn.synthetic.camera import Camera
 from msrrn.synthetic.pose import draw_pose, landmarks_seen
 from pipelines.archives import PROBLEMS
 from pipelines.checks import CHECKS, Severity
-from pipelines.checks.shapes import check_detection, check_in_picture, check_shape, overhang, same_face
+from pipelines.checks.shapes import (
+    check_detection,
+    check_in_picture,
+    check_shape,
+    near_before,
+    overhang,
+    same_face,
+)
 from pipelines.checks.shift import shifted_source, sideways_offset
 from pipelines.detection import Detection, HogDetector, expected_box
 from pipelines.sources.pts import parse_pts
@@ -180,6 +187,17 @@ def test_a_face_annotated_twice(shape: Shape, other: Shape, roll: float) -> None
     assert _code(same_face(shape, shape)) == "face_twice"
     assert _code(same_face(shape, noisy)) == "face_twice"
     assert same_face(shape, other + [3 * inter_pupil(shape), roll]) is None
+
+
+def test_of_a_crowd_only_faces_that_lie_elsewhere_are_passed_over() -> None:
+    rng = np.random.default_rng(0)
+    crowd = np.array([FACES[number % 9] * rng.uniform(0.2, 2) + rng.uniform(0, 300, 2) for number in range(200)])
+    crowd[100:120] = crowd[:20] + rng.normal(0, 1, (20, 68, 2))
+    near = list(near_before(crowd))
+    same = {(index, other) for index in range(200) for other in range(index) if same_face(crowd[index], crowd[other])}
+    assert len(same) >= 20
+    assert same <= {(index, other) for index, others in enumerate(near) for other in others}
+    assert sum(map(len, near)) < 1000  # of 19,900 pairs
 
 
 def test_a_constant_difference_is_told() -> None:

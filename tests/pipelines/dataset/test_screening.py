@@ -1,0 +1,30 @@
+import numpy as np
+
+from msrrn.synthetic.anatomy import MEAN
+from pipelines.dataset.photos import PhotoGroup, Seen
+from pipelines.dataset.screening import screened
+from pipelines.sources import AnnotatedPhoto
+from tests.factories import calls_of
+
+
+def _crowd(people: int) -> PhotoGroup:
+    face = MEAN[:68, :2] / np.ptp(MEAN[:68, 0]) * 60
+    places = [(100 * (person % 40), 100 * (person // 40)) for person in range(people)]
+    faces = [
+        AnnotatedPhoto("root", "a.jpg", f"a.jpg.{number:04}.pts", "crowd", None, face + place)
+        for number, place in enumerate(places)
+    ]
+    return PhotoGroup(Seen("0" * 64, "a.jpg", None, ""), tuple(faces))
+
+
+def test_a_face_costs_no_more_in_a_larger_crowd() -> None:
+    assert calls_of(lambda: screened([_crowd(400)])) < 3 * calls_of(lambda: screened([_crowd(200)]))
+
+
+def test_in_a_crowd_the_face_that_is_there_twice_is_found() -> None:
+    crowd = _crowd(80)
+    again = AnnotatedPhoto("root", "a.jpg", "b.pts", "crowd", None, crowd.faces[41].shape + 2)
+    (kept,), (left_out,) = screened([PhotoGroup(crowd.seen, (*crowd.faces, again))])
+    assert kept.faces == crowd.faces
+    assert (left_out.uri, left_out.reason) == ("b.pts", "face_twice")
+    assert left_out.message.startswith("the face of a.jpg.0041.pts: ")
