@@ -65,19 +65,23 @@ def free_dead_runs(minutes: float = RECONCILE_MINUTES, sleep: Callable[[float], 
 
 def _doubtful(client: SyncPrefectClient, minutes: float) -> list[FlowRun]:
     """What has been at work for so long, and what crashed and may be begun again."""
-    found = client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=list(_FLOWS))),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*_OPEN, StateType.CRASHED]))
-        ),
-        sort=FlowRunSort.START_TIME_DESC,
-    )
+    # Apart: of what crashed the server keeps all, and gives the latest 200, among which an open run may not be.
+    found = [*_runs(client, *_OPEN), *_runs(client, StateType.CRASHED)]
     return [
         run
         for run in found
         if run.deployment_id and str(run.id) != flow_run.id and run.state
         if (_age(run) >= timedelta(minutes=minutes) if run.state.type in _OPEN else _may_start(client, run))
     ]
+
+
+def _runs(client: SyncPrefectClient, *states: StateType) -> list[FlowRun]:
+    """The latest of our flows' runs in one of these states."""
+    return client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=list(_FLOWS))),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states)))),
+        sort=FlowRunSort.START_TIME_DESC,
+    )
 
 
 def _mended(client: SyncPrefectClient, run: FlowRun, beats: bool) -> Finding | None:
