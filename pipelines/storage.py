@@ -38,12 +38,17 @@ class Store(Location):
     def exists(self, key: str = "") -> bool:
         """Whether a file or a directory lies there; on S3 a directory exists when something is below it."""
         with explained(self.url, key):
-            if not self._remote:
-                return self._path(key).exists()
             try:
-                s3_files().info(self._address(key))
-            except FileNotFoundError:
+                if self._remote:
+                    s3_files().info(self._address(key))
+                else:
+                    self._path(key).stat()
+            except ValueError:  # no name has a zero byte
                 return False
+            except OSError as error:  # what `Path.exists` makes of others depends on the Python
+                if _is_absence(error):
+                    return False
+                raise
             return True
 
     def present(self, *keys: str) -> list[str]:
@@ -59,7 +64,7 @@ class Store(Location):
                     return str(info["ETag"]) if info["type"] == "file" else None
                 status = self._path(key).stat()
             except OSError as error:
-                if isinstance(error, FileNotFoundError) or error.errno in _ABSENT:  # s3fs sets no errno
+                if _is_absence(error):
                     return None
                 raise
             return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}" if stat.S_ISREG(status.st_mode) else None
@@ -161,13 +166,14 @@ class Store(Location):
     def folders(self) -> list[str]:
         """Names of the directories directly below, sorted; none where there is no such place."""
         with explained(self.url, ""):
-            if not self._remote:
-                root = self._path("")
-                return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
             try:
+                if not self._remote:
+                    return sorted(path.name for path in self._path("").iterdir() if path.is_dir())
                 below = s3_files().ls(self.url, detail=True)
-            except FileNotFoundError:
-                return []
+            except OSError as error:
+                if _is_absence(error):
+                    return []
+                raise
             return sorted(info["name"].rpartition("/")[2] for info in below if info["type"] == "directory")
 
     def modified(self, key: str) -> float:
@@ -295,6 +301,11 @@ class Store(Location):
                 raise
             return self.read_bytes(key) == data
         return True
+
+
+def _is_absence(error: OSError) -> bool:
+    """Whether it says that nothing lies there; s3fs sets no errno."""
+    return isinstance(error, FileNotFoundError) or error.errno in _ABSENT
 
 
 def publish_file(url: str, data: bytes) -> None:

