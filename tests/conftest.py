@@ -35,6 +35,9 @@ be_nobodys(os.environ)  # before Prefect, which reads it once, is imported with 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
+# Ray's workers are of niceness 15: while other tests had work for the cores, those that wait for workers stood still.
+os.environ.update(RAY_worker_niceness="0")
+
 # What a script starts in the background has it ignored, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
