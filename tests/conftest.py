@@ -49,15 +49,17 @@ TOGETHER: Final = {
     # Each network takes half a minute to export.
     "test_onnx.py": "exporting",
     "test_openvino.py": "exporting",
-    # Nodes of two clusters on one machine take workers' ports from the same range.
-    "test_annotation_cluster.py": "ray",
-    "test_ray_cluster.py": "ray",
+    # Nodes of two clusters on one machine take workers' ports from the same range; a local Ray takes any free ones.
+    "test_annotation_cluster.py": "clusters",
+    "test_ray_cluster.py": "clusters",
     # These wait for much, and start Ray as a process starts it for itself.
     "test_dead_workers.py": "retraining",
     "test_retrain.py": "retraining",
 }
 """Files of which the tests follow one another wherever tests run side by side."""
-_LONGEST_FIRST: Final = {"retraining": 0, "ray": 1, "servers": 2, "exporting": 3}
+_LONGEST_FIRST: Final = (
+    "retraining", "test_annotation.py", "servers", "ray", "exporting", "test_cli.py", "clusters",
+)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -66,12 +68,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups = {item: _group(item) for item in items}
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: _LONGEST_FIRST.get(groups[item], len(_LONGEST_FIRST)))
+    order = {group: place for place, group in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(groups[item], len(order)))
 
 
 def _group(item: pytest.Item) -> str:
     fixtures: Sequence[str] = getattr(item, "fixturenames", ())
-    alone = "servers" if item.path.parent.name in {"flows", "integration"} else item.path.name
+    alone = "servers" if item.path.parent.name == "integration" else item.path.name
     return "ray" if "ray_of_two" in fixtures else TOGETHER.get(item.path.name, alone)
 
 
