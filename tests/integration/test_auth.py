@@ -17,7 +17,6 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.server import get_app_client
 
 from tests.infra.files import INFRA, ROOT, compose, image_environment
 from tests.servers import free_ports, serving
@@ -120,6 +119,8 @@ def mlflow_client(monkeypatch: pytest.MonkeyPatch, uri: str, user: str = "", pas
 def test_mlflow_over_tls_refuses_a_client_without_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow.server import get_app_client  # seconds to import, for one test
+
     write_certificate(tmp_path)
     (port,) = free_ports(1)
     command, environment = service("mlflow", tmp_path, port, "compose.yaml", "compose.tls.yaml")

@@ -8,7 +8,6 @@ import mlflow
 import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.retrain import RetrainResult, retrain
 from msrrn.augmentation import AugmentationSettings
@@ -34,6 +33,8 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    from prefect.testing.utilities import prefect_test_harness  # seconds to import, for few tests
+
     folder = tmp_path_factory.mktemp("line")
     synthesise(str(folder / "photos"), 16, 3, workers=1)
     synthetic_archive(str(folder), "album.tar", 3, 16, 3)
