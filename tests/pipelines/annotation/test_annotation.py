@@ -680,7 +680,7 @@ def test_openvino_is_chosen_for_many_pictures(
     for number in range(4):
         (tmp_path / "in" / f"{number}.jpg").write_bytes(face)
     monkeypatch.setattr("pipelines.annotation.readying.MANY_PICTURES", 3)
-    auto = AnnotateSettings(detector="hog", precision="float32")
+    auto = AnnotateSettings(detector="hog", precision="bfloat16")
     for limit, engine in ((2, "native"), (3, "openvino"), (None, "openvino")):
         run = str(tmp_path / "in"), str(tmp_path / f"{limit}"), model
         summary = annotate(*run, auto, workers=1, limit=limit)
