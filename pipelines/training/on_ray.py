@@ -58,7 +58,13 @@ def train_on_ray(
     with _followed(progress) as (following, reports, wishes), interruptible() as stopping:
         config |= {"reports": reports, "wishes": wishes}
         while True:
-            trainer = TorchTrainer(_worker, train_loop_config=config, scaling_config=scaling, run_config=run)
+            trainer = TorchTrainer(
+                _worker,
+                train_loop_config=config,
+                torch_config=_across_machines() if elastic else None,
+                scaling_config=scaling,
+                run_config=run,
+            )
             before = checkpoints.version
             fitting = in_a_thread(trainer.fit)
             try:
@@ -86,6 +92,39 @@ def train_on_ray(
     if not checkpoints.restore(state):
         raise UserError(f"training {name} left no checkpoint at {checkpoints.place.url}; run it again with --debug")
     return state
+
+
+def _across_machines() -> Any:
+    """Torch's settings for workers that find each other where Ray's nodes do.
+
+    By itself gloo listens where the machine's name leads, which on Debian is 127.0.1.1.
+    """
+    from ray.train.torch import TorchConfig
+
+    usual: Any = TorchConfig().backend_cls
+
+    class Backend(usual):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(listen_at_the_node)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    return Config()
+
+
+def listen_at_the_node() -> None:
+    """Has gloo in this process listen on the interface of the node's address, unless the operator names another."""
+    import psutil
+    from ray.util import get_node_ip_address
+
+    node = get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == node for each in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def _worker(config: dict[str, Any]) -> None:
