@@ -75,6 +75,21 @@ def test_a_call_that_ray_cannot_write_down_is_named() -> None:
     assert "UserError: Ray takes no name that is not valid UTF-8" in ended.stderr
 
 
+def test_a_node_that_falls_silent_is_given_up_within_two_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[int]] = []
+    settings = ["RAY_grpc_client_keepalive_time_ms", "RAY_grpc_client_keepalive_timeout_ms"]
+    for name in settings:
+        monkeypatch.setenv(name, "")  # so that what it sets is undone
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: told.append([int(os.environ.get(name, 0)) for name in settings]))
+    start_ray(2)
+    ((pause, patience),) = told
+    assert pause > 60_000, "Ray's servers hang up on who asks more often"
+    assert 0 < pause + patience <= 120_000
+
+
 @pytest.mark.parametrize("answer", [b"HTTP/1.0 505 HTTP Version Not Supported\r\n\r\n", b""])
 def test_what_answers_and_is_no_ray_is_told(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
