@@ -186,6 +186,7 @@ def _readme(url: str, file: str) -> str:
         else f"1. Open {file} and {IMAGES}/ in a tool for COCO keypoints. (CVAT shows COCO half a pixel off: take\n"
         "   `msrrn review --format cvat` for it.)\n"
         "2. Category `face` has 68 keypoints; `attributes` and `score` must stay where your tool lets them.\n"
+        "   Where it writes whole pixels, a face that moved by one or less is changed only if `checked`.\n"
     )
     export = (
         f"Export as CVAT for images 1.1, unpack the zip that it gives, and put its {file} in the place of this one"

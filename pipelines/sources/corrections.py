@@ -60,7 +60,7 @@ class Reviewed:
 
 
 def subset_of(picture: ReviewedPicture, shape: NDArray[np.float64], checked: bool) -> str:
-    """`predictions` for a face as it was drawn and not marked as checked, else `corrections`."""
+    """`predictions` for a face that seems to be as it was drawn and is not `checked`, else `corrections`."""
     drawn = np.asarray(picture.faces, np.float64).reshape(-1, NUM_LANDMARKS, 2)
     lost = CUT_OFF if (shape == np.rint(shape)).all() else UNCHANGED
     same = bool((np.abs(drawn - shape).max(axis=(1, 2), initial=0) <= lost).any())
