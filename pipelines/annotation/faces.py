@@ -35,7 +35,8 @@ FAILURES: Final = 12
 """Quarantined pictures of one reason that are kept."""
 
 Rank = tuple[float, str]
-"""The smaller, the more telling; the same of all copies of a picture, which is shown once."""
+"""The smaller, the more telling. The text is the same for all copies of a picture, of which one is shown; their
+confidence may differ in its last bit."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,12 @@ def survey(annotations: Annotations) -> Survey:
         _add_failures(made, images)
         for kind, candidates in _candidates(images, faces).items():
             before = made.chosen[kind]
-            known = {it.rank for it in before}
-            telling: dict[Rank, tuple[Rank, int, int, int]] = {}
+            known = {it.rank[1] for it in before}
+            telling: dict[str, tuple[Rank, int, int, int]] = {}
             for each in candidates:
-                if each[0] not in known and (len(before) < SHOWN[kind] or each[0] < before[-1].rank):
-                    telling.setdefault(each[0], each)
+                (_, drawn), *_ = each
+                if drawn not in known and (len(before) < SHOWN[kind] or each[0] < before[-1].rank):
+                    telling.setdefault(drawn, each)
             found = [_shown(images, faces, *each) for each in heapq.nsmallest(SHOWN[kind], telling.values())]
             made.chosen[kind] = heapq.nsmallest(SHOWN[kind], [*before, *found], key=lambda it: it.rank)
     return made

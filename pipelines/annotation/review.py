@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from heapq import nsmallest
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -32,8 +33,10 @@ CHECKED: Final = "checked"
 _ATTRIBUTES: Final = (*cvat.ATTRIBUTES, DOUBTFUL, CHECKED)
 _LONGEST_NAME: Final = 60
 
-Rank = tuple[float, str, int]
-"""confidence, its picture's SHA-256 and its place among that picture's faces: the same of all copies of a picture"""
+Copies = tuple[str, int]
+"""A picture's SHA-256 and a face's place in it. Confidence may differ in its last bit from copy to copy."""
+Rank = tuple[float, int, int]
+"""confidence, and the numbers of the picture and of the face in the run; the least certain first"""
 
 
 class Reviewing(BaseModel):
@@ -110,15 +113,14 @@ def review(
 
 def _chosen(pictures: AnnotatedPictures, worst: int) -> dict[int, list[int]]:
     """Ids of the pictures of the least certain faces, and of those faces; the least certain picture first."""
-    kept: dict[Rank, tuple[int, int]] = {}
+    kept: dict[Copies, Rank] = {}
     for _, found in pictures.units():
-        new: dict[Rank, tuple[int, int]] = {}
         for picture in found:
             for face in picture.faces:
-                new.setdefault((face.confidence, picture.sha256, face.index), (picture.id, face.id))
-        kept = dict(nsmallest(worst, (new | kept).items()))
+                kept.setdefault((picture.sha256, face.index), (face.confidence, picture.id, face.id))
+        kept = dict(nsmallest(worst, kept.items(), key=itemgetter(1)))
     chosen: dict[int, list[int]] = {}
-    for picture_id, face_id in kept.values():
+    for _, picture_id, face_id in kept.values():
         chosen.setdefault(picture_id, []).append(face_id)
     return chosen
 

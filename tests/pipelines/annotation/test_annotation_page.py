@@ -118,8 +118,8 @@ def test_copies_of_a_picture_are_shown_once(per_unit: int, tmp_path: Path) -> No
     images = [looked_at(f"{number}.jpg", 300, 200, 2, bytes([number % 3])) for number in range(9)]
     images += [looked_at(f"empty {number}.jpg", 300, 200, 0, b"empty") for number in range(5)]
     faces = [
-        face(image, index, shape + index, confidence=0.5 - 0.1 * index)
-        for image in images
+        face(image, index, shape + index, confidence=0.5 - 0.1 * index - 1e-7 * number)
+        for number, image in enumerate(images)
         for index in range(image["faces"])
     ]
     chosen = survey(write_run(tmp_path, images, faces, per_unit)[0]).chosen
