@@ -18,12 +18,13 @@ OPENVINO_BATCH: Final = 8
 """Faces that it is asked about at once: no slower a face than 32, and less is filled up."""
 
 ON_ONE_CORE: Final = {
-    "INFERENCE_PRECISION_HINT": "f32",
     "INFERENCE_NUM_THREADS": 1,
     "NUM_STREAMS": 1,
     "ENABLE_CPU_PINNING": False,  # or every process of a machine would sit on its first core
 }
-"""How a graph is compiled. What is float32 in it stays so, and what is bfloat16, too."""
+"""How a graph is compiled."""
+_HINTS: Final = {"float32": "f32", "bfloat16": "bf16"}
+"""OpenVINO's names. In float32 a graph is computed as it says, in bfloat16 also what is float32 in it."""
 
 
 def has_openvino() -> bool:
@@ -43,23 +44,27 @@ def openvino() -> Any:
     return openvino
 
 
-def compiled(graph: Any) -> bytes:
+def compiled(graph: Any, precision: str = "float32") -> bytes:
     """An `openvino.Model`, compiled for this machine's CPU: what `loaded` takes up in a fraction of that time."""
     file = io.BytesIO()
-    openvino().Core().compile_model(graph, "CPU", ON_ONE_CORE).export_model(file)
+    openvino().Core().compile_model(graph, "CPU", _settings(precision)).export_model(file)
     return file.getvalue()
 
 
-def compiled_for() -> str:
+def compiled_for(precision: str = "float32") -> str:
     """What the bytes of `compiled` are good for: this release of OpenVINO, on a CPU of this kind, set so."""
     library = openvino()
     said = [library.Core().get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-    return f"{library.__version__} {said} {ON_ONE_CORE}"
+    return f"{library.__version__} {said} {_settings(precision)}"
 
 
-def loaded(data: bytes) -> Any:
-    """The `openvino.CompiledModel` whose bytes `compiled` gave."""
-    return openvino().Core().import_model(io.BytesIO(data), "CPU", ON_ONE_CORE)
+def loaded(data: bytes, precision: str = "float32") -> Any:
+    """The `openvino.CompiledModel` whose bytes `compiled` gave in this precision."""
+    return openvino().Core().import_model(io.BytesIO(data), "CPU", _settings(precision))
+
+
+def _settings(precision: str) -> dict[str, Any]:
+    return {"INFERENCE_PRECISION_HINT": _HINTS[precision], **ON_ONE_CORE}
 
 
 def compiled_prediction(onnx: bytes, batch: int = OPENVINO_BATCH) -> bytes:

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from msrrn.openvino import compiled_for
 from pipelines.errors import UserError
+from pipelines.settings import Precision
 from pipelines.storage import Store
 
 T = TypeVar("T")
@@ -62,10 +63,12 @@ def remembered(folder: str, name: str, make: Callable[[], bytes], take_up: Calla
     return take_up(data)
 
 
-def compiled_once(data: bytes, compile_: Callable[[bytes], bytes], take_up: Callable[[bytes], T]) -> T:
+def compiled_once(
+    data: bytes, compile_: Callable[[bytes], bytes], take_up: Callable[[bytes], T], precision: Precision = "float32"
+) -> T:
     """Takes up what `compile_` makes of a network's file by `msrrn.openvino.compiled`, for machines like this one.
 
     Compiling takes a worker longer than all else that it begins with.
     """
-    name = hashlib.sha256(compiled_for().encode() + data).hexdigest()
+    name = hashlib.sha256(compiled_for(precision).encode() + data).hexdigest()
     return remembered("compiled", name[:32], lambda: compile_(data), take_up)

@@ -156,8 +156,8 @@ class AnnotateSettings(Settings):
     )
     precision: PrecisionChoice = Field(
         "auto",
-        description="of the network's convolutions and matrix products; auto is what the run was begun in, else "
-        "bfloat16 where this CPU computes in it, else float32",
+        description="of the convolutions and matrix products of the network, and of BlazeFace; auto is what the run "
+        "was begun in, else bfloat16 where this CPU computes in it, else float32",
     )
     engine: EngineChoice = Field(
         "auto",

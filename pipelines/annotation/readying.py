@@ -1,4 +1,4 @@
-"""The model, made ready for the pictures that it shall be asked about."""
+"""Detector and model, made ready for the pictures that they shall be asked about."""
 
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -6,6 +6,7 @@ from typing import Final
 
 from msrrn.openvino import has_openvino
 from pipelines.archives import Input
+from pipelines.detection import Detector, open_detector
 from pipelines.models import Model
 from pipelines.progress import Progress
 from pipelines.settings import MANY_PICTURES, AnnotateSettings
@@ -15,16 +16,18 @@ TOLD: Final = 10_000
 
 def prepared(
     model: Model, settings: AnnotateSettings, inputs: Iterator[Input], progress: Progress
-) -> tuple[Model, Iterator[Input]]:
-    """The model in the precision and the engine of the settings, and all inputs.
+) -> tuple[Detector, Model, Iterator[Input]]:
+    """The detector, the model in the precision and the engine of the settings, and all inputs.
 
     Where the engine is left to choose, it is OpenVINO's, if that is installed and the inputs are many: so many are
     listed to know.
 
     Raises:
-        UserError: the model or this machine cannot do what the settings ask for, or the archive cannot be listed.
+        UserError: the detector, the model or this machine cannot do what the settings ask for, or the archive cannot
+            be listed.
     """
     model = model.in_precision(settings.precision)
+    detector = open_detector(settings.detector, model.precision)
     engine = settings.engine
     if engine == "auto":
         first: list[Input] = []
@@ -35,4 +38,4 @@ def prepared(
         engine = "openvino" if len(first) >= MANY_PICTURES and has_openvino() else "native"
         inputs = chain(first, inputs)
     progress(0, 0, "preparing the network")
-    return model.in_engine(engine), inputs
+    return detector, model.in_engine(engine), inputs

@@ -19,7 +19,6 @@ from pipelines.annotation.sightings import Task
 from pipelines.annotation.tables import RUN, Annotations
 from pipelines.archives import Input, list_inputs
 from pipelines.asked import Asked
-from pipelines.detection import open_detector
 from pipelines.models import Model
 from pipelines.progress import Progress
 from pipelines.settings import AnnotateSettings
@@ -69,10 +68,11 @@ def rehearse(
     Raises:
         UserError: the archive cannot be listed, or has no input.
     """
-    task = Task(Store(source).absolute().url, open_detector(settings.detector), settings, model.card.crop_margin)
+    archive = Store(source).absolute().url
     place = Store(out).absolute() if out else None
-    listing = list_inputs(task.source, place)
-    asked, inputs = prepared(model, settings, islice(listing, limit), progress)
+    listing = list_inputs(archive, place)
+    detector, asked, inputs = prepared(model, settings, islice(listing, limit), progress)
+    task = Task(archive, detector, settings, model.card.crop_margin)
     census = _Census()
     begun = place is not None and place.exists(RUN)
     counted = census.of(inputs, progress)

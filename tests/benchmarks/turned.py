@@ -34,7 +34,7 @@ def photos(data: Path) -> Iterator[Path]:
 
 
 def timed(folder: Path, model: Model, settings: AnnotateSettings) -> tuple[list[Rows], float]:
-    task = Task(str(folder), open_detector(settings.detector), settings, model.card.crop_margin)
+    task = Task(str(folder), open_detector(settings.detector, model.precision), settings, model.card.crop_margin)
     inputs = list(list_inputs(task.source))
     list(annotated(task, model, inputs[:1]))
     began = time.monotonic()

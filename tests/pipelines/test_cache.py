@@ -34,9 +34,11 @@ def test_what_was_compiled_elsewhere_is_compiled_again(cache: Path, monkeypatch:
         return data.upper()
 
     for kind, data in (("here", b"one"), ("here", b"one"), ("here", b"two"), ("elsewhere", b"one")):
-        monkeypatch.setattr("pipelines.cache.compiled_for", lambda kind=kind: kind)
+        monkeypatch.setattr("pipelines.cache.compiled_for", lambda precision, kind=kind: kind + precision)
         assert compiled_once(data, compile_, bytes) == data.upper()
     assert compiled == [b"one", b"two", b"one"]
+    assert compiled_once(b"one", compile_, bytes, "bfloat16") == b"ONE"
+    assert compiled == [b"one", b"two", b"one", b"one"]
 
 
 def test_only_the_newest_are_kept(cache: Path) -> None:

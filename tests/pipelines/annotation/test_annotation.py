@@ -23,6 +23,7 @@ from PIL import Image
 
 from msrrn.prediction import Prediction, Predictor
 from msrrn.synthetic import SyntheticPhoto
+from pipelines.annotation import readying
 from pipelines.annotation import run as driver
 from pipelines.annotation.rehearsal import rehearse
 from pipelines.annotation.run import annotate
@@ -31,7 +32,7 @@ from pipelines.annotation.tables import FACES, IMAGES, PAGE, RECORDS, RUN, STATU
 from pipelines.annotation.unit import STAGED, UnitRecord
 from pipelines.annotation.work import Again
 from pipelines.decoding import decode
-from pipelines.detection import HogDetector, open_detector
+from pipelines.detection import Detector, HogDetector, open_detector
 from pipelines.detection.blazeface import BlazeFaceDetector
 from pipelines.errors import UserError
 from pipelines.lease import LEASE, Lease, hold
@@ -527,7 +528,7 @@ def test_a_picture_that_upsets_crashes_or_hangs_costs_only_itself(
         (tmp_path / "in" / name).write_bytes(data)
     settings = SETTINGS.model_copy(update={"timeout": 6.0})
     job = (str(tmp_path / "in"), str(tmp_path / "out"), model)
-    monkeypatch.setattr(driver, "open_detector", lambda name: Upset())
+    monkeypatch.setattr(readying, "open_detector", lambda name, precision: Upset())
     summary = annotate(*job, settings, 1)
     bad = {"b raises.png": "failed", "c dies.png": "crashed", "d hangs.png": "timeout"}
     good = dict.fromkeys(("a.jpg", "z.jpg"), ("annotated", None))
@@ -539,7 +540,7 @@ def test_a_picture_that_upsets_crashes_or_hangs_costs_only_itself(
     assert messages["d hangs.png"].endswith("not done after 6 seconds")
 
     stamps = times(tmp_path / "out")
-    monkeypatch.setattr(driver, "open_detector", lambda name: Upset(patient=True))
+    monkeypatch.setattr(readying, "open_detector", lambda name, precision: Upset(patient=True))
     retried = annotate(*job, settings, 1, again=Again.parse("quarantined:timeout"))
     assert retried.throughput is not None
     assert retried.throughput.pictures == 1
@@ -744,10 +745,29 @@ def test_what_is_missing_on_a_machine_ends_the_run_and_no_picture(
     """What looks for faces there cannot be started, though the driver's could."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "face.jpg").write_bytes(face)
-    monkeypatch.setattr("pipelines.annotation.run.open_detector", lambda name: BlazeFaceDetector(b"no model at all"))
+    monkeypatch.setattr(readying, "open_detector", lambda name, precision: BlazeFaceDetector(b"no model at all"))
     with pytest.raises(UserError, match="detector blazeface cannot be started on"):
         annotate(str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, workers=1)
     assert not list((tmp_path / "out" / RECORDS).glob("*"))
+
+
+def test_the_detector_computes_in_the_precision_of_the_network(
+    face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "face.jpg").write_bytes(face)
+    opened: list[str] = []
+
+    def opening(name: str, precision: str) -> Detector:
+        opened.append(precision)
+        return HogDetector()
+
+    monkeypatch.setattr(readying, "open_detector", opening)
+    for precision in ("float32", "bfloat16"):
+        settings = SETTINGS.model_copy(update={"precision": precision})
+        annotate(str(tmp_path / "in"), str(tmp_path / precision), model, settings, workers=1)
+        rehearse(str(tmp_path / "in"), model, settings, workers=1)
+    assert opened == ["float32", "float32", "bfloat16", "bfloat16"]
 
 
 def test_landmarks_lie_within_the_picture(

@@ -3,6 +3,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from pipelines.decoding import decode
 from pipelines.detection import BoxMapping, Detection, Detector, HogDetector, expected_box, match, open_detector
 from pipelines.detection.annotated import AnnotatedBoxes
 from pipelines.errors import UserError
+from pipelines.settings import Precision
 from pipelines.sources import AnnotatedPhoto
 from pipelines.sources.pts import parse_pts
 
@@ -27,10 +29,10 @@ def photograph(data_root: Path) -> Photograph:
     return lambda uri: decode((data_root / uri).read_bytes()).rgb
 
 
-@pytest.fixture(params=["hog", "blazeface", "cnn", "yunet"])
+@pytest.fixture(params=["hog", "blazeface", "blazeface bfloat16", "cnn", "yunet"])
 def detector(request: pytest.FixtureRequest) -> Detector:
     try:
-        return open_detector(request.param)
+        return open_detector(*request.param.split())
     except UserError as error:
         pytest.skip(str(error))
 
@@ -64,6 +66,17 @@ def test_threads_that_look_at_once_see_their_own_faces(detector: Detector, photo
     alone = [detector(rgb, 40) for rgb in pictures]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(lambda rgb: detector(rgb, 40), pictures * 6)) == alone * 6
+
+
+def test_what_blazeface_finds_hardly_depends_on_its_precision(photograph: Photograph) -> None:
+    try:
+        whole, half = (open_detector("blazeface", precision) for precision in get_args(Precision))
+    except UserError as error:
+        pytest.skip(str(error))
+    rgb = photograph("photos/groups/2007_007763.jpg")
+    pairs = list(zip(whole(rgb, 40), half(rgb, 40), strict=True))
+    assert len(pairs) >= 2
+    assert all(one.box.iou(other.box) > 0.9 for one, other in pairs)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16])
