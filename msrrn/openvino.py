@@ -23,8 +23,7 @@ ON_ONE_CORE: Final = {
     "ENABLE_CPU_PINNING": False,  # or every process of a machine would sit on its first core
 }
 """How a graph is compiled."""
-_HINTS: Final = {"float32": "f32", "bfloat16": "bf16"}
-"""OpenVINO's names. In float32 a graph is computed as it says, in bfloat16 also what is float32 in it."""
+_CAPABILITIES: Final = "OPTIMIZATION_CAPABILITIES"
 
 
 def has_openvino() -> bool:
@@ -45,7 +44,10 @@ def openvino() -> Any:
 
 
 def compiled(graph: Any, precision: str = "float32") -> bytes:
-    """An `openvino.Model`, compiled for this machine's CPU: what `loaded` takes up in a fraction of that time."""
+    """An `openvino.Model`, compiled for this machine's CPU: what `loaded` takes up in a fraction of that time.
+
+    In `bfloat16` also what is float32 in it is computed so, where the CPU has that.
+    """
     file = io.BytesIO()
     openvino().Core().compile_model(graph, "CPU", _settings(precision)).export_model(file)
     return file.getvalue()
@@ -53,9 +55,7 @@ def compiled(graph: Any, precision: str = "float32") -> bytes:
 
 def compiled_for(precision: str = "float32") -> str:
     """What the bytes of `compiled` are good for: this release of OpenVINO, on a CPU of this kind, set so."""
-    library = openvino()
-    said = [library.Core().get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-    return f"{library.__version__} {said} {_settings(precision)}"
+    return f"{openvino().__version__} {_said('FULL_DEVICE_NAME')} {_said(_CAPABILITIES)} {_settings(precision)}"
 
 
 def loaded(data: bytes, precision: str = "float32") -> Any:
@@ -64,7 +64,13 @@ def loaded(data: bytes, precision: str = "float32") -> Any:
 
 
 def _settings(precision: str) -> dict[str, Any]:
-    return {"INFERENCE_PRECISION_HINT": _HINTS[precision], **ON_ONE_CORE}
+    reduced = precision == "bfloat16" and "BF16" in _said(_CAPABILITIES)
+    return {"INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32", **ON_ONE_CORE}
+
+
+def _said(name: str) -> Any:
+    """A property of this machine's CPU."""
+    return openvino().Core().get_property("CPU", name)
 
 
 def compiled_prediction(onnx: bytes, batch: int = OPENVINO_BATCH) -> bytes:

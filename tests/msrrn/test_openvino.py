@@ -65,6 +65,13 @@ def test_what_is_compiled_is_good_for_one_release_on_one_kind_of_processor() -> 
     assert "FP32" in kind
 
 
+def test_a_cpu_that_has_no_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, hint in (("BF16", "bf16"), ("INT8", "f32")):
+        monkeypatch.setattr("msrrn.openvino._said", lambda name, has=has: ["FP32", has])
+        assert f"'INFERENCE_PRECISION_HINT': '{hint}'" in compiled_for("bfloat16")
+        assert "'INFERENCE_PRECISION_HINT': 'f32'" in compiled_for("float32")
+
+
 def test_nobody_is_told_that_it_is_used() -> None:
     said = (
         "import sys; from msrrn.openvino import openvino; openvino(); "
