@@ -43,7 +43,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def test_a_model_goes_through_a_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_goes_through_a_server(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -76,6 +78,7 @@ def test_a_model_goes_through_a_server(server: str, tmp_path: Path, monkeypatch:
         fetch("models:/other@champion")
     # Everything is on the server: nothing was written where the client runs.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "cache"]
+    assert capsys.readouterr().out == ""  # it is for what a command gives to machines
 
 
 def test_of_promotions_at_once_through_a_server_one_wins(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
