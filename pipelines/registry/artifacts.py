@@ -134,16 +134,15 @@ def _download(model: ModelVersion, cache: Path) -> Path:
         if artifact_digest(target) == digest:
             return target
         shutil.rmtree(target)
+    files = f"{model.uri}/artifacts"
+    # Asked for first: in a download, each kind of store says in words of its own that they are gone.
+    if not mlflow.artifacts.list_artifacts(artifact_uri=files):
+        raise UserError(f"{model.uri}: its files are gone from where MLflow keeps artifacts: {_LEFT}")
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
         downloads = tempfile.TemporaryDirectory(prefix=".download-", dir=cache)
     with downloads as folder:
-        try:
-            mlflow.artifacts.download_artifacts(artifact_uri=f"{model.uri}/artifacts", dst_path=folder)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise UserError(f"{model.uri}: its files are gone from where MLflow keeps artifacts: {_LEFT}") from None
+        mlflow.artifacts.download_artifacts(artifact_uri=files, dst_path=folder)
         cards = list(Path(folder).rglob(CARD))
         if len(cards) != 1 or artifact_digest(cards[0].parent) != digest:
             raise UserError(f"{model.uri}: its files are not those that were registered: {_LEFT}")

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -29,9 +30,14 @@ TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(2, 2, 2), 
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server keeps everything."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[str]:
     """An MLflow server that keeps the artifacts itself, so that clients need nothing but its address."""
-    folder = tmp_path_factory.mktemp("server")
     (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
@@ -79,6 +85,21 @@ def test_a_model_goes_through_a_server(
     # Everything is on the server: nothing was written where the client runs.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "cache"]
     assert capsys.readouterr().out == ""  # it is for what a command gives to machines
+
+
+def test_files_that_a_server_lost_are_told_with_what_is_left_to_do(
+    server: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    save(artifact, MSRRN(TINY), Card(version="2", crop_margin=1.3, detector="dlib", config=TINY))
+    version = register(tracking.open_run("lost", "key", {}, {}), "lost", artifact, {})
+    source = tracking.client().get_model_version("lost", str(version.version)).source
+    (lost,) = folder.rglob(source.removeprefix("models:/"))
+    shutil.rmtree(lost)
+    with pytest.raises(UserError, match=r"^models:/lost/1: its files are gone .* put them back, .*msrrn rollback"):
+        fetch(version.uri, tmp_path / "cache")
 
 
 def test_of_promotions_at_once_through_a_server_one_wins(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
