@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from msrrn.artifact import CARD, WEIGHTS
+from pipelines.errors import UserError
 from pipelines.models import ONNX_SUFFIX, Model, read_model
 from pipelines.registry.store import store_exists
 from pipelines.settings import NAME
@@ -19,7 +20,7 @@ PACKAGED: Final = {IN_THE_BOX: BOX, "synthetic": BOX / "synthetic"}
 def open_model(model: str | None) -> Model:
     """Reads M: an artifact directory or an exported `.onnx` (local or `s3://`), a `models:/name@alias` URI, or
     `box` or `synthetic`, the models that come with the package. None: the champion of the registry where there is
-    one, else that in the box."""
+    one, else that in the box; one that was lost is not replaced so."""
     if model is None:
         model = _champion() or IN_THE_BOX
     if model in PACKAGED:
@@ -45,7 +46,11 @@ def _champion() -> str:
     """The URI of the registry's champion; none where there is none. Without a store, MLflow is not imported."""
     if not store_exists():
         return ""
+    from pipelines.registry.succession import lost_champion
     from pipelines.registry.versions import champion
 
-    best = champion(NAME)
-    return best.uri if best else ""
+    if best := champion(NAME):
+        return best.uri
+    if lost := lost_champion(NAME):
+        raise UserError(f"{lost}, or say which model it shall be (--model; box is the one in the box)")
+    return ""

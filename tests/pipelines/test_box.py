@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from msrrn.artifact import WEIGHTS
+from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.models import export_model
 from pipelines.opening import BOX, PACKAGED, open_model
+from pipelines.registry.tracking import client
 from pipelines.retraining import started_from
-from pipelines.settings import TrainSettings
+from pipelines.settings import NAME, TrainSettings
 from pipelines.training.loop import TrainState
+from tests.pipelines.registry.test_succession import make_versions, promote_two
 
 
 def test_without_a_champion_it_is_the_model_in_the_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +24,15 @@ def test_without_a_champion_it_is_the_model_in_the_box(tmp_path: Path, monkeypat
     model = open_model(None)
     assert model.digest == open_model("box").digest
     assert not list(tmp_path.iterdir()), "looking for a champion must not make a registry"
+
+
+def test_a_champion_that_was_lost_is_not_replaced_by_it(mlflow_store: Path) -> None:
+    make_versions(NAME, 2)
+    assert open_model(None).digest == open_model("box").digest
+    promote_two(NAME)
+    client().delete_registered_model_alias(NAME, "champion")
+    with pytest.raises(UserError, match=r"no champion any more .*give the alias 'champion' to version 1.*--model"):
+        open_model(None)
 
 
 def test_it_is_small_and_says_what_it_may_be_used_for() -> None:
