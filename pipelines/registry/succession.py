@@ -136,6 +136,8 @@ def rollback(
                     f"{name}: version {old} became champion while version {bad} was to be rolled back: call again if "
                     f"version {old} is to go"
                 )
+            if old is None and (lost := lost_champion(name)):
+                raise UserError(lost)
             if old is None or new is None:
                 lacking = CHAMPION if old is None else PREVIOUS
                 raise UserError(f"Model {name!r} has no {lacking} version: there is nothing to go back to")

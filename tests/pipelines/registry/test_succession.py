@@ -135,6 +135,15 @@ def test_there_must_be_something_to_move(name: str) -> None:
     assert [line.turn.version for line in log(name)] == [1]
 
 
+def test_of_a_champion_that_was_lost_the_way_back_is_said(name: str) -> None:
+    promote_two(name)
+    tracking.client().delete_model_version(name, "2")
+    with pytest.raises(
+        UserError, match=r"no champion any more .*: give the alias 'champion' to version 1, the one before"
+    ):
+        rollback(name, "misses profiles", "ann")
+
+
 def test_of_one_version_under_both_aliases_there_is_no_way_back(name: str) -> None:
     promote_two(name)
     tracking.client().set_registered_model_alias(name, "champion", "1")
