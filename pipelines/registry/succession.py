@@ -11,12 +11,21 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal
 
+from mlflow import MlflowClient
+
 from pipelines.errors import UserError
 from pipelines.metrics_export import export_champion
 from pipelines.registry.ledger import DONE, Line, Move, Turn, find_ledger, open_ledger, plain
 from pipelines.registry.store import store_exists
 from pipelines.registry.tracking import connected
-from pipelines.registry.turns import PATIENCE_SECONDS, Waiting, finish_last, take_turn, was_rolled_back
+from pipelines.registry.turns import (
+    PATIENCE_SECONDS,
+    Waiting,
+    became_champion,
+    finish_last,
+    take_turn,
+    was_rolled_back,
+)
 from pipelines.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -130,7 +139,7 @@ def rollback(
                         "be champion again after all, give it the alias in MLflow's UI)"
                     )
                     return line
-            old, new = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+            old, new = aliases.get(CHAMPION), _before(mlflow, name, lines, aliases)
             if old != bad:
                 raise OvertakenError(
                     f"{name}: version {old} became champion while version {bad} was to be rolled back: call again if "
@@ -243,6 +252,17 @@ def show_champion(name: str, versions: Sequence[ModelVersion], lines: Sequence[L
     when = [line.turn.when for line in lines if line.done and line.turn.what == "promoted"]
     promoted = datetime.fromisoformat(when[-1]).timestamp() if when else None
     export_champion(name, best.version if best else None, best.tags if best else {}, promoted)
+
+
+def _before(mlflow: MlflowClient, name: str, lines: Sequence[Line], aliases: dict[str, int]) -> int | None:
+    """The champion before this one: `previous`; where a person moved `champion` alone, the one of the ledger."""
+    left = {move.alias: move.after for line in lines if line.done for move in line.turn.moves}
+    was, champion, previous = left.get(CHAMPION), aliases.get(CHAMPION), aliases.get(PREVIOUS)
+    if champion in (was, previous) or previous != left.get(PREVIOUS):
+        return previous
+    # One of a model that was deleted may have had its number.
+    known = {each.version for each in versions_of(mlflow, name) if became_champion(each)}
+    return was if was in known else previous
 
 
 def _moves(aliases: dict[str, int], after: dict[str, int | None], order: tuple[str, ...]) -> tuple[Move, ...]:

@@ -34,6 +34,7 @@ GIVEN_UP: Final = "given up"
 
 _PAUSE_SECONDS: Final = 0.5
 _SAID: Final = {"promoted": "promoted", "kept": "kept the champion", "undecided": "undecided"}
+_AGAIN: Final = "champion again"
 _MET: Final = {"promoted": "took over", "kept": "was kept out", "undecided": "undecided"}
 
 Waiting = Callable[[str], None]
@@ -80,6 +81,11 @@ def finish_last(ledger: Ledger, name: str, patience: float, on_wait: Waiting) ->
 def was_rolled_back(version: ModelVersion) -> bool:
     """As the last that was decided about it."""
     return version.tags.get(DECISION_TAG, "").startswith(ROLLED_BACK)
+
+
+def became_champion(version: ModelVersion) -> bool:
+    """As the last that was decided about it."""
+    return version.tags.get(DECISION_TAG, "").startswith((_SAID["promoted"], _AGAIN))
 
 
 def whoami() -> str:
@@ -172,7 +178,7 @@ def _tags(turn: Turn) -> dict[int, dict[str, str]]:
         new = next((move.after for move in turn.moves if move.alias == CHAMPION), None)
         tags = {turn.version: {DECISION_TAG: f"{ROLLED_BACK} to version {new}", **about}}
         if new is not None:
-            tags[new] = {DECISION_TAG: f"champion again after version {turn.version}", **about}
+            tags[new] = {DECISION_TAG: f"{_AGAIN} after version {turn.version}", **about}
         return tags
     own = {DECISION_TAG: _SAID[turn.what], **about, "msrrn.decision_run": turn.run, JUDGED_TAG: turn.judged}
     tags = {turn.version: own}

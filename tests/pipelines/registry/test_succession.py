@@ -135,6 +135,30 @@ def test_there_must_be_something_to_move(name: str) -> None:
     assert [line.turn.version for line in log(name)] == [1]
 
 
+def test_after_a_champion_by_hand_it_goes_back_to_the_one_before(name: str) -> None:
+    promote_two(name)
+    tracking.client().set_registered_model_alias(name, "champion", "3")
+    rollback(name, "misses profiles", "ann")
+    assert aliases(name) == {"champion": 2, "previous": 3}
+
+
+def test_a_previous_that_a_person_gave_is_the_one_to_go_back_to(name: str) -> None:
+    settle(name, "promoted", 2, None, "first", "me")
+    for alias, version in {"champion": "3", "previous": "1"}.items():
+        tracking.client().set_registered_model_alias(name, alias, version)
+    rollback(name, "misses profiles", "ann")
+    assert aliases(name) == {"champion": 1, "previous": 3}
+
+
+@pytest.mark.parametrize("said", ["rolled back to version 1", ""], ids=["rolled back", "of another model"])
+def test_after_a_champion_by_hand_it_goes_to_none_that_was_no_champion(name: str, said: str) -> None:
+    promote_two(name)
+    tracking.client().set_registered_model_alias(name, "champion", "3")
+    tracking.client().set_model_version_tag(name, "2", "msrrn.decision", said)
+    rollback(name, "misses profiles", "ann")
+    assert aliases(name) == {"champion": 1, "previous": 3}
+
+
 def test_of_a_champion_that_was_lost_the_way_back_is_said(name: str) -> None:
     promote_two(name)
     tracking.client().delete_model_version(name, "2")
