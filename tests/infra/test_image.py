@@ -140,6 +140,15 @@ def test_both_devices_are_built_by_one_file() -> None:
     assert "exit 2" in torch
 
 
+def test_every_extra_that_is_asked_for_is_one_of_its_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    optional = [each for extra in project["optional-dependencies"].values() for each in extra]
+    for wanted in map(Requirement, project["dependencies"] + optional):
+        if wanted.extras:  # pip only warns of one that is not there, and what was to come with it is missing
+            there = distribution(wanted.name).metadata.get_all("Provides-Extra") or []
+            assert {*map(canonicalize_name, wanted.extras)} <= {*map(canonicalize_name, there)}, wanted
+
+
 def test_constraints_name_everything_that_the_image_installs() -> None:
     known = {canonicalize_name(name): version for name, version in pins().items()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
