@@ -1,11 +1,16 @@
 """The compose files: their schema, and what an operator relies on."""
 
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from tests.infra.files import INFRA, UnsetError, compose, image_environment, pins, required_variables
+from tests.servers import wait_for
 
 SECRETS = {
     line.partition("=")[0]: f"secret-of-{line.partition('=')[0]}"
@@ -83,6 +88,33 @@ def test_services_are_watched_confined_and_start_in_order() -> None:
         for needed, condition in service.get("depends_on", {}).items():
             wanted = "service_completed_successfully" if needed == "deployments" else "service_healthy"
             assert condition == {"condition": wanted}, (name, needed)
+
+
+PREFECT = f"""#!{sys.executable}
+import pathlib, signal
+signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as Prefect's worker does
+pathlib.Path("started").touch()
+while True:
+    signal.pause()
+"""
+
+
+def test_a_worker_that_is_stopped_ends(tmp_path: Path) -> None:
+    for name, program in {"prefect": PREFECT, "ray": "#!/bin/sh\n", "grep": "#!/bin/sh\n"}.items():
+        (tmp_path / name).write_text(program)
+        (tmp_path / name).chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PATH", os.defpath)])
+    command = compose(SECRETS)["worker"]["command"]
+    worker = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PATH": path, "RAY_ADDRESS": "head"}, start_new_session=True
+    )
+    try:
+        wait_for((tmp_path / "started").exists)
+        worker.terminate()
+        worker.wait(60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
 
 
 def test_whatever_is_written_goes_to_a_volume_or_to_memory() -> None:
