@@ -48,8 +48,8 @@ def _train(commands: Commands) -> None:
             experiment = experiment or call.name
             if call.name not in (NAME, experiment):
                 raise UsageError(f"--resume goes on in the experiment {experiment}, as it began: leave --name out")
-        with epoch_progress(settings) as epoch:
-            trained = train_tracked(dataset, call.out, settings, call.workers, experiment, epoch, network)
+        with epoch_progress(settings) as (epoch, wait):
+            trained = train_tracked(dataset, call.out, settings, call.workers, experiment, epoch, network, wait)
         measured = {key: value for key, value in trained.card.metrics.items() if key != "protocol"}
         result = {"model": trained.artifact.url, "reused": trained.reused, **trained.history[-1], **measured}
         if call.json:

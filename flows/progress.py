@@ -104,8 +104,10 @@ def _lines(what: str) -> Iterator[Update]:
 
 
 @contextmanager
-def epoch_progress(settings: TrainSettings) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """Shows the epochs of a training, with loss and validation error."""
+def epoch_progress(
+    settings: TrainSettings,
+) -> Iterator[tuple[Callable[[Mapping[str, float]], None], Callable[[str], None]]]:
+    """Shows the epochs of a training, with loss and validation error; and what another does that is waited for."""
     with progress("training, epochs") as update:
 
         def epoch(metrics: Mapping[str, float]) -> None:
@@ -113,4 +115,7 @@ def epoch_progress(settings: TrainSettings) -> Iterator[Callable[[Mapping[str, f
             note = f"loss {metrics['loss']:.4f}" + (f"  val NRMSE IP {error:.2%}" if error else "")
             update(int(metrics["epoch"]), settings.epochs, note=note)
 
-        yield epoch
+        def wait(note: str) -> None:
+            update(0, settings.epochs, f"waiting for another run that trains this{note and f', {note}'}; epochs")
+
+        yield epoch, wait

@@ -83,8 +83,8 @@ def train_network(
     """A dataset → a model artifact, followed by MLflow."""
     settings, network = begun_from(init, settings, dataset, out)
     require_unseen(dataset, settings)
-    with epoch_progress(settings) as epoch:
-        trained = train_tracked(dataset, out, settings, workers, name, epoch, network)
+    with epoch_progress(settings) as (epoch, wait):
+        trained = train_tracked(dataset, out, settings, workers, name, epoch, network, wait)
     say(f"model {trained.artifact.url}" + (" (trained before: reused)" if trained.reused else ""))
     return trained
 

@@ -126,6 +126,7 @@ def train_tracked(
     name: str,
     progress: Callable[[Mapping[str, float]], None],
     init: MSRRN | None = None,
+    on_wait: Callable[[str], None] = lambda note: None,
 ) -> TrainedModel:
     """`train_model`, with an MLflow run of the experiment `name` that shows how it goes on.
 
@@ -144,7 +145,7 @@ def train_tracked(
                 tell(epoch)
                 progress(epoch.metrics)
 
-            trained = train_model(dataset, out, settings, workers, follow, init, name)
+            trained = train_model(dataset, out, settings, workers, follow, init, name, on_wait)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         with suppress(UserError):  # that MLflow cannot be told is not what went wrong

@@ -1,7 +1,7 @@
 """Runs of training that are not finished: what each was told, and where it is.
 
-`OUT/runs/NAME` holds `run.json` and the last checkpoint, `state.pt`; both go when the artifact is there. They are the
-same with Ray and without, and for any number of workers.
+`OUT/runs/NAME` holds `run.json` and the last checkpoint, `state.pt`, and the lease of who is at it; all go when the
+artifact is there. They are the same with Ray and without, and for any number of workers.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import UserError
+from pipelines.lease import LEASE
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.loop import TrainState
@@ -106,8 +107,8 @@ class Checkpoints:
         return True
 
     def finish(self) -> None:
-        """Removes what a finished run does not need; `run.json` last, so that a rest is found again."""
-        for key in (*(key for key in self.place.keys("") if key != RUN), RUN):
+        """What a finished run does not need goes: `run.json` after the rest, which is found by it; last its lease."""
+        for key in (*(key for key in self.place.keys("") if key not in (RUN, LEASE)), RUN, LEASE):
             self.place.delete(key)
         if folder := self.place.local_path():
             shutil.rmtree(folder, ignore_errors=True)  # empty folders, and what a killed process was writing

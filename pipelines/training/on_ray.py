@@ -89,8 +89,11 @@ def train_on_ray(
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 known = next((line for line in lines if "UserError: " in line), lines[-1])
                 raise UserError(f"training {name} failed: {known.rpartition('UserError: ')[2]}") from error
-    if not checkpoints.restore(state):
-        raise UserError(f"training {name} left no checkpoint at {checkpoints.place.url}; run it again with --debug")
+    if not checkpoints.restore(state) or state.epoch < settings.epochs:
+        # The latter where another took over meanwhile, and is not as far.
+        raise UserError(
+            f"training {name} left no last checkpoint at {checkpoints.place.url}; run it again with --debug"
+        )
     return state
 
 

@@ -7,7 +7,7 @@ artifact appears at `OUT/models/NAME`: the weights first, the card last.
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +23,14 @@ from msrrn.provenance import DatasetSettings, InitialWeights, Recipe, Training
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.errors import UsageError, UserError
+from pipelines.lease import LEASE, hold
 from pipelines.models import PHOTO_DIGITS
 from pipelines.outages import MissingError
 from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
 from pipelines.training.checkpoints import RUNS, Checkpoints, unfinished
-from pipelines.training.epochs import OnEpoch, epoch_done, interruptible
+from pipelines.training.epochs import Epoch, OnEpoch, epoch_done, interruptible
 from pipelines.training.loop import DivergedError, TrainState, train
 from pipelines.training.on_ray import train_on_ray
 from pipelines.training.validation import EpochMetrics, calibrate, lean, validate
@@ -96,12 +97,14 @@ def train_model(
     progress: OnEpoch = lambda epoch: None,
     init: MSRRN | None = None,
     experiment: str = NAME,
+    on_wait: Callable[[str], None] = lambda note: None,
 ) -> TrainedModel:
     """Trains on up to `workers` Ray workers (0: in this process), on GPUs if there are, or finds the artifact done.
 
     Every worker has an equal share of each batch, and on GPUs one of its own: so many work as that allows. `init` is
     the network that `settings.init` speaks of; a run that has a checkpoint does without it. `experiment` is noted
-    with the run, for `resumable`.
+    with the run, for `resumable`. Where another process is at this run, this one waits for it, with what it is doing
+    told to `on_wait` each second, and takes over when it is dead.
 
     Raises:
         UserError: the dataset is not finished or too small, training failed, or the artifact there is damaged.
@@ -118,30 +121,58 @@ def train_model(
     name = run_name(manifest, settings)
     artifact = _artifact(out, name)
     checkpoints = Checkpoints(Store(out).absolute().child(RUNS).child(name))
-    reused = artifact.exists(CARD)
-    if not reused:
-        if settings.init:
-            _start(checkpoints, settings, Loader(store, manifest, "train"), init)
-        checkpoints.begin(store, settings, experiment)
+    if artifact.exists(CARD):
+        checkpoints.finish()
+        return _trained(artifact, name, reused=True)
+    with hold(checkpoints.place, LEASE, on_wait) as lease:
+
+        def told(epoch: Epoch) -> None:
+            lease.note(f"epoch {int(epoch.metrics['epoch'])} of {settings.epochs}")
+            progress(epoch)
+
         try:
-            if workers == 0:
-                state = _train_here(store, manifest, settings, checkpoints, progress)
-            else:
-                state = train_on_ray(store, name, settings, workers, checkpoints, progress)
-        except DivergedError as error:
-            raise DivergedError(
-                f"{error}\nThe run is kept as it was before, at {checkpoints.place.url}: call again if it can have "
-                "been by chance, as on other hardware; else delete that"
-            ) from None
-        model = state.averaged.cpu()
-        _require_weights(model, checkpoints)
-        data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
-        model.lean.copy_(lean(model, data))
-        metrics = validate(model, val) | _seen(val, settings.init)
-        card = _card(model, calibrate(model, val), metrics, manifest, settings, data.photos())
-        _publish(artifact, model, card, state.history)
-    checkpoints.finish()
+            reused = artifact.exists(CARD)  # another may have made it while this one waited
+            if not reused:
+                state = _run(store, manifest, settings, workers, checkpoints, told, init, experiment)
+                model = state.averaged.cpu()
+                _require_weights(model, checkpoints)
+                data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
+                model.lean.copy_(lean(model, data))
+                metrics = validate(model, val) | _seen(val, settings.init)
+                card = _card(model, calibrate(model, val), metrics, manifest, settings, data.photos())
+                _publish(artifact, model, card, state.history)
+            checkpoints.finish()
+        except UserError:
+            # Who took over from one that was frozen may have finished, and removed what this one has worked on.
+            if not (lease.is_lost() and artifact.exists(CARD)):
+                raise
+            reused = True
     return _trained(artifact, name, reused)
+
+
+def _run(
+    store: Store,
+    manifest: Manifest,
+    settings: TrainSettings,
+    workers: int,
+    checkpoints: Checkpoints,
+    progress: OnEpoch,
+    init: MSRRN | None,
+    experiment: str,
+) -> TrainState:
+    """The training itself, from its last checkpoint to its last epoch."""
+    if settings.init:
+        _start(checkpoints, settings, Loader(store, manifest, "train"), init)
+    checkpoints.begin(store, settings, experiment)
+    try:
+        if workers == 0:
+            return _train_here(store, manifest, settings, checkpoints, progress)
+        return train_on_ray(store, run_name(manifest, settings), settings, workers, checkpoints, progress)
+    except DivergedError as error:
+        raise DivergedError(
+            f"{error}\nThe run is kept as it was before, at {checkpoints.place.url}: call again if it can have "
+            "been by chance, as on other hardware; else delete that"
+        ) from None
 
 
 def _start(checkpoints: Checkpoints, settings: TrainSettings, data: Loader, init: MSRRN | None) -> None:

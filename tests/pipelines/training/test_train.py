@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +274,52 @@ def test_a_licence_follows_the_weights(dataset: Dataset) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+def test_of_two_at_once_one_trains_and_the_other_says_what_it_waits_for(dataset: Dataset, tmp_path: Path) -> None:
+    """Each trained all of it, and the later found the checkpoint gone that the first one had removed at its end."""
+    begun, heard = threading.Event(), threading.Event()
+    notes: list[str] = []
+
+    def first(epoch: Epoch) -> None:
+        begun.set()
+        if epoch.metrics["epoch"] == QUICK.epochs:
+            assert heard.wait(60)
+
+    def wait(note: str) -> None:
+        notes.append(note)
+        if note:
+            heard.set()
+
+    def never(epoch: Epoch) -> None:
+        raise AssertionError("it trained, too")
+
+    with ThreadPoolExecutor() as pool:
+        one = pool.submit(train_model, dataset[0].url, str(tmp_path), QUICK, 0, first)
+        assert begun.wait(60)
+        other = train_model(dataset[0].url, str(tmp_path), QUICK, 0, never, on_wait=wait)
+        assert (one.result().reused, other.reused) == (False, True)
+    assert notes[-1] in ("epoch 1 of 2", "epoch 2 of 2")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_training_that_was_frozen_takes_the_model_of_who_took_over(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's workers may go on meanwhile; what they wrote is gone, as it is done."""
+    there = train_model(dataset[0].url, str(tmp_path / "elsewhere"), QUICK, 0)
+
+    def frozen(*told: Any) -> TrainState:
+        shutil.copytree(local(there), tmp_path / "models" / there.name)
+        shutil.rmtree(tmp_path / "runs")
+        raise UserError("it left no checkpoint")
+
+    monkeypatch.setattr(station, "train_on_ray", frozen)
+    trained = train_model(dataset[0].url, str(tmp_path), QUICK, 1)
+    assert trained.reused
+    assert trained.card == there.card
+
+
+@pytest.mark.usefixtures("tiny")
 def test_what_a_finished_run_left_behind_is_removed(dataset: Dataset, tmp_path: Path) -> None:
     """Killed between the card and the last deletion."""
     trained = train_model(dataset[0].url, str(tmp_path), QUICK, 0)
@@ -417,3 +465,18 @@ def _descendants() -> list[Any]:
         except psutil.Error:
             continue
     return found
+
+
+def test_a_training_on_ray_takes_no_other_checkpoint_for_its_end(
+    dataset: Dataset, tmp_path: Path, ray_of_two: int
+) -> None:
+    """As of who took over while this process was frozen, and is not as far."""
+    place = Store(f"{tmp_path}/runs/{run_name(dataset[1], SHARED)}")
+
+    def overtaken(epoch: Epoch) -> None:
+        if epoch.metrics["epoch"] == SHARED.epochs:
+            Checkpoints(place).write(TrainState(SHARED, np.zeros((68, 2), np.float32)))
+
+    with pytest.raises(UserError, match="left no last checkpoint"):
+        train_model(dataset[0].url, str(tmp_path), SHARED, ray_of_two, overtaken)
+    assert not (tmp_path / "models").exists()
