@@ -263,6 +263,8 @@ def _meeting(challenge: Challenge, model: Model, share: float) -> tuple[Pair, Ev
     known = any(model.saw(face.photo_sha256) for face in challenge.evaluation.faces)
     new = evaluated(challenge.model) if known or share != challenge.model.val_share else challenge.evaluation
     evaluation = evaluated(model)
+    if evaluation.faces_digest != new.faces_digest:
+        new = evaluated(challenge.model)  # photos came in, or went, since the challenger was evaluated
     return paired(new, evaluation), evaluation
 
 

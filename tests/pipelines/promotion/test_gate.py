@@ -330,6 +330,27 @@ def test_photos_that_one_of_them_was_trained_on_decide_nothing(
     assert judgement.decision.rows[0].faces == len(judgement.evaluation.faces)
 
 
+def test_photos_that_came_in_since_the_challenger_was_evaluated_are_judged_too(
+    artifacts: dict[str, str], sources: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retraining failed at its end, as an annotator had saved one more photo between two evaluations."""
+    monkeypatch.setattr(station, "evaluate", evaluate)  # what is remembered knows nothing of new photos
+    growing = tmp_path / "300w"
+    shutil.copytree(sources[0], growing)
+    pictures = sorted(growing.rglob("*.jpg"))
+    late = [path for path in growing.rglob("*") if path.is_file() and path.name.startswith(pictures[0].stem)]
+    for path in late:
+        path.rename(tmp_path / path.name)
+    pass_gate(challenge(artifacts["bad"], [str(growing)], "growing"))
+    given = challenge(artifacts["good"], [str(growing)], "growing")
+    for path in late:
+        (tmp_path / path.name).rename(path)
+    decision, judgement = pass_gate(given)
+    assert decision.promote
+    assert judgement.evaluation is not None
+    assert decision.rows[0].faces == len(judgement.evaluation.faces) > len(given.evaluation.faces)
+
+
 def test_the_smaller_share_holds_out_what_neither_was_trained_on(
     artifacts: dict[str, str], sources: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
