@@ -105,6 +105,31 @@ def test_a_process_id_that_is_used_again_is_not_the_holder(tmp_path: Path) -> No
     assert store.keys() == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere psutil does not read /proc")
+def test_a_clock_that_is_set_makes_no_holder_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With psutil before 7.1 who waited took a living holder for dead: it remembers when the machine was started."""
+    proc = tmp_path / "proc"
+    proc.mkdir()
+    (proc / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
+
+    def set_clock(started: int) -> None:
+        (proc / "stat").write_text(f"btime {started}\n")
+
+    clocks = iter((1_700_000_000, 1_700_003_600, 1_699_990_000))
+
+    def wait(note: str) -> None:
+        try:
+            set_clock(next(clocks))
+        except StopIteration:
+            raise WaitedError from None
+
+    wait("")
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(proc))
+    store = Store(str(tmp_path / "place"))
+    with hold(store, KEY, _give_up), pytest.raises(WaitedError), hold(store, KEY, wait, beat=BEAT):
+        pass
+
+
 def test_a_frozen_holder_is_taken_over_and_notices(store: Store, holder: subprocess.Popen[str]) -> None:
     holder.send_signal(signal.SIGSTOP)
     notes: list[str] = []
