@@ -149,8 +149,11 @@ def log_text(lines: "Mapping[str, Sequence[Line]]") -> str:
     """The ledger of every model, a line a decision, oldest first."""
     rows = []
     for name, each in lines.items():
-        for line in each:
+        for before, line in zip([None, *each], each, strict=False):
             turn = line.turn
+            if before and before.done and turn.champion != before.turn.champion_after:
+                moved = f"champion from version {before.turn.champion_after} to {turn.champion}"
+                rows.append((name, "", "", "moved by hand", "", "", moved))
             decision = f"{turn.what}, version {turn.version}"
             rows.append((name, str(line.number), turn.when, decision, turn.who, line.end or "", turn.reason))
     columns = ("model", "turn", "when", "decision", "who", "ended", "reason")

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.errors import UserError
 from pipelines.registry.tracking import KEY_TAG, artifact_location
+from pipelines.registry.versions import CHAMPION
 
 DONE: Final = "done"
 _KEY: Final = "ledger"
@@ -68,6 +69,11 @@ class Turn(BaseModel):
     """digest of what was judged: champion, faces and thresholds"""
     token: str = Field(default_factory=lambda: secrets.token_hex(8))
     """no two turns are the same text"""
+
+    @property
+    def champion_after(self) -> int | None:
+        """Who is champion once it is done."""
+        return next((move.after for move in self.moves if move.alias == CHAMPION), self.champion)
 
 
 class Line(BaseModel):

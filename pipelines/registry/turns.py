@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from pipelines.errors import UserError
 from pipelines.registry.ledger import DONE, Ledger, Line, Move, Turn
 from pipelines.registry.tracking import sent_once
-from pipelines.registry.versions import CHAMPION, ROLLED_BACK, ModelVersion, aliases_of, versions_of
+from pipelines.registry.versions import ROLLED_BACK, ModelVersion, aliases_of, versions_of
 
 HOLD_SECONDS: Final = 15.0
 """For how long a process may write aliases and tags after it wrote its turn down."""
@@ -175,7 +175,7 @@ def _tags(turn: Turn) -> dict[int, dict[str, str]]:
     """What is said of a turn on the versions that it concerns."""
     about = _about(turn)
     if turn.what == "rolled back":
-        new = next((move.after for move in turn.moves if move.alias == CHAMPION), None)
+        new = turn.champion_after
         tags = {turn.version: {DECISION_TAG: f"{ROLLED_BACK} to version {new}", **about}}
         if new is not None:
             tags[new] = {DECISION_TAG: f"{_AGAIN} after version {turn.version}", **about}

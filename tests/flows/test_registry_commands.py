@@ -16,10 +16,10 @@ from pipelines.promotion import gate as station
 from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import Judgement
 from pipelines.promotion.reconcile import reconcile
-from pipelines.registry.succession import log
+from pipelines.registry.succession import log, rollback
 from pipelines.registry.tracking import client
 from pipelines.registry.versions import ModelVersion, champion, names
-from tests.pipelines.registry.test_succession import crashed, make_versions
+from tests.pipelines.registry.test_succession import crashed, make_versions, promote_two
 
 LENIENT = ("--gate-least-faces", "2", "--gate-bias", "1000", "--gate-rank-loss", "2", "--gate-slower", "1000")
 
@@ -64,6 +64,19 @@ def test_a_registry_from_the_first_model_to_a_rollback(
     assert [line["turn"]["what"] for line in lines] == ["promoted", "promoted", "rolled back"]
     assert main(["models", "--name", "told", "--json"]) == 0
     assert [each["aliases"] for each in json.loads(capsys.readouterr().out)] == [["previous"], ["champion"]]
+
+
+def test_the_log_tells_of_a_champion_that_a_person_gave(capsys: pytest.CaptureFixture[str]) -> None:
+    make_versions("given", 3)
+    promote_two("given")
+    client().set_registered_model_alias("given", "champion", "3")
+    rollback("given", "misses profiles", "ann")
+    rollback("given", "no, it does not", "ann")
+    assert main(["models", "--log", "--name", "given"]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    by_hand = [number for number, row in enumerate(rows) if "moved by hand" in row]
+    assert by_hand == [2]
+    assert "champion from version 2 to 3" in rows[2]
 
 
 def test_a_version_is_judged_where_it_was_registered(
