@@ -75,10 +75,15 @@ def start_ray(workers: int) -> None:
 
 @contextmanager
 def _ended_as_before() -> Iterator[None]:
-    """Keeps what SIGTERM does: Ray answers it with its stack, and aborts in the midst of what is cleaned up then."""
+    """Keeps what SIGTERM does: Ray answers it with its stack, and aborts in the midst of what is cleaned up then; or,
+    while it starts, with an exit of its own."""
     before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
         yield
+    except SystemExit:
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)

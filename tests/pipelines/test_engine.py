@@ -142,6 +142,21 @@ os.kill(os.getpid(), signal.SIGTERM)
     assert (done.returncode, done.stderr) == (1, "tidied up\n")
 
 
+def test_sigterm_does_what_it_did_before_while_ray_is_started() -> None:
+    program = """
+import os, signal, sys
+from pipelines.engine import start_ray
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("tidied up"))
+def as_it_starts(event, _):
+    if event == "subprocess.Popen":
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.addaudithook(as_it_starts)
+start_ray(1)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (1, "tidied up\n")
+
+
 def test_what_a_signal_raises_arrives_as_it_is(ray_of_two: int, tmp_path: Path) -> None:
     class CancelledError(BaseException):
         pass
