@@ -17,6 +17,7 @@ from pipelines.evaluation.results import Evaluation, FaceResult, photo_of, seen_
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.page import Page
 from pipelines.promotion.decision import Decision
+from pipelines.showable import counted
 from pipelines.storage import Store
 from pipelines.training.train import TrainedModel
 
@@ -71,11 +72,12 @@ def _dataset_section(page: Page, manifest: Manifest) -> None:
             ("Faces given", str(counts["faces_in"])),
             (
                 "For training",
-                f"{counts['train']} faces, {counts['rows'] - counts['val']} samples with copies",
+                f"{counted(counts['train'], 'face')}, "
+                f"{counted(counts['rows'] - counts['val'], 'sample')} with copies",
             ),
-            ("For validation", f"{counts['val']} faces, not augmented"),
+            ("For validation", f"{counted(counts['val'], 'face')}, not augmented"),
             ("Left out", str(counts["left_out"])),
-            ("Not found by the detector", f"{manifest.missed} faces, boxed from their annotation"),
+            ("Not found by the detector", f"{counted(manifest.missed, 'face')}, boxed from the annotation"),
             ("Split", "by photo (its SHA-256), before augmentation"),
         ]
     )
@@ -181,8 +183,8 @@ def _face(face: FaceResult) -> Picture | None:
 def _annotation_section(page: Page, summary: Summary, annotations: Annotations) -> None:
     page.section(
         "Annotated archive",
-        f"{summary.images} pictures = {summary.annotated} annotated + {summary.no_face} without a face "
-        f"+ {summary.quarantined} quarantined; {summary.faces} faces. Model {summary.model}. "
+        f"{counted(summary.images, 'picture')} = {summary.annotated} annotated + {summary.no_face} without a face "
+        f"+ {summary.quarantined} quarantined; {counted(summary.faces, 'face')}. Model {summary.model}. "
         f"More of them: {'/'.join(annotations.store.url.split('/')[-2:])}/{PAGE}.",
     )
     columns = ["uri", "reason", "message"]

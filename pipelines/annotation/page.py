@@ -98,7 +98,7 @@ def _failures(page: Page, summary: Summary, found: Survey) -> None:
 def _faces(page: Page, found: Survey, tiles: Tiles) -> None:
     page.section("Faces", f"As they are in the pictures, with the landmarks that were found.{_unread(found, tiles)}")
     if random := [tiles[key] for key in sorted(tiles) if key[0] == "random"]:
-        words = f"{len(random)} faces, drawn by the digest of their picture, copies of one once."
+        words = f"{counted(len(random), 'face')}, drawn by the digest of their picture, copies of one once."
         page.picture(to_jpeg(contact_sheet(random, COLUMNS)), words, "Some faces with their landmarks")
     doubtful = [
         (to_jpeg(tiles["doubtful", place]), f"{shown.faces[0].confidence:.2f}: {shown.uri}")

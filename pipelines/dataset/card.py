@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipelines.checks import CHECKS
 from pipelines.dataset.manifest import Manifest
-from pipelines.showable import showable
+from pipelines.showable import counted, showable
 
 CARD: Final = "README.md"
 
@@ -35,7 +35,7 @@ _ENVIRONMENT: Final = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_ENVIRONMENT.filters["plain"] = _plain
+_ENVIRONMENT.filters |= {"plain": _plain, "counted": counted}
 _TEMPLATE: Final = _ENVIRONMENT.get_template("dataset/card.md.j2")
 
 

@@ -12,6 +12,7 @@ from pipelines.decoding import Limits, Undecodable, decode
 from pipelines.drawing import Picture, contact_sheet, photo_tile, to_jpeg
 from pipelines.figures import binned_figure
 from pipelines.page import Page
+from pipelines.showable import counted
 from pipelines.storage import Store
 
 PAGE: Final = "index.html"
@@ -41,8 +42,9 @@ def dataset_page(
     counts = manifest.counts
     page = Page(
         f"Dataset {manifest.name}",
-        f"{counts['train']} faces to train on and {counts['val']} to validate, from {counts['photos']} photographs, "
-        f"in {counts['rows']} samples. {counts['left_out']} inputs were left out.",
+        f"{counted(counts['train'], 'face')} to train on and {counts['val']} to validate, from "
+        f"{counted(counts['photos'], 'photograph')}, in {counted(counts['rows'], 'sample')}. "
+        f"{counted(counts['left_out'], 'input')} left out.",
     )
     pictures = tiles(dataset.parent, chain.from_iterable(found.chosen.values()))
     _totals(page, manifest)
@@ -60,8 +62,12 @@ def _totals(page: Page, manifest: Manifest) -> None:
     page.facts(
         [
             ("Faces given", f"{counts['faces_in']} = train + validation + left out"),
-            ("For training", f"{counts['train']} faces, {counts['rows'] - counts['val']} samples with copies"),
-            ("For validation", f"{counts['val']} faces, not augmented"),
+            (
+                "For training",
+                f"{counted(counts['train'], 'face')}, "
+                f"{counted(counts['rows'] - counts['val'], 'sample')} with copies",
+            ),
+            ("For validation", f"{counted(counts['val'], 'face')}, not augmented"),
             ("Left out", str(counts["left_out"])),
             (
                 "Boxes",
@@ -133,7 +139,7 @@ def _sheets(page: Page, found: Survey, pictures: dict[str, Picture]) -> None:
     for kind, of in (("train", "training"), ("val", "validation")):
         if faces := found.chosen[kind]:
             sheet = contact_sheet([pictures[face.row["face_id"]] for face in faces], COLUMNS)
-            words = f"{len(faces)} {of} faces, drawn by their digest."
+            words = f"{counted(len(faces), f'{of} face')}, drawn by their digest."
             page.picture(to_jpeg(sheet), words, f"Some {of} faces")
     hardest: list[tuple[str, str, Callable[[Face], str]]] = [
         (

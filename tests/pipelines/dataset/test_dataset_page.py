@@ -14,6 +14,7 @@ from pipelines.dataset.faces import MEASURES, SHOWN, copies, survey, tiles
 from pipelines.dataset.manifest import CheckResult, LeftOut, Manifest
 from pipelines.dataset.page import REJECTED, REJECTED_TRIES, dataset_page
 from pipelines.dataset.shards import SCHEMA
+from pipelines.showable import counted
 from pipelines.storage import Store
 from tests.factories import SETTINGS, picture
 from tests.pipelines.test_page import HOSTILE, Document
@@ -172,7 +173,15 @@ def test_the_card_tells_what_the_manifest_says(dataset: Dataset) -> None:
     for line in ("| seed | 0 |", "| augmentation.copies | 3 |", r"| test\_split | 2 |"):
         assert line in card
     assert "No check found anything." in dataset_card(rejecting(dataset, [], checks=[]))
-    assert f"It missed {manifest.missed} faces" in card
+    assert f"It missed {counted(manifest.missed, 'face')}" in card
+
+
+def test_one_face_is_no_faces(dataset: Dataset) -> None:
+    counts = dict.fromkeys(dataset[1].counts, 1) | {"rows": 2}
+    manifest = rejecting(dataset, [LeftOut(uri="a", reason="syntax", message="m")], counts=counts, missed=1)
+    for text in (Document(page_of(dataset[0], manifest)).text, dataset_card(manifest)):
+        assert "1 face to train on and 1 to validate, from 1 photograph" in text
+        assert not re.search(r"\b1 (training |validation )?(faces|photographs|samples|inputs)\b", text)
 
 
 def test_names_in_the_card_stay_text(dataset: Dataset) -> None:
