@@ -72,11 +72,16 @@ def client() -> MlflowClient:
 def reaching_mlflow() -> Iterator[None]:
     """Turns what MLflow raises (unreachable, refused, no such thing, a full disk) into a `UserError` of one line.
 
-    Where no server answers it is an `OutageError`.
+    Where no server answers, or one with nothing but errors of its own, it is an `OutageError`.
     """
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        if "too many 500 error responses" in str(error):
+            raise OutageError(
+                f"The MLflow server at {shown_uri()} answers 500 again and again: its own log says why, as that its "
+                "disk is full"
+            ) from None
         if re.search("Max retries exceeded|Connection refused|timed out", str(error)):
             raise OutageError(
                 f"No MLflow server answers at {shown_uri()}: start it, or correct MLFLOW_TRACKING_URI"

@@ -1,8 +1,10 @@
 import math
 import os
 import shutil
+import threading
 import traceback
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +266,29 @@ def test_says_when_the_store_cannot_be_used(
         fetch("models:/three/1")
     assert "secret" not in "".join(traceback.format_exception(caught.value))
     assert isinstance(caught.value, OutageError) == ("No MLflow server" in message)
+
+
+def test_a_server_that_fails_is_not_said_to_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does whose disk is full."""
+
+    class Failing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(500)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        try:
+            with pytest.raises(OutageError, match=r"^The MLflow server at .* answers 500 again and again"):
+                fetch("models:/three/1")
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_cache_that_cannot_be_written_is_not_put_down_to_mlflow(
