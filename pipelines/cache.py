@@ -68,7 +68,7 @@ def compiled_once(
 ) -> T:
     """Takes up what `compile_` makes of a network's file by `msrrn.openvino.compiled`, for machines like this one.
 
-    Compiling takes a worker longer than all else that it begins with.
+    `precision` is what both are told. Compiling takes a worker longer than all else that it begins with.
     """
     name = hashlib.sha256(compiled_for(precision).encode() + data).hexdigest()
     return remembered("compiled", name[:32], lambda: compile_(data), take_up)
