@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test line lint lock clean
+.PHONY: help install demo test line search lint lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -32,6 +32,9 @@ test: lint ## environment, linter, type checker, tests
 
 line: $(INSTALLED) ## the whole line on real servers, while they die: some minutes
 	$(BIN)/python -m pytest -m line
+
+search: $(INSTALLED) ## the property tests with more and other examples than `make test`: two minutes
+	$(BIN)/python -m pytest -n 4 --dist loadgroup -m "hypothesis and not line" --hypothesis-profile search
 
 lock: $(INSTALLED) ## write down the versions that are installed, and keep what prefect needs from Python 3.13 on
 	{ $(BIN)/python -m pip freeze --exclude-editable | grep -v ^whenever= | sed 's/+cpu//; s/ @ .*//'; \

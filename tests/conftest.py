@@ -41,9 +41,12 @@ os.environ.update(RAY_worker_niceness="0")
 # What a script starts in the background has it ignored, and so would all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes tells of the machine, and of what else it does, not of the code.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+# How long an example takes tells of the machine, and of what else it does, not of the code. The same code has the
+# same examples, so that a change does not fail for what was there before; `make search` looks for others.
+anywhere = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", anywhere, derandomize=True)
+settings.register_profile("search", anywhere, max_examples=1000)
+settings.load_profile("repeatable")
 
 TOGETHER: Final = {
     # Each network takes half a minute to export.
