@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from msrrn.geometry import Similarity
 from pipelines.errors import UnusableInput
@@ -208,6 +209,8 @@ def _imdecode(data: bytes, flags: int) -> NDArray[np.uint8] | None:
 
 def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
     """(H, W, 3), upright; loading a TIFF turns it, for the others `exif_transpose` does."""
+    if isinstance(image, TiffImageFile):
+        _tell_depth_of_planes(image)
     image.load()
     upright = ImageOps.exif_transpose(image)
     # A PGM of more than 8 bits is opened as one of 32, with its white at that of 16.
@@ -219,6 +222,17 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
     if upright.mode in {"I", "F"}:
         raise Undecodable("not_an_image", "samples of 32 bits have no defined white: convert to 8 or 16 bits")
     return np.array(upright.convert("RGB"), np.uint8)
+
+
+def _tell_depth_of_planes(tiff: TiffImageFile) -> None:
+    """Pillow takes uncompressed planes of 16 bits a sample for such of 8, and shows other pixels."""
+    tags = tiff.tag_v2
+    if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and 16 in tags.get(ExifTags.Base.BitsPerSample, ()):
+        order = "L" if tags.prefix == b"II" else "B"
+        for place, tile in enumerate(tiff.tile):
+            if tile.codec_name == "raw" and isinstance(tile.args, tuple):
+                band, *rest = tile.args
+                tiff.tile[place] = tile._replace(args=(f"{band};16{order}", *rest))
 
 
 def _is_preview(tiff: Image.Image, data: bytes) -> bool:

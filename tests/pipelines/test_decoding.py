@@ -132,6 +132,26 @@ def test_colour_of_16_bits(kind: str) -> None:
     np.testing.assert_allclose(decode(encoded.tobytes()).rgb.astype(int), SCENE, atol=1)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bands", [3, 4])
+def test_a_tiff_of_16_bits_with_a_plane_for_each_colour(bands: int, order: str) -> None:
+    deep = np.dstack([SCENE.astype(np.uint16) * 257, np.full((HEIGHT, WIDTH, bands - 3), 65535, np.uint16)])
+    planes = deep.transpose(2, 0, 1).astype(f"{order}u2").tobytes()
+    values = {256: [WIDTH], 257: [HEIGHT], 258: [16] * bands, 259: [1], 262: [2]}
+    values |= {273: [8 + band * len(planes) // bands for band in range(bands)], 277: [bands], 278: [HEIGHT]}
+    values |= {279: [len(planes) // bands] * bands, 284: [2]} | ({338: [2]} if bands == 4 else {})
+    entries, lists, place = b"", b"", 8 + len(planes)
+    for tag, numbers in values.items():
+        packed = struct.pack(f"{order}{len(numbers)}L", *numbers)
+        if len(numbers) > 1:
+            lists, packed = lists + packed, struct.pack(f"{order}L", place + len(lists))
+        entries += struct.pack(f"{order}2HL", tag, 4, len(numbers)) + packed
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", place + len(lists))
+    count, end = struct.pack(f"{order}H", len(values)), struct.pack(f"{order}L", 0)
+    tiff = header + planes + lists + count + entries + end
+    np.testing.assert_allclose(decode(tiff).rgb.astype(int), SCENE, atol=1)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 def test_alpha_is_dropped_and_the_colours_stay(kind: str) -> None:
     alpha = np.full((HEIGHT, WIDTH), 40, np.uint8)
