@@ -55,7 +55,7 @@ class Tar:
                     return
                 place = member.offset_data
                 tar.members.clear()  # type: ignore[attr-defined]  # or it holds every member of a large archive
-                if member.isdir():
+                if member.isdir() or _is_told_again(member):
                     continue
                 problem = ""
                 if member.islnk() and is_safe(member.name) and is_safe(member.linkname):
@@ -103,6 +103,11 @@ class Tar:
 
     def _lost(self, offset: int, problem: str) -> Input:
         return Input(TAIL, "", offset, 0, 0, "", self._broken(problem))
+
+
+def _is_told_again(member: tarfile.TarInfo) -> bool:
+    """Whether it stands for a file that `tar` was told to pack once more: a link to its own name."""
+    return member.islnk() and normal(member.linkname) == normal(member.name)
 
 
 class _TooLong(Exception):  # noqa: N818 - becomes the row of a broken tail

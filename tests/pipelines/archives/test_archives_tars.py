@@ -137,6 +137,13 @@ def test_another_name_of_a_member_says_so(tmp_path: Path) -> None:
     assert _read(tmp_path, tar(first, second)) == [("a.jpg", b"a"), ("b.jpg", "hard_link")]
 
 
+def test_a_file_that_was_packed_twice_is_one_picture(tmp_path: Path) -> None:
+    """What `tar cf all.tar . a.jpg` makes."""
+    first, second = member("./a.jpg", b"a"), member("a.jpg", b"", tarfile.LNKTYPE)
+    second[0].linkname = "./a.jpg"
+    assert _read(tmp_path, tar(first, second, member("b.jpg", b"b"))) == [("a.jpg", b"a"), ("b.jpg", b"b")]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tar_that_ends_inside_a_member(tmp_path: Path, kind: str) -> None:
     whole = tar(member("a.jpg", b"a" * 600), member("b.jpg", b"b" * 600), style=tarfile.USTAR_FORMAT)
