@@ -37,7 +37,8 @@ _HEADINGS: Final = frozenset(
      "img", "imgpath", "picture", "photo", "key", "name"}
 )  # fmt: skip
 """Without case, blanks, `_` and `-`."""
-_URI: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_URI: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/")
+"""Java writes the URI of a file with one slash."""
 
 
 def list_entries(store: Store, name: str) -> Iterator[Input]:
