@@ -35,7 +35,8 @@ _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_END: Final = b"\xff\xd9"
-_SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", b"II*\0", b"MM\0*", b"GIF8")
+_TIFF_STARTS: Final = (b"II*\0", b"MM\0*")
+_SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8")
 _HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF_BRANDS: Final = {b"avif", b"avis"}
 _COLOUR: Final = {
@@ -55,6 +56,7 @@ _FROM_THE_RIGHT: Final = {2, 3, 6, 7}
 """Orientations in which x of the upright image counts from the far end of a stored axis."""
 _FROM_BELOW: Final = {3, 4, 7, 8}
 _RAW: Final = "a camera's raw file, of which only a preview can be read: develop it, or convert it to JPEG"
+_UNKNOWN_TIFF: Final = "the header is damaged, or its samples are of a kind that is not read: convert to 8 or 16 bits"
 _CUT: Final = "the picture ends before its last pixel"
 _PNG_EXIF_MARKS: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
@@ -274,7 +276,7 @@ def _explained(error: Exception, data: bytes) -> Undecodable:
     if ends or len(data) < webp_end:
         return Undecodable("truncated", _CUT)
     if isinstance(error, UnidentifiedImageError):
-        return Undecodable("corrupt", "the header is damaged")
+        return Undecodable("corrupt", _UNKNOWN_TIFF if data.startswith(_TIFF_STARTS) else "the header is damaged")
     return Undecodable("corrupt", text)
 
 

@@ -125,6 +125,12 @@ def test_the_preview_of_a_raw_file_is_no_picture(tags: dict[int, object]) -> Non
         decode(picture(SCENE, "TIFF", tiffinfo=tags))
 
 
+def test_samples_of_an_unknown_kind_are_no_damage_for_sure() -> None:
+    _, encoded = cv2.imencode(".tiff", SCENE.astype(np.float32))
+    with pytest.raises(Undecodable, match="kind that is not read: convert"):
+        decode(encoded.tobytes())
+
+
 @pytest.mark.parametrize("kind", [".png", ".tiff"])
 def test_colour_of_16_bits(kind: str) -> None:
     deep = SCENE.astype(np.uint16) * 257
