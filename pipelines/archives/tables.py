@@ -144,7 +144,9 @@ class Table:
         try:
             for batch in self._table.iter_batches(_ROWS_LISTED, columns=[column], use_threads=False):
                 names = batch.column(0) if key else batch.column(0).field("path")
-                if pt.is_string(names.type) or pt.is_large_string(names.type):
+                if pt.is_dictionary(names.type):
+                    names = names.dictionary_decode()
+                if not pt.is_integer(names.type):
                     names = names.cast(pa.large_binary())  # they may be no UTF-8
                 yield from names.to_pylist()
                 named += len(names)
@@ -194,7 +196,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_name(kind: pa.DataType) -> bool:
-    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_integer(kind))
+    value = kind.value_type if pt.is_dictionary(kind) else kind  # pandas and polars write categories so
+    return bool(pt.is_string(value) or pt.is_large_string(value) or pt.is_string_view(value) or pt.is_integer(value))
 
 
 def _rank(name: str) -> int:

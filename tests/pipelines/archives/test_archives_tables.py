@@ -84,6 +84,9 @@ def test_names_of_rows(tmp_path: Path) -> None:
     struct = [{"bytes": picture, "path": path} for picture, path in zip(data, ["a.jpg", None, "c.jpg"], strict=True)]
     assert uris({"image": struct}, image=HF) == ["a.jpg", ones[1], "c.jpg"]
     assert uris({"image": struct, "file_name": ["x", "y", "z"]}, image=HF) == ["x", "y", "z"]
+    category = pa.dictionary(pa.int8(), pa.string())
+    assert uris({"image": data, "path": ["a.jpg", None, "c.jpg"]}, path=category) == ["a.jpg", ones[1], "c.jpg"]
+    assert uris({"image": data, "path": ["a.jpg", "b.jpg", "ä.jpg"]}, path=pa.string_view())[2] == "ä.jpg"
 
 
 def test_the_column_is_found(tmp_path: Path) -> None:
