@@ -93,7 +93,7 @@ def rehearsal_text(rehearsal: "Rehearsal", model: str, workers: int) -> str:
 
     lines = [
         f"{counted(rehearsal.pictures, 'picture')}, {rehearsal.bytes / 1e9:.2f} GB ({listed(rehearsal.suffixes)}); "
-        f"{rehearsal.ignored} files are ignored, hidden or by their names no pictures",
+        f"{counted(rehearsal.ignored, 'file')} ignored, hidden or by their names no pictures",
         *([f"{rehearsal.to_do} of them are left to be done"] if rehearsal.begun else []),
         f"unusable as listed: {listed(rehearsal.unusable)}",
         f"of {rehearsal.looked_at} drawn at random: {listed(rehearsal.statuses)}; {counted(rehearsal.faces, 'face')} "
@@ -106,8 +106,8 @@ def rehearsal_text(rehearsal: "Rehearsal", model: str, workers: int) -> str:
 
 def _duration(hours: float) -> str:
     if hours < 1 / 60:
-        return f"{max(1, round(3600 * hours))} seconds"
-    return f"{round(60 * hours)} minutes" if hours < 2 else f"{hours:.1f} hours"
+        return counted(max(1, round(3600 * hours)), "second")
+    return counted(round(60 * hours), "minute") if hours < 2 else f"{hours:.1f} hours"
 
 
 def rows_text(rows: Sequence[Mapping[str, Any]]) -> str:

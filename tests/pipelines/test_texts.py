@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
+from pipelines.annotation.rehearsal import Rehearsal
 from pipelines.dataset.manifest import LeftOut
-from pipelines.texts import evaluation_text, rows_text
+from pipelines.texts import evaluation_text, rehearsal_text, rows_text
 from tests.pipelines.judged import judged, judged_face
 
 
@@ -26,3 +29,21 @@ def test_nothing_that_others_wrote_is_an_order_to_the_terminal() -> None:
     assert "\x1b" not in said
     assert r"\x1b[2Jred" in said
     assert r"\x1b]0;mine\x07 in float32" in said
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"), [(0, "1 second."), (0.01, "36 seconds"), (0.017, "1 minute."), (3, "3.0 h")]
+)
+def test_what_a_run_would_take_is_said_in_plain_words(hours: float, said: str) -> None:
+    counts = {"pictures": 9, "begun": False, "to_do": 9, "bytes": 1, "ignored": 1, "looked_at": 9, "faces": 1}
+    found = {
+        "suffixes": {},
+        "unusable": {},
+        "statuses": {},
+        "reasons": {},
+        "seconds_per_picture": 0.1,
+        "hours": hours,
+    }
+    text = rehearsal_text(Rehearsal.model_validate(counts | found), "msrrn", 1)
+    assert f"would take some {said}" in text
+    assert "; 1 file ignored, " in text
