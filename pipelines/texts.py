@@ -129,7 +129,7 @@ def models_text(versions: "Sequence[ModelVersion]") -> str:
 
 
 def drift_text(report: "DriftReport") -> str:
-    """A line for each feature, and the notes."""
+    """A line for each feature, and the notes: of features that have the same one, it is there once."""
     rows = [
         (
             feature.name,
@@ -142,7 +142,8 @@ def drift_text(report: "DriftReport") -> str:
         for feature in report.features
     ]
     table = _rendered(("feature", "verdict", "compared with", "there", "now", "PSI", "KS"), rows)
-    return "\n".join([table, *report.notes])
+    notes = dict.fromkeys(f"{feature.verdict}: {feature.note}" for feature in report.features if feature.note)
+    return "\n".join([table, *notes, *report.notes])
 
 
 def log_text(lines: "Mapping[str, Sequence[Line]]") -> str:

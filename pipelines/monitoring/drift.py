@@ -31,7 +31,10 @@ OUTCOMES: Final = "outcomes"
 ALIKE: Final = ("model_sha256", "detector", "min_face", "max_faces", "min_score", "any_rotation")
 """What runs must have in common, so that a difference is one of their pictures."""
 
-NO_REFERENCE: Final = "there is no older run of this model and these settings to compare with"
+NO_REFERENCE: Final = (
+    "there is no older run of this model and these settings to compare with (--reference), and no dataset that tells "
+    "of this (--dataset)"
+)
 
 
 class FeatureDrift(Difference):

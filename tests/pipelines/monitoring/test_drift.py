@@ -303,6 +303,9 @@ def test_the_command_says_what_drifted_and_exits_with_1(
     assert [feature["name"] for feature in printed["features"] if feature["verdict"] == "drifted"] == ["brightness"]
     assert main([*call, str(place / "bright"), "--psi-alarm", "9", "--ks-alarm", "1", "--least", "5"]) == 0
     assert "brightness         warning" in capsys.readouterr().out
+    assert main(["monitor", "--out", str(tmp_path), "--runs", str(place / "bright")]) == 0
+    said = capsys.readouterr().out
+    assert said.count("unknown: there is no older run of this model and these settings to compare with") == 1
     with pytest.raises(SystemExit):
         main([*call[:-1]])
     assert main([*call, str(place / "bright"), "--bins", "1"]) == 2
