@@ -84,7 +84,10 @@ def require_model(mlflow: MlflowClient, name: str, or_none: bool = False) -> Non
         return
     others = ", ".join(_names(mlflow))
     if others or not or_none:
-        raise UserError(f"No model {name!r} is registered at {shown_uri()}; there is {others or 'none yet'}")
+        there = others or (
+            "none yet: `msrrn retrain` or `msrrn promote` registers one; MLFLOW_TRACKING_URI names another registry"
+        )
+        raise UserError(f"No model {name!r} is registered at {shown_uri()}; there is {there}")
 
 
 def find_version(mlflow: MlflowClient, name: str, version: int) -> ModelVersion:

@@ -124,8 +124,8 @@ def unfinished(out: str, name: str = "") -> tuple[str, Told]:
     names = [key.removesuffix(f"/{RUN}") for key in runs.keys("") if key.endswith(f"/{RUN}")]
     chosen = [each for each in names if name in ("", each)]
     if not chosen:
-        others = f"; unfinished there: {', '.join(names)}" if names else ""
-        raise UserError(f"{runs.url}: no unfinished run{f' {name}' if name else ''} to go on with{others}")
+        there = f"unfinished there: {', '.join(names)}" if names else "give the --out of the stopped training"
+        raise UserError(f"{runs.url}: no unfinished run{f' {name}' if name else ''} to go on with; {there}")
     if len(chosen) > 1:
         raise UserError(f"{runs.url}: {len(chosen)} unfinished runs; say which: --resume {' | '.join(chosen)}")
     data = runs.read_bytes(f"{chosen[0]}/{RUN}")

@@ -185,7 +185,8 @@ def test_where_nothing_is_registered_yet_no_name_is_mistyped(
         assert capsys.readouterr().out.count(said) == 2
     said = fails(capsys, "rollback", "--reason", "misses profiles", code=1)
     assert "No model 'msrrn' is registered at " in said
-    assert "there is none yet" in said
+    assert "there is none yet: `msrrn retrain` or `msrrn promote` registers one" in said
+    assert "MLFLOW_TRACKING_URI" in said
 
 
 def test_reconcile_says_what_it_did(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def started(settings: TrainSettings | None = None) -> TrainState:
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_run_is_found_by_its_name_or_as_the_only_one(tmp_path: Path, s3: str, remote: bool) -> None:
     out = f"{s3}/work" if remote else str(tmp_path)
-    with pytest.raises(UserError, match=rf"{out}/runs: no unfinished run to go on with$"):
+    with pytest.raises(UserError, match=rf"{out}/runs: no unfinished run to go on with; give the --out of"):
         unfinished(out)
     first = begun(out, "aa")
     name, told = unfinished(out)
