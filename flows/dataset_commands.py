@@ -90,6 +90,7 @@ def _prepare(commands: Commands) -> None:
         from pipelines.dataset.page import PAGE
         from pipelines.dataset.planning import plan
         from pipelines.dataset.prepare import prepare
+        from pipelines.texts import listed
 
         base = PrepareSettings()
         if call.append_to:
@@ -122,7 +123,8 @@ def _prepare(commands: Commands) -> None:
         if call.json:
             print_json(result)
         else:
-            print("\n".join(f"{key:<10} {value}" for key, value in result.items()))
+            for key, value in result.items():
+                print(f"{key:<10} {listed(value) if isinstance(value, dict) else value}")
 
     parser = add_command(
         commands,

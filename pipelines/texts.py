@@ -38,8 +38,12 @@ def evaluation_text(evaluation: Evaluation) -> str:
 
 def _left_out(evaluation: Evaluation) -> str:
     reasons = Counter(each.reason for each in evaluation.left_out)
-    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    return f"left out: {counts}" if counts else ""
+    return f"left out: {listed(dict(sorted(reasons.items())))}" if reasons else ""
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """How many there are of each, in their order."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
 
 def datasets_text(found: Datasets) -> str:
@@ -87,10 +91,6 @@ def annotation_text(out: str, summary: Summary) -> str:
 
 def rehearsal_text(rehearsal: "Rehearsal", model: str, workers: int) -> str:
     """What a run would do, and how long it would take."""
-
-    def listed(counts: Mapping[str, int]) -> str:
-        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
-
     lines = [
         f"{counted(rehearsal.pictures, 'picture')}, {rehearsal.bytes / 1e9:.2f} GB ({listed(rehearsal.suffixes)}); "
         f"{counted(rehearsal.ignored, 'file')} ignored, hidden or by their names no pictures",

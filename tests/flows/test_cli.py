@@ -244,6 +244,8 @@ def test_prepare_prints_json_for_machines(
     assert main([*call, "--dry-run"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert not Path(planned["dataset"]).exists()
+    assert main([*call[:-1], "--dry-run"]) == 0
+    assert "\nreasons    2 test_split\n" in capsys.readouterr().out
     assert main(call) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["dataset"] == planned["dataset"]
