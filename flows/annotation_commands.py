@@ -130,7 +130,7 @@ def _annotate(commands: Commands) -> None:
         "--images-per-unit",
         type=int,
         metavar="N",
-        help=f"pictures that are done together or again (default: {AnnotateSettings().images_per_unit})",
+        help=f"pictures that are finished, or done again, together (default: {AnnotateSettings().images_per_unit})",
     )
     add_workers(parser)
     add_json(parser)
@@ -171,29 +171,29 @@ def _add_detection(parser: argparse.ArgumentParser) -> None:
         "--min-score",
         type=float,
         metavar="S",
-        help="least score, the detector's own (default: as it decides)",
+        help="drop faces with a lower score; each detector has a scale of its own (default: its own limit)",
     )
     parser.add_argument(
         "--any-rotation",
         action="store_true",
         default=None,
-        help="where no face is found, or none of which the network is sure, look at the picture turned by a quarter, "
-        "a half and three quarters, too",
+        help="look also at the picture turned by a quarter, a half and three quarters, where no face is found, or "
+        "none of which the network is sure",
     )
     parser.add_argument(
         "--precision",
         choices=get_args(PrecisionChoice),
-        help="of the network and of BlazeFace; bfloat16 moves landmarks by hundredths of a pixel of the crop, boxes "
-        "by a thousandth of their side on average; auto is what the run "
-        f"was begun in, else bfloat16 where this CPU computes in it, else float32 (default: {defaults.precision})",
+        help="of the network and of BlazeFace. auto: what the run was begun in, else bfloat16 where this CPU "
+        "computes in it, else float32. bfloat16 moves landmarks by hundredths of a pixel of the crop, boxes by a "
+        f"thousandth of their side on average (default: {defaults.precision})",
     )
     parser.add_argument(
         "--engine",
         choices=get_args(EngineChoice),
-        help="what runs the network, not the detector: native is torch, or ONNX Runtime for an exported file; "
-        "openvino (msrrn[fast]) is faster, but takes some 8 seconds when it first sees a model; auto is what the run "
-        f"was begun with, else openvino where it is installed and there are {MANY_PICTURES:,} pictures or more (with "
-        f"--limit: among those), else native (default: {defaults.engine})",
+        help="what runs the network, not the detector. native: torch, or ONNX Runtime for an exported file. openvino "
+        "(msrrn[fast]): faster, but takes some 8 seconds when it first sees a model. auto: what the run was begun "
+        f"with, else openvino where it is installed and there are {MANY_PICTURES:,} pictures or more (with --limit: "
+        f"among those), else native (default: {defaults.engine})",
     )
 
 
@@ -232,7 +232,7 @@ def _export(commands: Commands) -> None:
         "  msrrn export annotations --format webdataset --out s3://bucket/shards",
     )
     _add_run(parser)
-    parser.add_argument("--format", choices=get_args(ExportFormat), required=True, help="the format")
+    parser.add_argument("--format", choices=get_args(ExportFormat), required=True, help="see above")
     parser.add_argument("--out", required=True, metavar="DEST", help="folder or s3:// URL for what is written")
     parser.add_argument(
         "--min-confidence",
@@ -275,12 +275,14 @@ def _review(commands: Commands) -> None:
         "  msrrn prepare --data 300w review --out datasets",
     )
     _add_run(parser)
-    parser.add_argument("--worst", type=positive, default=200, metavar="N", help="faces (default: %(default)s)")
+    parser.add_argument(
+        "--worst", type=positive, default=200, metavar="N", help="how many faces (default: %(default)s)"
+    )
     parser.add_argument(
         "--format",
         choices=get_args(ReviewFormat),
         default="cvat",
-        help="of what is to be corrected (default: %(default)s)",
+        help="what the person's tool reads (default: %(default)s)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     add_json(parser)

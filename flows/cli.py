@@ -22,14 +22,15 @@ face of an archive."""
 
 EPILOG = """\
 start here:
-  msrrn demo                                        the whole line on synthetic photos, in minutes
-  msrrn retrain --data 300w --archive photos --out work
-  msrrn annotate photos.tar --out annotations       with the champion of the registry
+  msrrn demo                                               everything once, on synthetic photos, in minutes
+  msrrn annotate photos.tar --out annotations              with the champion, or the model in the package
+  msrrn retrain --data 300w --archive photos --out work    a model of your own, then photos annotated with it
 
 places:
   a folder, file:///folder or s3://bucket/prefix. MLFLOW_TRACKING_URI (default: mlflow.db in this
   folder), PREFECT_API_URL, RAY_ADDRESS and AWS_* switch from this machine to servers.
 
+every COMMAND --help ends with examples.
 exit codes: 0 done, 1 the job failed, 2 the call is wrong, 130 interrupted, 141 whoever read stdout has gone.
 --debug, anywhere, shows tracebacks."""
 

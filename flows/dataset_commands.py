@@ -144,7 +144,7 @@ def _prepare(commands: Commands) -> None:
     add_format(parser)
     parser.add_argument("--out", required=True, metavar="URL", help="where datasets go; each gets its own name")
     parser.add_argument(
-        "--append-to", default="", metavar="NAME", help="a dataset in --out whose photos are in the new one too"
+        "--append-to", default="", metavar="NAME", help="add --data to the photos of this dataset in --out"
     )
     add_prepare_options(parser)
     default = Tolerance()
@@ -298,5 +298,7 @@ def _fetch_detector(commands: Commands) -> None:
         "kept in the user's cache (MSRRN_CACHE). `hog` needs none.",
         "  msrrn fetch-detector blazeface\n  msrrn fetch-detector yunet --from face_detection_yunet_2023mar.onnx",
     )
-    parser.add_argument("detector", choices=[name for name in get_args(DetectorName) if name != "hog"])
-    parser.add_argument("--from", dest="source", metavar="FILE", help="the model file, where it is at hand")
+    parser.add_argument(
+        "detector", choices=[name for name in get_args(DetectorName) if name != "hog"], help="which one"
+    )
+    parser.add_argument("--from", dest="source", metavar="FILE", help="take this file, download nothing")

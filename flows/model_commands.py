@@ -79,7 +79,7 @@ def _train(commands: Commands) -> None:
     )
     parser.add_argument("--out", required=True, metavar="URL", help="where checkpoints and the model go")
     add_train_options(parser)
-    parser.add_argument("--seed", type=int, help="seed of weights and order (default: 0)")
+    parser.add_argument("--seed", type=int, help="seed of the first weights and of the order of samples (default: 0)")
     add_name(parser)
     add_workers(parser, or_none=True)
     add_json(parser)
@@ -125,7 +125,9 @@ def _evaluate(commands: Commands) -> None:
     parser.add_argument(
         "--detector", choices=get_args(BoxesBy), help="who gives the boxes (default: whoever did in training)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON, fractions; - is stdout")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the figures to FILE as JSON, in fractions, not %%; - prints them"
+    )
     add_workers(parser)
 
 

@@ -46,13 +46,13 @@ def _monitor(commands: Commands) -> None:
         action="extend",
         required=True,
         metavar="URL",
-        help="what `annotate` was told with --out, or folders of such; their order is that in which they began",
+        help="what `annotate` was told with --out, or folders of such; msrrn orders them by when they began",
     )
     parser.add_argument(
         "--dataset",
         metavar="URL",
-        help="what the model was trained on, or a place of datasets: there, that of the champion (default: all is "
-        "compared with the reference)",
+        help="the dataset that the model was trained on, or a place of datasets, of which that of the champion is "
+        "taken (default: all is compared with the reference)",
     )
     parser.add_argument(
         "--reference",
@@ -74,12 +74,14 @@ def _serve(commands: Commands) -> None:
         commands,
         "serve",
         run,
-        "Runs the deployments of prefect.yaml on this machine. Retraining on its schedule, the gate when a model is "
-        "registered, reconcile, drift, annotation on demand: as `prefect deploy` with a work pool, without one. Ends "
-        "with Ctrl-C, and pauses the schedules.",
+        "Runs the deployments of prefect.yaml on this machine. They retrain, reconcile and look for drift on their "
+        "schedules, judge a model when it is registered, and annotate on demand. It does what `prefect deploy` with "
+        "a work pool and a worker does, without them. Ctrl-C ends it and pauses the schedules.",
         "  prefect server start & export PREFECT_API_URL=http://127.0.0.1:4200/api\n"
         "  msrrn serve\n  msrrn serve --file my/prefect.yaml --limit 4",
     )
     parser.set_defaults(loud=True)  # a service says what it does
-    parser.add_argument("--file", default="prefect.yaml", help="what describes them (default: %(default)s)")
-    parser.add_argument("--limit", type=positive, default=2, metavar="N", help="runs at once (default: %(default)s)")
+    parser.add_argument("--file", default="prefect.yaml", help="the file that describes them (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=positive, default=2, metavar="N", help="how many runs at once (default: %(default)s)"
+    )

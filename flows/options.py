@@ -120,8 +120,8 @@ def add_split(parser: argparse.ArgumentParser, default: Selection, data_required
         "--split",
         choices=get_args(Selection),
         default=default if data_required else None,
-        help="which photos: those that the source declares val or test, or all where it declares none (held-out); "
-        f"those that `prepare` holds out (val); every one (all) (default: {default})"
+        help="which photos. held-out: those that the source declares val or test, or all where it declares none; "
+        f"val: those that `prepare` holds out; all: every one (default: {default})"
         + ("" if data_required else _WITH_DATA),
     )
 
@@ -228,8 +228,8 @@ def add_approve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--approve",
         action="store_true",
-        help="hold a promotion until a person approves: with a Prefect server whoever resumes the paused flow run, "
-        "else whoever sits at this terminal",
+        help="ask a person before a promotion: with a Prefect server the flow run pauses until someone resumes it, "
+        "else the question is asked in this terminal",
     )
 
 
@@ -252,6 +252,7 @@ def add_model(parser: argparse.ArgumentParser, required: bool) -> None:
         "--model",
         required=required,
         metavar="M",
-        help="an artifact directory, an exported .onnx, models:/NAME@ALIAS, or box: the model in the package"
+        help="a directory that `train` made, an exported .onnx, models:/NAME@ALIAS, models:/NAME/VERSION, or box: "
+        "the model in the package"
         + ("" if required else f" (default: models:/{NAME}@champion where there is one, else box)"),
     )

@@ -78,7 +78,7 @@ def _promote(commands: Commands) -> None:
     parser.add_argument(
         "--again",
         action="store_true",
-        help="judge what was judged on the same faces, against the same champion, before",
+        help="judge anew, even if it was judged on the same faces against the same champion",
     )
     add_approve(parser)
     add_gate_options(parser)
@@ -141,7 +141,7 @@ def _models(commands: Commands) -> None:
         "decision that was ever made, oldest first.",
         "  msrrn models\n  msrrn models --log\n  msrrn models --name msrrn --json",
     )
-    parser.add_argument("--name", help="one registered model (default: all of ours)")
+    parser.add_argument("--name", help="one registered model (default: all that msrrn registered)")
     parser.add_argument("--log", action="store_true", help="who became champion, who did not, who went back, and why")
     add_json(parser)
 
@@ -174,15 +174,20 @@ def _reconcile(commands: Commands) -> None:
         "dead processes hold is freed. Says what it did; run again, it does nothing.",
         "  msrrn reconcile\n  msrrn reconcile --place work/datasets s3://bucket/annotations",
     )
-    parser.add_argument("--name", help="one registered model (default: all of ours)")
+    parser.add_argument("--name", help="one registered model (default: all that msrrn registered)")
     parser.add_argument(
-        "--place", nargs="+", action="extend", default=[], metavar="URL", help="where dead runs may have left leases"
+        "--place",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="URL",
+        help="free what dead processes hold in these places of datasets, trainings or annotation runs",
     )
     parser.add_argument(
         "--minutes",
         type=_minutes,
         default=RECONCILE_MINUTES,
-        help="what is younger may still be at work (default: %(default)s)",
+        help="leave alone what is younger: it may still be at work (default: %(default)s)",
     )
     add_gate_options(parser)
     add_workers(parser)

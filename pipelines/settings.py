@@ -179,7 +179,7 @@ class DriftSettings(Settings):
     deviation apart have a PSI of 0.25, and the distance of Kolmogorov and Smirnov (KS) between them is 0.197.
     """
 
-    recent: int = Field(5, ge=1, description="how many runs, the newest, are looked at together")
+    recent: int = Field(5, ge=1, description="how many of the newest runs are looked at together")
     psi_warning: float = Field(0.2, gt=0, description="PSI from which a difference is worth a look")
     psi_alarm: float = Field(0.25, gt=0, description="PSI from which it is drift")
     ks_warning: float = Field(0.18, gt=0, le=1, description="KS from which a difference is worth a look")
@@ -188,11 +188,13 @@ class DriftSettings(Settings):
         0.001,
         gt=0,
         lt=1,
-        description="probability that chance makes two samples of one population differ by more than is put down to "
-        "it; what is put down to chance is no drift, whatever the thresholds",
+        description="false alarms to accept: a difference that chance alone would exceed with at least this "
+        "probability is no drift, whatever the thresholds",
     )
-    least: int = Field(100, ge=1, description="faces, or pictures, on either side; with fewer nothing is said")
-    bins: int = Field(10, ge=2, le=30, description="groups of about equal size that the PSI is taken over")
+    least: int = Field(
+        100, ge=1, description="faces, or pictures, that either side must have; with fewer the verdict is unknown"
+    )
+    bins: int = Field(10, ge=2, le=30, description="groups of about equal size that the PSI is computed over")
 
 
 class GateSettings(Settings):
@@ -202,23 +204,25 @@ class GateSettings(Settings):
         0.0,
         gt=-1,
         lt=1,
-        description="by what share of the champion's error a challenger must be better; -0.01 promotes one that is "
-        "surely not worse than by a hundredth",
+        description="by what share of the champion's error a challenger must be better; -0.01 also promotes one "
+        "that is surely not more than a hundredth worse",
     )
-    confidence: float = Field(0.95, ge=0.5, lt=1, description="of every interval that decides something")
-    least_faces: int = Field(20, ge=2, description="fewer evaluation faces decide nothing")
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="level of every confidence interval that decides")
+    least_faces: int = Field(20, ge=2, description="with fewer evaluation faces nothing is decided")
     more_failures: float = Field(
         0.01, ge=0, le=1, description="by how much the share of faces with an error above 0.1 may grow"
     )
-    slower: float = Field(2.0, gt=0, description="the most time for a face, in times that of the champion")
+    slower: float = Field(
+        2.0, gt=0, description="how many times the champion's time for a face a challenger may take"
+    )
     rank_loss: float = Field(
-        0.1, ge=0, le=2, description="by how much the confidence may follow the true error less (rank correlation)"
+        0.1, ge=0, le=2, description="by how much the rank correlation of confidence and true error may fall"
     )
     bias: float = Field(
         1.5,
         ge=1,
-        description="factor by which the expected error may be off the true one on average, where the champion's is "
-        "not off more",
+        description="factor by which the expected error may be too large or too small on average; more is allowed if "
+        "the champion's is off by as much",
     )
     slice_loss: float = Field(
         0.1,
@@ -226,6 +230,6 @@ class GateSettings(Settings):
         description="by what share of the champion's error a slice of the faces (size, roll, sharpness, subset) may "
         "become worse",
     )
-    slice_faces: int = Field(20, ge=2, description="a slice with fewer faces is shown, but stops nobody")
-    resamples: int = Field(2000, ge=100, le=100_000, description="of the photos, for each interval")
-    seed: int = Field(0, ge=0, description="of the resamples")
+    slice_faces: int = Field(20, ge=2, description="a slice with fewer faces is shown, but stops no challenger")
+    resamples: int = Field(2000, ge=100, le=100_000, description="how often photos are drawn anew for each interval")
+    seed: int = Field(0, ge=0, description="seed of these draws")
