@@ -63,7 +63,7 @@ def judge(challenge: Challenge) -> Judgement:
 @task(name="carry out", **STATION)
 def carry_out(judgement: Judgement, approval: Approval | None) -> Decision:
     """Moves the aliases as was decided, and as a person approved."""
-    decision = gate.carry_out(judgement, approval)
+    decision = gate.carry_out(judgement, approval, say)
     if decision != judgement.decision:  # by a person: what was judged is said already
         say(f"{judgement.version.name} version {judgement.version.version}: {decision.verdict}. {decision.reason}")
     return decision

@@ -30,9 +30,12 @@ def add_registry_commands(commands: Commands) -> None:
 
 def _promote(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
+        from functools import partial
+
         from flows.gate import ask_here, asking, has_server
+        from flows.progress import say
         from flows.promote import PromoteResult, promote
-        from pipelines.promotion.gate import challenge_of, pass_gate
+        from pipelines.promotion.gate import carry_out, challenge_of, pass_gate
 
         settings = gate_settings(call)
         if asking(call.approve) and has_server():
@@ -51,7 +54,8 @@ def _promote(commands: Commands) -> None:
             challenge = challenge_of(
                 call.model, call.data, call.split, call.name, call.workers, settings, call.again, call.format
             )
-            decision, judgement = pass_gate(challenge, ask_here if call.approve else None)
+            ask = ask_here if call.approve else None
+            decision, judgement = pass_gate(challenge, ask, carry_out=partial(carry_out, on_wait=say))
             result = PromoteResult.of(challenge, decision, judgement)
         if call.json:
             print_json(result.model_dump())

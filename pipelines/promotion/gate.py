@@ -28,7 +28,7 @@ from pipelines.registry.evaluated_on import SOURCES_TAG, evaluated_on
 from pipelines.registry.ledger import open_ledger
 from pipelines.registry.succession import OvertakenError, await_approval, lost_champion, settle
 from pipelines.registry.tracking import connected, finish_run, log_files, log_metrics, open_run
-from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, was_rolled_back, whoami
+from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, Waiting, was_rolled_back, whoami
 from pipelines.registry.versions import ModelVersion, champion, version_of
 from pipelines.retraining import metric_names, record
 from pipelines.settings import GateSettings, Selection
@@ -66,6 +66,7 @@ class Judgement:
     run: str
     """the MLflow run of the decision; empty where nothing is to be carried out"""
     judged: str
+    """digest of what was judged: champion, faces and thresholds"""
 
 
 class Approval(BaseModel):
@@ -127,8 +128,12 @@ def settled(challenge: Challenge, version: ModelVersion, old: ModelVersion | Non
     return None
 
 
-def carry_out(judgement: Judgement, approval: Approval | None = None) -> Decision:
+def carry_out(
+    judgement: Judgement, approval: Approval | None = None, on_wait: Waiting = lambda text: None
+) -> Decision:
     """Moves the aliases as was decided, and as a person approved; returns what it came to.
+
+    `on_wait` is told where another decision about the model is under way.
 
     Raises:
         OvertakenError: the champion is another one meanwhile, or the challenger was rolled back.
@@ -153,6 +158,7 @@ def carry_out(judgement: Judgement, approval: Approval | None = None) -> Decisio
         who,
         judgement.run,
         judgement.judged,
+        on_wait,
     )
     return decision
 

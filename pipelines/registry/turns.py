@@ -68,13 +68,16 @@ def finish_last(ledger: Ledger, name: str, patience: float, on_wait: Waiting) ->
             return lines, None
         if (last.number, last.heirs) != seen:
             since, seen = time.monotonic(), (last.number, last.heirs)
+            on_wait(
+                f"{name}: a decision is under way (version {last.turn.version} {last.turn.what}, by "
+                f"{last.turn.who}): waiting for it, at most {patience:g} s"
+            )
         until = time.monotonic() + HOLD_SECONDS
         if time.monotonic() - since >= patience and ledger.inherit(last, whoami()):
             how = _finish(ledger, name, last.turn, until)
             ledger.end(last.number, how)
             finished = last.model_copy(update={"end": how})
             return [*lines[:-1], finished], finished
-        on_wait(f"{last.turn.who}: version {last.turn.version} {last.turn.what}")
         time.sleep(min(_PAUSE_SECONDS, patience))
 
 

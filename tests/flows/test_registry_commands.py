@@ -16,6 +16,7 @@ from pipelines.promotion import gate as station
 from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import Judgement
 from pipelines.promotion.reconcile import reconcile
+from pipelines.registry import turns
 from pipelines.registry.succession import log, rollback
 from pipelines.registry.tracking import client
 from pipelines.registry.versions import ModelVersion, champion, names
@@ -64,6 +65,19 @@ def test_a_registry_from_the_first_model_to_a_rollback(
     assert [line["turn"]["what"] for line in lines] == ["promoted", "promoted", "rolled back"]
     assert main(["models", "--name", "told", "--json"]) == 0
     assert [each["aliases"] for each in json.loads(capsys.readouterr().out)] == [["previous"], ["champion"]]
+
+
+def test_whoever_waits_for_another_decision_is_told_so(
+    artifacts: dict[str, str], annotated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ("--data", str(annotated), "--name", "waits")
+    promote(capsys, "--model", artifacts["bad"], *data)
+    client().create_model_version("waits", "s3://nowhere/model")
+    crashed("waits", 2, 1)
+    client().delete_model_version("waits", "2")
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
+    assert main(["promote", "--model", artifacts["good"], *data, *LENIENT, "--workers", "1"]) == 0
+    assert "waits: a decision is under way (version 2 promoted, by me)" in capsys.readouterr().err
 
 
 def test_the_log_tells_of_a_champion_that_a_person_gave(capsys: pytest.CaptureFixture[str]) -> None:
