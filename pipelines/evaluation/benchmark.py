@@ -141,7 +141,7 @@ class Benchmark:
         least = np.argsort(-expected, kind="stable")[: max(1, round(0.05 * len(true)))]
         failures = ~(true <= 0.1)  # as `failure_rate` counts them: NaN is one
         return {
-            "rank correlation": round(float(rank_correlation(expected, true)), 3),
+            "rank correlation": round(rank_correlation(expected, true), 3),
             "failures": int(failures.sum()),
             "failures among the least certain 5 %": int(failures[least].sum()),
             "share of failures": round(failure_rate(true, 0.1), 4),

@@ -18,10 +18,8 @@ def expected_and_true(faces: Sequence[FaceResult]) -> tuple[Errors, Errors]:
     return CONFIDENT * (1 / confidence - 1), np.array([float(face.nrmse_ip[-1]) for face in faces])
 
 
-def rank_correlation(first: Errors, second: Errors) -> Errors:
-    """Spearman's coefficient along the last axis; 0 where one of them is constant or there are fewer than 3."""
-    ranks = [rankdata(values, axis=-1) for values in (first, second)]
-    a, b = (values - values.mean(axis=-1, keepdims=True) for values in ranks)
-    size = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
-    enough = (size > 0) & (first.shape[-1] > 2)
-    return np.asarray(np.where(enough, (a * b).sum(axis=-1) / np.where(size > 0, size, 1), 0.0))
+def rank_correlation(first: Errors, second: Errors) -> float:
+    """Spearman's coefficient of (faces,) each; 0 where one is constant or not a number, or there are fewer than 3."""
+    if len(first) < 3 or not (np.ptp(first) > 0 and np.ptp(second) > 0):
+        return 0.0
+    return float(np.corrcoef(rankdata([first, second], axis=-1))[0, 1])

@@ -185,12 +185,10 @@ def _correlation_row(pair: Pair, settings: GateSettings) -> Row:
 
     def loss(drawn: NDArray[np.intp]) -> float:
         faces = np.concatenate([of_photo[photo] for photo in drawn])
-        return float(
-            rank_correlation(*(each[faces] for each in new)) - rank_correlation(*(each[faces] for each in old))
-        )
+        return rank_correlation(*(each[faces] for each in new)) - rank_correlation(*(each[faces] for each in old))
 
     low, high = _interval((np.arange(len(of_photo)),), loss, settings, vectorized=False)
-    correlations = [float(rank_correlation(*each)) for each in (new, old)]
+    correlations = [rank_correlation(*each) for each in (new, old)]
     return Row(
         what="rank correlation of expected and true error",
         unit="",
@@ -248,10 +246,11 @@ def _interval(
     settings: GateSettings,
     vectorized: bool = True,
 ) -> tuple[float, float]:
+    """Of a statistic of columns (photos,) each; unless it is `vectorized`, it takes one draw at a time."""
     found = bootstrap(
         columns,
         statistic,
-        paired=vectorized,
+        paired=True,
         vectorized=vectorized,
         n_resamples=settings.resamples,
         batch=_AT_ONCE,

@@ -12,13 +12,12 @@ def test_what_is_expected_is_read_from_the_confidence() -> None:
     np.testing.assert_allclose(true, [0.04, 0.2])
 
 
-def test_rank_correlation_is_spearmans_in_every_row() -> None:
+def test_rank_correlation_is_spearmans() -> None:
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(4, 30)), rng.integers(0, 5, (4, 30)).astype(float)
-    expected = [spearmanr(a, b).statistic for a, b in zip(first, second, strict=True)]
-    np.testing.assert_allclose(rank_correlation(first, second), expected)
+    first, second = rng.normal(size=30), rng.integers(0, 5, 30).astype(float)
+    assert rank_correlation(first, second) == pytest.approx(spearmanr(first, second).statistic)
 
 
-@pytest.mark.parametrize("first", [np.ones(5), np.arange(2.0)])
+@pytest.mark.parametrize("first", [np.ones(5), np.arange(2.0), np.array([1.0, 2.0, np.nan])])
 def test_what_cannot_be_ranked_correlates_with_nothing(first: np.ndarray) -> None:
     assert rank_correlation(first, np.arange(float(len(first)))) == 0
