@@ -4,12 +4,17 @@ NRMSE is the mean of the 68 point distances over a normaliser, not a root of mea
 IP divides by the distance of the pupils, IO by that of the outer eye corners. All are fractions.
 """
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.landmarks import inter_ocular, inter_pupil
 
 Errors = NDArray[np.floating]
+
+FAILURE: Final = 0.1
+"""NRMSE (IP), a fraction, above which a face has failed."""
 
 
 def point_error(predicted: Errors, truth: Errors) -> Errors:
@@ -32,9 +37,14 @@ def share_under(errors: Errors, threshold: float) -> float:
     return float(np.mean(np.asarray(errors) < threshold))
 
 
-def failure_rate(errors: Errors, threshold: float) -> float:
-    """Share of faces with an error above the threshold; what is not a number has failed."""
-    return float(np.mean(~(np.asarray(errors) <= threshold)))
+def failed(errors: Errors, threshold: float = FAILURE) -> NDArray[np.bool_]:
+    """Which faces have an error above the threshold; what is not a number has failed."""
+    return ~(np.asarray(errors) <= threshold)
+
+
+def failure_rate(errors: Errors, threshold: float = FAILURE) -> float:
+    """Share of faces that `failed`."""
+    return float(np.mean(failed(errors, threshold)))
 
 
 def auc(errors: Errors, threshold: float) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msrrn.metrics import failure_rate, nrmse_ip, share_under
+from msrrn.metrics import failed, failure_rate, nrmse_ip, share_under
 from msrrn.prediction import STAGES
 from pipelines.errors import UserError
 from pipelines.evaluation.ert import Ert
@@ -139,12 +139,12 @@ class Benchmark:
         """How well the expected error tells the true one: rank correlation, failures among the least certain 5 %."""
         expected, true = expected_and_true(self.evaluation.faces)
         least = np.argsort(-expected, kind="stable")[: max(1, round(0.05 * len(true)))]
-        failures = ~(true <= 0.1)  # as `failure_rate` counts them: NaN is one
+        failures = failed(true)
         return {
             "rank correlation": round(rank_correlation(expected, true), 3),
             "failures": int(failures.sum()),
             "failures among the least certain 5 %": int(failures[least].sum()),
-            "share of failures": round(failure_rate(true, 0.1), 4),
+            "share of failures": round(failure_rate(true), 4),
         }
 
     def reliability(self) -> list[tuple[float, float]]:

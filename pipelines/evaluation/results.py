@@ -169,7 +169,7 @@ def _figures(
         "nrmse_ip_detected": float(ip[detected].mean()) if detected.any() else None,
         "auc_ip_010": auc(ip, 0.10),
         "auc_io_008": auc(io, 0.08),
-        "failure_ip_010": failure_rate(ip, 0.10),
+        "failure_ip_010": failure_rate(ip),
         "under_ip_005": share_under(ip, 0.05),
         "under_ip_010": share_under(ip, 0.10),
     }

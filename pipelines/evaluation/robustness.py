@@ -102,9 +102,9 @@ def robustness(model: Model, ert: Ert | None, faces: Sequence[FaceResult], worke
         RobustnessRow(
             perturbation.name,
             float(errors[:, index, 0].mean()),
-            failure_rate(errors[:, index, 0], 0.1),
+            failure_rate(errors[:, index, 0]),
             float(errors[:, index, 1].mean()),
-            failure_rate(errors[:, index, 1], 0.1) if ert else float("nan"),
+            failure_rate(errors[:, index, 1]) if ert else float("nan"),
         )
         for index, perturbation in enumerate(PERTURBATIONS)
     ]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import bootstrap
 
+from msrrn.metrics import failed
 from pipelines.errors import UserError
 from pipelines.evaluation.honesty import expected_and_true, rank_correlation
 from pipelines.evaluation.results import Evaluation, FaceResult, crops_of
@@ -20,8 +21,6 @@ from pipelines.models import Model
 from pipelines.pace import one_core, race
 from pipelines.settings import GateSettings
 
-FAILURE: Final = 0.1
-"""NRMSE (IP) above which a face has failed."""
 TIMED_FACES: Final = 64
 _LEAST_ERROR: Final = 1e-5
 _AT_ONCE: Final = 200
@@ -93,7 +92,7 @@ def floor_rows(pair: Pair, settings: GateSettings) -> list[Row]:
     """What may not become worse whatever the mean says: failures, the confidence, every slice of the faces."""
     new, old = pair.errors
     photos = pair.photos
-    new_failed, old_failed = ((errors > FAILURE).astype(np.float64) for errors in (new, old))
+    new_failed, old_failed = (failed(errors).astype(np.float64) for errors in (new, old))
     more = settings.more_failures
     rows = [_difference("failures, NRMSE over 0.1", photos, new_failed, old_failed, more, settings)]
     rows += [_correlation_row(pair, settings), _bias_row(pair, settings)]
