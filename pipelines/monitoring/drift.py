@@ -79,11 +79,12 @@ class DriftReport(BaseModel):
 
 @dataclass(frozen=True)
 class Sitting:
-    """A run, or what it did of pictures that were added later: its finished units. `what` is the run's record."""
+    """A run, or what it did of pictures that were added later: its finished units."""
 
     name: str
     run: Annotations
-    what: dict[str, Any]
+    record: dict[str, Any]
+    """`run.json`: model and settings"""
     units: tuple[str, ...]
     began: float
 
@@ -160,13 +161,13 @@ def sittings(urls: Sequence[str]) -> list[Sitting]:
 
 def _sittings(store: Store) -> list[Sitting]:
     run = Annotations(store)
-    what, finished = run.run, set(run.units())
+    record, finished = run.run, set(run.units())
     found = []
     for number, (key, units) in enumerate(additions(store)):
         if done := tuple(unit for unit in units if unit in finished):
             place = printable(store.url)  # for the report
             name = f"{place}, addition {number}" if number else place
-            found.append(Sitting(name, run, what, done, store.modified(key)))
+            found.append(Sitting(name, run, record, done, store.modified(key)))
     return found
 
 
@@ -220,12 +221,12 @@ def _chosen(
 
 
 def _differing(run: Sitting, newest: Sitting) -> list[str]:
-    return [name for name in ALIKE if run.what.get(name) != newest.what.get(name)]
+    return [name for name in ALIKE if run.record.get(name) != newest.record.get(name)]
 
 
 def _of_dataset(dataset: Store, newest: Sitting, notes: list[str]) -> Sample:
     manifest = read_manifest(dataset)
-    boxes, detector = manifest.settings.get("detector"), newest.what.get("detector")
+    boxes, detector = manifest.settings.get("detector"), newest.record.get("detector")
     if boxes != detector:
         notes.append(
             f"Boxes of the dataset are by {boxes}, those of the runs by {detector}: some of the difference in size "
