@@ -6,7 +6,8 @@ kind.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from itertools import pairwise
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +16,32 @@ from msrrn.landmarks import face_roll
 from pipelines.detection import expected_box
 from pipelines.evaluation.results import FaceResult
 
-EDGES: Final[dict[str, tuple[str, tuple[float, ...], Callable[[FaceResult], float]]]] = {
-    "size": (" px", (80, 160, 320), lambda face: expected_box(face.truth).side),
-    "roll": ("°", (10, 30), lambda face: abs(float(face_roll(face.truth)))),
-    "sharpness": ("", (30, 100, 300), lambda face: face.sharpness),
+
+class Kind(NamedTuple):
+    """By what faces are sliced, and where."""
+
+    unit: str
+    edges: tuple[float, ...]
+    """between the slices"""
+    measure: Callable[[FaceResult], float]
+
+
+KINDS: Final = {
+    # the side of the box predicted from the annotation
+    "size": Kind(" px", (80, 160, 320), lambda face: expected_box(face.truth).side),
+    # the turn of the pupils, either way
+    "roll": Kind("°", (10, 30), lambda face: abs(float(face_roll(face.truth)))),
+    # the variance of the crop's Laplacian
+    "sharpness": Kind("", (30, 100, 300), lambda face: face.sharpness),
 }
-"""Kind → unit, inner edges, and the measure of a face: the side of the box predicted from the annotation, the turn
-of the pupils either way, the variance of the crop's Laplacian."""
 
 
 def slices(faces: Sequence[FaceResult]) -> dict[str, NDArray[np.intp]]:
     """Name → indices of its faces, for the slices that have any; a kind with a single slice has none."""
     found: dict[str, NDArray[np.intp]] = {}
-    for kind, (unit, edges, measure) in EDGES.items():
-        place = np.searchsorted(edges, [measure(face) for face in faces], side="right")
-        names = [_name(kind, unit, edges, index) for index in range(len(edges) + 1)]
-        found |= _parts(names, place)
+    for name, kind in KINDS.items():
+        place = np.searchsorted(kind.edges, [kind.measure(face) for face in faces], side="right")
+        found |= _parts(_names(name, kind), place)
     subsets = sorted({face.subset for face in faces})
     return found | _parts(
         [f"subset {name}" for name in subsets], np.array([subsets.index(face.subset) for face in faces])
@@ -43,9 +54,7 @@ def _parts(names: Sequence[str], place: NDArray[np.intp]) -> dict[str, NDArray[n
     return inhabited if len(inhabited) > 1 else {}
 
 
-def _name(kind: str, unit: str, edges: Sequence[float], index: int) -> str:
-    if index == 0:
-        return f"{kind} under {edges[0]:g}{unit}"
-    if index == len(edges):
-        return f"{kind} from {edges[-1]:g}{unit}"
-    return f"{kind} {edges[index - 1]:g} to {edges[index]:g}{unit}"
+def _names(name: str, kind: Kind) -> list[str]:
+    edges = [f"{edge:g}" for edge in kind.edges]
+    spans = [f"under {edges[0]}", *(f"{low} to {high}" for low, high in pairwise(edges)), f"from {edges[-1]}"]
+    return [f"{name} {span}{kind.unit}" for span in spans]
