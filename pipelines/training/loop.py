@@ -35,23 +35,20 @@ Seen = tuple[Batch, Disturbance | None]
 SPIKE: Final = 20.0
 """A loss of so many times the mean of its epoch is no learning any more; also what is not a number ends a run."""
 
-
-class DivergedError(UserError):
-    """The loss jumps or is not finite: on every rank alike, and again however often it is tried."""
-
-
 HEAT: Final = 0.01
-"""weight of the heat maps' cross entropy beside the objective: more of it costs accuracy"""
+"""Weight of the heat maps' cross entropy beside the objective: more of it costs accuracy."""
 CONTEXT_DECAY: Final = 0.2
-"""weight decay of context and heat maps, over that of the other weights"""
-
+"""Weight decay of context and heat maps, over that of the other weights."""
 PERTURBERS: Final = min(8, max(1, (os.cpu_count() or 1) // 2))
 """Threads that perturb batches ahead of the one in use; OpenCV lets them work beside each other."""
-
 
 _WEIGHTS: Final = ("model", "averaged", "optimiser")
 _PLACE: Final = ("epoch", "step", "loss", "gradient_norm", "history")
 """What of a `TrainState` a checkpoint holds: weights and what moves them, and where the run is."""
+
+
+class DivergedError(UserError):
+    """The loss jumps or is not finite: on every rank alike, and again however often it is tried."""
 
 
 class TrainState:
@@ -189,22 +186,20 @@ def train(
                 # The mean over few updates, at the beginning, must not be one of the first weights.
                 done = epoch * steps + state.step
                 state.average(min(settings.averaged, (1 + done) / (10 + done)) if settings.averaged else 0.0)
-                usual = _usual(state, loss)
+                _require_learning(state, loss, steps)
                 state.step += 1
                 state.loss += loss
                 state.gradient_norm += gradient_norm
-                if not loss < SPIKE * usual:
-                    raise DivergedError(
-                        f"training: the loss is {loss:.4g} at epoch {epoch + 1}, batch {state.step} of {steps} (mean "
-                        f"before: {usual:.4g}); lower --learning-rate, or look at these samples"
-                    )
                 if state.step < steps and (wishes or state.step % settings.checkpoint_steps == 0):
                     on_checkpoint(state)
                     if wishes:
                         return
-        metrics = {"epoch": epoch + 1.0, "loss": state.loss / steps}
-        metrics["learning_rate"] = learning_rate(settings, epoch + 1)
-        metrics["gradient_norm"] = state.gradient_norm / steps
+        metrics = {
+            "epoch": epoch + 1.0,
+            "loss": state.loss / steps,
+            "learning_rate": learning_rate(settings, epoch + 1),
+            "gradient_norm": state.gradient_norm / steps,
+        }
         state.history.append(metrics | validate(state.averaged, val, rank, world))
         state.epoch, state.step, state.loss, state.gradient_norm = epoch + 1, 0, 0.0, 0.0
         on_checkpoint(state)
@@ -212,11 +207,18 @@ def train(
             return
 
 
-def _usual(state: TrainState, loss: float) -> float:
-    """What a loss is beside: the mean of its epoch so far, or of the epoch before; its own where it is the first."""
+def _require_learning(state: TrainState, loss: float, steps: int) -> None:
+    """Raises DivergedError where the next loss is no number, or far above the mean of this epoch or the last."""
+    usual = loss
     if state.step:
-        return state.loss / state.step
-    return state.history[-1]["loss"] if state.history else loss
+        usual = state.loss / state.step
+    elif state.history:
+        usual = state.history[-1]["loss"]
+    if not loss < SPIKE * usual:
+        raise DivergedError(
+            f"training: the loss is {loss:.4g} at epoch {state.epoch + 1}, batch {state.step + 1} of {steps} (mean "
+            f"before: {usual:.4g}); lower --learning-rate, or look at these samples"
+        )
 
 
 def learning_rate(settings: TrainSettings, epoch: float) -> float:
