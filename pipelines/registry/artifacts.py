@@ -44,8 +44,7 @@ def artifact_digest(artifact: Path) -> str:
         name = path.relative_to(artifact).as_posix()
         digest.update(f"{name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)  # goes on with this one
     return digest.hexdigest()
 
 
