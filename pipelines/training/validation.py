@@ -16,6 +16,8 @@ from pipelines.dataset.loader import Loader
 EpochMetrics = dict[str, float]
 
 VAL_KEYS: Final = tuple(f"val_nrmse_ip_{stage}" for stage in STAGES)
+LEAN_FACES: Final = 4096
+"""Training faces that the lean is the mean of."""
 
 
 def validate(model: MSRRN, val: Loader, rank: int = 0, world: int = 1) -> EpochMetrics:
@@ -32,9 +34,6 @@ def validate(model: MSRRN, val: Loader, rank: int = 0, world: int = 1) -> EpochM
         sums += nrmse_ip(stages, batch.landmarks.numpy()[:, None]).sum(axis=0, dtype=np.float64)
     total = over_ranks(sums.tolist(), world, model.mean_shape.device)
     return {key: error / len(val) for key, error in zip(VAL_KEYS, total, strict=True)}
-
-
-LEAN_FACES: Final = 4096
 
 
 def lean(model: MSRRN, data: Loader) -> torch.Tensor:
