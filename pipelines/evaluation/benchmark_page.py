@@ -61,16 +61,24 @@ def benchmark_page(result: Benchmark) -> str:
     page.section("Stages")
     stages = [row | {"NRMSE IP %": f"{row['NRMSE IP %']:.2f}"} for row in result.table2()]
     _table(page, stages, "Table 2. All faces; each stage starts from the one before.")
-    limit = 0.15
-    page.figure(ced_figure({name: list(map(float, e)) for name, e in result.errors.items()}, limit, "NRMSE IP"),
-                "Cumulative error distribution.")  # fmt: skip
+    errors = {name: each.tolist() for name, each in result.errors.items()}
+    page.figure(ced_figure(errors, 0.15, "NRMSE IP"), "Cumulative error distribution.")
     _robustness(page, result)
     _confidence(page, result)
     page.section(
         "Speed", "From grey crops of 200 px to shapes, 64 faces at a time (on a GPU 16,384), by turns in one process."
     )
-    _table(page, [{"what": s.what, "on": s.where, "in": s.precision, "faces/s": f"{s.faces_per_second:.0f}",
-                   "ms a face": f"{1000 / s.faces_per_second:.3f}"} for s in result.speeds])  # fmt: skip
+    rows = [
+        {
+            "what": speed.what,
+            "on": speed.where,
+            "in": speed.precision,
+            "faces/s": f"{speed.faces_per_second:.0f}",
+            "ms a face": f"{1000 / speed.faces_per_second:.3f}",
+        }
+        for speed in result.speeds
+    ]
+    _table(page, rows)
     add_faces(page, result.evaluation)
     return page.html()
 
