@@ -26,7 +26,7 @@ from pipelines.promotion.page import decision_files
 from pipelines.registry.artifacts import fetch
 from pipelines.registry.evaluated_on import SOURCES_TAG, evaluated_on
 from pipelines.registry.ledger import open_ledger
-from pipelines.registry.succession import OvertakenError, await_approval, lost_champion, settle
+from pipelines.registry.succession import OvertakenError, await_approval, log, lost_champion, settle
 from pipelines.registry.tracking import connected, finish_run, log_files, log_metrics, open_run
 from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, Waiting, was_rolled_back, whoami
 from pipelines.registry.versions import ModelVersion, champion, version_of
@@ -67,6 +67,8 @@ class Judgement:
     """the MLflow run of the decision; empty where nothing is to be carried out"""
     judged: str
     """digest of what was judged: champion, faces and thresholds"""
+    known: int
+    """the last line of the ledger that was over before"""
 
 
 class Approval(BaseModel):
@@ -88,11 +90,13 @@ def judge(challenge: Challenge) -> Judgement:
     Raises:
         UserError: the champion or the faces cannot be used, or changed meanwhile; the champion was deleted.
     """
+    # First the ledger, then the tags: whoever decides the same in between writes a line that is not known here.
+    known = max((line.number for line in log(challenge.version.name) if line.end), default=0)
     version = version_of(challenge.version.name, challenge.version.version)  # its tags may be others by now
     old = champion(version.name)
     judged = _digest(challenge, old)
-    if (known := settled(challenge, version, old)) is not None:
-        return Judgement(version, old, known, None, {}, "", judged)
+    if (before := settled(challenge, version, old)) is not None:
+        return Judgement(version, old, before, None, {}, "", judged, known)
     pair, evaluation = None, None
     if old is None:
         if lost := lost_champion(version.name):
@@ -106,7 +110,7 @@ def judge(challenge: Challenge) -> Judgement:
     against = f"champion {old.version}" if old else "no champion"
     files = decision_files(f"{version.name}: version {version.version} against {against}", decision, pair)
     run = _log(challenge, old, decision, files, judged)
-    return Judgement(version, old, decision, evaluation, files, run, judged)
+    return Judgement(version, old, decision, evaluation, files, run, judged, known)
 
 
 def settled(challenge: Challenge, version: ModelVersion, old: ModelVersion | None) -> Decision | None:
@@ -158,6 +162,7 @@ def carry_out(
         who,
         judgement.run,
         judgement.judged,
+        judgement.known,
         on_wait,
     )
     return decision

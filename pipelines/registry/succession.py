@@ -54,13 +54,15 @@ def settle(
     who: str,
     run: str = "",
     judged: str = "",
+    known: int = 0,
     on_wait: Waiting = lambda text: None,
 ) -> Line:
     """Records a decision about `version` and moves the aliases that follow from it.
 
     `promoted`: it is champion, and the champion of before is `previous`. `kept`, `undecided`: it is `challenger`.
     A promotion that an heir of this process's own try before, or another one with the same `run`, has carried out by
-    now is not overtaken: it is done.
+    now is not overtaken: it is done. So is what does not move the champion and is in the ledger word for word, behind
+    the line `known`.
 
     Raises:
         OvertakenError: `champion` is not the champion any more, or `version` was rolled back.
@@ -77,6 +79,10 @@ def settle(
             )
         # It may have been champion meanwhile, and the champion of before may be so again.
         _require_not_rolled_back(find_version(mlflow, name, version))
+        if run and what != "promoted":
+            for line in lines:
+                if line.number > known and line.done and is_this(line.turn) and line.turn.reason == told:
+                    return line
         after: dict[str, int | None] = {CHALLENGER: version}
         if what == "promoted":
             after = {CHAMPION: version}
@@ -90,12 +96,14 @@ def settle(
             champion=champion,
             # A crash leaves a champion, whichever of them it is.
             moves=_moves(aliases, after, (PREVIOUS, CHAMPION, CHALLENGER)),
-            reason=plain(reason, 2000),
+            reason=told,
             who=plain(who, 200),
             when=now(),
             run=run,
             judged=judged,
         )
+
+    told = plain(reason, 2000)
 
     def is_this(turn: Turn) -> bool:
         return (turn.what, turn.version, turn.champion, turn.run) == (what, version, champion, run)

@@ -144,7 +144,7 @@ def test_a_person_at_the_terminal_decides(
     typed: str, approved: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     version = ModelVersion("msrrn", 7, "run", (), {}, 0)
-    judgement = Judgement(version, None, Decision(verdict="promoted", reason="better"), None, {}, "run", "judged")
+    judgement = Judgement(version, None, Decision(verdict="promoted", reason="better"), None, {}, "run", "judged", 0)
     monkeypatch.setattr("sys.stdin", Terminal(f"{typed}\n looked at it \n"))
     approval = ask_here(judgement)
     assert (approval.approve, approval.note) == (approved, "looked at it")

@@ -171,6 +171,16 @@ def test_what_was_decided_is_not_decided_again(
     assert judge(stricter).run
 
 
+def test_what_two_judge_at_once_is_one_decision(artifacts: dict[str, str], sources: list[str]) -> None:
+    pass_gate(challenge(artifacts["good"], sources, "at-once"))
+    worse = challenge(artifacts["bad"], sources, "at-once")
+    both = [judge(worse), judge(worse)]
+    assert [carry_out(each).verdict for each in both] == ["kept", "kept"]
+    assert len(log("at-once")) == 2
+    pass_gate(replace(worse, again=True))
+    assert [line.turn.what for line in log("at-once")] == ["promoted", "kept", "kept"]
+
+
 def test_a_model_that_was_rolled_back_does_not_return_by_itself(
     artifacts: dict[str, str], sources: list[str]
 ) -> None:
