@@ -61,28 +61,30 @@ def settle(
 
     `promoted`: it is champion, and the champion of before is `previous`. `kept`, `undecided`: it is `challenger`.
     A promotion that an heir of this process's own try before, or another one with the same `run`, has carried out by
-    now is not overtaken: it is done. So is what does not move the champion and is in the ledger word for word, behind
-    the line `known`.
+    now, behind the line `known`, is not overtaken: it is done. So is what leaves the champion and is there word for
+    word.
 
     Raises:
         OvertakenError: `champion` is not the champion any more, or `version` was rolled back.
         UserError: there is no such version, or MLflow cannot be reached.
     """
 
+    told = plain(reason, 2000)
+
     def plan(lines: list[Line], aliases: dict[str, int]) -> Turn | Line:
+        # Before them a model of this name, deleted since, may have had the same decision.
+        since = [line for line in lines if run and line.number > known and line.done and is_this(line.turn)]
         if aliases.get(CHAMPION) != champion:
-            if run and lines and lines[-1].done and is_this(lines[-1].turn):
-                return lines[-1]
+            if since and since[-1] == lines[-1]:
+                return since[-1]
             raise OvertakenError(
                 f"{name}: version {aliases.get(CHAMPION)} became champion while version {version} was judged against "
                 f"version {champion}: judge it again"
             )
         # It may have been champion meanwhile, and the champion of before may be so again.
         _require_not_rolled_back(find_version(mlflow, name, version))
-        if run and what != "promoted":
-            for line in lines:
-                if line.number > known and line.done and is_this(line.turn) and line.turn.reason == told:
-                    return line
+        if what != "promoted" and since and since[-1].turn.reason == told:
+            return since[-1]
         after: dict[str, int | None] = {CHALLENGER: version}
         if what == "promoted":
             after = {CHAMPION: version}
@@ -102,8 +104,6 @@ def settle(
             run=run,
             judged=judged,
         )
-
-    told = plain(reason, 2000)
 
     def is_this(turn: Turn) -> bool:
         return (turn.what, turn.version, turn.champion, turn.run) == (what, version, champion, run)

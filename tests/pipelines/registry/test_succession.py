@@ -359,6 +359,16 @@ def test_a_promotion_that_an_heir_carried_out_is_done_for_who_tries_again(name: 
     assert len(log(name)) == 2
 
 
+def test_a_decision_about_a_model_that_was_deleted_is_none_about_its_namesake(name: str) -> None:
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "promoted", 2, 1, "better", "me", run="of both")
+    tracking.client().delete_registered_model(name)
+    make_versions(name, 3)
+    tracking.client().set_registered_model_alias(name, "champion", "3")  # while version 2 was judged against 1
+    with pytest.raises(OvertakenError):
+        settle(name, "promoted", 2, 1, "better", "me", run="of both", known=2)
+
+
 def test_what_a_person_put_back_stays_where_it_can_be_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     promote_two(name)
 
