@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import logging
 import os
 import select
 import signal
@@ -115,6 +116,9 @@ def _quiet(debug: bool) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if not debug:
+        # Where Prefect is loaded, it would tell each attempt to reach a server, before the one line that says it all.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 def _nobody_reads() -> bool:

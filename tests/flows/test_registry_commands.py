@@ -20,6 +20,7 @@ from pipelines.registry import turns
 from pipelines.registry.succession import log, rollback
 from pipelines.registry.tracking import client
 from pipelines.registry.versions import ModelVersion, champion, names
+from tests.factories import start_msrrn
 from tests.pipelines.registry.test_succession import crashed, make_versions, promote_two
 
 LENIENT = ("--gate-least-faces", "2", "--gate-bias", "1000", "--gate-rank-loss", "2", "--gate-slower", "1000")
@@ -183,6 +184,15 @@ def test_a_mistyped_name_is_told(call: tuple[str, ...], capsys: pytest.CaptureFi
     assert "No model 'tpyed' is registered at " in said
     assert "typed" in said.partition("there is ")[2]
     assert client().get_experiment_by_name("tpyed-promotions") is None
+
+
+def test_a_server_that_is_away_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with start_msrrn("promote", "--model", "models:/msrrn/1") as process:
+        _, said = process.communicate(timeout=120)
+    assert said.startswith("msrrn: No MLflow server answers at http://127.0.0.1:9")
+    assert said.count("\n") == 1
 
 
 def test_where_nothing_is_registered_yet_no_name_is_mistyped(
