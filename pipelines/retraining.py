@@ -137,26 +137,34 @@ def train_tracked(
         UserError: the dataset, the training or MLflow fails.
         KeyboardInterrupt: with what to call to go on.
     """
-    key, run = _begun(dataset, settings, name)
-    try:
-        with system_metrics(run), followed(run) as tell:
 
-            def follow(epoch: Epoch) -> None:
-                tell(epoch)
-                progress(epoch.metrics)
+    @contextmanager
+    def at_it() -> Iterator[Callable[[Epoch], None]]:
+        # Not before: while this process waits, the run is that of another one.
+        key, run = _begun(dataset, settings, name)
+        try:
+            with system_metrics(run), followed(run) as tell:
 
-            trained = train_model(dataset, out, settings, workers, follow, init, name, on_wait)
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        with suppress(UserError):  # that MLflow cannot be told is not what went wrong
-            finish_run(run, "FAILED" if isinstance(error, Exception) else "KILLED")
-        if not interrupted:
-            raise
-        call = ["msrrn", "train", "--resume", key, "--out", out]
-        raise KeyboardInterrupt(
-            f"training stopped; the same command goes on from its last checkpoint, and so does\n  {shlex.join(call)}"
-        ) from error
+                def follow(epoch: Epoch) -> None:
+                    tell(epoch)
+                    progress(epoch.metrics)
+
+                yield follow
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            with suppress(UserError):  # that MLflow cannot be told is not what went wrong
+                finish_run(run, "FAILED" if isinstance(error, Exception) else "KILLED")
+            if not interrupted:
+                raise
+            call = ["msrrn", "train", "--resume", key, "--out", out]
+            raise KeyboardInterrupt(
+                "training stopped; the same command goes on from its last checkpoint, and so does\n  "
+                + shlex.join(call)
+            ) from error
+
+    trained = train_model(dataset, out, settings, workers, at_it, init, name, on_wait)
     try:
+        _, run = _begun(dataset, settings, name)
         # A run that resumed, or whose artifact was there, still has its whole history.
         log_history(run, trained.history)
         finish_run(run, "FINISHED")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +43,9 @@ of samples, perturbations."""
 SEEN: Final = "val_photos_learned_before"
 FREE: Final = "Apache-2.0: trained on synthetic faces alone"
 RESTRICTED: Final = "that of the annotations it was trained on; those of 300-W allow research only"
+
+Followed = Callable[[], AbstractContextManager[OnEpoch]]
+"""Entered by who begins, or goes on with, a training."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +98,18 @@ def train_model(
     out: str,
     settings: TrainSettings,
     workers: int,
-    progress: OnEpoch = lambda epoch: None,
+    followed: Followed = lambda: nullcontext(lambda epoch: None),
     init: MSRRN | None = None,
     experiment: str = NAME,
     on_wait: Callable[[str], None] = lambda note: None,
 ) -> TrainedModel:
     """Trains on up to `workers` Ray workers (0: in this process), on GPUs if there are, or finds the artifact done.
 
-    Every worker has an equal share of each batch, and on GPUs one of its own: so many work as that allows. `init` is
-    the network that `settings.init` speaks of; a run that has a checkpoint does without it. `experiment` is noted
-    with the run, for `resumable`. Where another process is at this run, this one waits for it, with what it is doing
-    told to `on_wait` each second, and takes over when it is dead.
+    Every worker has an equal share of each batch, and on GPUs one of its own: so many work as that allows. `followed`
+    is entered for as long as this process is at the run, and gives who is told each epoch. `init` is the network that
+    `settings.init` speaks of; a run that has a checkpoint does without it. `experiment` is noted with the run, for
+    `resumable`. Where another process is at this run, this one waits for it, with what it is doing told to `on_wait`
+    each second, and takes over when it is dead.
 
     Raises:
         UserError: the dataset is not finished or too small, training failed, or the artifact there is damaged.
@@ -125,22 +130,20 @@ def train_model(
         checkpoints.finish()
         return _trained(artifact, name, reused=True)
     with hold(checkpoints.place, LEASE, on_wait) as lease:
-
-        def told(epoch: Epoch) -> None:
-            lease.note(f"epoch {int(epoch.metrics['epoch'])} of {settings.epochs}")
-            progress(epoch)
-
         try:
             reused = artifact.exists(CARD)  # another may have made it while this one waited
             if not reused:
-                state = _run(store, manifest, settings, workers, checkpoints, told, init, experiment)
-                model = state.averaged.cpu()
-                _require_weights(model, checkpoints)
-                data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
-                model.lean.copy_(lean(model, data))
-                metrics = validate(model, val) | _seen(val, settings.init)
-                card = _card(model, calibrate(model, val), metrics, manifest, settings, data.photos())
-                _publish(artifact, model, card, state.history)
+                with followed() as tell:
+
+                    def told(epoch: Epoch) -> None:
+                        lease.note(f"epoch {int(epoch.metrics['epoch'])} of {settings.epochs}")
+                        tell(epoch)
+
+                    if settings.init:
+                        _start(checkpoints, settings, Loader(store, manifest, "train"), init)
+                    checkpoints.begin(store, settings, experiment)
+                    state = _run(store, manifest, settings, workers, checkpoints, told)
+                    _finish(artifact, state, store, manifest, settings, checkpoints)
             checkpoints.finish()
         except UserError:
             # Who took over from one that was frozen may have finished, and removed what this one has worked on.
@@ -157,13 +160,8 @@ def _run(
     workers: int,
     checkpoints: Checkpoints,
     progress: OnEpoch,
-    init: MSRRN | None,
-    experiment: str,
 ) -> TrainState:
     """The training itself, from its last checkpoint to its last epoch."""
-    if settings.init:
-        _start(checkpoints, settings, Loader(store, manifest, "train"), init)
-    checkpoints.begin(store, settings, experiment)
     try:
         if workers == 0:
             return _train_here(store, manifest, settings, checkpoints, progress)
@@ -205,6 +203,24 @@ def _train_here(
         if stopping():
             raise KeyboardInterrupt
     return state
+
+
+def _finish(
+    artifact: Store,
+    state: TrainState,
+    store: Store,
+    manifest: Manifest,
+    settings: TrainSettings,
+    checkpoints: Checkpoints,
+) -> None:
+    """Validation, calibration and the artifact of what was trained."""
+    model = state.averaged.cpu()
+    _require_weights(model, checkpoints)
+    data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
+    model.lean.copy_(lean(model, data))
+    metrics = validate(model, val) | _seen(val, settings.init)
+    card = _card(model, calibrate(model, val), metrics, manifest, settings, data.photos())
+    _publish(artifact, model, card, state.history)
 
 
 def _card(

@@ -1,6 +1,9 @@
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from pipelines.registry import tracking
 from pipelines.retraining import begun_from, metric_names, require_unseen, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
-from pipelines.training.train import TrainedModel, run_name, train_model
+from pipelines.training.train import Followed, TrainedModel, run_name, train_model
 from tests.factories import TINY, write_model
 
 Dataset = tuple[Store, Manifest]
@@ -95,8 +98,11 @@ def test_a_training_outlives_a_disk_that_takes_no_pictures(
 def test_a_training_that_fails_or_is_cancelled_is_seen_to(
     error: BaseException, status: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ends(*arguments: object) -> None:
-        raise error
+    def ends(
+        dataset: str, out: str, settings: TrainSettings, workers: int, followed: Followed, *told: object
+    ) -> None:
+        with followed():
+            raise error
 
     monkeypatch.setattr(retraining, "train_model", ends)
     with pytest.raises(type(error), match=str(error)):
@@ -110,8 +116,9 @@ def test_a_training_that_fails_or_is_cancelled_is_seen_to(
 def test_an_interrupted_training_is_seen_to_be_and_says_how_to_go_on(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: bool
 ) -> None:
-    def interrupted(*arguments: object) -> None:
-        raise KeyboardInterrupt
+    def interrupted(url: str, out: str, settings: TrainSettings, workers: int, at: Followed, *told: object) -> None:
+        with at():
+            raise KeyboardInterrupt
 
     def unreachable(*arguments: object) -> None:
         raise UserError("No MLflow server answers")
@@ -128,6 +135,33 @@ def test_an_interrupted_training_is_seen_to_be_and_says_how_to_go_on(
     (experiment,) = client.search_experiments(filter_string=f"name = '{name}'")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == ("KILLED" if reached else "RUNNING")
+
+
+def test_who_waits_for_another_training_says_nothing_of_it_to_mlflow(dataset: Dataset, tmp_path: Path) -> None:
+    begun, done = Event(), Event()
+    settings = TrainSettings(epochs=1, batch=8)
+    mine = partial(train_tracked, dataset[0].url, str(tmp_path), settings, 0, "waited-for")
+
+    def first(metrics: Mapping[str, float]) -> None:
+        begun.set()
+        assert done.wait(60)
+
+    def ctrl_c(note: str) -> None:
+        raise KeyboardInterrupt
+
+    with ThreadPoolExecutor() as pool:
+        training = pool.submit(mine, first)
+        assert begun.wait(60)
+        try:
+            with pytest.raises(KeyboardInterrupt) as said:
+                mine(lambda metrics: None, on_wait=ctrl_c)
+            mlflow = tracking.client()
+            experiment = mlflow.get_experiment_by_name("waited-for")
+            assert [run.info.status for run in mlflow.search_runs([experiment.experiment_id])] == ["RUNNING"]
+            assert str(said.value) == ""  # no training was stopped
+        finally:
+            done.set()
+        assert not training.result().reused
 
 
 def test_an_alias_that_leads_to_what_the_same_call_made_is_not_started_from(

@@ -4,6 +4,7 @@ import shutil
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from pipelines.synthesis import SYNTHETIC
 from pipelines.training import on_ray
 from pipelines.training import train as station
 from pipelines.training.checkpoints import RUN, STATE, Checkpoints
-from pipelines.training.epochs import Epoch
+from pipelines.training.epochs import Epoch, OnEpoch
 from pipelines.training.loop import DivergedError, TrainState
-from pipelines.training.train import HISTORY, TrainedModel, resumable, run_name, train_model
+from pipelines.training.train import HISTORY, Followed, TrainedModel, resumable, run_name, train_model
 from pipelines.training.validation import calibrate, validate
 from tests.factories import TINY, times, tree
 
@@ -43,6 +44,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "paper", TINY)
 
 
+def telling(progress: OnEpoch) -> Followed:
+    return lambda: nullcontext(progress)
+
+
 def local(trained: TrainedModel) -> Path:
     path = trained.artifact.local_path()
     assert path is not None
@@ -52,7 +57,7 @@ def local(trained: TrainedModel) -> Path:
 @pytest.mark.usefixtures("tiny")
 def test_a_run_makes_an_artifact_that_loads(dataset: Dataset, tmp_path: Path) -> None:
     seen: list[Epoch] = []
-    trained = train_model(dataset[0].url, str(tmp_path), QUICK, 0, seen.append)
+    trained = train_model(dataset[0].url, str(tmp_path), QUICK, 0, telling(seen.append))
     assert not trained.reused
     assert trained.name == run_name(dataset[1], QUICK)
     assert local(trained) == tmp_path / "models" / trained.name
@@ -197,11 +202,11 @@ def test_a_run_that_broke_off_goes_on_from_its_checkpoint(dataset: Dataset, tmp_
             raise OSError("the log is full")
 
     with pytest.raises(OSError, match="the log is full"):
-        train_model(url, out, settings, 0, breaks)
+        train_model(url, out, settings, 0, telling(breaks))
     assert sorted(tree(tmp_path / "broken")) == [f"runs/{whole.name}/{key}" for key in (RUN, STATE)]
     assert resumable(out) == (url, settings, NAME)
     later: list[Epoch] = []
-    assert not train_model(url, out, settings, 0, later.append).reused
+    assert not train_model(url, out, settings, 0, telling(later.append)).reused
     assert [(epoch.metrics["epoch"], bool(epoch.examples)) for epoch in later] == [(3, False), (4, True)]
     assert tree(tmp_path / "broken") == tree(tmp_path / "whole")
     with pytest.raises(UserError, match="no unfinished run to go on with"):
@@ -223,7 +228,7 @@ def test_a_run_may_start_from_the_weights_of_another_and_its_card_says_so(datase
         raise OSError("the log is full")
 
     with pytest.raises(OSError, match="the log is full"):
-        train_model(dataset[0].url, broken, settings, 0, breaks, network)
+        train_model(dataset[0].url, broken, settings, 0, telling(breaks), network)
     url, told, _ = resumable(broken)
     resumed = train_model(url, broken, told, 0)
     assert (local(whole) / WEIGHTS).read_bytes() == (local(resumed) / WEIGHTS).read_bytes()
@@ -293,9 +298,9 @@ def test_of_two_at_once_one_trains_and_the_other_says_what_it_waits_for(dataset:
         raise AssertionError("it trained, too")
 
     with ThreadPoolExecutor() as pool:
-        one = pool.submit(train_model, dataset[0].url, str(tmp_path), QUICK, 0, first)
+        one = pool.submit(train_model, dataset[0].url, str(tmp_path), QUICK, 0, telling(first))
         assert begun.wait(60)
-        other = train_model(dataset[0].url, str(tmp_path), QUICK, 0, never, on_wait=wait)
+        other = train_model(dataset[0].url, str(tmp_path), QUICK, 0, telling(never), on_wait=wait)
         assert (one.result().reused, other.reused) == (False, True)
     assert notes[-1] in ("epoch 1 of 2", "epoch 2 of 2")
     assert list((tmp_path / "runs").iterdir()) == []
@@ -392,7 +397,7 @@ def test_two_workers_train_as_one_does_though_one_is_killed(
 
     monkeypatch.setattr(on_ray, "WORKER_FAILURES", 0)  # Ray gives up, and there was a checkpoint since it began
     monkeypatch.chdir(tmp_path)
-    both = train_model(dataset[0].url, "both", SHARED, ray_of_two, kill_one)
+    both = train_model(dataset[0].url, "both", SHARED, ray_of_two, telling(kill_one))
     assert killed
     assert set(epochs) == {1, 2, 3}
     assert len(both.history) == 3
@@ -410,10 +415,10 @@ def test_workers_that_ctrl_c_stopped_leave_a_checkpoint_for_any_number(
 
     out = str(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        train_model(dataset[0].url, out, SHARED, ray_of_two, ctrl_c)
+        train_model(dataset[0].url, out, SHARED, ray_of_two, telling(ctrl_c))
     found, settings, _ = resumable(out)
     later: list[float] = []
-    resumed = train_model(found, out, settings, 0, lambda epoch: later.append(epoch.metrics["epoch"]))
+    resumed = train_model(found, out, settings, 0, telling(lambda epoch: later.append(epoch.metrics["epoch"])))
     assert 1 not in later
     assert_alike(resumed, alone)
 
@@ -442,7 +447,7 @@ def test_a_training_on_ray_that_is_cancelled_ends_at_a_checkpoint(
                 str(tmp_path),
                 SHARED.model_copy(update={"epochs": 1000}),
                 ray_of_two,
-                lambda epoch: os.kill(os.getpid(), signal.SIGTERM) if epoch.metrics["epoch"] == 1 else None,
+                telling(lambda epoch: os.kill(os.getpid(), signal.SIGTERM) if epoch.metrics["epoch"] == 1 else None),
             )
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -478,5 +483,5 @@ def test_a_training_on_ray_takes_no_other_checkpoint_for_its_end(
             Checkpoints(place).write(TrainState(SHARED, np.zeros((68, 2), np.float32)))
 
     with pytest.raises(UserError, match="left no last checkpoint"):
-        train_model(dataset[0].url, str(tmp_path), SHARED, ray_of_two, overtaken)
+        train_model(dataset[0].url, str(tmp_path), SHARED, ray_of_two, telling(overtaken))
     assert not (tmp_path / "models").exists()
