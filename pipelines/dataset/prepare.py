@@ -37,6 +37,7 @@ from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
 from pipelines.lease import LEASE, hold
+from pipelines.outages import MissingError
 from pipelines.progress import Progress
 from pipelines.settings import PrepareSettings, Tolerance
 from pipelines.storage import Store
@@ -98,7 +99,17 @@ def prepare(
 
 def _finish(work: Plan, settings: PrepareSettings, tolerance: Tolerance) -> None:
     photos = [photo for unit in work.units for photo in unit.photos]
+    written = [(work.dataset, key) for key in (MANIFEST, PAGE, FEATURES, CARD)]
     _refuse_forgotten(work.out, photos)
+    try:
+        _publish(work, settings, tolerance)
+    except MissingError:  # `forget` may have removed a unit that was being read
+        _refuse_forgotten(work.out, photos, written)
+        raise
+    _refuse_forgotten(work.out, photos, written)  # `forget` may have looked for datasets before this was one
+
+
+def _publish(work: Plan, settings: PrepareSettings, tolerance: Tolerance) -> None:
     manifest = _manifest(work, settings)
     enforce(tolerance, manifest.left_out, manifest.counts["faces_in"])
     if not manifest.counts["train"]:
@@ -111,8 +122,6 @@ def _finish(work: Plan, settings: PrepareSettings, tolerance: Tolerance) -> None
     work.dataset.publish(FEATURES, found.features().model_dump_json().encode())
     work.dataset.publish(PAGE, dataset_page(work.dataset, manifest, found, work.picture).encode())
     work.dataset.publish(MANIFEST, manifest.model_dump_json(indent=1).encode())
-    written = [(work.dataset, key) for key in (MANIFEST, PAGE, FEATURES, CARD)]
-    _refuse_forgotten(work.out, photos, written)  # `forget` may have looked for datasets before this was one
 
 
 def _refuse_forgotten(out: Store, photos: Sequence[PlannedPhoto], written: Sequence[tuple[Store, str]] = ()) -> None:

@@ -19,6 +19,7 @@ from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import SUMMARY, Annotations
 from pipelines.annotation.unit import TABLES
 from pipelines.annotation.work import Again
+from pipelines.dataset.faces import FEATURES
 from pipelines.dataset.forget import forget_in_datasets
 from pipelines.dataset.inventory import datasets
 from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest
@@ -230,7 +231,9 @@ def test_a_page_that_may_show_a_rejected_photo_is_drawn_anew(annotated: Path, tm
     assert "eyes_swapped: lfpw/trainset/2.pts" not in page
 
 
-@pytest.mark.parametrize(("before", "number"), [(".parquet", 1), (".parquet", 4), (PAGE, 1), (MANIFEST, 1)])
+@pytest.mark.parametrize(
+    ("before", "number"), [(".parquet", 1), (".parquet", 4), (FEATURES, 1), (PAGE, 1), (MANIFEST, 1)]
+)
 def test_what_was_forgotten_while_a_dataset_was_made_is_not_in_it(
     annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, number: int
 ) -> None:
@@ -255,6 +258,7 @@ def test_what_was_forgotten_while_a_dataset_was_made_is_not_in_it(
     assert files_with(out, digest.encode()) == [FORGOTTEN]
     assert not list(out.rglob(MANIFEST))
     assert not list(out.rglob(PAGE))
+    assert not list(out.rglob(FEATURES))
     _, manifest = prepare([str(annotated)], str(out), SETTINGS, 1)
     assert digest not in decoded_rows(out)
     assert manifest.counts["train"] > 0
