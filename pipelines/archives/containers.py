@@ -42,6 +42,7 @@ def open_container(store: Store, key: str, *, through: bool = True) -> Container
     Raises:
         BrokenArchiveError: it is not what its name says.
         NoPicturesError: it is a table without pictures.
+        UnsupportedArchiveError: it is a table with several pictures a row.
         UserError: it is not there, or may not be opened.
     """
     table = has_suffix(key, TABLE_SUFFIXES)

@@ -19,7 +19,7 @@ PROBLEMS: Final = {
     "compression": "compressed by a method other than deflate: make the archive again",
     "broken_archive": "an archive that cannot be read: fetch or make it again",
     "nested_archive": "in an archive or a list, or beside annotated pictures: unpack it, or give it by itself",
-    "unsupported_archive": "a kind of archive that is not read: make a .tar, .tar.gz or .zip of it",
+    "unsupported_archive": "a kind of archive, or of table, that is not read: make a .tar, .tar.gz or .zip of it",
     "unsupported_url": "only files and s3:// are read: download it, and name the file",
     "too_large": "it unpacks to far more than pictures do",
 }
@@ -34,6 +34,10 @@ PIECE: Final = 4 << 20
 
 class BrokenArchiveError(UserError):
     """A file is not what its suffix says."""
+
+
+class UnsupportedArchiveError(UserError):
+    """A file has pictures in a way that is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,4 +96,6 @@ def reason_of(error: UserError) -> str:
     """The reason code of a file that cannot be opened."""
     if isinstance(error, MissingError):
         return "unreadable"
+    if isinstance(error, UnsupportedArchiveError):
+        return "unsupported_archive"
     return "broken_archive" if isinstance(error, BrokenArchiveError) else "forbidden"

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from pipelines.archives.inputs import BrokenArchiveError, Input, damaged, unusable
+from pipelines.archives.inputs import BrokenArchiveError, Input, UnsupportedArchiveError, damaged, unusable
 from pipelines.archives.names import is_safe, printable, row_name
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
@@ -49,6 +49,7 @@ class Table:
     Raises:
         BrokenArchiveError: it is no Parquet table.
         NoPicturesError: it has no column of pictures.
+        UnsupportedArchiveError: it has one, but not with a picture a row.
     """
 
     def __init__(self, file: BinaryIO, place: str, version: str) -> None:
@@ -61,6 +62,10 @@ class Table:
             _raise_if_it_may_pass(error)
             raise BrokenArchiveError(f"{place} is no Parquet table, or was cut short: fetch it again") from error
         if column is None:
+            if nested := next(filter(_has_nested_pictures, self._table.schema_arrow), None):
+                raise UnsupportedArchiveError(
+                    f"{place} has pictures in lists, or deeper, in {nested.name}: make a row of each"
+                )
             raise NoPicturesError(
                 f"{place} has no column of pictures: give it one of type binary, or a struct with bytes"
             )
@@ -189,6 +194,15 @@ def _column(field: pa.Field) -> _Column | None:
         if "bytes" in children and _is_bytes(children["bytes"]):
             return _Column(field.name, nested=True, path="path" in children and _is_name(children["path"]))
     return None
+
+
+def _has_nested_pictures(field: pa.Field) -> bool:
+    """Whether there are bytes within a field of a certain name."""
+    kinds = [field.type]
+    for kind in kinds:
+        kinds += [kind.field(number).type for number in range(kind.num_fields)]
+    certain = any(name in field.name.lower() for name in _CERTAIN)
+    return certain and not _is_bytes(field.type) and any(map(_is_bytes, kinds))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

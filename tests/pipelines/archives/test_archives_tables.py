@@ -26,6 +26,7 @@ def _table(columns: dict[str, Any], rows_per_group: int = 3, **types: pa.DataTyp
 
 
 def _write(folder: Path, columns: dict[str, Any], **types: pa.DataType) -> str:
+    folder.mkdir(exist_ok=True)
     (folder / "x.parquet").write_bytes(_table(columns, **types))
     return str(folder / "x.parquet")
 
@@ -108,6 +109,14 @@ def test_the_column_is_found(tmp_path: Path) -> None:
     listing = list_inputs(str(tmp_path / "in"))
     assert [item.uri for item in listing] == ["a.jpg", "b.zip/b.jpg"]
     assert listing.ignored == 5
+
+
+def test_a_table_with_several_pictures_a_row_is_a_row(tmp_path: Path) -> None:
+    for kind in (pa.list_(pa.binary()), pa.list_(HF), pa.struct([("front", HF)])):
+        url = _write(tmp_path / "in", {"images": pa.nulls(2, kind)}, images=kind)
+        with pytest.raises(UserError, match="has pictures in lists, or deeper, in images: make a row of each"):
+            list_inputs(url)
+        assert read(str(tmp_path / "in")) == [("x.parquet", "unsupported_archive")]
 
 
 def test_rows_without_a_picture(tmp_path: Path) -> None:
