@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import NUM_LANDMARKS
-from pipelines.dataset.manifest import Manifest, UnitEntry
+from pipelines.dataset.manifest import Manifest, UnitEntry, refuse_renamed
 from pipelines.dataset.shards import SCHEMA, Split, images, landmarks
 from pipelines.errors import UserError
+from pipelines.outages import MissingError
 from pipelines.storage import Store
 
 WINDOW: Final = 3072
@@ -273,11 +274,14 @@ class Loader:
 
     @contextmanager
     def _explained(self, entry: UnitEntry) -> Iterator[BinaryIO]:
-        """The shard, open; what pyarrow finds wrong with it becomes a `UserError`."""
+        """The shard, open; what pyarrow finds wrong with it becomes a `UserError`. One may have been forgotten."""
         pool = self._dataset.parent
         try:
             with pool.open(entry.shard) as file:
                 yield file
+        except MissingError:
+            refuse_renamed(self._dataset)
+            raise
         except (pa.ArrowException, OSError) as error:
             # Failures of the disk or the network have a number or a class of their own: they are not damage.
             if not isinstance(error, pa.ArrowException) and (error.errno or type(error) is not OSError):

@@ -111,7 +111,7 @@ def read_manifest(dataset: Store) -> Manifest:
             forgotten), or it has another schema.
     """
     if not dataset.exists(MANIFEST):
-        _refuse_renamed(dataset)
+        refuse_renamed(dataset)
         raise UserError(
             f"{dataset.url}: no {MANIFEST}, so it is no finished dataset; "
             "give the URL that `msrrn prepare` printed, or run it again to finish"
@@ -140,7 +140,8 @@ def read_manifest(dataset: Store) -> Manifest:
         ) from error
 
 
-def _refuse_renamed(dataset: Store) -> None:
+def refuse_renamed(dataset: Store) -> None:
+    """Raises UserError where pictures of a dataset were forgotten, so that it has another name now, or none."""
     place = dataset.absolute()
     forgotten = read_forgotten(place.parent)
     if place.name in forgotten.renamed:

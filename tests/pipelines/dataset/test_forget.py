@@ -22,6 +22,7 @@ from pipelines.annotation.work import Again
 from pipelines.dataset.faces import FEATURES
 from pipelines.dataset.forget import forget_in_datasets
 from pipelines.dataset.inventory import datasets
+from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest
 from pipelines.dataset.page import PAGE
 from pipelines.dataset.prepare import prepare
@@ -262,6 +263,16 @@ def test_what_was_forgotten_while_a_dataset_was_made_is_not_in_it(
     _, manifest = prepare([str(annotated)], str(out), SETTINGS, 1)
     assert digest not in decoded_rows(out)
     assert manifest.counts["train"] > 0
+
+
+def test_who_reads_a_dataset_while_pictures_of_it_are_forgotten_is_told_its_name(
+    dataset: tuple[Store, Manifest], annotated: Path, place: Path
+) -> None:
+    name = dataset[1].name
+    training = Loader(Store(str(place / name)), dataset[1], "train")
+    forgot = forget_in_datasets(str(place), [sha256(annotated / "lfpw/trainset/0.jpg")], 1, quiet)
+    with pytest.raises(UserError, match=f"pictures of it were forgotten, and it is {forgot.datasets[name]} without"):
+        training.photos()
 
 
 def test_a_dataset_that_is_finished_while_pictures_are_forgotten_is_seen_to(
