@@ -34,6 +34,7 @@ _WITH_DATA: Final = "; only with --data"
 
 
 def add_command(commands: Commands, name: str, run: Runner, text: str, examples: str) -> argparse.ArgumentParser:
+    """Declares a command. The first sentence of `text` stands in the list of all; `examples` are whole lines."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text.partition(". ")[0],
@@ -46,6 +47,7 @@ def add_command(commands: Commands, name: str, run: Runner, text: str, examples:
 
 
 def positive(text: str) -> int:
+    """1 or more; else raises ArgumentTypeError, as `count`, which is for 0 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
@@ -127,21 +129,23 @@ def add_split(parser: argparse.ArgumentParser, default: Selection, data_required
 
 
 def add_prepare_options(parser: argparse.ArgumentParser) -> None:
-    copies = AugmentationSettings().copies
-    share = PrepareSettings().val_share
-    parser.add_argument("--copies", type=int, help=f"augmented copies of each training face (default: {copies})")
-    noise = AugmentationSettings().noise_sigma
+    defaults = PrepareSettings()
+    parser.add_argument(
+        "--copies",
+        type=int,
+        help=f"augmented copies of each training face (default: {defaults.augmentation.copies})",
+    )
     parser.add_argument(
         "--noise-sigma",
         type=float,
         metavar="SD",
         help="strongest pixel noise of the copies, in standard deviations of the crop's grey values; 0 is best for "
-        f"--preset best (default: {noise})",
+        f"--preset best (default: {defaults.augmentation.noise_sigma})",
     )
     parser.add_argument(
         "--val-share",
         type=float,
-        help=f"share of photos held out where the source says none (default: {share})",
+        help=f"share of photos held out where the source says none (default: {defaults.val_share})",
     )
     parser.add_argument("--seed", type=int, help="seed of every random draw (default: 0)")
     add_detector(parser, get_args(BoxesBy), "hog, which needs no file")

@@ -40,6 +40,7 @@ class Told(BaseModel):
 
     @classmethod
     def of(cls, dataset: str, settings: TrainSettings, experiment: str) -> "Told":
+        """With what the dump of the settings leaves out, since it is no part of a run's name."""
         return cls(
             dataset=dataset,
             settings=settings,
@@ -49,6 +50,7 @@ class Told(BaseModel):
         )
 
     def all_settings(self) -> TrainSettings:
+        """The settings that `of` was given."""
         init = self.settings.init and self.settings.init.model_copy(update={"photos": self.init_photos})
         return self.settings.model_copy(update={"checkpoint_steps": self.checkpoint_steps, "init": init})
 
