@@ -1,4 +1,4 @@
-"""What terminals and pages show: names as these may be shown, and counts of things."""
+"""What terminals, pages and spreadsheets show: names as these may be shown, and counts of things."""
 
 import re
 from typing import Final
@@ -15,3 +15,8 @@ def showable(text: str) -> str:
 def counted(count: int, what: str) -> str:
     """`1 face`, `2 faces`."""
     return f"{count} {what}{'s' * (count != 1)}"
+
+
+def no_formula(name: str) -> str:
+    """A name that no spreadsheet takes for a formula; of a path, it is the same path."""
+    return name if name[:1].isalnum() or name[:1] in {"_", ".", "/"} else f"./{name}"

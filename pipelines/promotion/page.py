@@ -10,7 +10,6 @@ import numpy as np
 from markupsafe import Markup
 
 from msrrn.landmarks import face_roll
-from pipelines.annotation.exports.csv_points import harmless
 from pipelines.detection import expected_box
 from pipelines.drawing import BOX, PREDICTION, Colour, Picture, contact_sheet, face_tile, to_jpeg
 from pipelines.evaluation.honesty import expected_and_true
@@ -19,6 +18,7 @@ from pipelines.figures import scatter_figure, standing_alone
 from pipelines.page import Page
 from pipelines.promotion.comparison import Pair
 from pipelines.promotion.decision import Decision, shown
+from pipelines.showable import no_formula
 
 DECISION: Final = "decision.json"
 FIGURES: Final = "figures.csv"
@@ -102,8 +102,8 @@ def _faces(pair: Pair) -> bytes:
     for index, face in enumerate(pair.challenger):
         names = {
             "photo_sha256": face.photo_sha256,
-            "annotation_uri": harmless(face.annotation_uri),
-            "subset": harmless(face.subset),
+            "annotation_uri": no_formula(face.annotation_uri),
+            "subset": no_formula(face.subset),
         }
         numbers = {
             "side_px": expected_box(face.truth).side,

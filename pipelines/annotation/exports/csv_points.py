@@ -15,6 +15,7 @@ from typing import Final
 
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.annotation.exports.pictures import AnnotatedPictures, numbers
+from pipelines.showable import no_formula
 from pipelines.storage import Store
 
 FILE: Final = "faces.csv"
@@ -31,7 +32,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
         table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         table.writerow(COLUMNS)
         for picture in pictures:
-            name = harmless(pictures.name(picture))
+            name = no_formula(pictures.name(picture))
             for face in picture.faces:
                 left, top, right, bottom = face.edges
                 box = numbers([left + 0.5, top + 0.5, right - left, bottom - top])
@@ -44,8 +45,3 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
 def older(out: Store) -> list[str]:
     """See `Exporter`."""
     return out.present(FILE)
-
-
-def harmless(uri: str) -> str:
-    """A name that no spreadsheet takes for a formula."""
-    return uri if uri[:1].isalnum() or uri[:1] in {"_", ".", "/"} else f"./{uri}"
