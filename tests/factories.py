@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -224,16 +224,25 @@ def calls_of(work: Callable[[], object]) -> int:
     return calls
 
 
-def forking() -> ForkServerContext:
-    """For processes of the tests, each a fork of one that has imported what they do; it starts with the first."""
+def forked(work: Callable[..., object], *arguments: object) -> ForkServerProcess:
+    """A process, not yet begun, that does some work in the environment of now.
+
+    It is a fork of one that has imported what tests do, and keeps the environment of the test that was first.
+    """
     context = multiprocessing.get_context("forkserver")
     stations = ("annotation.run", "dataset.prepare", "promotion.gate")
     context.set_forkserver_preload([f"pipelines.{station}" for station in stations])
-    return context
+    return context.Process(target=_in_environment, args=(dict(os.environ), work, arguments))
+
+
+def _in_environment(environment: Mapping[str, str], work: Callable[..., object], arguments: Sequence[object]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    work(*arguments)
 
 
 def _stopped(work: Callable[..., object], arguments: Sequence[Any], seconds: float | None) -> int:
-    process = forking().Process(target=work, args=arguments)
+    process = forked(work, *arguments)
     process.start()
     process.join(seconds)
     process.kill()

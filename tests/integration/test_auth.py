@@ -22,6 +22,8 @@ from tests.infra.files import INFRA, ROOT, compose, image_environment
 from tests.servers import free_ports, serving
 
 USER, PASSWORD = "operator", "a-long-enough-password"
+PATIENCE = 60.0
+"""Seconds for an answer of a server that has little of the machine."""
 SETTINGS = dict.fromkeys(
     ["POSTGRES_PASSWORD", "PREFECT_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"], "unused"
 ) | {
@@ -87,7 +89,7 @@ def test_prefect_over_tls_refuses_a_client_without_credentials_and_applies_the_a
     with serving(command, environment, tmp_path, f"{api}/health"):
 
         def found(kind: str, auth: tuple[str, str] | None = (USER, PASSWORD)) -> httpx.Response:
-            return httpx.post(f"{api}/{kind}/filter", json={}, auth=auth, verify=False)
+            return httpx.post(f"{api}/{kind}/filter", json={}, auth=auth, verify=False, timeout=PATIENCE)
 
         for auth in (None, (USER, "wrong"), ("", "")):
             assert found("flows", auth).status_code == 401
@@ -158,7 +160,7 @@ def test_mlflow_over_tls_refuses_a_client_without_credentials(
             client.search_experiments()
         assert mlflow_client(monkeypatch, uri, USER, "another-long-password").search_experiments()
         for host in ("evil.example", f"evil.example:{port}"):
-            refused = httpx.get(f"{uri}/", headers={"Host": host}, verify=False)
+            refused = httpx.get(f"{uri}/", headers={"Host": host}, verify=False, timeout=PATIENCE)
             assert refused.status_code == 403, "another site's name must not lead here"
         for origin, status in (("https://faces.example:5000", 200), ("https://evil.example", 403)):
             asked = httpx.post(
@@ -167,6 +169,7 @@ def test_mlflow_over_tls_refuses_a_client_without_credentials(
                 headers={"Origin": origin},  # as browsers say it, which load the page from there
                 auth=(USER, "another-long-password"),
                 verify=False,
+                timeout=PATIENCE,
             )
             assert asked.status_code == status, origin
     assert PASSWORD not in (tmp_path / "log.txt").read_text()

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from pipelines.errors import UserError
 from pipelines.registry import tracking
 from pipelines.registry.ledger import Ledger, Move, Turn, experiment_of, find_ledger, open_ledger, plain
-from tests.factories import forking
+from tests.factories import forked
 
 
 def make(store: str, name: str, found: "multiprocessing.Queue[str]") -> None:
@@ -96,9 +96,8 @@ def test_two_turns_are_never_the_same_text() -> None:
 
 
 def test_of_processes_that_begin_together_one_makes_the_ledger(mlflow_store: Path) -> None:
-    context = forking()
-    found: multiprocessing.Queue[str] = context.Queue()
-    started = [context.Process(target=make, args=(str(mlflow_store), "race", found)) for _ in range(4)]
+    found: multiprocessing.Queue[str] = multiprocessing.get_context("forkserver").Queue()
+    started = [forked(make, str(mlflow_store), "race", found) for _ in range(4)]
     for process in started:
         process.start()
     runs = {found.get(timeout=120) for _ in started}

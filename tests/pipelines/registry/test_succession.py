@@ -17,7 +17,7 @@ from pipelines.registry import versions as registry
 from pipelines.registry.ledger import Ledger, Line, find_ledger
 from pipelines.registry.store import tracking_uri
 from pipelines.registry.succession import OvertakenError, finish_turn, log, rollback, settle
-from tests.factories import forking
+from tests.factories import forked
 
 NEVER = -1
 
@@ -68,7 +68,7 @@ def work(name: str, version: int | str, champion: int, crash: int, run: str, uri
 
 def start(name: str, version: int | str, champion: int = 0, crash: int = NEVER, run: str = "") -> ForkServerProcess:
     """`work` in a process of its own, which dies before its alias write number `crash`, counted from 0."""
-    process = forking().Process(target=work, args=(name, version, champion, crash, run, tracking_uri()))
+    process = forked(work, name, version, champion, crash, run, tracking_uri())
     process.start()
     return process
 
