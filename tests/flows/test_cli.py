@@ -379,7 +379,7 @@ def test_whoever_stops_a_training_stops_it_at_a_checkpoint_and_resume_finishes_i
     while not list(out.glob("runs/*/state.pt")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(ending)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     name = run_name(dataset[1], settings)
     told, remedy = errors.splitlines()[-2:]
@@ -413,7 +413,7 @@ def test_sigterm_stops_what_a_script_runs_in_the_background(tmp_path: Path) -> N
     while not (tmp_path / "photos").exists() and process.poll() is None:
         time.sleep(0.01)
     process.terminate()
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert (process.returncode, errors.splitlines()[-1][:18]) == (130, "msrrn: interrupted")
 
 

@@ -111,7 +111,7 @@ def test_a_worker_that_is_stopped_ends(tmp_path: Path) -> None:
     try:
         wait_for((tmp_path / "started").exists)
         worker.terminate()
-        worker.wait(60)
+        worker.wait(600)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)

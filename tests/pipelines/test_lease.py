@@ -137,7 +137,7 @@ def test_a_frozen_holder_is_taken_over_and_notices(store: Store, holder: subproc
         assert set(notes) == {"unit 12 of 42"}
         assert len(notes) > 1
         holder.send_signal(signal.SIGCONT)
-        assert holder.communicate(timeout=120)[0] == "lost\n"
+        assert holder.communicate(timeout=600)[0] == "lost\n"
         assert store.keys() == [KEY]  # it left the lease to its new owner
     assert holder.returncode == 0
     assert store.keys() == []

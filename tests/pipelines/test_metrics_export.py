@@ -109,7 +109,7 @@ def test_processes_that_write_at_once_lose_nothing(metrics: Path) -> None:
         "from pipelines.metrics_export import export_metrics\nfor _ in range(50): export_metrics(pictures={'a': 1})"
     )
     processes = [subprocess.Popen([sys.executable, "-c", work]) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(600) for process in processes] == [0, 0]
     assert read(metrics)["msrrn_pictures_total{a}"] == 100
 
 

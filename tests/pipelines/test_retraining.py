@@ -144,14 +144,14 @@ def test_who_waits_for_another_training_says_nothing_of_it_to_mlflow(dataset: Da
 
     def first(metrics: Mapping[str, float]) -> None:
         begun.set()
-        assert done.wait(60)
+        assert done.wait(600)
 
     def ctrl_c(note: str) -> None:
         raise KeyboardInterrupt
 
     with ThreadPoolExecutor() as pool:
         training = pool.submit(mine, first)
-        assert begun.wait(60)
+        assert begun.wait(600)
         try:
             with pytest.raises(KeyboardInterrupt) as said:
                 mine(lambda metrics: None, on_wait=ctrl_c)

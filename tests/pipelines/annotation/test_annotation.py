@@ -865,7 +865,7 @@ def test_whoever_stops_it_is_told_so_in_one_line_and_the_next_run_completes(
     while not (out / RUN).exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(ending)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert not (out / LEASE).exists()
     assert errors.splitlines()[-1] == "msrrn: interrupted; the same command goes on where this one stopped"

@@ -456,7 +456,7 @@ def test_two_runs_at_once_make_one_dataset(dataset: Dataset, annotated: Path, tm
     for run in runs:
         run.start()
     for run in runs:
-        run.join(120)
+        run.join(600)
         assert run.exitcode == 0
     assert tree(tmp_path) == tree(out_of(dataset))
 

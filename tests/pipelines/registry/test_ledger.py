@@ -100,7 +100,7 @@ def test_of_processes_that_begin_together_one_makes_the_ledger(mlflow_store: Pat
     started = [forked(make, str(mlflow_store), "race", found) for _ in range(4)]
     for process in started:
         process.start()
-    runs = {found.get(timeout=120) for _ in started}
+    runs = {found.get(timeout=600) for _ in started}
     assert len(runs) == 1
     known = find_ledger(tracking.client(), "race")
     assert known is not None

@@ -75,7 +75,7 @@ def start(name: str, version: int | str, champion: int = 0, crash: int = NEVER, 
 
 def crashed(name: str, version: int | str, champion: int = 0, crash: int = 0, run: str = "") -> None:
     process = start(name, version, champion, crash, run)
-    process.join(60)
+    process.join(600)
     assert process.exitcode == 9
 
 
@@ -219,7 +219,7 @@ def test_of_promotions_at_once_one_wins(name: str) -> None:
     settle(name, "promoted", 1, None, "first", "me")
     started = [start(name, version, champion=1) for version in (2, 3, 2, 3)]
     for process in started:
-        process.join(120)
+        process.join(600)
     codes = [process.exitcode or 0 for process in started]
     assert sorted(codes) == [0, 3, 3, 3]
     winner = (2, 3, 2, 3)[codes.index(0)]

@@ -287,7 +287,7 @@ def test_of_two_at_once_one_trains_and_the_other_says_what_it_waits_for(dataset:
     def first(epoch: Epoch) -> None:
         begun.set()
         if epoch.metrics["epoch"] == QUICK.epochs:
-            assert heard.wait(60)
+            assert heard.wait(600)
 
     def wait(note: str) -> None:
         notes.append(note)
@@ -299,7 +299,7 @@ def test_of_two_at_once_one_trains_and_the_other_says_what_it_waits_for(dataset:
 
     with ThreadPoolExecutor() as pool:
         one = pool.submit(train_model, dataset[0].url, str(tmp_path), QUICK, 0, telling(first))
-        assert begun.wait(60)
+        assert begun.wait(600)
         other = train_model(dataset[0].url, str(tmp_path), QUICK, 0, telling(never), on_wait=wait)
         assert (one.result().reused, other.reused) == (False, True)
     assert notes[-1] in ("epoch 1 of 2", "epoch 2 of 2")
