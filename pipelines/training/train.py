@@ -1,7 +1,7 @@
 """Dataset → model artifact: the loop of `pipelines.training.loop`, here or on Ray Train, resumable by name.
 
-A run is named by the digest of its dataset and settings. What goes on lies below `OUT/runs/NAME` until its
-artifact appears at `OUT/models/NAME`: the weights first, the card last.
+A run is named by the digest of its dataset's shards and of its settings. What goes on lies below `OUT/runs/NAME`
+until its artifact appears at `OUT/models/NAME`: the weights first, the card last.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from pipelines.training.on_ray import train_on_ray
 from pipelines.training.validation import EpochMetrics, calibrate, lean, validate
 
 HISTORY: Final = "history.json"
-RECIPE: Final = 10
+RECIPE: Final = 11
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples, perturbations."""
 SEEN: Final = "val_photos_learned_before"
@@ -61,8 +61,12 @@ class TrainedModel:
 
 
 def run_name(manifest: Manifest, settings: TrainSettings) -> str:
-    """The digest of what fixes a model: its dataset and settings (not the number of workers)."""
-    text = f"{RECIPE} {manifest.name}\n{settings.model_dump_json()}\n{PRESETS[settings.preset].model_dump_json()}"
+    """The digest of what fixes a model: the dataset's shards, and settings (not the number of workers).
+
+    Not the dataset's name, which speaks of what was left out, too: a bad annotation that came in is nothing to learn.
+    """
+    shards = " ".join(unit.key for unit in manifest.shards())
+    text = f"{RECIPE} {shards}\n{settings.model_dump_json()}\n{PRESETS[settings.preset].model_dump_json()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

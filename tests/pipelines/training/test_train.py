@@ -19,6 +19,7 @@ from msrrn.network import MSRRN
 from msrrn.provenance import InitialWeights
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.prepare import prepare
 from pipelines.errors import UsageError, UserError
 from pipelines.models import PHOTO_DIGITS, initial_weights, read_model
 from pipelines.settings import NAME, TrainSettings
@@ -31,7 +32,7 @@ from pipelines.training.epochs import Epoch, OnEpoch
 from pipelines.training.loop import DivergedError, TrainState
 from pipelines.training.train import HISTORY, Followed, TrainedModel, resumable, run_name, train_model
 from pipelines.training.validation import calibrate, validate
-from tests.factories import TINY, times, tree
+from tests.factories import SETTINGS, TINY, times, tree
 
 Dataset = tuple[Store, Manifest]
 
@@ -156,15 +157,30 @@ def test_the_same_run_elsewhere_gives_the_same_artifact(dataset: Dataset, tmp_pa
     assert tree(local(first)) == tree(local(second))
 
 
-def test_a_run_is_named_by_its_dataset_and_settings(dataset: Dataset) -> None:
+def test_a_run_is_named_by_its_shards_and_settings(dataset: Dataset) -> None:
     manifest = dataset[1]
     names = {
         run_name(manifest, QUICK),
-        run_name(manifest.model_copy(update={"name": "other"}), QUICK),
+        run_name(manifest.model_copy(update={"units": manifest.units[1:]}), QUICK),
         run_name(manifest, QUICK.model_copy(update={"seed": 1})),
         run_name(manifest, QUICK.model_copy(update={"epochs": 3})),
     }
     assert len(names) == 4
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_bad_annotation_that_came_in_trains_nothing_anew(annotated: Path, dataset: Dataset, tmp_path: Path) -> None:
+    grown = shutil.copytree(annotated, tmp_path / "grown")
+    first = next(grown.rglob("*.jpg"))
+    shutil.copy(first, first.with_name("late.jpg"))
+    first.with_name("late.pts").write_text("version: 1\nn_points: 68\n{\nnonsense\n}\n")
+    store, manifest = prepare([str(grown)], str(tmp_path / "datasets"), SETTINGS, workers=1)
+    assert manifest.name != dataset[1].name
+    assert len(manifest.left_out) == len(dataset[1].left_out) + 1
+
+    before = train_model(dataset[0].url, str(tmp_path / "out"), QUICK, 0)
+    after = train_model(store.url, str(tmp_path / "out"), QUICK, 0)
+    assert (after.reused, after.name) == (True, before.name)
 
 
 @pytest.mark.usefixtures("tiny")
