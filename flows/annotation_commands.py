@@ -27,18 +27,6 @@ from pipelines.settings import (
     ReviewFormat,
 )
 
-_SETTINGS = (
-    "images_per_unit",
-    "detector",
-    "min_face",
-    "max_faces",
-    "min_score",
-    "any_rotation",
-    "precision",
-    "engine",
-    "timeout",
-)
-
 
 def add_annotation_commands(commands: Commands) -> None:
     """Declares the commands."""
@@ -56,7 +44,7 @@ def _annotate(commands: Commands) -> None:
         from pipelines.opening import open_model
         from pipelines.texts import annotation_text
 
-        settings = settings_of(AnnotateSettings, given(call, *_SETTINGS))
+        settings = settings_of(AnnotateSettings, given(call, AnnotateSettings))
         again = None
         if call.retry is not None:
             try:

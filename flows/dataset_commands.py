@@ -16,6 +16,7 @@ from flows.options import (
     add_prepare_options,
     add_workers,
     count,
+    given,
     positive,
     prepare_settings,
     print_json,
@@ -96,7 +97,7 @@ def _prepare(commands: Commands) -> None:
         if call.append_to:
             base = _settings_of_dataset(call.out, call.append_to)
         settings = prepare_settings(call, base)
-        tolerance = settings_of(Tolerance, {"on_bad": call.on_bad, "max_bad": call.max_bad})
+        tolerance = settings_of(Tolerance, given(call, Tolerance))
         with progress("dataset") as update:
             inputs = (call.format, call.append_to)
             if call.dry_run:

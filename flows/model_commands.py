@@ -22,7 +22,7 @@ from flows.options import (
     train_settings,
 )
 from pipelines.errors import UsageError
-from pipelines.settings import NAME, BoxesBy
+from pipelines.settings import NAME, BoxesBy, TrainSettings
 
 
 def add_model_commands(commands: Commands) -> None:
@@ -42,7 +42,7 @@ def _train(commands: Commands) -> None:
             dataset, experiment = call.dataset, call.name
             settings, network = begun_from(call.init, train_settings(call), dataset, call.out)
         else:
-            if given(call, "preset", "init", "epochs", "batch", "learning_rate", "precision", "seed"):
+            if given(call, TrainSettings):
                 raise UsageError("--resume goes on with the settings that the run has: leave the others out")
             (dataset, settings, experiment), network = resumable(call.out, call.resume), None
             experiment = experiment or call.name

@@ -20,7 +20,7 @@ def _monitor(commands: Commands) -> None:
         from pipelines.storage import Store
         from pipelines.texts import drift_text
 
-        settings = settings_of(DriftSettings, given(call, *DriftSettings.model_fields))
+        settings = settings_of(DriftSettings, given(call, DriftSettings))
         report = compare(call.runs, settings, call.dataset, call.reference)
         page = write_drift(report, Store(call.out))
         if call.json:

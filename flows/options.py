@@ -182,9 +182,10 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def given(call: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of the options that were said, by their names."""
-    return {name: getattr(call, name) for name in names if getattr(call, name) is not None}
+def given(call: argparse.Namespace, kind: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """What options, which begin with `prefix`, said of the fields of `kind`; not every field has one."""
+    said = {name: getattr(call, f"{prefix}{name}".replace("-", "_"), None) for name in kind.model_fields}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -208,16 +209,16 @@ def prepare_settings(call: argparse.Namespace, base: PrepareSettings | None = No
     """The settings given, and for the others those of `base`."""
     base = base or PrepareSettings()
     augmentation = settings_of(
-        AugmentationSettings, base.augmentation.model_dump() | given(call, "copies", "noise_sigma")
+        AugmentationSettings, base.augmentation.model_dump() | given(call, AugmentationSettings)
     )
     return settings_of(
-        PrepareSettings,
-        base.model_dump() | {"augmentation": augmentation, **given(call, "val_share", "seed", "detector")},
+        PrepareSettings, base.model_dump() | given(call, PrepareSettings) | {"augmentation": augmentation}
     )
 
 
 def train_settings(call: argparse.Namespace) -> TrainSettings:
-    return settings_of(TrainSettings, given(call, "preset", "epochs", "batch", "learning_rate", "precision", "seed"))
+    """The settings given; --init is the name of a model, which becomes a setting where that is opened."""
+    return settings_of(TrainSettings, {k: v for k, v in given(call, TrainSettings).items() if k != "init"})
 
 
 def add_settings(parser: Any, kind: type[BaseModel], prefix: str = "") -> None:
@@ -243,8 +244,7 @@ def add_gate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def gate_settings(call: argparse.Namespace) -> GateSettings:
-    fields = {name: getattr(call, f"gate_{name}") for name in GateSettings.model_fields}
-    return settings_of(GateSettings, {name: each for name, each in fields.items() if each is not None}, "gate-")
+    return settings_of(GateSettings, given(call, GateSettings, "gate-"), "gate-")
 
 
 def print_json(result: Any) -> None:

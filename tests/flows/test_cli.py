@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main, parser
+from flows.options import add_train_options, train_settings
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare import prepare
 from pipelines.models import Model
@@ -47,6 +49,14 @@ def test_help_states_the_defaults_that_are_used() -> None:
     call = parser().parse_args(["train", "--dataset", "d", "--out", "o"])
     assert (call.epochs, call.batch, call.preset) == (None, None, None)
     assert TrainSettings().preset == "paper"
+
+
+def test_an_option_is_the_setting_of_its_name() -> None:
+    options = ArgumentParser()
+    add_train_options(options)
+    options.add_argument("--momentum", type=float)
+    call = options.parse_args(["--momentum", "0.5", "--epochs", "3", "--init", "box"])
+    assert train_settings(call) == TrainSettings(momentum=0.5, epochs=3)
 
 
 def test_the_list_of_commands_says_a_whole_sentence_of_each() -> None:
