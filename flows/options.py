@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from msrrn.augmentation import AugmentationSettings
+from msrrn.config import Preset
 from pipelines.engine import default_workers
 from pipelines.errors import UsageError
 from pipelines.settings import (
@@ -152,27 +153,30 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    paper, best = TrainSettings(), TrainSettings(preset="best")
+    default = TrainSettings()
+    others = [TrainSettings(preset=preset) for preset in get_args(Preset) if preset != default.preset]
 
     def defaults(field: str) -> str:
-        return f"(default: {getattr(paper, field)}, of best {getattr(best, field)})"
+        of_others = "".join(f", of {other.preset} {getattr(other, field)}" for other in others)
+        return f"(default: {getattr(default, field)}{of_others})"
 
     parser.add_argument(
         "--preset",
-        choices=get_args(TrainSettings.model_fields["preset"].annotation),
+        choices=get_args(Preset),
         help="paper: the network and the objective as published, minutes on two cores. best: the most accurate that "
         "the ablations found, some half an hour on two cores; every face is perturbed anew in every epoch "
-        "(default: paper)",
+        f"(default: {default.preset})",
     )
     parser.add_argument("--epochs", type=int, help=f"passes over all copies {defaults('epochs')}")
     parser.add_argument("--batch", type=int, help=f"samples of one update {defaults('batch')}")
     parser.add_argument("--learning-rate", type=float, help=f"peak of the schedule {defaults('learning_rate')}")
+    begun = "".join(f", of {preset} {model}" for preset, model in INIT.items())
     parser.add_argument(
         "--init",
         metavar="MODEL",
         help="begin with the weights of a model of the same preset: an artifact directory, models:/NAME@ALIAS, box, "
         "synthetic (the model in the package that has seen synthetic faces alone), or none: random weights, which "
-        f"want a higher --learning-rate (default: none, of best {INIT['best']})",
+        f"want a higher --learning-rate (default: none{begun})",
     )
     parser.add_argument(
         "--precision",

@@ -1,8 +1,10 @@
-"""What fixes the network's tensors: its widths, and the two presets."""
+"""What fixes the network's tensors: its widths, and the presets."""
 
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Preset = Literal["paper", "best"]
 
 Channels = Annotated[int, Field(ge=1, le=1024)]
 
@@ -47,17 +49,20 @@ class ModelConfig(BaseModel):
         return self
 
 
+_CHOSEN: Final[dict[Preset, dict[str, Any]]] = {
+    "paper": {},
+    "best": {
+        "pooled": False,
+        "context": (16, 32, 64, 128),
+        "landmark_features": 32,
+        "patch": 8,
+        "patch_channels": (16, 64),
+        "initial_channels": (16, 32, 64),
+        "hidden": 384,
+        "mirrored": True,
+    },
+}
+
 PRESETS: Final[dict[str, ModelConfig]] = {
-    "paper": ModelConfig(),
-    "best": ModelConfig(
-        preset="best",
-        pooled=False,
-        context=(16, 32, 64, 128),
-        landmark_features=32,
-        patch=8,
-        patch_channels=(16, 64),
-        initial_channels=(16, 32, 64),
-        hidden=384,
-        mirrored=True,
-    ),
+    preset: ModelConfig(preset=preset, **chosen) for preset, chosen in _CHOSEN.items()
 }

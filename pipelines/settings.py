@@ -5,6 +5,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from msrrn.augmentation import AugmentationSettings
+from msrrn.config import Preset
 from msrrn.provenance import InitialWeights
 
 VAL_SHARE: Final = 0.1
@@ -79,7 +80,7 @@ class Tolerance(Settings):
 class TrainSettings(Settings):
     """What, beside the dataset, fixes a model. What is not given is the preset's."""
 
-    preset: Literal["paper", "best"] = "paper"
+    preset: Preset = "paper"
     init: InitialWeights | None = Field(None, description="whose weights training starts from (none: random ones)")
     objective: Literal["squared", "nrmse_ip"] = "squared"
     optimiser: Literal["sgd", "adamw"] = "sgd"
@@ -110,7 +111,7 @@ class TrainSettings(Settings):
         return OF_PRESET.get(given.get("preset", ""), {}) | given if isinstance(given, dict) else given
 
 
-OF_PRESET: Final[dict[str, dict[str, Any]]] = {
+OF_PRESET: Final[dict[Preset, dict[str, Any]]] = {
     "best": {
         "objective": "nrmse_ip",
         "optimiser": "adamw",
@@ -125,7 +126,7 @@ OF_PRESET: Final[dict[str, dict[str, Any]]] = {
     }
 }
 
-INIT: Final = {"best": "synthetic"}
+INIT: Final[dict[Preset, str]] = {"best": "synthetic"}
 """The model whose weights a training starts from, where the preset says one and nobody else does."""
 
 

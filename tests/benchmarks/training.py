@@ -1,6 +1,6 @@
 """How fast a network learns here: python -m tests.benchmarks.training [--steps 30] [--batch 64]
 
-Samples a second of forward, backward and update, side by side in one run: both presets, in both precisions, on one
+Samples a second of forward, backward and update, side by side in one run: every preset, in every precision, on one
 thread and on all cores; and two DDP processes of one thread each over one such process, at equal global batch.
 Random pixels: what they show does not matter to the time.
 """
@@ -11,19 +11,17 @@ import os
 import tempfile
 import time
 from itertools import product
-from typing import Final, Literal
+from typing import Final, get_args
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from msrrn.config import Preset
 from msrrn.disturbance import draw_disturbance
 from pipelines.dataset.loader import Batch
-from pipelines.settings import TrainSettings
+from pipelines.settings import Precision, TrainSettings
 from pipelines.training.loop import Seen, TrainState, update
-
-Preset = Literal["paper", "best"]
-Precision = Literal["float32", "bfloat16"]
 
 WARM_UP: Final = 3
 
@@ -66,8 +64,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     call = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    presets: tuple[Preset, ...] = ("paper", "best")
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    presets, precisions = get_args(Preset), get_args(Precision)
     print(f"{'preset':<8}{'precision':<11}{'threads':>8}{'samples/s':>11}")
     alone = {}
     for preset, precision, threads in product(presets, precisions, sorted({1, cores})):

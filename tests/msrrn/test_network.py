@@ -1,9 +1,11 @@
+from typing import get_args
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from msrrn.config import PRESETS, ModelConfig
+from msrrn.config import PRESETS, ModelConfig, Preset
 from msrrn.geometry import LEVELS
 from msrrn.network import MSRRN, Stages, standardise
 from msrrn.objective import misjudged, misplaced, nrmse_ip, squared
@@ -54,6 +56,10 @@ def levels(crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def run(model: MSRRN, crops: Tensor) -> Tensor:
     stages: Stages = model(*levels(crops))
     return stages.shapes
+
+
+def test_every_preset_has_a_network_of_its_name() -> None:
+    assert [(name, config.preset) for name, config in PRESETS.items()] == [(name, name) for name in get_args(Preset)]
 
 
 @pytest.mark.parametrize("config", [SMALL, STRAIGHT, *PRESETS.values(), ModelConfig(patch=40, hidden=8)])

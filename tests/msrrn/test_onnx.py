@@ -46,7 +46,7 @@ def exported() -> bytes:
     return exported_once(PRESETS["best"])
 
 
-@pytest.mark.parametrize("config", [PRESETS["paper"], PRESETS["best"]], ids=["paper", "best"])
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 def test_both_back_ends_give_the_same_at_any_batch_size(config: ModelConfig) -> None:
     crops = smooth_crops(9).numpy()
     data = exported_once(config)
@@ -141,7 +141,7 @@ def test_a_card_that_cannot_be_read_is_explained(exported: bytes, written: str) 
         read_onnx_card(altered(exported, change), "face.onnx")
 
 
-@pytest.mark.parametrize("config", [PRESETS["paper"], PRESETS["best"]], ids=["paper", "best"])
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 def test_no_faces_give_no_shapes(config: ModelConfig) -> None:
     empty: NDArray[np.uint8] = np.zeros((0, 200, 200), np.uint8)
     data = exported_once(config)

@@ -16,7 +16,7 @@ from tests.msrrn.test_network import smooth_crops
 from tests.msrrn.test_onnx import CALIBRATION, PIXEL, asked, card, exported_once
 
 
-@pytest.mark.parametrize("config", [PRESETS["paper"], PRESETS["best"]], ids=["paper", "best"])
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 def test_it_gives_what_torch_gives(config: ModelConfig) -> None:
     crops = smooth_crops(9).numpy()
     expected = TorchPredictor(asked(config), CALIBRATION).predict(crops)

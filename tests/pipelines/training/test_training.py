@@ -3,12 +3,13 @@ import itertools
 import os
 from collections.abc import Callable
 from contextlib import closing
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from msrrn.config import PRESETS
+from msrrn.config import PRESETS, Preset
 from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN
 from msrrn.predictor import TorchPredictor
@@ -94,7 +95,7 @@ def test_the_same_seed_gives_the_same_weights(splits: Splits) -> None:
     assert weights(trained(splits, SETTINGS.model_copy(update={"seed": 1}))) != weights(first)
 
 
-@pytest.mark.parametrize("preset", ["paper", "best"])
+@pytest.mark.parametrize("preset", get_args(Preset))
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_resumed_run_ends_as_one_that_never_stopped(splits: Splits, every: int, preset: str) -> None:
     """From any checkpoint, between epochs or within one, bit for bit."""
@@ -215,7 +216,7 @@ def test_ranks_perturb_their_shares_as_one_would(splits: Splits) -> None:
             assert not torch.equal(column, unlike)
 
 
-@pytest.mark.parametrize("preset", ["paper", "best"])
+@pytest.mark.parametrize("preset", get_args(Preset))
 def test_uneven_shares_count_for_what_they_are(splits: Splits, preset: str) -> None:
     """Three ranks share eight samples: the mean of their gradients is that of the whole batch, as is their loss."""
     settings = TrainSettings.model_validate({"preset": preset, "batch": 8, "clip_norm": 1e9, "learning_rate": 1e-12})
