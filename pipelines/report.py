@@ -1,9 +1,9 @@
 """The page of a retraining: what went in, what came out, how well, and pictures of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from msrrn.prediction import STAGES
 from pipelines.annotation.faces import survey
@@ -13,7 +13,7 @@ from pipelines.annotation.tables import PAGE, Annotations
 from pipelines.annotation.tiles import drawn_tiles
 from pipelines.dataset.manifest import Manifest
 from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_tile, to_jpeg
-from pipelines.evaluation.results import Evaluation, FaceResult, photo_of, seen_note
+from pipelines.evaluation.results import Evaluation, FaceResult, photo_of, seen_note, shown
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.page import Page
 from pipelines.promotion.decision import Decision
@@ -122,28 +122,19 @@ def _evaluation_section(page: Page, evaluation: Evaluation, champion: Evaluation
         f"Trained on {evaluation.training_set}. "
         f"Faces: {evaluation.selection}. {seen_note(evaluation)}",
     )
-    columns = ["", "Faces", "Missed", "IP %", "IO %", "AUC IP 0.10", "Over 0.10 %", "Under 0.05 %"]
-    page.table(columns, [_figures(name, row) for name, row in table.items()], "Last stage, by subset")
-    stages = [_figures(stage, row) for stage, row in table["all"]["stages"].items()]
-    page.table(columns, stages, "All faces, by stage")
+    _table(page, table, "Last stage, by subset")
+    _table(page, table["all"]["stages"], "All faces, by stage")
     if champion:
-        rows = [_figures("challenger", table["all"]), _figures("champion", champion.table()["all"])]
-        page.table(columns, rows, "Against the champion, on the same faces")
+        both = {"challenger": table["all"], "champion": champion.table()["all"]}
+        _table(page, both, "Against the champion, on the same faces")
     errors = {stage: [float(face.nrmse_ip[index]) for face in evaluation.faces] for index, stage in enumerate(STAGES)}
     page.figure(ced_figure(errors, 0.2, "NRMSE IP"), "Cumulative error distribution, every stage.")
 
 
-def _figures(name: str, row: dict[str, float]) -> list[object]:
-    return [
-        name,
-        row["faces"],
-        row["missed"],
-        f"{100 * row['nrmse_ip']:.2f}",
-        f"{100 * row['nrmse_io']:.2f}",
-        f"{row['auc_ip_010']:.3f}",
-        f"{100 * row['failure_ip_010']:.1f}",
-        f"{100 * row['under_ip_005']:.1f}",
-    ]
+def _table(page: Page, rows: Mapping[str, Mapping[str, Any]], caption: str) -> None:
+    cells = {name: shown(row) for name, row in rows.items()}
+    titles = next(iter(cells.values()))
+    page.table(["", *titles], [[name, *row.values()] for name, row in cells.items()], caption)
 
 
 def add_faces(page: Page, evaluation: Evaluation) -> None:

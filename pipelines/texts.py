@@ -11,7 +11,7 @@ from rich.table import Table
 from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import PAGE
 from pipelines.dataset.inventory import Datasets
-from pipelines.evaluation.results import Evaluation, seen_note
+from pipelines.evaluation.results import Evaluation, seen_note, shown
 from pipelines.showable import counted, showable
 
 if TYPE_CHECKING:  # they bring torch and MLflow, seconds to import, and each text is of one result
@@ -30,8 +30,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
         f"({evaluation.selection}); trained on {evaluation.training_set}",
         f"boxes: {protocol['boxes']}",
         *filter(None, [seen_note(evaluation), _left_out(evaluation)]),
-        _rendered(("subset", *_COLUMNS), [(name, *_cells(row)) for name, row in table.items()]),
-        _rendered(("stage, all faces", *_COLUMNS), [(n, *_cells(r)) for n, r in table["all"]["stages"].items()]),
+        rows_text([{"subset": name, **shown(row)} for name, row in table.items()]),
+        rows_text([{"stage, all faces": name, **shown(row)} for name, row in table["all"]["stages"].items()]),
     ]
     return showable("\n".join(lines))
 
@@ -159,22 +159,6 @@ def log_text(lines: "Mapping[str, Sequence[Line]]") -> str:
             rows.append((name, str(line.number), turn.when, decision, turn.who, line.end or "", turn.reason))
     columns = ("model", "turn", "when", "decision", "who", "ended", "reason")
     return _rendered(columns, rows) if rows else "nothing was decided yet"
-
-
-_COLUMNS = ("faces", "missed", "IP %", "IO %", "AUC IP .10", "AUC IO .08", "over .10 %", "under .05 %")
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        str(row["faces"]),
-        str(row["missed"]),
-        f"{100 * row['nrmse_ip']:.2f}",
-        f"{100 * row['nrmse_io']:.2f}",
-        f"{row['auc_ip_010']:.3f}",
-        f"{row['auc_io_008']:.3f}",
-        f"{100 * row['failure_ip_010']:.1f}",
-        f"{100 * row['under_ip_005']:.1f}",
-    )
 
 
 def _rendered(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

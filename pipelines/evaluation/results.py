@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -112,6 +112,20 @@ class Evaluation:
                 }
             }
         }
+
+
+def shown(figures: Mapping[str, Any]) -> dict[str, str]:
+    """A row of `Evaluation.table`, or a stage of one, for people: title → figure."""
+    return {
+        "faces": str(figures["faces"]),
+        "missed": str(figures["missed"]),
+        "IP %": f"{100 * figures['nrmse_ip']:.2f}",
+        "IO %": f"{100 * figures['nrmse_io']:.2f}",
+        "AUC IP 0.10": f"{figures['auc_ip_010']:.3f}",
+        "AUC IO 0.08": f"{figures['auc_io_008']:.3f}",
+        "over 0.10 %": f"{100 * figures['failure_ip_010']:.1f}",
+        "under 0.05 %": f"{100 * figures['under_ip_005']:.1f}",
+    }
 
 
 def seen_note(evaluation: Evaluation) -> str:

@@ -14,6 +14,7 @@ from pipelines import report as station
 from pipelines.annotation.run import annotate
 from pipelines.dataset.manifest import LeftOut, Manifest
 from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.results import shown as figures_shown
 from pipelines.models import Model, read_model
 from pipelines.page import Page
 from pipelines.promotion.decision import Decision
@@ -74,6 +75,7 @@ def test_the_page_is_one_file_without_scripts_or_links(
     assert HOSTILE in document.text
     assert f"broken {HOSTILE}" in document.text
     assert "This is the first model." in document.text
+    assert all(title in document.text for title in figures_shown(job.evaluation.table()["all"]))
     assert "light green: annotation, red: prediction" in document.text
     assert str(tmp_path) not in html
     assert retraining_page(job) == html
