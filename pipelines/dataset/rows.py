@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from msrrn.augmentation import mirror_shape
 from msrrn.geometry import LEVELS, Box, Similarity
 from pipelines.dataset.manifest import UnitEntry
-from pipelines.dataset.shards import images, landmarks
+from pipelines.dataset.shards import SCHEMA, images, landmarks
 from pipelines.pyramid import frame_around, pyramid
 from pipelines.settings import PrepareSettings
 
@@ -20,16 +20,11 @@ Found = tuple[int | None, str, str]
 _Row = dict[str, Any]
 
 _NUMBERS: Final = {
-    "to_crop": 6,
-    "box": 4,
-    "shift": 2,
-    "padding": 1,
-    "face_roll": 1,
-    "brightness": 1,
-    "sharpness": 1,
-    "roll": 1,
-    "scale": 1,
-    "noise_sigma": 1,
+    field.name: field.type.list_size if pa.types.is_fixed_size_list(field.type) else 1
+    for field in SCHEMA
+    if pa.types.is_floating(getattr(field.type, "value_type", field.type))
+    and not field.nullable
+    and field.name != "landmarks"
 }
 """Columns of numbers beside the landmarks, and how many each holds."""
 _OF_FACE: Final = (

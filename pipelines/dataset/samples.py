@@ -106,17 +106,11 @@ def _copy(
     if drawn.mirrored:
         in_crop = mirror_shape(in_crop)
     height, width = photo.rgb.shape[:2]
-    return {
-        "copy": drawn.copy,
+    return vars(drawn) | {
         "image_200": levels.level_200,
         "image_100": levels.level_100,
         "image_50": levels.level_50,
         "landmarks": in_crop.astype(np.float32).ravel(),
         "to_crop": np.hstack([frame.to_crop.matrix, frame.to_crop.offset[:, None]]).ravel(),
         "padding": padding(frame, width, height),
-        "roll": drawn.roll,
-        "mirrored": drawn.mirrored,
-        "shift": drawn.shift,
-        "scale": drawn.scale,
-        "noise_sigma": drawn.noise_sigma,
     }

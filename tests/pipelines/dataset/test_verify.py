@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.dataset.manifest import MANIFEST, Manifest, UnitEntry
-from pipelines.dataset.shards import encode_shard, images
+from pipelines.dataset.shards import SCHEMA, encode_shard, images
 from pipelines.dataset.verify import PROBLEMS_PER_SHARD, Problem, Verification, verify
 from pipelines.errors import UserError
 from pipelines.storage import Store
@@ -222,6 +222,16 @@ def test_a_wrong_row_is_found_though_the_hash_is_right(
     found = problems(copied)
     assert codes(found) == expected
     assert {problem.place.split(",")[0] for problem in found} <= {unit.shard, MANIFEST}
+
+
+def test_a_number_of_any_column_must_be_one(copied: Dataset) -> None:
+    unit = unit_of(copied[1])
+    rows = rows_of(copied, unit)
+    columns = [field.name for field in SCHEMA if pa.types.is_floating(field.type) and not field.nullable]
+    rows[0] |= dict.fromkeys(columns, float("nan"))
+    publish(copied, unit, encode_shard(rows, SETTINGS.model_dump_json()))
+    (said,) = (found.message for found in problems(copied) if found.code == "not_finite")
+    assert set(columns) == set(said.partition(" holds ")[0].split(", "))
 
 
 def two_faces(dataset: Dataset, unit: UnitEntry) -> set[str]:
