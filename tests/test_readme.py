@@ -11,7 +11,7 @@ import pytest
 from flows.cli import main, parser
 from msrrn.metrics import nrmse_ip
 from pipelines.annotation.tables import FACES, IMAGES
-from pipelines.settings import SourceFormat
+from pipelines.settings import BoxesBy, ExportFormat, SourceFormat
 from pipelines.sources.pts import parse_pts
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -39,11 +39,13 @@ def test_its_columns_are_those_of_the_tables() -> None:
         assert re.split(r",\s+", columns) == schema.names
 
 
-def test_its_formats_are_those_that_are_read() -> None:
-    table = README.partition("| `--format` |")[2].partition("\n\n")[0].splitlines()[2:]
-    assert {name for row in table for name in re.findall(r"`([^`]+)`", row.split("|")[1])} == {
-        *get_args(SourceFormat)
-    }
+@pytest.mark.parametrize(
+    ("title", "names"),
+    [("--format", SourceFormat), ("F", ExportFormat), ("--detector", BoxesBy)],
+)
+def test_its_names_are_those_that_there_are(title: str, names: Any) -> None:
+    table = README.partition(f"| `{title}` |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert {name for row in table for name in re.findall(r"`([^`]+)`", row.split("|")[1])} == {*get_args(names)}
 
 
 def test_its_code_finds_a_face(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from pipelines.storage import Store
 
 
 class Exporter(Protocol):
-    """A format: a module, listed in `FORMATS`."""
+    """A format: the module of its name."""
 
     def write(self, pictures: AnnotatedPictures, out: Store) -> str:
         """Writes the pictures below `out`, the same bytes for the same run; returns the key of file or folder."""
@@ -35,16 +35,6 @@ class Exporter(Protocol):
         """Keys of what is there already and `write` replaces or removes."""
         ...
 
-
-FORMATS: Final[dict[ExportFormat, str]] = {
-    "pts": "pts",
-    "coco": "coco",
-    "csv": "csv_points",
-    "cvat": "cvat",
-    "imglab": "imglab",
-    "webdataset": "webdataset",
-}
-"""Name of a format → its exporter, imported when it is asked for."""
 
 MARK: Final = ".msrrn-exports.json"
 """What was written here, formats of exports and `review-` with one: that and nothing else is replaced by the next."""
@@ -66,8 +56,8 @@ class Exported(BaseModel):
 
 
 def exporter(name: ExportFormat) -> Exporter:
-    """The exporter of a format."""
-    found: Exporter = import_module(f"{__name__}.{FORMATS[name]}")
+    """The exporter of a format, imported when it is asked for."""
+    found: Exporter = import_module(f"{__name__}.{name}")
     return found
 
 

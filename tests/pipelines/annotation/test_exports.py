@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from xml.etree import ElementTree
 
 import dlib
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msrrn.geometry import Box
-from pipelines.annotation.exports import FORMATS, MARK, Exported, export
+from pipelines.annotation.exports import MARK, Exported, export
 from pipelines.annotation.exports.coco import NAMES
 from pipelines.annotation.exports.pictures import AnnotatedPictures
 from pipelines.annotation.exports.pts import pts_key
@@ -93,7 +93,7 @@ def assert_same_faces(found: dict[str, list[AnnotatedPhoto]], shapes: Shapes, ro
                 np.testing.assert_array_equal(row.shape.astype(np.float32), wanted)
 
 
-@pytest.mark.parametrize("made", FORMATS)
+@pytest.mark.parametrize("made", get_args(ExportFormat))
 def test_every_format_comes_back(made: ExportFormat, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", SHAPES)
     found = come_back(run, made, tmp_path / "out")
@@ -149,7 +149,7 @@ def test_where_the_first_pixel_is(tmp_path: Path) -> None:
     shape = a_face()
     shape[0] = 10, 20
     run = run_of(tmp_path / "run", {"a.jpg": [shape]}, box=[0.0, 1.0, 100.0, 101.0])
-    for made in FORMATS:
+    for made in get_args(ExportFormat):
         export(run, made, str(tmp_path))
     assert "11.000000 21.000000" in (tmp_path / "pts/a.jpg.0.pts").read_text()
     coco = json.loads((tmp_path / "coco.json").read_text())["annotations"][0]
@@ -181,7 +181,7 @@ def test_faces_below_a_confidence_are_left_out_and_ids_stay(tmp_path: Path) -> N
     assert some["annotations"] == everything["annotations"][:3]
 
 
-@pytest.mark.parametrize("made", FORMATS)
+@pytest.mark.parametrize("made", get_args(ExportFormat))
 def test_pictures_without_faces_are_in_none(made: ExportFormat, tmp_path: Path) -> None:
     images = [quarantined("bad.jpg", "corrupt", "no"), looked_at("sky.jpg", 5, 5, 0), looked_at("a.jpg", 99, 99, 1)]
     run, _ = write_run(tmp_path / "run", images, [face(images[2], 0, a_face())], files={"a.jpg": b"a.jpg"})
@@ -192,7 +192,7 @@ def test_pictures_without_faces_are_in_none(made: ExportFormat, tmp_path: Path) 
     assert b"bad.jpg" not in text
 
 
-@pytest.mark.parametrize("made", FORMATS)
+@pytest.mark.parametrize("made", get_args(ExportFormat))
 def test_the_same_bytes_anywhere(made: ExportFormat, tmp_path: Path, s3: str) -> None:
     run = run_of(tmp_path / "run", SHAPES)
     first = export(run, made, str(tmp_path / "out"))
