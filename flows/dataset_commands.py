@@ -24,7 +24,7 @@ from flows.options import (
     share,
 )
 from pipelines.errors import UsageError, UserError
-from pipelines.settings import DetectorName, OnBad, PrepareSettings, Tolerance
+from pipelines.settings import FetchedDetector, OnBad, PrepareSettings, Tolerance
 
 
 def add_dataset_commands(commands: Commands) -> None:
@@ -299,7 +299,5 @@ def _fetch_detector(commands: Commands) -> None:
         "kept in the user's cache (MSRRN_CACHE). `hog` needs none.",
         "  msrrn fetch-detector blazeface\n  msrrn fetch-detector yunet --from face_detection_yunet_2023mar.onnx",
     )
-    parser.add_argument(
-        "detector", choices=[name for name in get_args(DetectorName) if name != "hog"], help="which one"
-    )
+    parser.add_argument("detector", choices=get_args(FetchedDetector), help="which one")
     parser.add_argument("--from", dest="source", metavar="FILE", help="take this file, download nothing")

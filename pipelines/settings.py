@@ -21,7 +21,9 @@ RECONCILE_MINUTES: Final = 15.0
 SourceFormat = Literal["300w", "imglab", "coco", "cvat", "csv", "csv-1based", "webdataset", "parquet"]
 ExportFormat = Literal["pts", "coco", "csv", "cvat", "imglab", "webdataset"]
 ReviewFormat = Literal["cvat", "coco"]
-DetectorName = Literal["hog", "blazeface", "cnn", "yunet"]
+FetchedDetector = Literal["blazeface", "cnn", "yunet"]
+"""A detector that needs a model file."""
+DetectorName = Literal["hog", FetchedDetector]
 DetectorChoice = Literal["auto", DetectorName]
 """A detector, or (auto) the best that is installed: blazeface where its runtime and its model file are, else hog."""
 Precision = Literal["float32", "bfloat16"]

