@@ -62,7 +62,10 @@ class AnnotatedPhoto:
 
 @dataclass(frozen=True)
 class Rejected:
-    """An input left out: `reason` is a stable code, `message` is for people."""
+    """An input left out: `reason` is a code of `pipelines.checks.CHECKS`, `message` is for people.
+
+    What is no such code, as in a table that others wrote, is told as `quarantined`.
+    """
 
     uri: str
     reason: str

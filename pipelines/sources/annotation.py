@@ -14,11 +14,7 @@ MAX_BYTES: Final = 1 << 20
 
 
 class BadAnnotation(UnusableInput):
-    """An annotation that cannot be used.
-
-    Reasons: syntax (not of its format), count (not 68 points), not_finite, flat (no width, no height, or
-    eyes that coincide).
-    """
+    """An annotation that cannot be used; its reason is one of `pipelines.checks.CHECKS`."""
 
 
 def usable_shape(points: NDArray[np.float64]) -> NDArray[np.float64]:
