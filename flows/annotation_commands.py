@@ -6,9 +6,9 @@ from typing import get_args
 from flows.options import (
     Commands,
     add_command,
-    add_detector,
     add_json,
     add_model,
+    add_settings,
     add_workers,
     given,
     positive,
@@ -17,15 +17,7 @@ from flows.options import (
     share,
 )
 from pipelines.errors import UsageError
-from pipelines.settings import (
-    MANY_PICTURES,
-    AnnotateSettings,
-    DetectorChoice,
-    EngineChoice,
-    ExportFormat,
-    PrecisionChoice,
-    ReviewFormat,
-)
+from pipelines.settings import AnnotateSettings, ExportFormat, ReviewFormat
 
 
 def add_annotation_commands(commands: Commands) -> None:
@@ -91,7 +83,7 @@ def _annotate(commands: Commands) -> None:
     )
     parser.add_argument("--out", required=True, metavar="URL", help="where the tables and the page go")
     add_model(parser, required=False)
-    _add_detection(parser)
+    add_settings(parser, AnnotateSettings)
     parser.add_argument(
         "--limit",
         type=positive,
@@ -107,18 +99,6 @@ def _annotate(commands: Commands) -> None:
         "--retry",
         metavar="WHICH",
         help="do finished pictures again: quarantined, quarantined:REASON (such as quarantined:timeout), or no_face",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        metavar="SECONDS",
-        help=f"how long one picture may take (default: {AnnotateSettings().timeout:g})",
-    )
-    parser.add_argument(
-        "--images-per-unit",
-        type=int,
-        metavar="N",
-        help=f"pictures that are finished, or done again, together (default: {AnnotateSettings().images_per_unit})",
     )
     add_workers(parser)
     add_json(parser)
@@ -141,48 +121,6 @@ def _rehearse(call: argparse.Namespace, settings: AnnotateSettings) -> None:
         print_json(rehearsal.model_dump())
     else:
         print(rehearsal_text(rehearsal, model.label, call.workers))
-
-
-def _add_detection(parser: argparse.ArgumentParser) -> None:
-    """What decides which faces are found."""
-    defaults = AnnotateSettings()
-    add_detector(parser, get_args(DetectorChoice), "auto: blazeface where it is installed, else hog")
-    parser.add_argument(
-        "--min-face",
-        type=float,
-        metavar="SIZE",
-        help="smallest face worth finding: below 1 a share of the picture's longer side, else pixels; smaller ones "
-        f"cost more (default: {defaults.min_face:g})",
-    )
-    parser.add_argument("--max-faces", type=int, metavar="N", help="keep the N largest of a picture (default: all)")
-    parser.add_argument(
-        "--min-score",
-        type=float,
-        metavar="S",
-        help="drop faces with a lower score; each detector has a scale of its own (default: its own limit)",
-    )
-    parser.add_argument(
-        "--any-rotation",
-        action="store_true",
-        default=None,
-        help="look also at the picture turned by a quarter, a half and three quarters, where no face is found, or "
-        "none of which the network is sure",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=get_args(PrecisionChoice),
-        help="of the network and of BlazeFace. auto: what the run was begun in, else bfloat16 where this CPU "
-        "computes in it, else float32. bfloat16 moves landmarks by hundredths of a pixel of the crop, boxes by a "
-        f"thousandth of their side on average (default: {defaults.precision})",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=get_args(EngineChoice),
-        help="what runs the network, not the detector. native: torch, or ONNX Runtime for an exported file. openvino "
-        "(msrrn[fast]): faster, but takes some 8 seconds when it first sees a model. auto: what the run was begun "
-        f"with, else openvino where it is installed and there are {MANY_PICTURES:,} pictures or more (with --limit: "
-        f"among those), else native (default: {defaults.engine})",
-    )
 
 
 def _export(commands: Commands) -> None:

@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import get_args
 
 from flows.options import (
     Commands,
     add_command,
     add_data,
+    add_detector,
     add_format,
     add_json,
     add_model,
@@ -22,7 +22,7 @@ from flows.options import (
     train_settings,
 )
 from pipelines.errors import UsageError
-from pipelines.settings import NAME, BoxesBy, TrainSettings
+from pipelines.settings import NAME, TrainSettings
 
 
 def add_model_commands(commands: Commands) -> None:
@@ -122,9 +122,7 @@ def _evaluate(commands: Commands) -> None:
     add_data(parser)
     add_format(parser)
     add_split(parser, "held-out")
-    parser.add_argument(
-        "--detector", choices=get_args(BoxesBy), help="who gives the boxes (default: whoever did in training)"
-    )
+    add_detector(parser, "whoever did in training")
     parser.add_argument(
         "--json", metavar="FILE", help="write the figures to FILE as JSON, in fractions, not %%; - prints them"
     )

@@ -4,8 +4,8 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar, get_args
+from collections.abc import Callable
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -108,8 +108,9 @@ def add_format(parser: argparse.ArgumentParser, data_required: bool = True) -> N
     )
 
 
-def add_detector(parser: argparse.ArgumentParser, names: Sequence[str], default: str) -> None:
-    parser.add_argument("--detector", choices=names, help=f"who gives faces their boxes (default: {default})")
+def add_detector(parser: argparse.ArgumentParser, default: str) -> None:
+    text = f"who gives faces their boxes (default: {default})"
+    parser.add_argument("--detector", choices=get_args(BoxesBy), help=text)
 
 
 def share(text: str) -> float:
@@ -149,7 +150,7 @@ def add_prepare_options(parser: argparse.ArgumentParser) -> None:
         help=f"share of photos held out where the source says none (default: {defaults.val_share})",
     )
     parser.add_argument("--seed", type=int, help="seed of every random draw (default: 0)")
-    add_detector(parser, get_args(BoxesBy), "hog, which needs no file")
+    add_detector(parser, "hog, which needs no file")
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -228,9 +229,19 @@ def train_settings(call: argparse.Namespace) -> TrainSettings:
 def add_settings(parser: Any, kind: type[BaseModel], prefix: str = "") -> None:
     """An option for each field, without a default, as `given` wants it; `parser` may be a group."""
     for name, field in kind.model_fields.items():
-        text = f"{field.description} (default: {field.default})"
-        option = f"--{prefix}{name.replace('_', '-')}"
-        parser.add_argument(option, type=type(field.default), metavar="N", help=text.replace("%", "%%"))
+        default = "" if field.default is None or field.default is False else f" (default: {field.default})"
+        text = f"{field.description}{default}".replace("%", "%%")
+        parser.add_argument(f"--{prefix}{name.replace('_', '-')}", help=text, **_taken(field.annotation))
+
+
+def _taken(kind: Any) -> dict[str, Any]:
+    """What `add_argument` is told of a field of this type, which may be one of some words, or be left out."""
+    if kind is bool:
+        return {"action": "store_true", "default": None}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind)}
+    numbers = [each for each in (kind, *get_args(kind)) if each in (int, float)]
+    return {"type": numbers[0], "metavar": "N"}
 
 
 def add_approve(parser: argparse.ArgumentParser) -> None:

@@ -135,38 +135,44 @@ INIT: Final[dict[Preset, str]] = {"best": "synthetic"}
 class AnnotateSettings(Settings):
     """What, beside the archive and the model, fixes the tables."""
 
-    images_per_unit: int = Field(64, ge=1, le=100_000)
+    images_per_unit: int = Field(
+        64, ge=1, le=100_000, description="pictures that are finished, or done again, together"
+    )
     detector: DetectorChoice = Field(
         "auto",
-        description="who finds faces; auto is who began the run, else blazeface where it is installed, else hog",
+        description="who finds faces. auto: who began the run, else blazeface where it is installed, else hog",
     )
     min_face: float = Field(
         0.07,
         gt=0,
         le=100_000,
         description="side of the smallest face box worth finding: below 1 a share of the picture's longer side, else "
-        "pixels. Smaller ones cost more",
+        "pixels; smaller ones cost more",
     )
-    max_faces: int | None = Field(None, ge=1, description="faces of a picture that are kept, the largest (none: all)")
+    max_faces: int | None = Field(
+        None, ge=1, description="faces of a picture that are kept, the largest (default: all)"
+    )
     min_score: float | None = Field(
         None,
-        description="least score, the detector's own, of a face that is kept (none: as the detector decides)",
+        description="least score of a face that is kept; each detector has a scale of its own (default: its limit)",
     )
     any_rotation: bool = Field(
         False,
-        description="where no face is found, or none of which the network is sure, look also at the picture turned "
-        "by 90, 180 and 270 degrees, and keep the turn with the surest",
+        description="look also at the picture turned by 90, 180 and 270 degrees, where no face is found, or none of "
+        "which the network is sure, and keep the turn with the surest",
     )
     precision: PrecisionChoice = Field(
         "auto",
-        description="of the convolutions and matrix products of the network, and of BlazeFace; auto is what the run "
-        "was begun in, else bfloat16 where this CPU computes in it, else float32",
+        description="of the network and of BlazeFace. auto: what the run was begun in, else bfloat16 where this CPU "
+        "computes in it, else float32. bfloat16 moves landmarks by hundredths of a pixel of the crop, boxes by a "
+        "thousandth of their side on average",
     )
     engine: EngineChoice = Field(
         "auto",
-        description="what runs the network; native is torch, or ONNX Runtime where the model is an exported file; "
-        f"auto is what the run was begun with, else openvino where it is installed and there are {MANY_PICTURES:,} "
-        "pictures or more, else native",
+        description="what runs the network, not the detector. native: torch, or ONNX Runtime for an exported file. "
+        "openvino (msrrn[fast]): faster, but takes some 8 seconds when it first sees a model. auto: what the run was "
+        f"begun with, else openvino where it is installed and there are {MANY_PICTURES:,} pictures or more (with a "
+        "limit: among those), else native",
     )
     # It decides what is quarantined, and a run may be gone on with under another one to try that again.
     timeout: float = Field(

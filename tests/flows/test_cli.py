@@ -9,19 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawTextHelpFormatter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from flows.cli import main, parser
-from flows.options import add_train_options, train_settings
+from flows.options import add_settings, add_train_options, given, train_settings
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare import prepare
 from pipelines.models import Model
 from pipelines.registry import tracking
-from pipelines.settings import TrainSettings
+from pipelines.settings import AnnotateSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import run_name, train_model
 from tests.factories import SETTINGS, start_msrrn, tree, write_model
@@ -57,6 +57,19 @@ def test_an_option_is_the_setting_of_its_name() -> None:
     options.add_argument("--momentum", type=float)
     call = options.parse_args(["--momentum", "0.5", "--epochs", "3", "--init", "box"])
     assert train_settings(call) == TrainSettings(momentum=0.5, epochs=3)
+
+
+def test_a_field_of_any_kind_has_its_option_and_its_text() -> None:
+    options = ArgumentParser(formatter_class=RawTextHelpFormatter)
+    add_settings(options, AnnotateSettings)
+    text = options.format_help()
+    for name, field in AnnotateSettings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert str(field.description) in text
+    call = ["--max-faces", "3", "--min-face", "40", "--any-rotation", "--engine", "native"]
+    said = given(options.parse_args(call), AnnotateSettings)
+    assert said == {"max_faces": 3, "min_face": 40.0, "any_rotation": True, "engine": "native"}
+    assert given(options.parse_args([]), AnnotateSettings) == {}
 
 
 def test_the_list_of_commands_says_a_whole_sentence_of_each() -> None:
