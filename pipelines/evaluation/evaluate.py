@@ -74,7 +74,13 @@ def evaluate(
         done += PHOTOS_PER_UNIT
         progress(min(done, len(chosen)), len(chosen))
     if not faces:
-        remedy = "give photos that no model here was trained on" if seen else "try --split all"
+        if seen:
+            remedy = "give photos that no model here was trained on"
+        elif selection != "all":
+            remedy = "try --split all"
+        else:
+            first = min(left_out, key=lambda item: (item.uri, item.reason))
+            remedy = f"first {first.uri}: {first.message}"
         raise UserError(
             f"{', '.join(sources)}: no face could be evaluated (selection {selection}, {len(chosen)} photos, "
             f"{len(seen)} more trained on, {len(left_out)} inputs left out); {remedy}"

@@ -68,6 +68,13 @@ def test_the_table_has_the_figures_of_the_protocol(everything: Evaluation) -> No
     assert "pupils" in protocol["normalisation"]
 
 
+def test_where_no_face_is_left_the_first_that_is_bad_is_named(model: Model, annotated: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(next(annotated.rglob("*.jpg")).read_bytes())
+    (tmp_path / "a.pts").write_text("nonsense")
+    with pytest.raises(UserError, match=r"1 inputs left out\); first a\.jpg: a\.pts: "):
+        evaluate(model, [str(tmp_path)], "all", workers=1)
+
+
 def test_a_subset_that_is_called_all_keeps_its_row(everything: Evaluation) -> None:
     names = ["all", "all (subset)", "lfpw"]
     faces = tuple(replace(face, subset=names[min(index, 2)]) for index, face in enumerate(everything.faces))
