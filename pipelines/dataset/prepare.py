@@ -160,8 +160,8 @@ def _make_shard(job: Job, unit: Unit) -> str:
 def _annotated(photo: PlannedPhoto) -> PhotoGroup:
     if photo.group is None:
         raise UserError(
-            f"the shard that held {photo.seen.uri} ({photo.made_in}) is gone or damaged, and the picture is in "
-            "none of the sources given: give the source that has it too"
+            f"the shard that held {photo.seen.uri} ({photo.made_in}) is gone or damaged: run the `msrrn prepare` "
+            "again that made it, or prepare all sources together"
         )
     return photo.group
 
@@ -199,7 +199,7 @@ class _Earlier:
         self._found: dict[str, tuple[list[dict[str, Any]], PhotoRecord]] = {}
 
     def photo(self, photo: PlannedPhoto) -> tuple[list[dict[str, Any]], PhotoRecord] | None:
-        """The photo's rows and its record; None where it was never made, or its shard is damaged."""
+        """The photo's rows and its record; None where it was never made, or its shard is gone or damaged."""
         if photo.made_in is not None and photo.made_in in self._unread:
             self._take(photo.made_in)
         return self._found.pop(photo.key, None)
@@ -219,7 +219,10 @@ class _Earlier:
     def _read(self, entry: UnitEntry) -> pa.Table | None:
         if not entry.rows:
             return SCHEMA.empty_table()
-        data = self._out.read_bytes(entry.shard)
+        try:
+            data = self._out.read_bytes(entry.shard)
+        except MissingError:
+            return None
         return pq.read_table(pa.BufferReader(data)) if hashlib.sha256(data).hexdigest() == entry.sha256 else None
 
 

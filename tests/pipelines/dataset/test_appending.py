@@ -166,3 +166,16 @@ def test_photos_that_were_declared_later_are_so_for_what_is_appended(photos: Pho
     put(tmp_path / "second", "a/7", photos[0][7])
     grown = prepare([str(tmp_path / "second")], *job[1:], append_to=declared.name)[1]
     assert grown.counts["val"] == declared.counts["val"]
+
+
+def test_a_shard_that_is_gone_is_told_and_made_again_of_all_sources(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    old = made([parts[0]], tmp_path / "out")
+    for unit in old.shards():
+        (tmp_path / "out" / unit.shard).unlink()
+    for given in ([parts[1]], list(parts)):
+        with pytest.raises(UserError, match=r"that held .* is gone or damaged: .* prepare all sources together"):
+            made(given, tmp_path / "out", old.name)
+    whole = made(list(parts), tmp_path / "out")
+    assert whole.counts["train"] == 5
+    assert made([parts[0]], tmp_path / "out") == old
+    assert verify(str(tmp_path / "out" / old.name)).problems == []
