@@ -77,7 +77,7 @@ class _Window(NamedTuple):
 class Loader:
     """The samples of one split of a dataset.
 
-    What it reads raises `UserError` when a shard is damaged: it names the shard and the remedy.
+    What it reads raises `UserError` when a shard is gone or damaged: it names the shard and the remedy.
 
     Args:
         window: samples that are shuffled together, and half of the memory (at least a row group).
@@ -281,7 +281,10 @@ class Loader:
                 yield file
         except MissingError:
             refuse_renamed(self._dataset)
-            raise
+            raise MissingError(
+                f"{pool.url}/{entry.shard} is gone: run the same `msrrn prepare` again, which makes it; `msrrn "
+                f"verify {self._dataset.url}` finds all such shards"
+            ) from None
         except (pa.ArrowException, OSError) as error:
             # Failures of the disk or the network have a number or a class of their own: they are not damage.
             if not isinstance(error, pa.ArrowException) and (error.errno or type(error) is not OSError):

@@ -240,7 +240,7 @@ def test_a_shard_that_vanished_or_was_replaced_is_named(numbered: Dataset, tmp_p
     with pytest.raises(UserError, match=r"train-1\.parquet: damaged \(it has other columns"):
         Loader(store, manifest, "train")
     path.unlink()
-    with pytest.raises(UserError, match=r"train-1\.parquet does not exist"):
+    with pytest.raises(UserError, match=r"train-1\.parquet is gone: run the same `msrrn prepare` again"):
         Loader(store, manifest, "train")
 
 
