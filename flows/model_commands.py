@@ -36,6 +36,7 @@ def _train(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import epoch_progress
         from pipelines.retraining import begun_from, train_tracked
+        from pipelines.texts import training_text
         from pipelines.training.train import resumable
 
         if call.resume is None:
@@ -55,7 +56,7 @@ def _train(commands: Commands) -> None:
         if call.json:
             print_json(result)
         else:
-            print("\n".join(f"{key:<26} {value}" for key, value in result.items()))
+            print(training_text(result))
 
     parser = add_command(
         commands,

@@ -21,6 +21,18 @@ if TYPE_CHECKING:  # they bring torch and MLflow, seconds to import, and each te
     from pipelines.registry.versions import ModelVersion
 
 
+def training_text(result: Mapping[str, Any]) -> str:
+    """What a training came to, a line a figure: the errors in percent, and over what they are."""
+    error = "val_nrmse_ip_"
+    rows = []
+    for name, value in result.items():
+        if name.startswith(error):
+            rows.append((f"validation NRMSE (inter-pupil), {name.removeprefix(error)}", f"{value:.2%}"))
+        else:
+            rows.append((name, f"{value:g}" if isinstance(value, float) else str(value)))
+    return showable("\n".join(f"{name:<43} {value}" for name, value in rows))
+
+
 def evaluation_text(evaluation: Evaluation) -> str:
     """The figures by subset and by stage, in percent, with their protocol."""
     table = evaluation.table()

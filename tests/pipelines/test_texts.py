@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.annotation.rehearsal import Rehearsal
 from pipelines.dataset.manifest import LeftOut
-from pipelines.texts import evaluation_text, rehearsal_text, rows_text
+from pipelines.texts import evaluation_text, rehearsal_text, rows_text, training_text
 from tests.pipelines.judged import judged, judged_face
 
 
@@ -15,6 +15,14 @@ def test_what_looks_like_markup_is_printed_as_it_is() -> None:
     lines = rows_text([{"[model]": "msrrn", "reason": reason} for reason in reasons]).splitlines()
     assert lines[0].startswith("[model]")
     assert [line.split(maxsplit=1)[1].strip() for line in lines[1:]] == reasons
+
+
+def test_what_a_training_came_to_is_told_in_percent_and_over_what() -> None:
+    figures = {"model": "work/models/1", "epoch": 2.0, "loss": 1.8812624, "val_nrmse_ip_stage_3": 0.1500292}
+    lines = [line.split() for line in training_text({**figures, "reused": False}).splitlines()]
+    assert lines[:3] == [["model", "work/models/1"], ["epoch", "2"], ["loss", "1.88126"]]
+    assert lines[3] == ["validation", "NRMSE", "(inter-pupil),", "stage_3", "15.00%"]
+    assert lines[4] == ["reused", "False"]
 
 
 def test_faces_that_are_in_no_figure_are_counted_by_their_reason() -> None:
