@@ -1,8 +1,10 @@
 """Results as text for a terminal."""
 
 import io
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -128,16 +130,17 @@ def rows_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def models_text(versions: "Sequence[ModelVersion]") -> str:
-    """The registry, a line a version."""
+    """The registry, a line a version, and below the reasons of what was decided."""
     if not versions:
         return "no model is registered yet: `msrrn retrain` or `msrrn promote` registers one"
-    columns = ("model", "version", "aliases", "NRMSE IP", "decision", "reason")
-    tags = ("msrrn.nrmse_ip", "msrrn.decision", "msrrn.reason")
-    rows = [
-        (known.name, str(known.version), ", ".join(known.aliases), *(known.tags.get(tag, "") for tag in tags))
-        for known in versions
-    ]
-    return _rendered(columns, rows)
+    rows, reasons = [], []
+    for known in versions:
+        error, decision, reason = (known.tags.get(f"msrrn.{tag}", "") for tag in ("nrmse_ip", "decision", "reason"))
+        with suppress(ValueError):  # there is none, or a person edited it
+            error = f"{float(error):.2%}"
+        rows.append((known.name, str(known.version), ", ".join(known.aliases), error, decision))
+        reasons += [_folded(f"{known.name} {known.version}: {reason}")] if reason else []
+    return "\n".join([_rendered(("model", "version", "aliases", "NRMSE IP", "decision"), rows), *reasons])
 
 
 def drift_text(report: "DriftReport") -> str:
@@ -159,18 +162,23 @@ def drift_text(report: "DriftReport") -> str:
 
 
 def log_text(lines: "Mapping[str, Sequence[Line]]") -> str:
-    """The ledger of every model, a line a decision, oldest first."""
-    rows = []
+    """The ledger of every model, oldest first: of each decision when, what, who and how it ended, below it why."""
+    said = []
     for name, each in lines.items():
         for before, line in zip([None, *each], each, strict=False):
             turn = line.turn
             if before and before.done and turn.champion != before.turn.champion_after:
-                moved = f"champion from version {before.turn.champion_after} to {turn.champion}"
-                rows.append((name, "", "", "moved by hand", "", "", moved))
-            decision = f"{turn.what}, version {turn.version}"
-            rows.append((name, str(line.number), turn.when, decision, turn.who, line.end or "", turn.reason))
-    columns = ("model", "turn", "when", "decision", "who", "ended", "reason")
-    return _rendered(columns, rows) if rows else "nothing was decided yet"
+                moved = f"from version {before.turn.champion_after} to {turn.champion}"
+                said.append(_folded(f"{name}: champion moved by hand, {moved}"))
+            decision = f"{turn.what}, version {turn.version}, by {turn.who}"
+            said.append(_folded(f"{name} {line.number}: {turn.when} {decision}: {line.end or 'no end yet'}"))
+            said.append(_folded(f"  {turn.reason}"))
+    return "\n".join(said) or "nothing was decided yet"
+
+
+def _folded(text: str) -> str:
+    """A sentence as a terminal of 80 columns shows it, with what does not fit below it."""
+    return textwrap.fill(showable(text), 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _rendered(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

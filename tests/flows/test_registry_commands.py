@@ -17,7 +17,7 @@ from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import Judgement
 from pipelines.promotion.reconcile import reconcile
 from pipelines.registry import turns
-from pipelines.registry.succession import log, rollback
+from pipelines.registry.succession import log, rollback, settle
 from pipelines.registry.tracking import client
 from pipelines.registry.versions import ModelVersion, champion, names
 from tests.factories import start_msrrn
@@ -88,10 +88,23 @@ def test_the_log_tells_of_a_champion_that_a_person_gave(capsys: pytest.CaptureFi
     rollback("given", "misses profiles", "ann")
     rollback("given", "no, it does not", "ann")
     assert main(["models", "--log", "--name", "given"]) == 0
-    rows = capsys.readouterr().out.splitlines()[1:]
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("given")]
     by_hand = [number for number, row in enumerate(rows) if "moved by hand" in row]
     assert by_hand == [2]
-    assert "champion from version 2 to 3" in rows[2]
+    assert rows[2] == "given: champion moved by hand, from version 2 to 3"
+
+
+def test_what_is_told_of_models_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    make_versions("wide", 1)
+    client().set_model_version_tag("wide", "1", "msrrn.nrmse_ip", "0.04298")
+    reason = "Better:" + " NRMSE 4.298 %, with 95 % between -0.31 and -0.12 points, on new faces;" * 9
+    settle("wide", "promoted", 1, None, reason, "ann", run="run")
+    for call in (["models"], ["models", "--log"]):
+        assert main([*call, "--name", "wide"]) == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 80
+        assert reason in " ".join(text.split())
+        assert ("  4.30%  promoted\n" in text) is (call == ["models"])
 
 
 def test_a_version_is_judged_where_it_was_registered(
