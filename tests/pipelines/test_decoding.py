@@ -138,24 +138,47 @@ def test_colour_of_16_bits(kind: str) -> None:
     np.testing.assert_allclose(decode(encoded.tobytes()).rgb.astype(int), SCENE, atol=1)
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("bands", [3, 4])
-def test_a_tiff_of_16_bits_with_a_plane_for_each_colour(bands: int, order: str) -> None:
-    deep = np.dstack([SCENE.astype(np.uint16) * 257, np.full((HEIGHT, WIDTH, bands - 3), 65535, np.uint16)])
-    planes = deep.transpose(2, 0, 1).astype(f"{order}u2").tobytes()
-    values = {256: [WIDTH], 257: [HEIGHT], 258: [16] * bands, 259: [1], 262: [2]}
-    values |= {273: [8 + band * len(planes) // bands for band in range(bands)], 277: [bands], 278: [HEIGHT]}
-    values |= {279: [len(planes) // bands] * bands, 284: [2]} | ({338: [2]} if bands == 4 else {})
-    entries, lists, place = b"", b"", 8 + len(planes)
-    for tag, numbers in values.items():
+def tiff_of(samples: bytes, order: str, tags: dict[int, list[int]]) -> bytes:
+    """A TIFF of one strip, or as many of the same size as `tags` has in 279, that nothing here can write."""
+    strips = len(tags.get(279, [0]))
+    values = {256: [WIDTH], 257: [HEIGHT], 259: [1], 262: [2], 278: [HEIGHT], 279: [len(samples)]} | tags
+    values[273] = [8 + strip * len(samples) // strips for strip in range(strips)]
+    entries, lists, place = b"", b"", 8 + len(samples)
+    for tag, numbers in sorted(values.items()):
         packed = struct.pack(f"{order}{len(numbers)}L", *numbers)
         if len(numbers) > 1:
             lists, packed = lists + packed, struct.pack(f"{order}L", place + len(lists))
         entries += struct.pack(f"{order}2HL", tag, 4, len(numbers)) + packed
     header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", place + len(lists))
     count, end = struct.pack(f"{order}H", len(values)), struct.pack(f"{order}L", 0)
-    tiff = header + planes + lists + count + entries + end
+    return header + samples + lists + count + entries + end
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bands", [3, 4])
+def test_a_tiff_of_16_bits_with_a_plane_for_each_colour(bands: int, order: str) -> None:
+    deep = np.dstack([SCENE.astype(np.uint16) * 257, np.full((HEIGHT, WIDTH, bands - 3), 65535, np.uint16)])
+    planes = deep.transpose(2, 0, 1).astype(f"{order}u2").tobytes()
+    tags = {258: [16] * bands, 277: [bands], 279: [len(planes) // bands] * bands, 284: [2]}
+    tiff = tiff_of(planes, order, tags | ({338: [2]} if bands == 4 else {}))
     np.testing.assert_allclose(decode(tiff).rgb.astype(int), SCENE, atol=1)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kept", ["by pixel", "packed", "by plane"])
+@pytest.mark.parametrize("white", [0, 1])
+def test_a_tiff_of_16_bits_that_is_grey_with_alpha(white: int, kept: str, order: str) -> None:
+    grey = np.linspace(0, 65535, WIDTH * HEIGHT).astype(np.uint16)
+    both = np.stack([grey, np.full_like(grey, 300)], axis=0 if kept == "by plane" else 1)
+    samples = both.astype(f"{order}u2").tobytes()
+    tags = {258: [16, 16], 262: [white], 277: [2], 338: [2]}
+    if kept == "packed":
+        samples, tags[259] = zlib.compress(samples), [8]
+    if kept == "by plane":
+        tags |= {279: [len(samples) // 2] * 2, 284: [2]}
+    rgb = decode(tiff_of(samples, order, tags)).rgb
+    shown = (grey >> 8 if white else 255 - (grey >> 8)).reshape(HEIGHT, WIDTH)
+    np.testing.assert_array_equal(rgb, np.dstack([shown] * 3))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
