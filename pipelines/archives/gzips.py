@@ -22,7 +22,8 @@ _KEPT: Final = 1 << 10
 """Bytes behind that cost nothing: tarfile looks whether the last byte of a member is there."""
 _GZIP: Final = 31
 """For zlib: a gzip header, and the largest window."""
-_MAGIC: Final = b"\x1f\x8b"
+MAGIC: Final = b"\x1f\x8b"
+"""How a gzip file begins."""
 
 
 class GzipStream(io.RawIOBase):
@@ -120,9 +121,9 @@ class GzipStream(io.RawIOBase):
 
     def _next_member(self) -> bool:
         """Whether another stream follows; padding and what is no gzip end the file, as for gzip itself."""
-        if len(self._block) < len(_MAGIC):
+        if len(self._block) < len(MAGIC):
             self._block += self._more()
-        if not self._block.startswith(_MAGIC):
+        if not self._block.startswith(MAGIC):
             return False
         self._state = zlib.decompressobj(_GZIP)
         return True

@@ -1,12 +1,12 @@
-"""A `.tar`, or a `.tar.gz` through its unpacked stream: members in archive order, read in place."""
+"""A tar, packed by gzip or not: members in archive order, read in place, or in the unpacked stream."""
 
 import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, Final, cast
 
-from pipelines.archives.gzips import GzipStream
+from pipelines.archives.gzips import MAGIC, GzipStream
 from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, read_pieces, unusable
-from pipelines.archives.names import has_suffix, is_safe, normal, printable
+from pipelines.archives.names import is_safe, normal, printable
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 
@@ -19,7 +19,8 @@ class Tar:
 
     def __init__(self, file: BinaryIO, place: str) -> None:
         self._place = place
-        self._stream = None if has_suffix(place, (".tar",)) else GzipStream(file)
+        # Its name may say otherwise: some clients unpack what they fetch, and some tools pack what they call .tar.
+        self._stream = GzipStream(file) if file.read(len(MAGIC)) == MAGIC else None
         self._file = file if self._stream is None else cast(BinaryIO, self._stream)
 
     def members(self) -> Iterator[Input]:

@@ -50,6 +50,21 @@ def test_a_tar_is_read_in_its_own_order(
     assert read(f"{url}/{kind}", items[::-1]) == rows[::-1]
 
 
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_tar_is_packed_or_not_whatever_its_name_says(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = str(tmp_path) if place == "local" else request.getfixturevalue("s3")
+    data = tar(member("a.jpg", b"one"), member("b.jpg", b"two"))
+    publish(url, {"packed.tar": gzip.compress(data), "plain.tar.gz": data})
+    rows = [("a.jpg", b"one"), ("b.jpg", b"two")]
+    assert read(f"{url}/packed.tar") == read(f"{url}/plain.tar.gz") == rows
+    listed = list(list_inputs(url))
+    assert read(url, listed[::-1]) == [
+        (f"{kind}/{a}", b) for kind in ("plain.tar.gz", "packed.tar") for a, b in rows[::-1]
+    ]
+
+
 def test_a_tar_is_found_by_its_file_url(tmp_path: Path) -> None:
     place = tmp_path / "100% #1.tar"
     place.write_bytes(tar(member("a.jpg", b"one")))
