@@ -56,7 +56,8 @@ class Table:
         self._file = file
         self._version = version
         try:
-            self._table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
+            # With its type said, a column that was written as categories is read as any other.
+            self._table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER, binary_type=pa.large_binary())
             column = self._pictures()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             _raise_if_it_may_pass(error)
@@ -149,8 +150,6 @@ class Table:
         try:
             for batch in self._table.iter_batches(_ROWS_LISTED, columns=[column], use_threads=False):
                 names = batch.column(0) if key else batch.column(0).field("path")
-                if pt.is_dictionary(names.type):
-                    names = names.dictionary_decode()
                 if not pt.is_integer(names.type):
                     names = names.cast(pa.large_binary())  # they may be no UTF-8
                 yield from names.to_pylist()
@@ -210,8 +209,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_name(kind: pa.DataType) -> bool:
-    value = kind.value_type if pt.is_dictionary(kind) else kind  # pandas and polars write categories so
-    return bool(pt.is_string(value) or pt.is_large_string(value) or pt.is_string_view(value) or pt.is_integer(value))
+    return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind) or pt.is_integer(kind))
 
 
 def _rank(name: str) -> int:

@@ -16,6 +16,7 @@ from tests.pipelines.containers import growth, packed, publish, read
 
 JPEG = b"\xff\xd8\xff"
 HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+CATEGORY = pa.dictionary(pa.int8(), pa.binary())
 
 
 def _table(columns: dict[str, Any], rows_per_group: int = 3, **types: pa.DataType) -> bytes:
@@ -35,7 +36,7 @@ PICTURES = [JPEG + b"%d" % number for number in range(12)]
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), HF])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), CATEGORY, HF])
 def test_rows_are_pictures(place: str, kind: pa.DataType, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     url = str(tmp_path) if place == "local" else request.getfixturevalue("s3")
     values = [{"bytes": data, "path": None} for data in PICTURES] if kind == HF else PICTURES
