@@ -299,7 +299,8 @@ def _log(
         "msrrn.eval_faces": challenge.evaluation.faces_digest,
         SOURCES_TAG: json.dumps(list(challenge.sources)),
     }
-    key = f"v{version.version}-v{old.version if old else 0}-{judged}"
+    # A model of this name that was deleted had versions of the same numbers, but of another time.
+    key = f"v{version.version}-v{old.version if old else 0}-{judged}-{version.created_ms}"
     run = open_run(experiment, key, challenge.settings.model_dump(), tags)
     called = metric_names(row.what for row in decision.rows)
     log_metrics(run, {called[row.what]: row.change for row in decision.rows})

@@ -171,6 +171,20 @@ def test_what_was_decided_is_not_decided_again(
     assert judge(stricter).run
 
 
+def test_a_namesake_of_a_model_that_was_deleted_leaves_its_decisions_alone(
+    artifacts: dict[str, str], sources: list[str]
+) -> None:
+    pass_gate(challenge(artifacts["good"], sources, "reborn"))
+    _, before = pass_gate(challenge(artifacts["bad"], sources, "reborn"))
+    client().delete_registered_model("reborn")
+    challenge(artifacts["good"], sources, "reborn")
+    client().set_registered_model_alias("reborn", "champion", "1")
+    _, now = pass_gate(challenge(artifacts["bad"], sources, "reborn"))
+    assert now.judged == before.judged
+    assert now.run != before.run
+    assert [line.turn.run for line in log("reborn")][1:] == [before.run, now.run]
+
+
 def test_what_two_judge_at_once_is_one_decision(artifacts: dict[str, str], sources: list[str]) -> None:
     pass_gate(challenge(artifacts["good"], sources, "at-once"))
     worse = challenge(artifacts["bad"], sources, "at-once")
