@@ -266,7 +266,8 @@ def _counting(write: int, work: Callable[..., object], *arguments: object) -> No
     work(*arguments)
 
 
-def start_msrrn(*arguments: str) -> subprocess.Popen[str]:
+def start_msrrn(*arguments: str, process_group: int | None = None) -> subprocess.Popen[str]:
     """The command line, in a process of its own, far from any server or registry of the tests."""
     command = [sys.executable, "-c", "from flows.cli import entry; entry()", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, process_group=process_group)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,9 @@ WORKER_FAILURES: Final = 3
 """Of workers, or of their machines, that a training stands without a checkpoint in between."""
 POLL_SECONDS: Final = 0.2
 """how often it is looked whether a person wants the training to stop"""
+ANSWER_SECONDS: Final = 10.0
+"""How long Ray has to take the wish to stop. A signal that went to all processes has ended Ray, too: nothing of it
+answers then, and after a minute it would end this process without a word."""
 STOP_SECONDS: Final = 20.0
 """How long a training that is cancelled has to come to a checkpoint: Prefect kills a run after 30 s."""
 
@@ -57,6 +61,7 @@ def train_on_ray(
     run = ray.train.RunConfig(name="ray", storage_path=checkpoints.place.url, failure_config=failing)
     with _followed(progress) as (following, reports, wishes), interruptible() as stopping:
         config |= {"reports": reports, "wishes": wishes}
+        asked: Future[None] | None = None
         while True:
             trainer = TorchTrainer(
                 _worker,
@@ -70,16 +75,20 @@ def train_on_ray(
             try:
                 while not wait([fitting], POLL_SECONDS).done:
                     # What `progress` raises ends the training, too, as it does without Ray.
-                    if (stopping() or following.done()) and wishes.empty():
-                        wishes.put("stop")
+                    if asked is None and (stopping() or following.done()):
+                        asked = in_a_thread(partial(wishes.put, "stop"))
+                        if not wait([asked], ANSWER_SECONDS).done or asked.exception():
+                            break
             except KeyboardInterrupt:  # the second one
                 raise
             except BaseException:  # what cancels a flow: workers would fail, and be started while this process ends
-                wishes.put("stop")
+                in_a_thread(partial(wishes.put, "stop"))
                 wait([fitting], STOP_SECONDS)
                 raise
             if stopping():
                 raise KeyboardInterrupt
+            if following.done():
+                following.result()
             try:
                 fitting.result()
                 break

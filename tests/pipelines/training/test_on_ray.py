@@ -1,13 +1,20 @@
-"""What workers of a training on a cluster agree on before it begins."""
+"""What workers of a training on a cluster agree on before it begins, and how one ends whose Ray is gone."""
 
 import os
+import signal
 import socket
+import time
+from pathlib import Path
 
 import psutil
 import pytest
 import ray.util
 
+from pipelines.dataset.manifest import Manifest
+from pipelines.storage import Store
 from pipelines.training.on_ray import listen_at_the_node
+from pipelines.training.train import resumable
+from tests.factories import start_msrrn
 
 
 def interfaces() -> dict[str, str]:
@@ -31,3 +38,22 @@ def test_the_interface_that_an_operator_names_is_kept(monkeypatch: pytest.Monkey
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     listen_at_the_node()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
+
+
+def test_a_signal_to_all_processes_of_a_training_ends_it_with_what_to_call_next(
+    dataset: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `timeout`, Slurm and systemd: Ray's own end before the workers have heard of it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    out = tmp_path / "work"
+    call = ("train", "--dataset", dataset[0].url, "--out", str(out), "--workers", "2")
+    steps = ("--epochs", "100000", "--batch", "8", "--learning-rate", "1e-6")
+    process = start_msrrn(*call, *steps, process_group=0)
+    while not list(out.glob("runs/*/state.pt")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 130, errors
+    assert "training stopped; the same command goes on from its last checkpoint, and so does" in errors
+    assert resumable(str(out))[1].epochs == 100000
