@@ -95,6 +95,8 @@ def annotation_text(out: str, summary: Summary) -> str:
         lines.append(f"  not looked at, hidden or by their names no pictures: {counted(summary.ignored, 'file')}")
     if summary.gone:
         lines.append(f"  no longer in the archive: {summary.gone}")
+    if summary.waiting:
+        lines.append(f"  came in or were replaced since, left for a call without --retry: {summary.waiting}")
     if summary.throughput:
         lines.append(
             f"  {counted(summary.throughput.pictures, 'picture')} in {summary.throughput.seconds:g} s, "

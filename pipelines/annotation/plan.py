@@ -68,6 +68,8 @@ class Plan:
     """what is new or was replaced since the last plan"""
     written: int = 0
     """tables of the plan that are there"""
+    waiting: int = 0
+    """inputs that are new, and that it has not taken in"""
 
     @property
     def inputs(self) -> int:
@@ -118,6 +120,11 @@ def _tables(out: Store) -> list[str]:
     return [key for key in out.keys(PLACE) if _TABLE.fullmatch(key)]
 
 
+def is_planned(out: Store) -> bool:
+    """Whether a run has begun there."""
+    return bool(_tables(out))
+
+
 def keys_of(table: pa.Table) -> list[str]:
     """Of the units of a plan's rows, in their order."""
     return [unit_key(number) for number in pc.unique(table["unit"]).to_pylist()]
@@ -140,10 +147,12 @@ def make_plan(
     per_unit: int,
     whole: Callable[[], bool] = lambda: True,
     progress: Callable[[int], None] = lambda listed: None,
+    grows: bool = True,
 ) -> Plan:
     """A listing of the archive beside the plan of `out`: what is new since, all where none was. Nothing is written.
 
-    `whole` says, when all are taken, whether the listing was of all that the archive has.
+    `whole` says, when all are taken, whether the listing was of all that the archive has. A plan that does not grow
+    counts what is new alone.
     """
     listed = _listed(inputs, progress)
     before = read_plan(out)
@@ -159,11 +168,14 @@ def make_plan(
     joined = now.join(known, keys=["uri", "copy"], join_type="left outer", right_suffix="_known").sort_by("order")
     new = _new(joined, int(pc.max(before["unit"]).as_py()) + 1, per_unit)
     gone[pc.drop_null(joined["order_known"]).to_numpy()] = False
+    waiting = 0 if grows else new.num_rows
+    new = new.slice(waiting)
     addition = pa.concat_tables([_changed(joined), new])
     if not addition.num_rows:
-        return Plan(before, gone, written=written)
+        return Plan(before, gone, written=written, waiting=waiting)
     # Units of what is new come behind all others, so the rows of before keep their order.
-    return Plan(_overruled([before, addition]), np.append(gone, np.zeros(new.num_rows, bool)), addition, written)
+    gone = np.append(gone, np.zeros(new.num_rows, bool))
+    return Plan(_overruled([before, addition]), gone, addition, written, waiting)
 
 
 def read_table(out: Store, key: str, to_delete: str = "it") -> pa.Table:

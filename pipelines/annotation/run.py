@@ -9,7 +9,7 @@ from itertools import islice
 
 from pipelines.annotation.claim import claim_of, continued, publish_claim
 from pipelines.annotation.page import annotation_page
-from pipelines.annotation.plan import Plan, make_plan
+from pipelines.annotation.plan import Plan, is_planned, make_plan
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.sightings import Task
 from pipelines.annotation.summary import Summary, summary_before
@@ -39,13 +39,17 @@ def annotate(
 ) -> Summary:
     """Annotates every picture of an archive into `out`; what is finished is not done again, but for `again`.
 
-    Pictures that came into the archive since, or were replaced in it, are done; the rows of those that were
-    removed stay. With `limit` only the first pictures of the archive count.
+    Pictures that came into the archive since, or were replaced in it, are done, but not with `again`: then they wait
+    for a call without it. The rows of those that were removed stay. With `limit` only the first pictures of the
+    archive count.
 
     Raises:
-        UserError: the source cannot be listed, or `out` holds a run of another model or other settings.
+        UserError: the source cannot be listed, or `out` holds a run of another model or other settings; with `again`,
+            none.
     """
     place = Store(out).absolute()
+    if again and not is_planned(place):
+        raise UserError(f"{place.url} has no run, and no picture to do again: leave --retry out")
     archive = Store(source).absolute().url
     chosen = continued(place, source, model, settings)
     listing = list_inputs(archive, place)
@@ -66,6 +70,7 @@ def annotate(
             chosen.images_per_unit,
             lambda: limit is None or next(listing, None) is None,
             lambda listed: progress(listed, 0, "listing pictures"),
+            grows=again is None,
         )
         work = Work(job, plan, again)
         if limit is not None:
@@ -89,7 +94,7 @@ def annotate(
             place.publish(SUMMARY, summary.model_dump_json(indent=1).encode())
             return summary
     # Whoever took over may have found more to do: what there is now is what counts.
-    return annotate(source, out, model, settings, workers, progress, limit=limit)
+    return annotate(source, out, model, settings, workers, progress, limit=limit, again=again)
 
 
 def _refuse_a_part(place: Store, limit: int, plan: Plan, work: Work) -> None:

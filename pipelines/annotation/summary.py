@@ -37,6 +37,8 @@ class Summary(BaseModel):
     """files beside the pictures that are no input: annotations, tables, hidden files"""
     gone: int
     """images that were in the archive when they were done, and are no longer"""
+    waiting: int = 0
+    """pictures that came in or were replaced before some were done again, and are still to be done"""
     reasons: dict[str, int]
     model: str
     settings: dict[str, Any]

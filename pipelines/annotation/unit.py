@@ -77,7 +77,15 @@ def read_record(out: Store, unit: str) -> UnitRecord | None:
 def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
     """Does the rows that are pending, writes the unit's parts and its record; returns its key and the record."""
     unit = pending.unit
-    images, faces = _kept(job.out, pending) if len(pending.rows) < len(unit.inputs) else ({}, {})
+    inputs = [fingerprint(item) for item in unit.inputs]
+    images: dict[int, dict[str, Any]] = {}
+    faces: dict[int, list[dict[str, Any]]] = {}
+    if len(pending.rows) < len(inputs):
+        images, faces = _kept(job.out, pending)
+        before = read_record(job.out, unit.key)
+        assert before is not None, unit.key
+        # One that was replaced may have to wait: its row is of what was there.
+        inputs = [before.inputs[row] if row in images else now for row, now in enumerate(inputs)]
     asked = [unit.inputs[row] for row in pending.rows]
     for row, rows in zip(pending.rows, annotated(job.task, job.model, asked), strict=True):
         images[row], faces[row] = rows.image, rows.faces
@@ -86,7 +94,6 @@ def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
         "images": [images[row] for row in order],
         "faces": [face for row in order for face in faces.get(row, [])],
     }
-    inputs = [fingerprint(item) for item in unit.inputs]
     record = write_unit(job.out, unit.key, inputs, tables, pending.again)
     # Forgetting waits for a run, but not for one that was frozen for longer than its lease.
     forgotten = read_forgotten(job.out).digests

@@ -65,6 +65,7 @@ class Work:
         self._records: dict[str, UnitRecord] = {}
         self._left: dict[str, tuple[int, ...]] = {}
         self._recorded: set[str] = set()
+        self._waiting = plan.waiting
         written = {key: size for folder in (RECORDS, *TABLES) for key, size in job.out.files(folder).items()}
         planned = set(plan.keys())
         self._strays = [key for key in written if (own := _OF_A_UNIT.fullmatch(key)) and own[1] not in planned]
@@ -124,6 +125,7 @@ class Work:
             **found,
             ignored=ignored,
             gone=gone,
+            waiting=self._waiting,
             model=self._job.model.label,
             settings=self._job.task.settings.model_dump(),
             throughput=throughput,
@@ -140,14 +142,16 @@ class Work:
             )
 
     def _judge(self, unit: Unit, record: UnitRecord | None, again: Again | None) -> None:
-        """Which rows of a unit are left: all without a record, else those that were replaced or are asked for."""
+        """Which rows of a unit are left: all without a record, else those asked for, or those that were replaced."""
         if record is None or len(record.inputs) != len(unit.inputs):
             self._left[unit.key] = tuple(range(len(unit.inputs)))
             return
         prints = map(fingerprint, unit.inputs)
         rows = {row for row, (now, then) in enumerate(zip(prints, record.inputs, strict=True)) if now != then}
-        if again is not None and again.counts_in(record):
-            rows |= again.rows(Annotations(self._job.out), unit.key)
+        if again is not None:
+            asked = again.rows(Annotations(self._job.out), unit.key) if again.counts_in(record) else set()
+            self._waiting += len(rows - asked - unit.gone)
+            rows = asked
         if rows := rows - unit.gone:  # what is known of those stays
             self._left[unit.key] = tuple(sorted(rows))
         self._keep(unit.key, record)

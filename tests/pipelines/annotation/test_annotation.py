@@ -379,6 +379,34 @@ def test_what_is_known_of_pictures_that_are_gone_stays_though_others_are_done_ag
         assert tables(tmp_path / "out") == before
 
 
+def test_only_what_is_asked_for_is_done_again_and_what_came_in_since_waits(
+    album: Path, face: bytes, model: Model, tmp_path: Path
+) -> None:
+    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
+    with pytest.raises(UserError, match=r"out has no run, .*: leave --retry out"):
+        annotate(*call, again=Again("quarantined"))
+    folder = shutil.copytree(album, tmp_path / "in")
+    annotate(*call)
+    before = statuses(tmp_path / "out")
+    truncated = [name for name, (_, reason) in before.items() if reason == "truncated"]
+    other = next(
+        name for name, (status, reason) in before.items() if status == "quarantined" and reason != "truncated"
+    )
+    for name in (truncated[0], other, "new.jpg"):  # the first two were mended
+        (folder / name).write_bytes(face)
+    retried = annotate(*call, again=Again("quarantined", "truncated"))
+    assert retried.throughput is not None
+    assert retried.throughput.pictures == len(truncated)
+    assert (retried.images, retried.waiting) == (len(before), 2)
+    assert statuses(tmp_path / "out") == before | {truncated[0]: ("annotated", None)}
+    again = annotate(*call, again=Again("quarantined", "truncated"))
+    assert (again.throughput, again.waiting) == (retried.throughput, 2)
+    whole = annotate(*call)
+    assert whole.throughput is not None
+    assert (whole.throughput.pictures, whole.waiting) == (2, 0)
+    assert statuses(tmp_path / "out") == before | dict.fromkeys((truncated[0], other, "new.jpg"), ("annotated", None))
+
+
 def test_what_a_file_manager_leaves_in_a_run_is_not_of_it(
     done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
 ) -> None:
