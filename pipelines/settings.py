@@ -135,9 +135,6 @@ INIT: Final[dict[Preset, str]] = {"best": "synthetic"}
 class AnnotateSettings(Settings):
     """What, beside the archive and the model, fixes the tables."""
 
-    images_per_unit: int = Field(
-        64, ge=1, le=100_000, description="pictures that are finished, or done again, together"
-    )
     detector: DetectorChoice = Field(
         "auto",
         description="who finds faces. auto: who began the run, else blazeface where it is installed, else hog",
@@ -177,6 +174,9 @@ class AnnotateSettings(Settings):
     # It decides what is quarantined, and a run may be gone on with under another one to try that again.
     timeout: float = Field(
         120.0, gt=0, le=86_400, exclude=True, description="seconds that one picture may take, once its bytes are read"
+    )
+    images_per_unit: int = Field(
+        64, ge=1, le=100_000, description="pictures that are finished, or done again, together"
     )
 
 
