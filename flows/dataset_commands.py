@@ -171,23 +171,40 @@ def _datasets(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from dataclasses import asdict
 
+        from pipelines.dataset.deletion import delete_datasets
         from pipelines.dataset.inventory import datasets
-        from pipelines.texts import datasets_text
+        from pipelines.texts import datasets_text, deleted_text
 
-        found = datasets(call.url)
-        if call.json:
-            print_json(asdict(found))
+        if call.delete is not None:
+            deleted = delete_datasets(call.url, call.delete, call.dry_run)
+            text = deleted_text(deleted, call.dry_run)
+            result = asdict(deleted)
+        elif call.dry_run:
+            raise UsageError("--dry-run says what --delete would delete: give that, too")
         else:
-            print(datasets_text(found))
+            found = datasets(call.url)
+            text, result = datasets_text(found), asdict(found)
+        if call.json:
+            print_json(result)
+        else:
+            print(text)
 
     parser = add_command(
         commands,
         "datasets",
         run,
         "Lists the datasets in a place. Finished, unfinished and damaged ones, and shards that none of them uses.",
-        "  msrrn datasets work/datasets\n  msrrn datasets s3://bucket/datasets --json",
+        "  msrrn datasets work/datasets\n  msrrn datasets s3://bucket/datasets --json\n"
+        "  msrrn datasets work/datasets --delete 3f2a0c... --dry-run",
     )
     parser.add_argument("url", metavar="URL", help="what `prepare` was told with --out")
+    parser.add_argument(
+        "--delete",
+        nargs="*",
+        metavar="NAME",
+        help="delete these datasets, and the shards that no other one lists; without a name those shards alone",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="with --delete: say what would go, delete nothing")
     add_json(parser)
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import PAGE
+from pipelines.dataset.deletion import Deleted
 from pipelines.dataset.inventory import Datasets
 from pipelines.evaluation.results import Evaluation, seen_note, shown
 from pipelines.showable import counted, showable
@@ -77,11 +78,19 @@ def datasets_text(found: Datasets) -> str:
     text = _rendered(columns, rows) if rows else "no dataset here"
     notes = [f"{info.name}: {info.note}" for info in found.datasets if info.note and info.sources]
     if found.unlisted_units:
-        notes.append(
-            f"{counted(found.unlisted_units, 'unit')} ({counted(found.unlisted_shards, 'shard')}, "
-            f"{found.unlisted_bytes / 1e6:.1f} MB) of no finished dataset"
-        )
+        unlisted = _units(found.unlisted_units, found.unlisted_shards, found.unlisted_bytes)
+        notes.append(f"{unlisted} of no finished dataset")
     return "\n".join([text, *notes])
+
+
+def deleted_text(deleted: Deleted, dry_run: bool) -> str:
+    """What was deleted of a place of datasets, or would be."""
+    went = [*deleted.datasets, f"{_units(deleted.units, deleted.shards, deleted.bytes)} that no other dataset lists"]
+    return f"{'would delete' if dry_run else 'deleted'} " + ", ".join(went)
+
+
+def _units(units: int, shards: int, size: int) -> str:
+    return f"{counted(units, 'unit')} ({counted(shards, 'shard')}, {size / 1e6:.1f} MB)"
 
 
 def annotation_text(out: str, summary: Summary) -> str:

@@ -8,14 +8,16 @@ killed, made again, does the rest.
 from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from pipelines.dataset.deletion import delete_dataset, delete_units, manifests
 from pipelines.dataset.faces import survey
-from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest, unit_of
+from pipelines.dataset.manifest import MANIFEST, Manifest, unit_of
 from pipelines.dataset.page import NOT_REJECTED, PAGE, dataset_page
 from pipelines.dataset.photos import Seen, clusters
 from pipelines.dataset.prepare import NoFaceError, prepare
@@ -26,6 +28,8 @@ from pipelines.outages import MissingError, OutageError
 from pipelines.progress import Progress
 from pipelines.settings import PrepareSettings
 from pipelines.storage import Store
+
+_UNCHANGED: Final = "no dataset was changed"
 
 
 def forget_in_datasets(url: str, digests: Collection[str], workers: int, progress: Progress) -> Forgot:
@@ -39,13 +43,13 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
     if not place.exists():
         raise UserError(f"{url} does not exist: give the place that `msrrn prepare` was told with --out")
     remember(place, digests)
-    manifests = _manifests(place)
+    found = manifests(place, _UNCHANGED)
     wanted = read_forgotten(place).digests
     holding, alike = _holding(place, wanted)
     remember_found(place, _found(place, holding, wanted))
     stuck: dict[str, UserError] = {}
     made: dict[str, str | None] = {}
-    for name, manifest in manifests.items():
+    for name, manifest in found.items():
         in_units = not holding.isdisjoint(unit.key for unit in manifest.units)
         if not in_units and wanted.isdisjoint(photo.sha256 for photo in manifest.held):
             _hide_rejected(place.child(name), manifest)
@@ -63,16 +67,6 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
         listed = "\n".join(f"{url}/{name} still holds a picture: {error}" for name, error in stuck.items())
         raise UserError(f"{listed}\ndelete what still holds one, and forget again")
     return Forgot(place=url, pictures=remembered(place, digests), datasets=made, alike=alike)
-
-
-def _manifests(place: Store) -> dict[str, Manifest]:
-    names = [name for name in place.folders() if place.child(name).exists(MANIFEST)]
-    try:
-        return {name: read_manifest(place.child(name)) for name in names}
-    except UserError as error:
-        raise UserError(
-            f"{error}\nno dataset was changed: delete that one, or move it away, and forget again"
-        ) from error
 
 
 def _holding(place: Store, wanted: Collection[str]) -> tuple[set[str], list[str]]:
@@ -132,19 +126,12 @@ def _made_anew(place: Store, name: str, manifest: Manifest, workers: int, progre
 def _clear(place: Store, holding: Collection[str]) -> None:
     """Deletes datasets that were made anew, and units that held a picture or that only those datasets had."""
     renamed = read_forgotten(place).renamed
-    now = _manifests(place)
+    now = manifests(place, _UNCHANGED)
     kept = {unit.key for name, manifest in now.items() if name not in renamed for unit in manifest.units}
     old = {unit.key for name, manifest in now.items() if name in renamed for unit in manifest.units}
-    for key in (*place.keys("shards"), *place.keys("records")):
-        if unit_of(key) in (old | set(holding)) - kept:
-            place.delete(key)
+    delete_units(place, (old | set(holding)) - kept)
     for name in now.keys() & renamed.keys():
-        dataset = place.child(name)
-        for key in sorted(dataset.keys(), key=lambda key: key == MANIFEST):  # the manifest last: a kill is noticed
-            dataset.delete(key)
-        if folder := dataset.local_path():
-            with suppress(OSError):  # what somebody else put there stays
-                folder.rmdir()
+        delete_dataset(place.child(name))
 
 
 def _forget_held(dataset: Store, manifest: Manifest, wanted: Collection[str]) -> None:

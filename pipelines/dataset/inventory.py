@@ -9,7 +9,7 @@ from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest, unit_o
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
-_NAME: Final = re.compile(r"[0-9a-f]{16}")
+NAME: Final = re.compile(r"[0-9a-f]{16}")
 """How `prepare` names a dataset: where no manifest is, nothing else tells one from any other directory."""
 
 
@@ -68,7 +68,7 @@ def datasets(url: str) -> Datasets:
                 continue
             found.append(_finished(name, manifest, shards))
             listed.update(unit.key for unit in manifest.units)
-        elif _NAME.fullmatch(name):
+        elif NAME.fullmatch(name):
             found.append(DatasetInfo(name, "unfinished"))
     unlisted = done - listed
     note = f"{len(unlisted)} units are made that no dataset lists; run the same `msrrn prepare` again to finish"

@@ -467,6 +467,13 @@ def test_datasets_are_listed_and_verified(
     assert shard.name in capsys.readouterr().out
     assert main([*call, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["problems"]
+    assert "give that, too" in fails(capsys, "datasets", str(tmp_path), "--dry-run", code=2)
+    for dry_run in (["--dry-run"], []):
+        assert main(["datasets", str(tmp_path), "--delete", manifest.name, *dry_run]) == 0
+        assert (
+            f"delete{'' if dry_run else 'd'} {manifest.name}, {len(manifest.units)} units" in capsys.readouterr().out
+        )
+        assert Path(shard).exists() is bool(dry_run)
 
 
 def test_appending_takes_the_settings_of_the_dataset(

@@ -1,0 +1,115 @@
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from pipelines.dataset.deletion import Deleted, delete_datasets
+from pipelines.dataset.inventory import datasets
+from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipelines.dataset.prepare import prepare
+from pipelines.dataset.verify import verify
+from pipelines.errors import UserError
+from pipelines.storage import Store
+from tests.factories import SETTINGS, tree
+
+Dataset = tuple[Store, Manifest]
+
+
+@pytest.fixture
+def grown(dataset: Dataset, annotated: Path, tmp_path: Path) -> tuple[Path, Manifest, Manifest]:
+    """A place with a dataset, and with one that was made before a photo went; they share shards."""
+    out = dataset[0].parent.local_path()
+    assert out is not None
+    place = Path(shutil.copytree(out, tmp_path / "datasets"))
+    fewer = shutil.copytree(annotated, tmp_path / "fewer")
+    bad = {item.uri for item in dataset[1].left_out}
+    good = [path for path in sorted(fewer.rglob("*.pts")) if path.relative_to(fewer).as_posix() not in bad]
+    good[0].unlink()
+    made = prepare([str(fewer)], str(place), SETTINGS, workers=1)[1]
+    assert 0 < len({*dataset[1].units} - {*made.units}) < len(dataset[1].units)
+    return place, dataset[1], made
+
+
+def of_dataset(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
+    units = {unit.key for unit in manifest.units}
+    return {key: data for key, data in files.items() if manifest.name in key or Path(key).stem in units}
+
+
+def test_what_no_other_dataset_lists_goes_with_one(grown: tuple[Path, Manifest, Manifest]) -> None:
+    place, first, second = grown
+    before = tree(place)
+    alone = {unit.key: unit for unit in first.units if unit not in second.units}
+    size = sum(unit.bytes for unit in alone.values())
+    wanted = Deleted([first.name], len(alone), sum(unit.rows > 0 for unit in alone.values()), size)
+    assert delete_datasets(str(place), [first.name], dry_run=True) == wanted
+    assert tree(place) == before
+    assert delete_datasets(str(place), [first.name]) == wanted
+    assert tree(place) == of_dataset(before, second)
+    assert verify(f"{place}/{second.name}").problems == []
+    assert delete_datasets(str(place), [second.name]).datasets == [second.name]
+    assert tree(place) == {}
+
+
+def test_without_a_name_what_no_dataset_lists_goes(grown: tuple[Path, Manifest, Manifest]) -> None:
+    place, first, second = grown
+    shutil.rmtree(place / first.name)  # by hand
+    foreign = {place / "shards" / "000.tar", place / "shards" / "mine.parquet"}
+    for path in foreign:
+        path.write_bytes(b"not ours")
+    assert datasets(str(place)).unlisted_units
+    assert delete_datasets(str(place), []).units == len({*first.units} - {*second.units})
+    assert all(path.exists() for path in foreign)
+    assert verify(f"{place}/{second.name}").problems == []
+
+
+def test_a_call_that_was_killed_is_made_again(
+    grown: tuple[Path, Manifest, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, first, second = grown
+    before = tree(place)
+    delete = Store.delete
+    left = 3
+
+    def killed(store: Store, key: str) -> None:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        delete(store, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            delete_datasets(str(place), [first.name])
+    assert read_manifest(Store(f"{place}/{first.name}")) == first
+    delete_datasets(str(place), [first.name])
+    assert tree(place) == of_dataset(before, second)
+
+
+def test_nothing_goes_while_nobody_knows_what_is_needed(grown: tuple[Path, Manifest, Manifest]) -> None:
+    place, first, second = grown
+    with pytest.raises(UserError, match=r"has no dataset 0123, shards: `msrrn datasets"):
+        delete_datasets(str(place), ["shards", "0123", first.name])
+    manifest = place / second.name / MANIFEST
+    content = manifest.read_bytes()
+    manifest.write_bytes(content[:100])
+    before = tree(place)
+    with pytest.raises(UserError, match=rf"{second.name}/.*\n?.*nothing was deleted: delete that one"):
+        delete_datasets(str(place), [first.name])
+    manifest.rename(manifest.with_name("lease.json"))
+    with pytest.raises(UserError, match=rf"{second.name} is in the making.* nothing was deleted"):
+        delete_datasets(str(place), [])
+    manifest.with_name("lease.json").rename(manifest)
+    assert tree(place) == before
+    assert set(delete_datasets(str(place), [first.name, second.name]).datasets) == {first.name, second.name}
+    assert tree(place) == {}
+
+
+def test_on_s3(grown: tuple[Path, Manifest, Manifest], s3: str) -> None:
+    place, first, second = grown
+    for key, data in tree(place).items():
+        Store(f"{s3}/sets").publish(key, data)
+    delete_datasets(f"{s3}/sets", [first.name])
+    assert verify(f"{s3}/sets/{second.name}").problems == []
+    assert [info.name for info in datasets(f"{s3}/sets").datasets] == [second.name]
