@@ -18,7 +18,7 @@ from msrrn.landmarks import inter_pupil
 from msrrn.synthetic.anatomy import draw_anchors, draw_expression
 from msrrn.synthetic.camera import Camera
 from msrrn.synthetic.pose import draw_pose, landmarks_seen
-from pipelines.archives import PROBLEMS
+from pipelines.annotation.tables import REASONS
 from pipelines.checks import CHECKS, Severity
 from pipelines.checks.shapes import (
     check_detection,
@@ -101,7 +101,7 @@ def test_every_reason_has_a_line_for_people() -> None:
         assert check.severity in get_args(Severity)
         assert check.title
         assert check.remedy
-    assert {*PROBLEMS, *codes_said()} < set(CHECKS)
+    assert {*REASONS, *codes_said()} < set(CHECKS)
     for code in ("test_split", "second_image", "ignored"):
         assert CHECKS[code].severity == "info"
 
