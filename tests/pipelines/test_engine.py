@@ -68,6 +68,17 @@ def test_a_cluster_that_ray_itself_does_not_find_is_told(address: str, monkeypat
         start_ray(2)
 
 
+def test_a_machine_too_busy_for_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:  # as it ended on two cores with eighteen processes at work
+        raise Exception("The current node timed out during startup. This could happen because some of the raylet")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"not be started \(The current node timed out during startup\), .*workers 1"):
+        start_ray(2)
+
+
 def test_a_call_that_ray_cannot_write_down_is_named() -> None:
     called = "import sys; from pipelines.engine import start_ray; start_ray(1)"
     program = [sys.executable, "-c", called, os.fsdecode(b"caf\xe9")]
