@@ -101,8 +101,9 @@ def _refuse_a_part(place: Store, limit: int, plan: Plan, work: Work) -> None:
     """Raises UserError where a run is more than its first pictures, and these cannot be done alone."""
     if work.anew:
         raise UserError(f"{place.url} has finished units but no plan: make it anew first, without --limit")
-    if plan.inputs > limit and work.left:
+    known = plan.inputs + plan.waiting
+    if known > limit and work.left:
         raise UserError(
             f"{place.url}: the run has more than these {limit} pictures, and with them {work.left} to be done, "
-            f"of all {plan.inputs}; it cannot do the first alone: leave --limit out, or give another --out"
+            f"of all {known}; it cannot do the first alone: leave --limit out, or give another --out"
         )

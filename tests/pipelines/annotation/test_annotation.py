@@ -379,6 +379,21 @@ def test_what_is_known_of_pictures_that_are_gone_stays_though_others_are_done_ag
         assert tables(tmp_path / "out") == before
 
 
+def test_what_is_gone_is_not_done_again_where_a_limit_hides_that_it_is(
+    album: Path, face: bytes, model: Model, tmp_path: Path
+) -> None:
+    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
+    folder = shutil.copytree(album, tmp_path / "in")
+    limit = annotate(*call).images
+    before = tables(tmp_path / "out")
+    (folder / "c" / "half.jpg").unlink()
+    for name in ("0.jpg", "1.jpg"):  # before all others
+        (folder / name).write_bytes(face)
+    with pytest.raises(UserError, match=rf"more than these {limit} pictures, .* of all {limit + 2}; it cannot"):
+        annotate(*call, again=Again("quarantined"), limit=limit)
+    assert tables(tmp_path / "out") == before
+
+
 def test_only_what_is_asked_for_is_done_again_and_what_came_in_since_waits(
     album: Path, face: bytes, model: Model, tmp_path: Path
 ) -> None:
