@@ -225,6 +225,17 @@ def additions(out: Store) -> list[tuple[str, list[str]]]:
     return found
 
 
+def overruled(out: Store) -> set[str]:
+    """Units that a table has inputs of and a later one, too: some were replaced."""
+    known: set[str] = set()
+    found: set[str] = set()
+    for key in _tables(out):
+        units = set(keys_of(_read(out, key)))
+        found |= units & known
+        known |= units
+    return found
+
+
 def _listed(inputs: Iterator[Input], progress: Callable[[int], None]) -> pa.Table:
     batches = []
     count = 0

@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from pipelines.annotation.pictures import Rows, annotated, end_sandbox
-from pipelines.annotation.plan import make_plan, unit_key
+from pipelines.annotation.plan import Unit, fingerprint, keys_of, make_plan, overruled, unit_key
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.sightings import Task
 from pipelines.annotation.tables import RUN, Annotations
+from pipelines.annotation.unit import found_record
 from pipelines.archives import Input, list_inputs
 from pipelines.asked import Asked
 from pipelines.models import Model
@@ -116,8 +117,19 @@ def _left(place: Store, inputs: Iterator[Input], settings: AnnotateSettings) -> 
     done = set(Annotations(place).units())
     counts = pc.value_counts(plan.table.filter(pa.array(~plan.gone))["unit"]).to_pylist()
     unfinished = sum(int(each["counts"]) for each in counts if unit_key(each["values"]) not in done)
-    changed = [] if plan.addition is None else plan.addition["unit"].to_pylist()
-    return unfinished + sum(unit_key(unit) in done for unit in changed)
+    touched = overruled(place)  # an earlier run may not have come to all that it saw was replaced
+    if plan.addition is not None:
+        touched.update(keys_of(plan.addition))
+    touched &= done
+    return unfinished + sum(len(_replaced(place, unit)) for unit in plan.units() if unit.key in touched)
+
+
+def _replaced(place: Store, unit: Unit) -> list[int]:
+    """The rows of a unit that are not of what is there now."""
+    record = found_record(place, unit.key)
+    then = record.inputs if record and len(record.inputs) == len(unit.inputs) else [""] * len(unit.inputs)
+    rows = enumerate(zip(map(fingerprint, unit.inputs), then, strict=True))
+    return [row for row, (now, before) in rows if now != before and row not in unit.gone]
 
 
 class _Census:

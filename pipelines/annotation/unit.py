@@ -65,13 +65,18 @@ class Pending:
 
 def read_record(out: Store, unit: str) -> UnitRecord | None:
     """The record of a unit, its parts in their places; None where there is none, or a damaged one."""
-    try:
-        record = UnitRecord.model_validate_json(out.read_bytes(f"{RECORDS}/{unit}.json"))
-    except (MissingError, ValidationError):
-        return None  # a damaged record stands for nothing: the unit is done again
-    if not record.staged:
+    record = found_record(out, unit)
+    if record is None or not record.staged:
         return record
     return _settled(out, unit, record).model_copy(update={"sizes": {}})  # whoever listed parts has seen the old ones
+
+
+def found_record(out: Store, unit: str) -> UnitRecord | None:
+    """The same, but its parts may be staged still: nothing is written."""
+    try:
+        return UnitRecord.model_validate_json(out.read_bytes(f"{RECORDS}/{unit}.json"))
+    except (MissingError, ValidationError):
+        return None  # a damaged record stands for nothing: the unit is done again
 
 
 def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:

@@ -991,3 +991,21 @@ def test_a_rehearsal_knows_what_is_done(album: Path, face: bytes, model: Model, 
     assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 5
     first = rehearse(str(folder), model, SETTINGS, 1, limit=1, out=str(out))
     assert (first.pictures, first.to_do) == (1, 1)
+
+
+def test_a_rehearsal_counts_what_waits_since_some_were_done_again(
+    album: Path, face: bytes, model: Model, tmp_path: Path
+) -> None:
+    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
+    folder = shutil.copytree(album, tmp_path / "in")
+    annotate(*call)
+    for name in ("a/empty.jpg", "c/half.jpg", "d.jpg"):
+        (folder / name).write_bytes(face)
+    assert annotate(*call, again=Again("quarantined", "truncated")).waiting == 2
+    before = tree(tmp_path / "out")
+    assert rehearse(str(folder), model, SETTINGS, 1, out=str(tmp_path / "out")).to_do == 2
+    assert tree(tmp_path / "out") == before
+    done = annotate(*call)
+    assert done.throughput is not None
+    assert done.throughput.pictures == 2
+    assert rehearse(str(folder), model, SETTINGS, 1, out=str(tmp_path / "out")).to_do == 0
