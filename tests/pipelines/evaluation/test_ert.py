@@ -1,5 +1,6 @@
 """dlib's trainer on a dataset's crops."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from msrrn.metrics import nrmse_ip
 from pipelines.dataset.loader import Loader
-from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.manifest import MANIFEST, Manifest
 from pipelines.errors import UserError
 from pipelines.evaluation import ert as station
 from pipelines.evaluation.ert import trained_ert
@@ -35,6 +36,18 @@ def test_it_learns_the_faces_and_is_found_again(
     assert trained_ert(store.url, Path("ert"), 1, cascades=3) == found  # for a worker in another place, too
     with pytest.raises(UserError, match=r"other\.dat is not on this machine: give --ert-folder"):
         replace(found, file=found.file.with_name("other.dat")).predict(images)
+
+
+def test_what_changes_no_shard_is_nothing_to_train_on(
+    dataset: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = trained_ert(dataset[0].url, tmp_path, 1, cascades=1)
+    # Other photos are left out of it, or held out.
+    renamed = dataset[1].model_copy(update={"name": "renamed", "left_out": []})
+    other = Store(str(shutil.copytree(dataset[0].parent.url, tmp_path / "datasets"))).child("renamed")
+    other.publish(MANIFEST, renamed.model_dump_json().encode())
+    monkeypatch.setattr(station, "_train", lambda *_: pytest.fail("it was trained again"))
+    assert trained_ert(other.url, tmp_path, 1, cascades=1).file == first.file
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_training(
