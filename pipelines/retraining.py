@@ -164,7 +164,7 @@ def train_tracked(
 
     trained = train_model(dataset, out, settings, workers, at_it, init, name, on_wait)
     try:
-        _, run = _begun(dataset, settings, name)
+        _, run = _begun(dataset, settings, name, trained.card.training.dataset)
         # A run that resumed, or whose artifact was there, still has its whole history.
         log_history(run, trained.history)
         finish_run(run, "FINISHED")
@@ -176,8 +176,11 @@ def train_tracked(
     return trained
 
 
-def _begun(dataset: str, settings: TrainSettings, name: str) -> tuple[str, RunRecord]:
-    """The name of a training's run, and MLflow's run of it, which says what the training was told."""
+def _begun(dataset: str, settings: TrainSettings, name: str, of: str | None = None) -> tuple[str, RunRecord]:
+    """The name of a training's run, and MLflow's run of it, which says what the training was told.
+
+    `of` is the name of the dataset that the model says: it may have been trained on another one of the same shards.
+    """
     manifest = read_manifest(Store(dataset))
     key = run_name(manifest, settings)
     parameters = {
@@ -187,7 +190,7 @@ def _begun(dataset: str, settings: TrainSettings, name: str) -> tuple[str, RunRe
         **manifest.settings["augmentation"],
     }
     tags = {
-        "msrrn.dataset": manifest.name,
+        "msrrn.dataset": of or manifest.name,
         "msrrn.code_version": manifest.code_version,
         "msrrn.boxes": manifest.settings["detector"],
     }

@@ -12,7 +12,7 @@ from msrrn.artifact import CARD, WEIGHTS
 from msrrn.config import PRESETS
 from pipelines import retraining
 from pipelines.dataset.loader import Loader
-from pipelines.dataset.manifest import Manifest
+from pipelines.dataset.manifest import MANIFEST, Manifest
 from pipelines.errors import UserError
 from pipelines.models import PHOTO_DIGITS, Model, initial_weights, read_model
 from pipelines.opening import open_model
@@ -55,6 +55,16 @@ def test_mlflow_follows_a_training(dataset: Dataset, tmp_path: Path, monkeypatch
     pictures = [file.path for file in client.list_artifacts(run.info.run_id, "examples")]
     assert pictures == [f"examples/epoch_000{epoch}.jpg" for epoch in (1, 2, 3)]
     assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
+
+
+def test_the_run_of_a_model_that_is_found_says_the_dataset_of_the_model(dataset: Dataset, tmp_path: Path) -> None:
+    settings = TrainSettings(epochs=1, batch=8)
+    first = train_tracked(dataset[0].url, str(tmp_path), settings, 0, "found", lambda metrics: None)
+    same_shards = Store(f"{tmp_path}/datasets/other")
+    same_shards.publish(MANIFEST, dataset[1].model_copy(update={"name": "other"}).model_dump_json().encode())
+    again = train_tracked(same_shards.url, str(tmp_path), settings, 0, "found", lambda metrics: None)
+    assert again.reused
+    assert run_of("found", first.name).data.tags["msrrn.dataset"] == again.card.training.dataset == dataset[1].name
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
