@@ -6,7 +6,7 @@ from typing import BinaryIO, Final, cast
 
 from pipelines.archives.gzips import MAGIC, GzipStream
 from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, read_pieces, unusable
-from pipelines.archives.names import is_safe, normal, printable
+from pipelines.archives.names import has_suffix, is_safe, normal, printable
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 
@@ -20,7 +20,10 @@ class Tar:
     def __init__(self, file: BinaryIO, place: str) -> None:
         self._place = place
         # Its name may say otherwise: some clients unpack what they fetch, and some tools pack what they call .tar.
-        self._stream = GzipStream(file) if file.read(len(MAGIC)) == MAGIC else None
+        # Zeros, as of a download that never began, would be a tar without members, and no row: there the name counts.
+        start = file.read(len(MAGIC))
+        packed = start == MAGIC or not (any(start) or has_suffix(place, (".tar",)))
+        self._stream = GzipStream(file) if packed else None
         self._file = file if self._stream is None else cast(BinaryIO, self._stream)
 
     def members(self) -> Iterator[Input]:

@@ -65,6 +65,13 @@ def test_a_tar_is_packed_or_not_whatever_its_name_says(
     ]
 
 
+def test_zeros_that_are_named_as_packed_are_a_broken_archive(tmp_path: Path) -> None:
+    """As where room was made for a download that never came: as a tar it would have no members, and no row."""
+    data = gzip.compress(tar(member("a.jpg", b"one")))
+    publish(str(tmp_path), {"b.tar.gz": bytes(10_240), "c.tgz": bytes(512) + data, "d.jpg": b"two"})
+    assert read(str(tmp_path)) == [("b.tar.gz", "broken_archive"), ("c.tgz", "broken_archive"), ("d.jpg", b"two")]
+
+
 def test_a_tar_is_found_by_its_file_url(tmp_path: Path) -> None:
     place = tmp_path / "100% #1.tar"
     place.write_bytes(tar(member("a.jpg", b"one")))
