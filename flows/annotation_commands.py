@@ -98,8 +98,8 @@ def _annotate(commands: Commands) -> None:
     parser.add_argument(
         "--retry",
         metavar="WHICH",
-        help="do finished pictures again, and only these: quarantined, quarantined:REASON (such as "
-        "quarantined:timeout), or no_face; what came in or was replaced since waits for a call without it",
+        help="do finished pictures again, beside what a killed run left to do: quarantined, quarantined:REASON (such "
+        "as quarantined:timeout), or no_face; what came in or was replaced since waits for a call without it",
     )
     add_workers(parser)
     add_json(parser)

@@ -422,6 +422,18 @@ def test_only_what_is_asked_for_is_done_again_and_what_came_in_since_waits(
     assert statuses(tmp_path / "out") == before | dict.fromkeys((truncated[0], other, "new.jpg"), ("annotated", None))
 
 
+def test_what_a_killed_run_left_is_done_beside_what_is_done_again(album: Path, model: Model, tmp_path: Path) -> None:
+    call = (str(album), str(tmp_path), model, SETTINGS, 1)
+    whole = annotate(*call)
+    (tmp_path / "records" / "000000.json").unlink()
+    (tmp_path / SUMMARY).unlink()
+    left = [row["reason"] for row in tables(tmp_path)[0][SETTINGS.images_per_unit :]]
+    again = annotate(*call, again=Again("quarantined", "truncated"))
+    assert again.throughput is not None
+    assert again.throughput.pictures == SETTINGS.images_per_unit + left.count("truncated")
+    assert timeless(again) == timeless(whole)
+
+
 def test_what_a_file_manager_leaves_in_a_run_is_not_of_it(
     done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
 ) -> None:
