@@ -78,9 +78,11 @@ def evaluate(
             remedy = "give photos that no model here was trained on"
         elif selection != "all":
             remedy = "try --split all"
-        else:
+        elif left_out:
             first = min(left_out, key=lambda item: (item.uri, item.reason))
             remedy = f"first {first.uri}: {first.message}"
+        else:  # of a table of faces that has no row
+            remedy = "give sources that list some"
         raise UserError(
             f"{', '.join(sources)}: no face could be evaluated (selection {selection}, {len(chosen)} photos, "
             f"{len(seen)} more trained on, {len(left_out)} inputs left out); {remedy}"

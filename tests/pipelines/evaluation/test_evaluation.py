@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -11,6 +12,7 @@ from msrrn.geometry import Box
 from msrrn.prediction import STAGES
 from msrrn.provenance import Training
 from msrrn.synthetic import SyntheticPhoto
+from pipelines.annotation.tables import FACES
 from pipelines.decoding import decode
 from pipelines.detection import Detection, expected_box
 from pipelines.errors import UserError
@@ -72,6 +74,12 @@ def test_where_no_face_is_left_the_first_that_is_bad_is_named(model: Model, anno
     (tmp_path / "a.jpg").write_bytes(next(annotated.rglob("*.jpg")).read_bytes())
     (tmp_path / "a.pts").write_text("nonsense")
     with pytest.raises(UserError, match=r"1 inputs left out\); first a\.jpg: a\.pts: "):
+        evaluate(model, [str(tmp_path)], "all", workers=1)
+
+
+def test_a_table_of_faces_without_a_row_is_told(model: Model, tmp_path: Path) -> None:
+    pq.write_table(FACES.empty_table(), tmp_path / "faces.parquet")
+    with pytest.raises(UserError, match=r"0 inputs left out\); give sources that list some"):
         evaluate(model, [str(tmp_path)], "all", workers=1)
 
 
