@@ -84,10 +84,11 @@ def annotate(
 
         throughput = work.run(workers, told) or (before.throughput if before else None)
         if not lease.is_lost():
-            ignored, gone = listing.ignored, int(plan.gone.sum())
+            ignored, gone, waiting = listing.ignored, int(plan.gone.sum()), work.waiting
             if limit is not None and before:  # a part of the archive does not tell
                 ignored, gone = max(ignored, before.ignored), before.gone
-            summary = work.summary(ignored, gone, throughput)
+                waiting = max(waiting, before.waiting - work.left)
+            summary = work.summary(ignored, gone, waiting, throughput)
             # The page first: where the summary says the same as now, the page is of now, too.
             if summary != before or not place.exists(PAGE):
                 place.publish(PAGE, annotation_page(Annotations(place), summary).encode())

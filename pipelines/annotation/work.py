@@ -65,7 +65,8 @@ class Work:
         self._records: dict[str, UnitRecord] = {}
         self._left: dict[str, tuple[int, ...]] = {}
         self._recorded: set[str] = set()
-        self._waiting = plan.waiting
+        self.waiting = plan.waiting
+        """pictures that came in or were replaced, and are not to be done now"""
         written = {key: size for folder in (RECORDS, *TABLES) for key, size in job.out.files(folder).items()}
         planned = set(plan.keys())
         self._strays = [key for key in written if (own := _OF_A_UNIT.fullmatch(key)) and own[1] not in planned]
@@ -117,7 +118,7 @@ class Work:
         rate = round(pictures / seconds, 2)
         return Throughput(pictures=pictures, seconds=round(seconds, 1), pictures_per_second=rate, workers=workers)
 
-    def summary(self, ignored: int, gone: int, throughput: Throughput | None) -> Summary:
+    def summary(self, ignored: int, gone: int, waiting: int, throughput: Throughput | None) -> Summary:
         """What all units together have."""
         found = totals(self._records)
         assert found["images"] == self._plan.inputs, (found, self._plan.inputs)
@@ -125,7 +126,7 @@ class Work:
             **found,
             ignored=ignored,
             gone=gone,
-            waiting=self._waiting,
+            waiting=waiting,
             model=self._job.model.label,
             settings=self._job.task.settings.model_dump(),
             throughput=throughput,
@@ -150,7 +151,7 @@ class Work:
         rows = {row for row, (now, then) in enumerate(zip(prints, record.inputs, strict=True)) if now != then}
         if again is not None:
             asked = again.rows(Annotations(self._job.out), unit.key) if again.counts_in(record) else set()
-            self._waiting += len(rows - asked - unit.gone)
+            self.waiting += len(rows - asked - unit.gone)
             rows = asked
         if rows := rows - unit.gone:  # what is known of those stays
             self._left[unit.key] = tuple(sorted(rows))

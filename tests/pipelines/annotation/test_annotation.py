@@ -466,6 +466,10 @@ def test_a_limit_leaves_what_is_known_of_the_whole_archive(album: Path, model: M
     before = result(tmp_path / "out")
     assert annotate(*call, limit=3) == whole
     assert result(tmp_path / "out") == before
+    shutil.copy(album / "b" / "1.jpg", tmp_path / "in" / "z.jpg")
+    assert annotate(*call, again=Again("quarantined", "timeout")).waiting == 1
+    assert annotate(*call, limit=3).waiting == 1
+    assert annotate(*call, limit=50).waiting == 0
 
 
 def test_a_damaged_plan_is_made_again_where_it_is_deleted_and_no_picture_is_twice(
