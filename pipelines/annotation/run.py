@@ -49,7 +49,7 @@ def annotate(
     """
     place = Store(out).absolute()
     if again and not is_planned(place):
-        raise UserError(f"{place.url} has no run, and no picture to do again: leave --retry out")
+        raise UserError(f"{place.url} has no plan of a run, and so no picture to do again: leave --retry out")
     archive = Store(source).absolute().url
     chosen = continued(place, source, model, settings)
     listing = list_inputs(archive, place)

@@ -398,7 +398,7 @@ def test_only_what_is_asked_for_is_done_again_and_what_came_in_since_waits(
     album: Path, face: bytes, model: Model, tmp_path: Path
 ) -> None:
     call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
-    with pytest.raises(UserError, match=r"out has no run, .*: leave --retry out"):
+    with pytest.raises(UserError, match=r"out has no plan of a run, .*: leave --retry out"):
         annotate(*call, again=Again("quarantined"))
     folder = shutil.copytree(album, tmp_path / "in")
     annotate(*call)
@@ -493,6 +493,8 @@ def test_a_damaged_plan_is_made_again_where_it_is_deleted_and_no_picture_is_twic
     before = tree(tmp_path / "out")
     with pytest.raises(UserError, match=r"has finished units but no plan: make it anew first, without --limit"):
         annotate(*call, limit=2)
+    with pytest.raises(UserError, match=r"has no plan of a run, and so no picture to do again: leave --retry out"):
+        annotate(*call, again=Again("quarantined"))
     assert tree(tmp_path / "out") == before
     again = annotate(*call)
     for place in (RECORDS, "images", "faces"):
