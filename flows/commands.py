@@ -29,12 +29,14 @@ from flows.options import (
     train_settings,
 )
 from flows.registry_commands import add_registry_commands
+from flows.upkeep_commands import add_upkeep_commands
 
 
 def add_commands(commands: Commands) -> None:
     """Declares every command."""
     _demo(commands)
     add_dataset_commands(commands)
+    add_upkeep_commands(commands)
     add_model_commands(commands)
     add_registry_commands(commands)
     add_export_model(commands)
