@@ -151,13 +151,14 @@ def _check_shard(shared: tuple[Store, PrepareSettings], unit: UnitEntry) -> _Che
     pool, settings = shared
     shard = unit.shard
 
-    def damaged(code: str, message: str, size: int = 0) -> _Checked:
+    def damaged(code: str, message: str, size: int) -> _Checked:
         return _Checked(unit, [Problem(shard, code, f"{message}; {AGAIN}")], size=size)
 
     try:
         data = pool.read_bytes(shard)
     except MissingError:
-        return damaged("missing", "the shard is not there")
+        said = "the shard is not there; run the same `msrrn prepare` again, which makes it"
+        return _Checked(unit, [Problem(shard, "missing", said)])
     if len(data) != unit.bytes:
         return damaged("size", f"it has {len(data)} bytes, the manifest says {unit.bytes}", len(data))
     digest = hashlib.sha256(data).hexdigest()
