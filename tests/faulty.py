@@ -3,6 +3,7 @@
 import http.client
 import random
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,10 @@ Fault = Literal["500", "503", "403", "hang", "drop", "cut"]
 FAULTS: Final[tuple[Fault, ...]] = ("500", "503", "hang", "drop", "cut")
 _ERRORS: Final = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
 _HOP_BY_HOP: Final = {"connection", "expect", "transfer-encoding", "content-length", "date", "server"}
+
+
+_RUNNING: Final = 2
+"""So often running a request may fail by chance: an answer that breaks off three times is given up."""
 
 
 class FaultyEndpoint:
@@ -35,6 +40,7 @@ class FaultyEndpoint:
         self.behind = urlsplit(behind).netloc
         self.closed = threading.Event()
         self._at_once = 0
+        self._running: Counter[str] = Counter()
         self._draw = random.Random(seed)
         self._lock = threading.Lock()
 
@@ -52,12 +58,16 @@ class FaultyEndpoint:
             with self._lock:
                 self._at_once -= 1
 
-    def next_fault(self) -> Fault | None:
+    def next_fault(self, request: str) -> Fault | None:
         with self._lock:
             if self.script:
                 fault = self.script.pop(0)
             else:
-                fault = self._draw.choice(self.kinds) if self._draw.random() < self.share else None
+                fails = self._draw.random() < self.share
+                if self.share < 1 and self._running[request] >= _RUNNING:
+                    fails = False
+                fault = self._draw.choice(self.kinds) if fails else None
+            self._running[request] = self._running[request] + 1 if fault else 0
             self.failed += fault is not None
             return fault
 
@@ -96,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_of(self, endpoint: FaultyEndpoint) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = endpoint.next_fault()
+        fault = endpoint.next_fault(f"{self.command} {self.path}")
         if fault == "hang":
             endpoint.closed.wait(30)
             self.close_connection = True

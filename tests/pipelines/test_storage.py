@@ -378,11 +378,8 @@ def test_the_root_as_a_url_is_above_itself() -> None:
     assert Store("file:///data").parent.parent.local_path() == Path("/")
 
 
-def test_everything_works_through_an_endpoint_that_often_fails(
-    faulty_s3: str, faulty: FaultyEndpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_works_through_an_endpoint_that_often_fails(faulty_s3: str, faulty: FaultyEndpoint) -> None:
     """More than 300 operations, by several threads."""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "9")
     store = Store(f"{faulty_s3}/place")
 
     def work(number: int) -> None:
