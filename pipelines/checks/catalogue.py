@@ -85,7 +85,9 @@ _PHOTOS: Final = (
     Check("forbidden", "error", "the file or folder may not be opened", "check its rights, and those above it"),
     Check("failed", "error", "reading the picture failed when it was annotated", "see whether the picture opens"),
     Check("crashed", "error", "what looks at pictures died of it, twice", "save it anew, or convert it to JPEG"),
-    Check("timeout", "error", "not done in the time for one picture", "`--retry quarantined:timeout --timeout 600`"),
+    Check(
+        "timeout", "error", "not done in the time for one picture", "annotate with a higher --timeout, and --retry"
+    ),
     Check("quarantined", "error", "the picture was put aside when it was annotated", "see whether it opens"),
     Check("changed_picture", "error", "not the picture that was annotated", "annotate it again"),
     Check("unsafe_path", "error", "the picture's path leads out of its folder", "name pictures by paths below it"),

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from pipelines.dataset.inventory import NAME, datasets
+from pipelines.dataset.inventory import NAME, place_of
 from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest, unit_of
 from pipelines.errors import UserError
 from pipelines.storage import Store
@@ -31,18 +31,17 @@ class Deleted:
 def delete_datasets(url: str, names: Collection[str], dry_run: bool = False) -> Deleted:
     """Deletes the datasets of these names, and every unit that no dataset lists any more; a dry run only counts.
 
-    A call that was killed, made again, does the rest.
+    A call that was killed does the rest when it is made again, for those that are still there.
 
     Raises:
         UserError: one of them is not there; or another is in the making, or cannot be read, so that nobody knows
             which units it needs. Nothing is deleted then.
     """
-    place = Store(url).absolute()
-    known = {info.name: info.state for info in datasets(url).datasets if NAME.fullmatch(info.name)}
-    if strange := sorted({*names} - known.keys()):
+    place = place_of(url).absolute()
+    known = {name for name in place.folders() if NAME.fullmatch(name)}
+    if strange := sorted({*names} - known):
         raise UserError(f"{url} has no dataset {', '.join(strange)}: `msrrn datasets {url}` lists what it has")
-    others = {name: state for name, state in known.items() if name not in names}
-    if begun := [name for name, state in others.items() if state == "unfinished"]:
+    if begun := [name for name in sorted(known.difference(names)) if not place.child(name).exists(MANIFEST)]:
         raise UserError(
             f"{url}: {', '.join(begun)} is in the making, and nobody knows which shards it needs: finish it with the "
             "same `msrrn prepare`, or delete it, too; nothing was deleted"
@@ -86,5 +85,5 @@ def delete_dataset(dataset: Store) -> None:
     for key in sorted(dataset.keys(), key=lambda key: key == MANIFEST):
         dataset.delete(key)
     if folder := dataset.local_path():
-        with suppress(OSError):  # what somebody else put there stays
+        with suppress(OSError):  # it may have folders, which are not ours
             folder.rmdir()

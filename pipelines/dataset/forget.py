@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from pipelines.dataset.deletion import delete_dataset, delete_units, manifests
 from pipelines.dataset.faces import survey
+from pipelines.dataset.inventory import place_of
 from pipelines.dataset.manifest import MANIFEST, Manifest, unit_of
 from pipelines.dataset.page import NOT_REJECTED, PAGE, dataset_page
 from pipelines.dataset.photos import Seen, clusters
@@ -39,9 +40,7 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
         UserError: there is no such place, or a dataset in it cannot be read; or, after all others were seen to, one
             cannot be put together anew.
     """
-    place = Store(url).absolute()
-    if not place.exists():
-        raise UserError(f"{url} does not exist: give the place that `msrrn prepare` was told with --out")
+    place = place_of(url).absolute()
     remember(place, digests)
     found = manifests(place, _UNCHANGED)
     wanted = read_forgotten(place).digests

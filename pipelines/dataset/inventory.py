@@ -44,8 +44,8 @@ class Datasets:
     unlisted_bytes: int
 
 
-def datasets(url: str) -> Datasets:
-    """Looks at every manifest below `url`, and at the names and sizes of shards and records.
+def place_of(url: str) -> Store:
+    """A place of datasets.
 
     Raises:
         UserError: there is no such place.
@@ -53,6 +53,16 @@ def datasets(url: str) -> Datasets:
     store = Store(url)
     if not store.exists():
         raise UserError(f"{url} does not exist: give the place that `msrrn prepare` was told with --out")
+    return store
+
+
+def datasets(url: str) -> Datasets:
+    """Looks at every manifest below `url`, and at the names and sizes of shards and records.
+
+    Raises:
+        UserError: there is no such place.
+    """
+    store = place_of(url)
     sizes = store.files()
     names = {key.partition("/")[0] for key in sizes if "/" in key}
     shards = {key: size for key, size in sizes.items() if key.startswith("shards/")}

@@ -102,6 +102,13 @@ class Manifest(BaseModel):
         """The units that have a shard, of one split or of all, in order."""
         return [unit for unit in self.units if unit.rows and split in (None, unit.split)]
 
+    def learned(self, split: Split | None = None) -> str:
+        """What names these shards, and so whatever is learned of them alone.
+
+        The dataset's name speaks of what was left out, too: a bad annotation that came in is nothing to learn.
+        """
+        return " ".join(unit.key for unit in self.shards(split))
+
 
 def read_manifest(dataset: Store) -> Manifest:
     """The dataset's manifest.

@@ -61,12 +61,10 @@ class TrainedModel:
 
 
 def run_name(manifest: Manifest, settings: TrainSettings) -> str:
-    """The digest of what fixes a model: the dataset's shards, and settings (not the number of workers).
-
-    Not the dataset's name, which speaks of what was left out, too: a bad annotation that came in is nothing to learn.
-    """
-    shards = " ".join(unit.key for unit in manifest.shards())
-    text = f"{RECIPE} {shards}\n{settings.model_dump_json()}\n{PRESETS[settings.preset].model_dump_json()}"
+    """The digest of what fixes a model: the dataset's shards, and settings (not the number of workers)."""
+    text = (
+        f"{RECIPE} {manifest.learned()}\n{settings.model_dump_json()}\n{PRESETS[settings.preset].model_dump_json()}"
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
