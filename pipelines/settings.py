@@ -93,7 +93,11 @@ class TrainSettings(Settings):
     weight_decay: float = Field(1e-4, ge=0, description="λ of the objective")
     warmup: float = Field(0.15, ge=0, lt=1, description="share of the steps before the peak")
     clip_norm: float = Field(5.0, gt=0, description="longest gradient that is followed")
-    perturbed: bool = Field(False, description="samples are perturbed anew whenever they are seen")
+    perturbed: bool = Field(
+        False,
+        description="samples are perturbed anew whenever they are seen, and learned without what their annotations "
+        "lean to one side of the shapes of the network that training starts from",
+    )
     calm: float = Field(
         0.0, ge=0, le=1, description="share of the epochs, the last, in which samples are perturbed half as much"
     )

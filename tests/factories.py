@@ -88,7 +88,8 @@ def write_model(folder: Path, model: Model) -> str:
 def write_shards(folder: Path, train: Sequence[Sequence[int]], val: Sequence[Sequence[int]] = ()) -> Dataset:
     """A dataset without photographs: for each shard, how many rows each of its row groups has.
 
-    Samples are numbered by split, in order: number n is the x of the first landmark, and n % 251 every pixel.
+    Samples are numbered by split, in order: number n is the x of the first landmark, and n % 251 every pixel; every
+    third is mirrored.
     """
     units: list[UnitEntry] = []
     splits: dict[Split, Sequence[Sequence[int]]] = {"train": train, "val": val}
@@ -130,7 +131,7 @@ def numbered_row(number: int, copy: int, split: str) -> dict[str, Any]:
     numbers = dict.fromkeys(("padding", "face_roll", "brightness", "sharpness", "roll", "noise_sigma"), 0.0)
     row |= names | numbers | {"face_index": 0, "source": "numbered", "split": split, "copy": copy}
     row |= {"landmarks": landmarks.ravel(), "to_crop": [0.0] * 6, "box": [0.0] * 4, "shift": [0.0] * 2}
-    return row | {"detected": False, "detector_score": None, "mirrored": False, "scale": 1.0}
+    return row | {"detected": False, "detector_score": None, "mirrored": number % 3 == 0, "scale": 1.0}
 
 
 def picture(pixels: NDArray[np.generic], kind: str = "PNG", **options: object) -> bytes:

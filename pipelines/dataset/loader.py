@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import BinaryIO, Final, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -45,14 +45,16 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """Crops (B, 200, 200) uint8 and their landmarks (B, 68, 2) float32 in [0, 1] of the crop."""
+    """Crops (B, 200, 200) uint8, their landmarks (B, 68, 2) float32 in [0, 1] of the crop, and (B,) bool: whether
+    photo and annotation were mirrored for it."""
 
     image_200: torch.Tensor
     landmarks: torch.Tensor
+    mirrored: torch.Tensor
 
     def rows(self, first: int, end: int | None = None) -> "Batch":
         """A view of some rows."""
-        return Batch(self.image_200[first:end], self.landmarks[first:end])
+        return Batch(*(column[first:end] for column in self))
 
 
 def share_of(batch: int, rank: int, world: int) -> slice:
@@ -168,8 +170,7 @@ class Loader:
         """
 
         def read(shard: int) -> Batch:
-            table = self._read(shard, _ORIGINALS, ["image_200", "landmarks"])
-            return Batch(torch.tensor(images(table, SIDE)), torch.tensor(landmarks(table)))
+            return Batch(*(torch.tensor(column) for column in self._samples(shard, _ORIGINALS)))
 
         faces = [rows for rows, (_, group) in zip(self._rows, self._places, strict=True) if group == _ORIGINALS]
         share = 1.0 if most is None else min(1.0, most / max(1, sum(faces)))
@@ -235,6 +236,7 @@ class Loader:
         return Batch(
             torch.empty((rows, SIDE, SIDE), dtype=torch.uint8, pin_memory=self._pinned),
             torch.empty((rows, NUM_LANDMARKS, 2), pin_memory=self._pinned),
+            torch.empty(rows, dtype=torch.bool, pin_memory=self._pinned),
         )
 
     def _copy(self, batch: Batch) -> Batch:
@@ -244,9 +246,13 @@ class Loader:
         return copied
 
     def _fill(self, samples: Batch, places: Rows, group: int, rows: Rows) -> None:
-        table = self._read(*self._places[group], ["image_200", "landmarks"])
-        samples.image_200.numpy()[places] = images(table, SIDE)[rows]
-        samples.landmarks.numpy()[places] = landmarks(table)[rows]
+        for column, values in zip(samples, self._samples(*self._places[group]), strict=True):
+            column.numpy()[places] = values[rows]
+
+    def _samples(self, shard: int, group: int) -> tuple[NDArray[Any], ...]:
+        """The columns of a `Batch`; they may be read-only."""
+        table = self._read(shard, group, list(Batch._fields))
+        return images(table, SIDE), landmarks(table), table["mirrored"].to_numpy()
 
     def _read(self, shard: int, group: int, columns: list[str]) -> pa.Table:
         footer = self._footer(shard)

@@ -20,6 +20,7 @@ from torch import nn
 
 from msrrn.config import PRESETS
 from msrrn.disturbance import Disturbance, draw_disturbance
+from msrrn.lean import without_lean
 from msrrn.network import MSRRN
 from msrrn.objective import OBJECTIVES, misjudged, misplaced
 from msrrn.perturbation import draw, perturb
@@ -106,6 +107,11 @@ class TrainState:
             getattr(self, name).load_state_dict(state[name])
         for name in _PLACE:
             setattr(self, name, state[name])
+
+    def lean_to(self, lean: torch.Tensor) -> None:
+        """A lean (68, 2) that perturbed samples shall be learned without, and that is added where it is validated."""
+        for network in (self.model, self.averaged):
+            network.lean.copy_(lean)
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -239,17 +245,18 @@ def batches_seen(
             yield from ((batch, None) for batch in batches)
         return
     strength = 0.5 if epoch >= (1 - settings.calm) * settings.epochs else 1.0
-    features, mean_shape = state.model.regressor.features.size, state.model.mean_shape.cpu().numpy()
+    features, mean_shape = state.model.regressor.features.size, state.model.mean_shape.cpu()
+    lean = state.model.lean.cpu()
 
     def perturbed(batch: Batch, step: int) -> Seen:
         rng = np.random.default_rng((settings.seed, epoch, step))
         mine = share_of(settings.batch, rank, world)
         draws = draw(settings.batch, rng, strength).rows(mine)
-        disturbance = draw_disturbance(settings.batch, features, mean_shape, rng)
-        images, shapes = perturb(batch.image_200.numpy(), batch.landmarks.numpy(), draws)
-        return Batch(torch.from_numpy(images), torch.from_numpy(shapes)), Disturbance(
-            *(column[mine] for column in disturbance)
-        )
+        disturbance = draw_disturbance(settings.batch, features, mean_shape.numpy(), rng)
+        annotated = without_lean(batch.landmarks, batch.mirrored, lean, mean_shape)
+        images, shapes = perturb(batch.image_200.numpy(), annotated.numpy(), draws)
+        seen = batch._replace(image_200=torch.from_numpy(images), landmarks=torch.from_numpy(shapes))
+        return seen, Disturbance(*(column[mine] for column in disturbance))
 
     pending: deque[Future[Seen]] = deque()
     with closing(batches), ThreadPoolExecutor(PERTURBERS, "perturber") as threads:
@@ -274,7 +281,7 @@ def update(
         group["lr"] = learning_rate(settings, epoch)
     device = next(model.parameters()).device
     # The host goes on where the batch lies in pinned memory.
-    level_200, truth = (column.to(device, non_blocking=True) for column in seen[0])
+    level_200, truth = (column.to(device, non_blocking=True) for column in (seen[0].image_200, seen[0].landmarks))
     disturbance = seen[1] and Disturbance(*(column.to(device, non_blocking=True) for column in seen[1]))
     level_100 = area_halve(level_200)
     stages = model(area_halve(level_100), level_100, level_200, disturbance)

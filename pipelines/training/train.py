@@ -19,6 +19,7 @@ import torch
 from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.calibration import LEAST_FACES, Calibration
 from msrrn.config import PRESETS
+from msrrn.lean import one_sided
 from msrrn.network import MSRRN
 from msrrn.provenance import DatasetSettings, InitialWeights, Recipe, Training
 from pipelines.dataset.loader import Loader
@@ -37,7 +38,7 @@ from pipelines.training.on_ray import train_on_ray
 from pipelines.training.validation import EpochMetrics, calibrate, lean, validate
 
 HISTORY: Final = "history.json"
-RECIPE: Final = 11
+RECIPE: Final = 12
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples, perturbations."""
 SEEN: Final = "val_photos_learned_before"
@@ -184,6 +185,8 @@ def _start(checkpoints: Checkpoints, settings: TrainSettings, data: Loader, init
                 f"{checkpoints.place.url} has no checkpoint: call `train` with --dataset and --init again"
             )
         state.start_from(init)
+        if settings.perturbed:
+            state.lean_to(one_sided(lean(state.averaged, data), state.averaged.mirror))
         checkpoints.write(state)
 
 

@@ -169,7 +169,11 @@ def measure(folder: Path, data: Path | None, photos: int, steps: int) -> None:
     dataset, manifest = prepare([str(data)], str(folder / "out"), settings, workers=1)
     loader = Loader(dataset, manifest, "train")
     batches = list(loader.epoch(0, 0, BATCH))
-    samples = [(image.numpy(), shape.numpy()) for batch in loader.in_order(BATCH) for image, shape in zip(*batch)]  # noqa: B905
+    samples = [
+        (image.numpy(), shape.numpy())
+        for batch in loader.in_order(BATCH)
+        for image, shape, _ in zip(*batch, strict=True)
+    ]
     (folder / "npy").mkdir()
     (folder / "tar").mkdir()
     for number, (image, shape) in enumerate(samples):

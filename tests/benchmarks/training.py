@@ -41,7 +41,7 @@ def samples_a_second(
     drawn = (
         draw_disturbance(share, state.model.regressor.features.size, mean_shape, rng) if settings.perturbed else None
     )
-    seen: Seen = (Batch(images, shapes), drawn)
+    seen: Seen = (Batch(images, shapes, torch.zeros(share, dtype=torch.bool)), drawn)
     model = DistributedDataParallel(state.model) if world > 1 else state.model
     for step in range(WARM_UP + steps):
         if step == WARM_UP:

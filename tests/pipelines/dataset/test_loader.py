@@ -32,12 +32,13 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def numbers(batches: Iterable[Batch]) -> list[list[int]]:
-    """The samples of each batch; pixels and landmarks are of the same one."""
+    """The samples of each batch; all columns are of the same one."""
     found = []
     for batch in batches:
         found.append(batch.landmarks[:, 0, 0].int().tolist())
         assert (batch.image_200 == batch.image_200[:, :1, :1]).all()
         assert batch.image_200[:, 199, 0].tolist() == [number % 251 for number in found[-1]]
+        assert batch.mirrored.tolist() == [number % 3 == 0 for number in found[-1]]
     return found
 
 

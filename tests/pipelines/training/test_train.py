@@ -15,6 +15,7 @@ import torch
 
 from msrrn.artifact import CARD, WEIGHTS, load
 from msrrn.config import PRESETS
+from msrrn.lean import one_sided
 from msrrn.network import MSRRN
 from msrrn.provenance import InitialWeights
 from pipelines.dataset.loader import Loader
@@ -31,7 +32,7 @@ from pipelines.training.checkpoints import RUN, STATE, Checkpoints
 from pipelines.training.epochs import Epoch, OnEpoch
 from pipelines.training.loop import DivergedError, TrainState
 from pipelines.training.train import HISTORY, Followed, TrainedModel, resumable, run_name, train_model
-from pipelines.training.validation import calibrate, validate
+from pipelines.training.validation import calibrate, lean, validate
 from tests.factories import SETTINGS, TINY, times, tree
 
 Dataset = tuple[Store, Manifest]
@@ -254,6 +255,32 @@ def test_a_run_may_start_from_the_weights_of_another_and_its_card_says_so(datase
         assert read_model(local(trained)).photos == {*read_model(local(first)).photos, elsewhere}
     for name, weight in load(local(whole))[0].named_parameters():  # with next to no steps, it is still there
         torch.testing.assert_close(weight, network.get_parameter(name), atol=1e-4, rtol=1e-2)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_annotations_lean_beside_its_start_is_taken_off_where_samples_are_perturbed(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[TrainState] = []
+
+    def first(state: TrainState, *arguments: Any) -> None:
+        begun.append(state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(station, "train", first)
+    init = InitialWeights(version="0", dataset="0", faces_by_source={}, licence="any")
+    start = MSRRN(TINY, torch.from_numpy(Loader(*dataset, "train").mean_shape()))
+    start.lean.fill_(0.3)  # its own, which it has of other annotations
+    for perturbed in (True, False):
+        settings = QUICK.model_copy(update={"init": init, "perturbed": perturbed})
+        with pytest.raises(KeyboardInterrupt):
+            train_model(dataset[0].url, str(tmp_path), settings, 0, init=start)
+    off, plain = begun
+    assert not plain.model.lean.any()
+    torch.testing.assert_close(off.averaged.lean, off.model.lean)
+    start.lean.zero_()
+    torch.testing.assert_close(off.model.lean, one_sided(lean(start, Loader(*dataset, "train")), start.mirror))
+    assert off.model.lean.any()
 
 
 @pytest.mark.usefixtures("tiny")

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from msrrn.config import PRESETS, Preset
+from msrrn.lean import one_sided, without_lean
 from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN
 from msrrn.predictor import TorchPredictor
 from pipelines.dataset.loader import Batch, Loader
 from pipelines.errors import UserError
 from pipelines.settings import TrainSettings
+from pipelines.training import loop
 from pipelines.training.loop import DivergedError, TrainState, batches_seen, learning_rate, train, update
 from pipelines.training.validation import VAL_KEYS, lean, validate
 from tests.factories import TINY, Dataset
@@ -173,12 +175,32 @@ def test_what_annotations_lean_to_is_found_in_the_frame_of_the_face(
     sideways = torch.tensor([0.01, 0.0]) + torch.from_numpy(rng.normal(0, 0.002, (68, 2))).float()
     noise = torch.from_numpy(rng.normal(0, 0.02, (20, 68, 2))).float()
     annotations = MEAN.mean(dim=0) + 1.5 * (centred + sideways) + noise - noise.mean(dim=0)
-    faces = Batch(torch.from_numpy(rng.integers(0, 256, (20, 200, 200), np.uint8)), annotations)
+    images = torch.from_numpy(rng.integers(0, 256, (20, 200, 200), np.uint8))
+    faces = Batch(images, annotations, torch.zeros(20, dtype=torch.bool))
     monkeypatch.setattr(Loader, "originals", lambda self, most: faces)
     for _ in range(2):  # also where some of it was found before
         found = lean(model, splits[0])
         torch.testing.assert_close(found, sideways, atol=1e-5, rtol=0)
         model.lean.copy_(found)
+
+
+@pytest.mark.parametrize("preset", get_args(Preset))
+def test_perturbed_samples_are_learned_without_the_lean(
+    splits: Splits, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "perturb", lambda images, shapes, draws: (images, shapes))
+    settings = TrainSettings.model_validate({"preset": preset, "batch": 8})
+
+    def seen(state: TrainState) -> Batch:
+        return next(batches_seen(state, settings, splits[0], 0, 0, 1))[0]
+
+    plain, state = seen(started(splits, settings)), started(splits, settings)
+    lean = one_sided(0.01 * torch.randn(68, 2), state.model.mirror)
+    state.lean_to(lean)
+    assert 0 < plain.mirrored.sum() < 8
+    expected = without_lean(plain.landmarks, plain.mirrored, lean, state.model.mean_shape)
+    torch.testing.assert_close(seen(state).landmarks, expected if settings.perturbed else plain.landmarks)
+    assert not torch.equal(expected, plain.landmarks)
 
 
 def test_a_preset_brings_its_settings_and_what_is_given_wins() -> None:
@@ -288,7 +310,7 @@ def test_a_loss_that_is_no_number_or_jumps_names_its_batch(
     splits: Splits, rotten: float, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = list(splits[0].epoch(0, 0, SETTINGS.batch))
-    batches[2] = Batch(batches[2].image_200, torch.full_like(batches[2].landmarks, rotten))
+    batches[2] = batches[2]._replace(landmarks=torch.full_like(batches[2].landmarks, rotten))
     monkeypatch.setattr(Loader, "epoch", lambda *arguments: (batch for batch in batches))
     state = started(splits)
     with pytest.raises(
@@ -304,7 +326,7 @@ def test_a_jump_at_the_beginning_of_an_epoch_is_one(
 ) -> None:
     settings = SETTINGS.model_copy(update={"batch": len(splits[0]) // steps})
     batches = list(splits[0].epoch(0, 0, settings.batch))
-    rotten = [Batch(batches[0].image_200, batches[0].landmarks + 300), *batches[1:]]
+    rotten = [batches[0]._replace(landmarks=batches[0].landmarks + 300), *batches[1:]]
     monkeypatch.setattr(Loader, "epoch", lambda *told: (batch for batch in (rotten if told[2] else batches)))
     state = started(splits)
     with pytest.raises(DivergedError, match=rf"at epoch 2, batch 1 of {steps} "):
