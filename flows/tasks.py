@@ -36,7 +36,7 @@ from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, r
 from pipelines.retraining import begun_from, record, require_unseen, require_validation, train_tracked
 from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
-from pipelines.training.train import TrainedModel
+from pipelines.training.outcome import TrainedModel
 
 REPORT: Final = "report.html"
 

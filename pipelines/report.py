@@ -19,7 +19,7 @@ from pipelines.page import Page
 from pipelines.promotion.decision import Decision
 from pipelines.showable import counted
 from pipelines.storage import Store
-from pipelines.training.train import TrainedModel
+from pipelines.training.outcome import TrainedModel
 
 TILES: Final = 12
 REJECTED: Final = 20

@@ -35,7 +35,8 @@ from pipelines.registry.versions import ModelVersion
 from pipelines.settings import INIT, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.epochs import Epoch
-from pipelines.training.train import HISTORY, TrainedModel, made_before, run_name, train_model
+from pipelines.training.outcome import HISTORY, TrainedModel
+from pipelines.training.train import made_before, run_name, train_model
 
 RANDOM: Final = "none"
 _REFUSED: Final = re.compile(r"[^\w.\- /]|/(?=\.{0,2}/)")

@@ -28,7 +28,8 @@ from pipelines.retraining import started_from
 from pipelines.settings import PrepareSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import synthesise
-from pipelines.training.train import HISTORY, TrainedModel, train_model
+from pipelines.training.outcome import HISTORY, TrainedModel
+from pipelines.training.train import train_model
 from tests.factories import PLANTED, tree
 from tests.integration.line import USER, Line, line
 from tests.integration.prefect_server import runs_of

@@ -9,7 +9,8 @@ import pytest
 from pipelines.dataset.manifest import Manifest
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
-from pipelines.training.train import HISTORY, train_model
+from pipelines.training.outcome import HISTORY
+from pipelines.training.train import train_model
 from tests.cluster import cluster
 from tests.factories import start_msrrn
 

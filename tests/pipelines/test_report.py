@@ -21,7 +21,8 @@ from pipelines.promotion.decision import Decision
 from pipelines.report import OBJECTIVE, Retraining, retraining_page
 from pipelines.settings import AnnotateSettings, TrainSettings
 from pipelines.storage import Store
-from pipelines.training.train import TrainedModel, train_model
+from pipelines.training.outcome import TrainedModel
+from pipelines.training.train import train_model
 from tests.factories import TINY, picture, write_face, write_tar
 from tests.pipelines.test_page import Document
 

@@ -20,7 +20,8 @@ from pipelines.registry import tracking
 from pipelines.retraining import begun_from, metric_names, require_unseen, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
-from pipelines.training.train import Followed, TrainedModel, run_name, train_model
+from pipelines.training.outcome import TrainedModel
+from pipelines.training.train import Followed, run_name, train_model
 from tests.factories import TINY, write_model
 
 Dataset = tuple[Store, Manifest]

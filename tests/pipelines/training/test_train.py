@@ -26,12 +26,13 @@ from pipelines.models import PHOTO_DIGITS, initial_weights, read_model
 from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
-from pipelines.training import on_ray
+from pipelines.training import on_ray, outcome
 from pipelines.training import train as station
 from pipelines.training.checkpoints import RUN, STATE, Checkpoints
 from pipelines.training.epochs import Epoch, OnEpoch
 from pipelines.training.loop import DivergedError, TrainState
-from pipelines.training.train import HISTORY, Followed, TrainedModel, resumable, run_name, train_model
+from pipelines.training.outcome import HISTORY, TrainedModel
+from pipelines.training.train import Followed, resumable, run_name, train_model
 from pipelines.training.validation import calibrate, lean, validate
 from tests.factories import SETTINGS, TINY, times, tree
 
@@ -302,23 +303,23 @@ def test_validation_photos_that_its_start_had_learned_are_counted(dataset: Datas
     val = Loader(*dataset, "val")
     of = InitialWeights(version="0", dataset="0", faces_by_source={}, licence="any")
     learned = of.model_copy(update={"photos": (val.photos()[0][:PHOTO_DIGITS], "0" * PHOTO_DIGITS)})
-    assert [station._seen(val, init) for init in (None, of, learned)] == [{}, {}, {station.SEEN: 1}]
+    assert [outcome._seen(val, init) for init in (None, of, learned)] == [{}, {}, {outcome.SEEN: 1}]
 
 
 def test_a_licence_follows_the_weights(dataset: Dataset) -> None:
     synthetic = dataset[1].model_copy(update={"faces_by_source": {SYNTHETIC: {"train": 8}}})
     real = dataset[1].model_copy(update={"faces_by_source": {"afw": {"train": 8}}})
-    free, restricted = (station._licence(manifest, None) for manifest in (synthetic, real))
+    free, restricted = (outcome._licence(manifest, None) for manifest in (synthetic, real))
     of = InitialWeights(version="0", dataset="0", faces_by_source={}, licence=free)
     research = of.model_copy(update={"licence": restricted})
     other = of.model_copy(update={"licence": "ask its makers"})
-    assert [station._licence(synthetic, init) for init in (of, research, other)] == [
+    assert [outcome._licence(synthetic, init) for init in (of, research, other)] == [
         free,
         restricted,
         "ask its makers",
     ]
-    assert [station._licence(real, init) for init in (of, research)] == [restricted, restricted]
-    assert station._licence(real, other) == f"{restricted}; and that of the model it started from: ask its makers"
+    assert [outcome._licence(real, init) for init in (of, research)] == [restricted, restricted]
+    assert outcome._licence(real, other) == f"{restricted}; and that of the model it started from: ask its makers"
 
 
 @pytest.mark.usefixtures("tiny")
