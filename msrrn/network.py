@@ -37,11 +37,10 @@ from msrrn.config import ModelConfig
 from msrrn.disturbance import Disturbance
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import MIRROR, NUM_LANDMARKS
-from msrrn.layers import BlockFeatures, ContextMap, LandmarkLinear, PooledFeatures, Residual
+from msrrn.layers import ContextMap, LandmarkLinear, Residual
+from msrrn.regressor import RecurrentRegressor
 from msrrn.sampling import mirrored_points, sample_map, sample_patches
 from msrrn.view import Grey, View
-
-COORDINATES: Final = 2 * NUM_LANDMARKS
 
 DOUBT: Final = 32
 """Width of the head that estimates the error."""
@@ -128,65 +127,13 @@ class InitialShapeNet(nn.Module):
             )  # fmt: skip
         hidden = config.initial_hidden
         self.head = nn.Sequential(
-            nn.Linear(side * side * third, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, COORDINATES)
+            nn.Linear(side * side * third, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 2 * NUM_LANDMARKS)
         )
 
     def forward(self, images_BHW: Tensor) -> Tensor:
         """(B, 50, 50) → offsets (B, L, 2) in [0, 1] of the crop."""
         offsets: Tensor = self.head(self.features(images_BHW).flatten(1))
         return offsets.view(-1, NUM_LANDMARKS, 2)
-
-
-class LandmarkFeatures(nn.Module):
-    """φ: what the landmarks see → features (B, F): filters that all landmarks share, then weights of their own."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        kind = PooledFeatures if config.pooled else BlockFeatures
-        self.filters: PooledFeatures | BlockFeatures = kind(config.patch, config.patch_channels)
-        size = self.filters.size + (config.context_features if config.context else 0)
-        own = config.landmark_features
-        self.landmarks = LandmarkLinear(size, own) if own else None
-        self.size = NUM_LANDMARKS * (own or size)
-
-    @property
-    def offsets(self) -> Tensor:
-        """(P², 2): where the pixels of a patch lie, in pixels from its landmark, in the order of `forward`."""
-        return self.filters.offsets
-
-    def forward(self, patches_BLK: Tensor, context_BLC: Tensor | None) -> Tensor:
-        features: Tensor = self.filters(patches_BLK)
-        if context_BLC is not None:
-            features = torch.cat([features, torch.relu(context_BLC)], dim=-1)
-        if self.landmarks is not None:
-            features = self.landmarks(features)
-        return features.flatten(1)
-
-
-class RecurrentRegressor(nn.Module):
-    """f: what the landmarks see and memory → residual and memory, the same weights at every stage."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.features = LandmarkFeatures(config)
-        self.input = nn.Linear(self.features.size, config.hidden)
-        self.memory = nn.Linear(config.hidden, config.hidden, bias=False)
-        self.output = nn.Linear(config.hidden, COORDINATES)
-        own = config.landmark_features
-        self.local = LandmarkLinear(own, 2) if own else None
-
-    def forward(
-        self, patches_BLK: Tensor, context_BLC: Tensor | None, state_BH: Tensor, kept_BF: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the residual (B, L, 2) in sides of the crop, and the new state (B, H)."""
-        features_BF = self.features(patches_BLK, context_BLC)
-        if kept_BF is not None:
-            features_BF = features_BF * kept_BF
-        state_BH = torch.tanh(self.input(features_BF) + self.memory(state_BH))
-        residual = self.output(state_BH).view(-1, NUM_LANDMARKS, 2)
-        if self.local is not None:
-            residual = residual + self.local(features_BF.view(features_BF.shape[0], NUM_LANDMARKS, -1))
-        return residual.float(), state_BH
 
 
 class MSRRN(nn.Module):
