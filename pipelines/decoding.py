@@ -8,9 +8,8 @@ composited: there is no background to choose, and the colours under it are the p
 
 import io
 import re
-import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,10 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import OPEN_INFO, TiffImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from msrrn.geometry import Similarity
 from pipelines.errors import UnusableInput
+from pipelines.tiff import high_byte, is_preview, tell_depth_of_planes, white_is_zero
 
 try:
     import pillow_heif
@@ -30,15 +30,6 @@ except ImportError:
 else:
     pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
     _HEIC = ("HEIF",)
-# Pillow has no mode for grey with alpha of 16 bits: it is opened as four bands, which are the bytes of a pixel.
-OPEN_INFO.update(
-    {
-        (order, white, (1,), 1, (16, 16), (alpha,)): ("RGBA", "RGBA")
-        for order in (b"II", b"MM")
-        for white in (0, 1)
-        for alpha in (0, 2)
-    }
-)
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", *_HEIC)
 """What is opened at all: raster formats whose decoders start no other program. HEIC where the extra is installed."""
 _JPEG: Final = {"JPEG", "MPO"}
@@ -132,7 +123,7 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_size(image.size, limits)
-                if image.format == "TIFF" and _is_preview(image, data):
+                if isinstance(image, TiffImageFile) and is_preview(image, data):
                     raise Undecodable("not_an_image", _RAW)
                 orientation = _orientation(image, data)
                 reduction = _reduction(image, enough) if enough else 1
@@ -223,51 +214,19 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
     """(H, W, 3), upright; loading a TIFF turns it, for the others `exif_transpose` does."""
     high = None
     if isinstance(image, TiffImageFile):
-        _tell_depth_of_planes(image)
-        high = _high_byte(image)
+        tell_depth_of_planes(image)
+        high = high_byte(image)
     image.load()
     upright = ImageOps.exif_transpose(image)
     # A PGM of more than 8 bits is opened as one of 32, with its white at that of 16.
     if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PPM") or high is not None:
         grey = (np.asarray(upright) >> 8).astype(np.uint8) if high is None else np.asarray(upright)[..., high]
-        if image.format == "TIFF" and _tags(image).get(ExifTags.Base.PhotometricInterpretation) == 0:
-            grey = ~grey  # white is zero, which Pillow minds in 8 bits alone
+        if isinstance(image, TiffImageFile) and white_is_zero(image):
+            grey = ~grey
         return np.repeat(grey[..., None], 3, axis=-1)
     if upright.mode in {"I", "F"}:
         raise Undecodable("not_an_image", "samples of 32 bits have no defined white: convert to 8 or 16 bits")
     return np.array(upright.convert("RGB"), np.uint8)
-
-
-def _tell_depth_of_planes(tiff: TiffImageFile) -> None:
-    """Pillow takes uncompressed planes of 16 bits a sample for such of 8, and shows other pixels."""
-    tags = tiff.tag_v2
-    if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and 16 in tags.get(ExifTags.Base.BitsPerSample, ()):
-        order = "L" if tags.prefix == b"II" else "B"
-        for place, tile in enumerate(tiff.tile):
-            if tile.codec_name == "raw" and isinstance(tile.args, tuple):
-                band, *rest = tile.args
-                tiff.tile[place] = tile._replace(args=(f"{band};16{order}", *rest))
-
-
-def _high_byte(tiff: TiffImageFile) -> int | None:
-    """The band that is the grey of a picture of grey with alpha of 16 bits; None for any other."""
-    tags = tiff.tag_v2
-    if tiff.mode != "RGBA" or tags.get(ExifTags.Base.BitsPerSample) != (16, 16):
-        return None
-    # libtiff, which unpacks what is compressed, turns samples into the order of this machine.
-    big = tags.prefix == b"MM" if tiff.tile[0].codec_name == "raw" else sys.byteorder == "big"
-    return 0 if big or tags.get(ExifTags.Base.PlanarConfiguration) == 2 else 1
-
-
-def _is_preview(tiff: Image.Image, data: bytes) -> bool:
-    """Whether a TIFF begins with a small picture of another one in it, as the raw files of most cameras do."""
-    kind = _tags(tiff).get(ExifTags.Base.NewSubfileType, 0)
-    reduced = isinstance(kind, int) and bool(kind & 1)
-    return reduced or ExifTags.Base.DNGVersion in _tags(tiff) or data[8:10] == b"CR"
-
-
-def _tags(tiff: Image.Image) -> Mapping[int, object]:
-    return tiff.tag_v2  # type: ignore[attr-defined, no-any-return]
 
 
 def _turned(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -1,0 +1,49 @@
+"""What Pillow does not know of TIFFs."""
+
+import sys
+
+from PIL import ExifTags
+from PIL.TiffImagePlugin import OPEN_INFO, TiffImageFile
+
+# Pillow has no mode for grey with alpha of 16 bits: it is opened as four bands, which are the bytes of a pixel.
+OPEN_INFO.update(
+    {
+        (order, white, (1,), 1, (16, 16), (alpha,)): ("RGBA", "RGBA")
+        for order in (b"II", b"MM")
+        for white in (0, 1)
+        for alpha in (0, 2)
+    }
+)
+
+
+def tell_depth_of_planes(tiff: TiffImageFile) -> None:
+    """Pillow takes uncompressed planes of 16 bits a sample for such of 8, and shows other pixels."""
+    tags = tiff.tag_v2
+    if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and 16 in tags.get(ExifTags.Base.BitsPerSample, ()):
+        order = "L" if tags.prefix == b"II" else "B"
+        for place, tile in enumerate(tiff.tile):
+            if tile.codec_name == "raw" and isinstance(tile.args, tuple):
+                band, *rest = tile.args
+                tiff.tile[place] = tile._replace(args=(f"{band};16{order}", *rest))
+
+
+def high_byte(tiff: TiffImageFile) -> int | None:
+    """The band that is the grey of a picture of grey with alpha of 16 bits; None for any other."""
+    tags = tiff.tag_v2
+    if tiff.mode != "RGBA" or tags.get(ExifTags.Base.BitsPerSample) != (16, 16):
+        return None
+    # libtiff, which unpacks what is compressed, turns samples into the order of this machine.
+    big = tags.prefix == b"MM" if tiff.tile[0].codec_name == "raw" else sys.byteorder == "big"
+    return 0 if big or tags.get(ExifTags.Base.PlanarConfiguration) == 2 else 1
+
+
+def is_preview(tiff: TiffImageFile, data: bytes) -> bool:
+    """Whether a TIFF begins with a small picture of another one in it, as the raw files of most cameras do."""
+    kind = tiff.tag_v2.get(ExifTags.Base.NewSubfileType, 0)
+    reduced = isinstance(kind, int) and bool(kind & 1)
+    return reduced or ExifTags.Base.DNGVersion in tiff.tag_v2 or data[8:10] == b"CR"
+
+
+def white_is_zero(tiff: TiffImageFile) -> bool:
+    """Which Pillow minds in 8 bits alone."""
+    return tiff.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0
