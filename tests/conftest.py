@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,14 +108,24 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer  # seconds to import, for few tests
+    from moto.s3.responses import S3Response  # seconds to import, for few tests
+    from moto.server import ThreadedMotoServer
+
+    put, alone = S3Response.put_object, threading.Lock()
+
+    def put_at_once(response: S3Response) -> object:
+        # Where only what is absent may be written, moto looks first and writes later; S3 does both at once.
+        with alone:
+            return put(response)
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    fsspec.get_filesystem_class("s3").clear_instance_cache()  # they hold connections to this server
-    server.stop()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(S3Response, "put_object", put_at_once)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # they hold connections to this server
+        server.stop()
 
 
 @pytest.fixture

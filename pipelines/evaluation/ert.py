@@ -60,7 +60,8 @@ def trained_ert(dataset: str, folder: Path, threads: int, cascades: int = CASCAD
     file = folder / f"ert-{name}.dat"
     margin = float(manifest.settings["crop_margin"])
     data = Loader(store, manifest, "train")
-    images, shapes = (column.numpy() for column in data.originals())
+    faces = data.originals()
+    images, shapes = faces.image_200.numpy(), faces.landmarks.numpy()
     if not len(images):
         raise UserError(f"{dataset}: no face to train on; prepare it with more photos")
     if not file.exists():

@@ -22,7 +22,8 @@ def test_it_learns_the_faces_and_is_found_again(
     store, manifest = dataset
     found = trained_ert(store.url, tmp_path / "ert", 1, cascades=3)
     loader = Loader(store, manifest, "train")
-    images, shapes = (column.numpy() for column in loader.originals())
+    faces = loader.originals()
+    images, shapes = faces.image_200.numpy(), faces.landmarks.numpy()
     assert len(images) == manifest.counts["train"]
     predicted = found.predict(images)
     assert predicted.shape == (len(images), 68, 2)

@@ -184,6 +184,14 @@ def test_what_annotations_lean_to_is_found_in_the_frame_of_the_face(
         model.lean.copy_(found)
 
 
+def test_a_run_that_goes_on_learns_without_the_same_lean(splits: Splits) -> None:
+    state, resumed = started(splits), started(splits)
+    state.lean_to(torch.full((68, 2), 0.01))
+    resumed.load_bytes(state.to_bytes())
+    for network in (resumed.model, resumed.averaged):
+        assert (network.lean == 0.01).all()
+
+
 @pytest.mark.parametrize("preset", get_args(Preset))
 def test_perturbed_samples_are_learned_without_the_lean(
     splits: Splits, preset: str, monkeypatch: pytest.MonkeyPatch
