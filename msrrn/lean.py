@@ -22,5 +22,5 @@ def one_sided(lean: Tensor, mirror: Tensor) -> Tensor:
 def without_lean(shapes: Tensor, mirrored: Tensor, lean: Tensor, mean_shape: Tensor) -> Tensor:
     """Annotated shapes (B, L, 2), of which `mirrored` (B,) says whether they are mirrored ones, without a `one_sided`
     lean (L, 2)."""
-    sides = torch.where(mirrored, -1.0, 1.0)[:, None, None]
+    sides = torch.where(mirrored, -1.0, 1.0).to(shapes.dtype)[:, None, None]
     return shapes - sides * (lean @ frames_of(mean_shape, shapes))

@@ -142,7 +142,8 @@ class MSRRN(nn.Module):
     mean_shape: Tensor
     lean: Tensor
     """(L, 2): what annotations of pictures as they are lie beside its shapes, in the frame of the mean shape. Trained
-    on mirrored faces too, a network cannot know it; whoever asks it about a picture as it is adds it."""
+    on mirrored faces too, a network cannot know it; whoever asks it about a picture as it is adds it. While it is
+    trained: what was taken off its targets."""
     mirror: Tensor
     """(L,): the landmark that each becomes in the mirror"""
     stages: int = len(LEVELS)

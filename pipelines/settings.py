@@ -95,8 +95,8 @@ class TrainSettings(Settings):
     clip_norm: float = Field(5.0, gt=0, description="longest gradient that is followed")
     perturbed: bool = Field(
         False,
-        description="samples are perturbed anew whenever they are seen, and learned without what their annotations "
-        "lean to one side of the shapes of the network that training starts from",
+        description="samples are perturbed anew whenever they are seen; where training starts from another network, "
+        "they are learned without what their annotations lean to one side of its shapes",
     )
     calm: float = Field(
         0.0, ge=0, le=1, description="share of the epochs, the last, in which samples are perturbed half as much"

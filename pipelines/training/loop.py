@@ -238,7 +238,8 @@ def learning_rate(settings: TrainSettings, epoch: float) -> float:
 def batches_seen(
     state: TrainState, settings: TrainSettings, data: Loader, epoch: int, rank: int, world: int
 ) -> Generator[Seen, None, None]:
-    """This rank's share of the epoch's batches from `state.step` on; where the settings say so, perturbed ahead."""
+    """This rank's share of the epoch's batches from `state.step` on; where the settings say so, perturbed ahead, and
+    without the lean of `state`."""
     batches = data.epoch(settings.seed, epoch, settings.batch, state.step, rank, world)
     if not settings.perturbed:
         with closing(batches):

@@ -45,7 +45,7 @@ class TrainedModel:
     """the artifact was there already"""
 
 
-def finish(
+def publish_trained(
     artifact: Store,
     name: str,
     state: TrainState,

@@ -13,7 +13,6 @@ import torch
 
 from msrrn.artifact import CARD
 from msrrn.config import PRESETS
-from msrrn.lean import one_sided
 from msrrn.network import MSRRN
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest, read_manifest
@@ -25,12 +24,12 @@ from pipelines.training.checkpoints import RUNS, Checkpoints, unfinished
 from pipelines.training.epochs import Epoch, OnEpoch, epoch_done, interruptible
 from pipelines.training.loop import DivergedError, TrainState, train
 from pipelines.training.on_ray import train_on_ray
-from pipelines.training.outcome import TrainedModel, finish, read_trained
-from pipelines.training.validation import lean
+from pipelines.training.outcome import TrainedModel, publish_trained, read_trained
+from pipelines.training.validation import lean_to_take_off
 
 RECIPE: Final = 12
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
-of samples, perturbations."""
+of samples, perturbations, the lean that is taken off."""
 
 Followed = Callable[[], AbstractContextManager[OnEpoch]]
 """Entered by who begins, or goes on with, a training."""
@@ -121,7 +120,7 @@ def train_model(
                         _start(checkpoints, settings, Loader(store, manifest, "train"), init)
                     checkpoints.begin(store, settings, experiment)
                     state = _run(store, manifest, settings, workers, checkpoints, told)
-                    finish(artifact, name, state, store, manifest, settings, checkpoints)
+                    publish_trained(artifact, name, state, store, manifest, settings, checkpoints)
             checkpoints.finish()
         except UserError:
             # Who took over from one that was frozen may have finished, and removed what this one has worked on.
@@ -161,7 +160,7 @@ def _start(checkpoints: Checkpoints, settings: TrainSettings, data: Loader, init
             )
         state.start_from(init)
         if settings.perturbed:
-            state.lean_to(one_sided(lean(state.averaged, data), state.averaged.mirror))
+            state.lean_to(lean_to_take_off(state.averaged, data))
         checkpoints.write(state)
 
 

@@ -26,7 +26,7 @@ from pipelines.models import PHOTO_DIGITS, initial_weights, read_model
 from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
-from pipelines.training import on_ray, outcome
+from pipelines.training import on_ray, outcome, validation
 from pipelines.training import train as station
 from pipelines.training.checkpoints import RUN, STATE, Checkpoints
 from pipelines.training.epochs import Epoch, OnEpoch
@@ -269,6 +269,7 @@ def test_what_annotations_lean_beside_its_start_is_taken_off_where_samples_are_p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(station, "train", first)
+    monkeypatch.setattr(validation, "LEAST_LEANING", 8)
     init = InitialWeights(version="0", dataset="0", faces_by_source={}, licence="any")
     start = MSRRN(TINY, torch.from_numpy(Loader(*dataset, "train").mean_shape()))
     start.lean.fill_(0.3)  # its own, which it has of other annotations
@@ -282,6 +283,26 @@ def test_what_annotations_lean_beside_its_start_is_taken_off_where_samples_are_p
     start.lean.zero_()
     torch.testing.assert_close(off.model.lean, one_sided(lean(start, Loader(*dataset, "train")), start.mirror))
     assert off.model.lean.any()
+    monkeypatch.setattr(validation, "LEAST_LEANING", 9)
+    assert not validation.lean_to_take_off(start, Loader(*dataset, "train")).any()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_lean_that_is_published_is_found_anew_and_whole(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "LEAST_LEANING", 8)
+    init = InitialWeights(version="0", dataset="0", faces_by_source={}, licence="any")
+    settings = QUICK.model_copy(update={"init": init, "perturbed": True})
+    data = Loader(*dataset, "train")
+    begun = MSRRN(TINY, torch.from_numpy(data.mean_shape()))
+    taken_off = validation.lean_to_take_off(begun, data)
+    trained = train_model(dataset[0].url, str(tmp_path), settings, 0, init=begun)
+    model = load(local(trained))[0]
+    published = model.lean.clone()
+    torch.testing.assert_close(published, lean(model, data), atol=1e-4, rtol=1e-2)
+    for other in (taken_off, one_sided(published, model.mirror)):
+        assert (published - other).abs().max() > 1e-3
 
 
 @pytest.mark.usefixtures("tiny")

@@ -3,7 +3,7 @@ import itertools
 import os
 from collections.abc import Callable
 from contextlib import closing
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from msrrn.config import PRESETS, Preset
 from msrrn.lean import one_sided, without_lean
 from msrrn.metrics import nrmse_ip
 from msrrn.network import MSRRN
+from msrrn.perturbation import Draws, perturb
 from msrrn.predictor import TorchPredictor
 from pipelines.dataset.loader import Batch, Loader
 from pipelines.errors import UserError
@@ -196,19 +197,27 @@ def test_a_run_that_goes_on_learns_without_the_same_lean(splits: Splits) -> None
 def test_perturbed_samples_are_learned_without_the_lean(
     splits: Splits, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "perturb", lambda images, shapes, draws: (images, shapes))
+    """It is taken off before they are perturbed, which may mirror them once more."""
+    perturbed: list[torch.Tensor] = []
+
+    def noted(images: Any, shapes: Any, draws: Draws) -> Any:
+        perturbed.append(torch.from_numpy(shapes.copy()))
+        return perturb(images, shapes, draws)
+
+    monkeypatch.setattr(loop, "perturb", noted)
     settings = TrainSettings.model_validate({"preset": preset, "batch": 8})
-
-    def seen(state: TrainState) -> Batch:
-        return next(batches_seen(state, settings, splits[0], 0, 0, 1))[0]
-
-    plain, state = seen(started(splits, settings)), started(splits, settings)
-    lean = one_sided(0.01 * torch.randn(68, 2), state.model.mirror)
-    state.lean_to(lean)
-    assert 0 < plain.mirrored.sum() < 8
-    expected = without_lean(plain.landmarks, plain.mirrored, lean, state.model.mean_shape)
-    torch.testing.assert_close(seen(state).landmarks, expected if settings.perturbed else plain.landmarks)
-    assert not torch.equal(expected, plain.landmarks)
+    state = started(splits, settings)
+    found = one_sided(0.01 * torch.randn(68, 2), state.model.mirror)
+    state.lean_to(found)
+    (annotated, *_), (seen, *_) = splits[0].epoch(0, 0, 8), batches_seen(state, settings, splits[0], 0, 0, 1)
+    assert 0 < annotated.mirrored.sum() < 8
+    expected = without_lean(annotated.landmarks, annotated.mirrored, found, state.model.mean_shape)
+    assert not torch.equal(expected, annotated.landmarks)
+    if settings.perturbed:
+        torch.testing.assert_close(perturbed[0], expected)
+        assert not torch.equal(seen[0].landmarks, expected)
+    else:
+        torch.testing.assert_close(seen[0].landmarks, annotated.landmarks)
 
 
 def test_a_preset_brings_its_settings_and_what_is_given_wins() -> None:
@@ -231,10 +240,11 @@ def test_the_last_epochs_are_the_calm_ones(splits: Splits) -> None:
 def test_ranks_perturb_their_shares_as_one_would(splits: Splits) -> None:
     settings = TrainSettings(preset="best", batch=8)
     state = started(splits, settings)
+    state.lean_to(one_sided(0.01 * torch.randn(68, 2), state.model.mirror))
 
     def seen(rank: int, world: int, epoch: int = 2) -> list[tuple[torch.Tensor, ...]]:
         batches = list(batches_seen(state, settings, splits[0], epoch, rank, world))
-        return [(*batch, *disturbance) for batch, disturbance in batches if disturbance]
+        return [(batch.image_200, batch.landmarks, *disturbance) for batch, disturbance in batches if disturbance]
 
     whole = seen(0, 1)
     assert len(whole) == 4
