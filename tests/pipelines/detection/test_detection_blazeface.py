@@ -8,11 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msrrn.geometry import Box
+from pipelines.detection import Detection
 from pipelines.detection.blazeface import (
     CLOSE,
+    IN_A_GROUP,
+    MIN_SCORE,
     REACH,
     SIZE,
+    UNSURE,
     BlazeFaceDetector,
+    Window,
     anchors,
     around,
     decode,
@@ -153,6 +158,42 @@ def test_the_second_view_is_around_the_box_inside_the_picture(x: float, y: float
     if x >= 0 and x + side <= 400:
         assert x0 <= x + 1
         assert x + side - 1 <= x1
+
+
+HARDLY = (IN_A_GROUP + UNSURE) / 2
+MAYBE = (UNSURE + MIN_SCORE) / 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "found"),
+    [
+        ([0.9, HARDLY], [0.9]),
+        ([0.9, MAYBE], [0.9, 0.8]),
+        ([0.9, 0.9, HARDLY], [0.9, 0.9, 0.8]),
+        ([0.9, 0.9, IN_A_GROUP / 2], [0.9, 0.9]),
+        ([HARDLY, HARDLY, HARDLY], []),
+    ],
+)
+def test_what_is_hardly_a_face_is_looked_at_again_beside_two_that_are(
+    monkeypatch: pytest.MonkeyPatch, scores: list[float], found: list[float]
+) -> None:
+    """Seen from near, each is one."""
+    boxes = [Box(50.0 + 150 * index, 50.0, 100.0 + 150 * index, 100.0) for index in range(len(scores))]
+
+    def view(
+        _: BlazeFaceDetector, rgb: np.ndarray, window: Window, threshold: float, share: float = 1.0
+    ) -> list[Detection]:
+        whole = window == (0, 0, rgb.shape[1], rgb.shape[0])
+        seen = [
+            Detection(box, score if whole else 0.8)
+            for box, score in zip(boxes, scores, strict=True)
+            if window[0] <= box.x0 and box.x1 <= window[2]
+        ]
+        return [item for item in seen if item.score >= threshold]
+
+    monkeypatch.setattr(BlazeFaceDetector, "_view", view)
+    faces = BlazeFaceDetector(b"")(np.zeros((600, 600, 3), np.uint8), 40.0)
+    assert sorted((item.score for item in faces), reverse=True) == found
 
 
 def test_rows_of_yunet_become_boxes_of_the_picture() -> None:
