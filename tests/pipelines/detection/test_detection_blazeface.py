@@ -148,13 +148,13 @@ def test_every_face_as_large_as_asked_is_whole_in_a_view_that_reaches_it(
         assert side / min(whole) >= REACH * 0.98
 
 
-@given(st.floats(-50, 450), st.floats(-50, 350), st.floats(1, 500))
-def test_the_second_view_is_around_the_box_inside_the_picture(x: float, y: float, side: float) -> None:
+@given(st.floats(-50, 450), st.floats(-50, 350), st.floats(1, 500), st.sampled_from(CLOSE))
+def test_a_second_view_is_around_the_box_inside_the_picture(x: float, y: float, side: float, factor: float) -> None:
     box = Box(x, y, x + side, y + side)
-    x0, y0, x1, y1 = around(box, CLOSE, 400, 300)
+    x0, y0, x1, y1 = around(box, factor, 400, 300)
     assert 0 <= x0 < x1 <= 400
     assert 0 <= y0 < y1 <= 300
-    assert x1 - x0 <= CLOSE * side + 2
+    assert x1 - x0 <= factor * side + 2
     if x >= 0 and x + side <= 400:
         assert x0 <= x + 1
         assert x + side - 1 <= x1
@@ -162,6 +162,31 @@ def test_the_second_view_is_around_the_box_inside_the_picture(x: float, y: float
 
 HARDLY = (IN_A_GROUP + UNSURE) / 2
 MAYBE = (UNSURE + MIN_SCORE) / 2
+SIDE = 50.0
+
+
+def _seen(monkeypatch: pytest.MonkeyPatch, scores: list[float], sure_from: float) -> tuple[list[float], list[int]]:
+    """The scores of what is found in a row of boxes that score so in the whole, and 0.8 in views that are small
+    enough; and the sides of all views.
+    """
+    boxes = [Box(x, 450.0, x + SIDE, 450.0 + SIDE) for x in 150.0 + 4 * SIDE * np.arange(len(scores))]
+    sides = []
+
+    def view(
+        _: BlazeFaceDetector, rgb: np.ndarray, window: Window, threshold: float, share: float = 1.0
+    ) -> list[Detection]:
+        side = window[2] - window[0]
+        sides.append(side)
+        inside = [
+            Detection(box, 0.8 if abs(side - sure_from * SIDE) <= 2 else score)
+            for box, score in zip(boxes, scores, strict=True)
+            if window[0] <= box.x0 and box.x1 <= window[2]
+        ]
+        return [item for item in inside if item.score >= threshold]
+
+    monkeypatch.setattr(BlazeFaceDetector, "_view", view)
+    faces = BlazeFaceDetector(b"")(np.zeros((950, 950, 3), np.uint8), 60.0)
+    return sorted((item.score for item in faces), reverse=True), sides
 
 
 @pytest.mark.parametrize(
@@ -177,23 +202,14 @@ MAYBE = (UNSURE + MIN_SCORE) / 2
 def test_what_is_hardly_a_face_is_looked_at_again_beside_two_that_are(
     monkeypatch: pytest.MonkeyPatch, scores: list[float], found: list[float]
 ) -> None:
-    """Seen from near, each is one."""
-    boxes = [Box(50.0 + 150 * index, 50.0, 100.0 + 150 * index, 100.0) for index in range(len(scores))]
+    assert _seen(monkeypatch, scores, CLOSE[0])[0] == found
 
-    def view(
-        _: BlazeFaceDetector, rgb: np.ndarray, window: Window, threshold: float, share: float = 1.0
-    ) -> list[Detection]:
-        whole = window == (0, 0, rgb.shape[1], rgb.shape[0])
-        seen = [
-            Detection(box, score if whole else 0.8)
-            for box, score in zip(boxes, scores, strict=True)
-            if window[0] <= box.x0 and box.x1 <= window[2]
-        ]
-        return [item for item in seen if item.score >= threshold]
 
-    monkeypatch.setattr(BlazeFaceDetector, "_view", view)
-    faces = BlazeFaceDetector(b"")(np.zeros((600, 600, 3), np.uint8), 40.0)
-    assert sorted((item.score for item in faces), reverse=True) == found
+def test_what_is_unsure_from_near_is_looked_at_from_further_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, near, further = 950, pytest.approx(CLOSE[0] * SIDE, abs=2), pytest.approx(CLOSE[1] * SIDE, abs=2)
+    assert _seen(monkeypatch, [0.9, MAYBE], CLOSE[0]) == ([0.9, 0.8], [whole, near])
+    assert _seen(monkeypatch, [0.9, MAYBE], CLOSE[1]) == ([0.9, 0.8], [whole, near, further])
+    assert _seen(monkeypatch, [0.9, MAYBE], 0) == ([0.9], [whole, near, further])
 
 
 def test_rows_of_yunet_become_boxes_of_the_picture() -> None:
