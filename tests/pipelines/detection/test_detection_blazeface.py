@@ -166,8 +166,8 @@ SIDE = 50.0
 
 
 def _seen(monkeypatch: pytest.MonkeyPatch, scores: list[float], sure_from: float) -> tuple[list[float], list[int]]:
-    """The scores of what is found in a row of boxes that score so in the whole, and 0.8 in views that are small
-    enough; and the sides of all views.
+    """What is found in a row of boxes that score 0.8 in views of `sure_from` of their sides, and as said in all
+    others: the scores; and the sides of all views.
     """
     boxes = [Box(x, 450.0, x + SIDE, 450.0 + SIDE) for x in 150.0 + 4 * SIDE * np.arange(len(scores))]
     sides = []
