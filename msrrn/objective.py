@@ -1,4 +1,4 @@
-"""The training objectives: the paper's (eq. 5), and the error by which models are judged."""
+"""The training objectives: the paper's (eq. 5), and one near the error by which models are judged."""
 
 from collections.abc import Callable
 from typing import Final
@@ -11,6 +11,8 @@ from msrrn.network import Stages
 
 BELL: Final = 0.8
 """sd of the bells that heat maps are to show, in cells"""
+BEND: Final = 0.06
+"""c of `summed_log_nrmse_ip`, of the distance of the pupils"""
 
 
 def squared(stages: Stages, truth: Tensor) -> Tensor:
@@ -23,19 +25,29 @@ def squared(stages: Stages, truth: Tensor) -> Tensor:
     return torch.sum((stages.shapes - truth[:, None]) ** 2, dim=(1, 2, 3)).mean()
 
 
-def summed_nrmse_ip(stages: Stages, truth: Tensor) -> Tensor:
-    """NRMSE over the distance of the pupils, a fraction, summed over S⁰ and all stages; mean over faces."""
-    error: Tensor = nrmse_ip(stages.shapes, truth).sum(dim=1).mean()
+def summed_log_nrmse_ip(stages: Stages, truth: Tensor) -> Tensor:
+    """c log(1 + e / c) of each landmark's error e, a fraction of the distance of the pupils, with c = `BEND`; mean
+    over landmarks, summed over S⁰ and all stages; mean over faces.
+
+    Near 0 it is e, whose mean is the NRMSE; what errs far, often by its annotation, weighs less. It is the inner part
+    of the wing loss (Feng et al., "Wing Loss for Robust Facial Landmark Localisation", CVPR 2018, eq. 5), of
+    distances.
+    """
+    error: Tensor = (BEND * torch.log1p(_errors(stages.shapes, truth) / BEND)).mean(dim=2).sum(dim=1).mean()
     return error
 
 
 def nrmse_ip(shapes: Tensor, truth: Tensor) -> Tensor:
     """(B, T+1): NRMSE over the pupils' distance, a fraction, of shapes (B, T+1, L, 2) against truth (B, L, 2)."""
+    return _errors(shapes, truth).mean(dim=2)
+
+
+def _errors(shapes: Tensor, truth: Tensor) -> Tensor:
+    """(B, T+1, L): distances of landmarks from the true ones over that of the pupils."""
     pupils = pupil_distance(truth).clamp_min(1e-3)
     # Smooth where a point is exact: the slope of a norm is not defined there.
     distances = torch.sqrt((shapes - truth[:, None]).square().sum(dim=-1) + 1e-12)
-    error: Tensor = distances.mean(dim=2) / pupils[:, None]
-    return error
+    return distances / pupils[:, None, None]
 
 
 def pupil_distance(shapes: Tensor) -> Tensor:
@@ -81,5 +93,5 @@ def heat_centres(stages: Stages) -> tuple[Tensor, Tensor]:
 
 OBJECTIVES: Final[dict[str, Callable[[Stages, Tensor], Tensor]]] = {
     "squared": squared,
-    "nrmse_ip": summed_nrmse_ip,
+    "log_nrmse_ip": summed_log_nrmse_ip,
 }

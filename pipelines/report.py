@@ -26,7 +26,8 @@ REJECTED: Final = 20
 COLUMNS: Final = 3
 OBJECTIVE: Final = {
     "squared": "Objective, summed over coordinates and stages, in squared crop sides.",
-    "nrmse_ip": "Objective, summed over stages: the landmarks' mean distance, a fraction of the pupils'.",
+    "log_nrmse_ip": "Objective, summed over stages: near the landmarks' mean distance, a fraction of the pupils'; "
+    "large distances weigh less.",
 }
 """What the loss is, by the name of the objective."""
 LEGEND: Final = "light green: annotation, red: prediction"

@@ -84,7 +84,7 @@ class TrainSettings(Settings):
 
     preset: Preset = "paper"
     init: InitialWeights | None = Field(None, description="whose weights training starts from (none: random ones)")
-    objective: Literal["squared", "nrmse_ip"] = "squared"
+    objective: Literal["squared", "log_nrmse_ip"] = "squared"
     optimiser: Literal["sgd", "adamw"] = "sgd"
     epochs: int = Field(16, ge=1, description="passes over all augmented copies")
     batch: int = Field(64, ge=2, description="samples of one update, shared by all workers")
@@ -119,7 +119,7 @@ class TrainSettings(Settings):
 
 OF_PRESET: Final[dict[Preset, dict[str, Any]]] = {
     "best": {
-        "objective": "nrmse_ip",
+        "objective": "log_nrmse_ip",
         "optimiser": "adamw",
         "epochs": 24,
         "batch": 32,

@@ -27,7 +27,7 @@ from pipelines.training.on_ray import train_on_ray
 from pipelines.training.outcome import TrainedModel, publish_trained, read_trained
 from pipelines.training.validation import lean_to_take_off
 
-RECIPE: Final = 12
+RECIPE: Final = 13
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
 of samples, perturbations, the lean that is taken off."""
 

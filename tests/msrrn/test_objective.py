@@ -3,9 +3,18 @@ import math
 import pytest
 import torch
 
-from msrrn.metrics import nrmse_ip
+from msrrn import metrics
 from msrrn.network import Stages
-from msrrn.objective import BELL, heat_centres, misplaced, squared, summed_nrmse_ip
+from msrrn.objective import (
+    BELL,
+    BEND,
+    heat_centres,
+    misplaced,
+    nrmse_ip,
+    pupil_distance,
+    squared,
+    summed_log_nrmse_ip,
+)
 from msrrn.view import View
 from tests.msrrn.test_view import MEAN, turn
 
@@ -69,16 +78,37 @@ def test_every_stage_of_every_face_gets_its_own_gradient() -> None:
     torch.testing.assert_close(gradient, (shapes.detach() - truth[:, None]) * 2 / 2)
 
 
-def test_summed_nrmse_is_the_metric_of_every_stage() -> None:
+def test_the_error_of_training_is_the_metric_of_every_stage() -> None:
     truth, shapes = torch.rand(3, 68, 2), torch.rand(3, 4, 68, 2)
-    expected = nrmse_ip(shapes.numpy(), truth.numpy()[:, None]).sum(axis=1).mean()
-    assert summed_nrmse_ip(staged(shapes), truth).item() == pytest.approx(float(expected), rel=1e-5)
+    expected = metrics.nrmse_ip(shapes.numpy(), truth.numpy()[:, None])
+    torch.testing.assert_close(nrmse_ip(shapes, truth).numpy(), expected, rtol=1e-5, atol=0)
 
 
-def test_summed_nrmse_has_a_gradient_where_a_shape_is_exact() -> None:
+def test_small_errors_weigh_as_in_nrmse() -> None:
+    truth = torch.rand(3, 68, 2, dtype=torch.float64)
+    shapes = truth[:, None] + 1e-5 * torch.randn(3, 4, 68, 2, dtype=torch.float64)
+    expected = nrmse_ip(shapes, truth).sum(dim=1).mean()
+    torch.testing.assert_close(summed_log_nrmse_ip(staged(shapes), truth), expected, rtol=1e-2, atol=0)
+
+
+def test_an_error_that_grows_weighs_less_and_less() -> None:
+    truth = torch.rand(1, 68, 2)
+    pupils = pupil_distance(truth)
+
+    def weight(error: float) -> float:
+        shapes = truth[:, None].repeat(1, 4, 1, 1)
+        shapes[0, 1, 30, 0] += error * pupils[0]
+        return float(summed_log_nrmse_ip(staged(shapes), truth)) * 68
+
+    nothing = weight(0)
+    assert weight(BEND) - nothing == pytest.approx(BEND * math.log(2), rel=1e-3)
+    assert weight(1) - nothing == pytest.approx(BEND * math.log(1 + 1 / BEND), rel=1e-3)
+
+
+def test_the_objective_has_a_gradient_where_a_shape_is_exact() -> None:
     truth = torch.rand(2, 68, 2)
     shapes = truth[:, None].repeat(1, 4, 1, 1).requires_grad_()
-    (gradient,) = torch.autograd.grad(summed_nrmse_ip(staged(shapes), truth), shapes)
+    (gradient,) = torch.autograd.grad(summed_log_nrmse_ip(staged(shapes), truth), shapes)
     assert gradient.isfinite().all()
 
 

@@ -122,7 +122,7 @@ def test_a_face_is_shown_on_its_own_photo(
 
 
 def test_the_curve_of_the_loss_says_what_it_is_of(trained: TrainedModel) -> None:
-    for objective, said in (("squared", "in squared crop sides"), ("nrmse_ip", "a fraction of the pupils'")):
+    for objective, said in (("squared", "in squared crop sides"), ("log_nrmse_ip", "a fraction of the pupils'")):
         training = trained.card.training.model_copy(update={"settings": Recipe(objective=objective)})
         page = Page("", "")
         station._training_section(page, replace(trained, card=trained.card.model_copy(update={"training": training})))

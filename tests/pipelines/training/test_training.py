@@ -160,10 +160,8 @@ def test_context_decays_less_than_other_weights_and_the_estimate_of_errors_not_a
         assert weights == pytest.approx([decay] * len(weights))
 
 
-def test_what_annotations_lean_to_is_found_in_the_frame_of_the_face(
-    splits: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For a network that always finds the same face, larger than the mean shape, and the same in the mirror."""
+def always(size: float) -> MSRRN:
+    """A network that always finds the mean shape, of another size, and the same in the mirror."""
     model = MSRRN(PRESETS["best"], MEAN).eval()
     head = model.initial.head[-1]
     assert isinstance(head, torch.nn.Linear)
@@ -171,7 +169,15 @@ def test_what_annotations_lean_to_is_found_in_the_frame_of_the_face(
     with torch.no_grad():
         for weight in (head.weight, model.regressor.output.weight, *model.regressor.local.parameters()):  # type: ignore[union-attr]
             weight.zero_()
-        head.bias.copy_((1.5 * centred - centred).flatten())
+        head.bias.copy_(((size - 1) * centred).flatten())
+    return model
+
+
+def test_what_annotations_lean_to_is_found_in_the_frame_of_the_face(
+    splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = always(1.5)
+    centred = MEAN - MEAN.mean(dim=0)
     rng = np.random.default_rng(0)
     sideways = torch.tensor([0.01, 0.0]) + torch.from_numpy(rng.normal(0, 0.002, (68, 2))).float()
     noise = torch.from_numpy(rng.normal(0, 0.02, (20, 68, 2))).float()
@@ -183,6 +189,11 @@ def test_what_annotations_lean_to_is_found_in_the_frame_of_the_face(
         found = lean(model, splits[0])
         torch.testing.assert_close(found, sideways, atol=1e-5, rtol=0)
         model.lean.copy_(found)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-5])
+def test_a_network_whose_shapes_have_no_size_finds_no_lean(splits: Splits, size: float) -> None:
+    assert not lean(always(size), splits[0]).any()
 
 
 def test_a_run_that_goes_on_learns_without_the_same_lean(splits: Splits) -> None:
@@ -222,7 +233,7 @@ def test_perturbed_samples_are_learned_without_the_lean(
 
 def test_a_preset_brings_its_settings_and_what_is_given_wins() -> None:
     best = TrainSettings(preset="best", epochs=3)
-    assert (best.objective, best.optimiser, best.perturbed, best.epochs) == ("nrmse_ip", "adamw", True, 3)
+    assert (best.objective, best.optimiser, best.perturbed, best.epochs) == ("log_nrmse_ip", "adamw", True, 3)
     assert not TrainSettings().perturbed
     assert TrainSettings.model_validate_json(best.model_dump_json()) == best
 
