@@ -26,14 +26,16 @@ def squared(stages: Stages, truth: Tensor) -> Tensor:
 
 
 def summed_log_nrmse_ip(stages: Stages, truth: Tensor) -> Tensor:
-    """c log(1 + e / c) of each landmark's error e, a fraction of the distance of the pupils, with c = `BEND`; mean
-    over landmarks, summed over S⁰ and all stages; mean over faces.
+    """NRMSE over the distance of the pupils, a fraction, of S⁰, and after each stage the mean over landmarks of
+    c log(1 + e / c), where e is a landmark's error and c = `BEND`: summed; mean over faces.
 
-    Near 0 it is e, whose mean is the NRMSE; what errs far, often by its annotation, weighs less. It is the inner part
-    of the wing loss (Feng et al., "Wing Loss for Robust Facial Landmark Localisation", CVPR 2018, eq. 5), of
-    distances.
+    Near 0 it is e, too. What errs far after a stage, often by its annotation, weighs less; S⁰ has to find hard faces.
+    This is the inner part of the wing loss (Feng et al., "Wing Loss for Robust Facial Landmark Localisation", CVPR
+    2018, eq. 5), of distances.
     """
-    error: Tensor = (BEND * torch.log1p(_errors(stages.shapes, truth) / BEND)).mean(dim=2).sum(dim=1).mean()
+    errors = _errors(stages.shapes, truth)
+    bent = BEND * torch.log1p(errors[:, 1:] / BEND)
+    error: Tensor = torch.cat([errors[:, :1], bent], dim=1).mean(dim=2).sum(dim=1).mean()
     return error
 
 

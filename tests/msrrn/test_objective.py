@@ -91,18 +91,19 @@ def test_small_errors_weigh_as_in_nrmse() -> None:
     torch.testing.assert_close(summed_log_nrmse_ip(staged(shapes), truth), expected, rtol=1e-2, atol=0)
 
 
-def test_an_error_that_grows_weighs_less_and_less() -> None:
-    truth = torch.rand(1, 68, 2)
-    pupils = pupil_distance(truth)
+@pytest.mark.parametrize("error", [BEND, 1.0])
+def test_an_error_that_grows_weighs_less_and_less_after_a_stage(error: float) -> None:
+    truth = MEAN.double()[None]
 
-    def weight(error: float) -> float:
+    def weight(stage: int, error: float) -> float:
         shapes = truth[:, None].repeat(1, 4, 1, 1)
-        shapes[0, 1, 30, 0] += error * pupils[0]
-        return float(summed_log_nrmse_ip(staged(shapes), truth)) * 68
+        shapes[0, stage, 30, 0] += error * pupil_distance(truth)[0]
+        return 68 * float(summed_log_nrmse_ip(staged(shapes), truth))
 
-    nothing = weight(0)
-    assert weight(BEND) - nothing == pytest.approx(BEND * math.log(2), rel=1e-3)
-    assert weight(1) - nothing == pytest.approx(BEND * math.log(1 + 1 / BEND), rel=1e-3)
+    assert weight(0, error) - weight(0, 0) == pytest.approx(error, rel=1e-3)
+    for stage in (1, 2, 3):
+        bent = BEND * math.log(1 + error / BEND)
+        assert weight(stage, error) - weight(stage, 0) == pytest.approx(bent, rel=1e-3)
 
 
 def test_the_objective_has_a_gradient_where_a_shape_is_exact() -> None:
