@@ -1,7 +1,7 @@
 """The commands about annotation runs: what each is told, and the one call that it makes."""
 
 import argparse
-from typing import get_args
+from typing import Final, get_args
 
 from flows.options import (
     Commands,
@@ -18,6 +18,8 @@ from flows.options import (
 )
 from pipelines.errors import UsageError
 from pipelines.settings import AnnotateSettings, ExportFormat, ReviewFormat
+
+_UNFINISHED: Final = "  the run is not finished: these are its finished units"
 
 
 def add_annotation_commands(commands: Commands) -> None:
@@ -143,7 +145,7 @@ def _export(commands: Commands) -> None:
         for reason, count in made.unreadable.items():
             print(f"  left out, {reason}: {counted(count, 'picture')}")
         if not made.finished:
-            print("  the run is not finished: these are its finished units")
+            print(_UNFINISHED)
         if made.format == "pts":
             print(f"  for `msrrn prepare`, put them beside the pictures: cp -r {made.place}/. PHOTOS")
 
@@ -189,7 +191,9 @@ def _review(commands: Commands) -> None:
         print(f"{made.annotations}: {made.doubtful} doubtful of {faces}")
         for reason, count in made.unreadable.items():
             print(f"  left out, {reason}: {counted(count, 'picture')}")
-        print(f"what to do with it: {made.out}/{README}; then\n  msrrn prepare --data {made.out} --out datasets")
+        if not made.finished:
+            print(_UNFINISHED)
+        print(f"what to do with it: {made.out}/{README}; then\n  msrrn prepare --data 300w {made.out} --out datasets")
 
     parser = add_command(
         commands,
@@ -211,7 +215,7 @@ def _review(commands: Commands) -> None:
         default="cvat",
         help="what the person's tool reads (default: %(default)s)",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
     add_json(parser)
 
 

@@ -8,7 +8,6 @@ source for `prepare`, in which faces that a person changed are `corrections`: se
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from heapq import nsmallest
 from operator import itemgetter
 from pathlib import PurePosixPath
@@ -16,7 +15,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from pipelines.annotation.exports import coco, cvat, exporter, mark
+from pipelines.annotation.exports import MARK, coco, cvat, mark
 from pipelines.annotation.exports.pictures import AnnotatedPictures, Face, Picture, numbers, picture_suffix
 from pipelines.annotation.tables import Annotations
 from pipelines.archives.names import printable
@@ -51,6 +50,8 @@ class Reviewing(BaseModel):
     """faces among them that were asked for"""
     unreadable: dict[str, int]
     """reason → pictures that are left out because the archive no longer gives their bytes"""
+    finished: bool
+    """whether the run was: else these are of its finished units"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,18 +74,19 @@ def review(
     of which the archive has copies is there once.
 
     Raises:
-        UserError: there is no run or no face, none of the pictures can be read, or `out` holds annotations, which a
-            person may have worked on.
+        UserError: there is no run, no finished unit or no face, none of the pictures can be read, or `out` holds
+            anything else, such as a review that a person may have worked on.
     """
     store = Store(out)
     if store.exists(REVIEW):
         raise UserError(f"{store.url} holds a review, perhaps with work in it: give another --out")
     run = annotations.run
+    annotations.require_units()
     pictures = AnnotatedPictures(annotations, progress=progress)
     chosen = _chosen(pictures, worst)
     if not chosen:
         raise UserError(f"{annotations.store.url} has no face to review: annotate pictures with faces first")
-    mark(store, f"review-{format}", partial(_older, format))
+    mark(store, f"review-{format}", _anything)
     shown = sorted(_written(pictures, chosen, store), key=lambda it: it.name)
     if not shown:
         reasons = ", ".join(f"{reason} × {count}" for reason, count in sorted(pictures.unreadable.items()))
@@ -108,6 +110,7 @@ def review(
         faces=sum(len(it.picture.faces) for it in shown),
         doubtful=sum(len(it.doubtful) for it in shown),
         unreadable=dict(sorted(pictures.unreadable.items())),
+        finished=annotations.finished,
     )
 
 
@@ -125,8 +128,9 @@ def _chosen(pictures: AnnotatedPictures, worst: int) -> dict[int, list[int]]:
     return chosen
 
 
-def _older(format: ReviewFormat, out: Store) -> list[str]:  # noqa: A002
-    return [*exporter(format).older(out), *out.present(README), *out.keys(IMAGES)]
+def _anything(out: Store) -> list[str]:
+    """A review among other files, as those of the archive, would be taken for some of them."""
+    return [key for key in out.keys("") if key != MARK]
 
 
 def _written(pictures: AnnotatedPictures, chosen: dict[int, list[int]], out: Store) -> Iterator[Shown]:

@@ -151,6 +151,11 @@ class Annotations:
         """Keys of the finished units, in input order."""
         return [record[1] for key in self.store.keys(RECORDS) if (record := _RECORD.fullmatch(key))]
 
+    def require_units(self) -> None:
+        """Raises `UserError` where no unit is finished yet."""
+        if not self.units():
+            raise UserError(f"{self.store.url}: no unit is finished yet; run the `msrrn annotate` again")
+
     @property
     def finished(self) -> bool:
         """Whether all units of the plan are, and the run has come to its end."""

@@ -77,8 +77,7 @@ def export(
             run, or what would be replaced and is no export.
     """
     _ = annotations.run  # or there is none
-    if not annotations.units():
-        raise UserError(f"{annotations.store.url}: no unit is finished yet; run the `msrrn annotate` again")
+    annotations.require_units()
     pictures = AnnotatedPictures(annotations, min_confidence, progress)
     store = Store(out)
     if store.exists(REVIEW):

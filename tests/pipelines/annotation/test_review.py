@@ -19,7 +19,7 @@ from msrrn.geometry import Similarity
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation.exports import MARK, export
 from pipelines.annotation.review import review
-from pipelines.annotation.tables import Annotations
+from pipelines.annotation.tables import SUMMARY, Annotations
 from pipelines.dataset.photos import PhotoGroup, Seen
 from pipelines.dataset.prepare import prepare
 from pipelines.dataset.screening import screened
@@ -311,8 +311,8 @@ def test_nor_is_it_by_an_export(made: ExportFormat, run: Run, tmp_path: Path) ->
     assert tree(tmp_path / "review") == before
 
 
-@pytest.mark.parametrize("key", ["README.txt", "images/0001-z.jpg", "annotations.xml"])
-def test_a_review_replaces_nothing_of_anybodys_own(key: str, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["README.txt", "images/0001-z.jpg", "annotations.xml", "photo.jpg"])
+def test_a_review_lies_beside_nothing_of_anybodys_own(key: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "out" / key).parent.mkdir(parents=True)
     (tmp_path / "out" / key).write_text("mine")
     with pytest.raises(UserError, match=f"{key} is there, and no call like this one"):
@@ -363,6 +363,16 @@ def test_a_run_without_faces_is_named(tmp_path: Path) -> None:
         review(run, 3, "cvat", str(tmp_path / "out"))
     with pytest.raises(UserError, match=r"has no run\.json"):
         review(Annotations(Store(str(tmp_path / "nowhere"))), 3, "cvat", str(tmp_path / "out"))
+
+
+def test_a_run_that_goes_on_is_reviewed_as_far_as_it_is(run: Run, tmp_path: Path) -> None:
+    assert not review(run, 3, "cvat", str(tmp_path / "out")).finished
+    run.store.publish(SUMMARY, b"{}")
+    assert review(run, 3, "cvat", str(tmp_path / "finished")).finished
+    for unit in run.units():
+        run.store.delete(f"records/{unit}.json")
+    with pytest.raises(UserError, match="no unit is finished yet"):
+        review(run, 3, "cvat", str(tmp_path / "none"))
 
 
 def test_a_review_on_s3(run: Run, tmp_path: Path, s3: str) -> None:
