@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     while "--debug" in arguments:
         arguments.remove("--debug")
     try:
-        call = parser().parse_args(arguments)
+        call, unknown = parser().parse_known_args(arguments)
+        if unknown:
+            call.refuse(f"unrecognized arguments: {' '.join(unknown)}")
         _quiet(debug or call.loud)
         _without_passwords(call)
         code = int(call.run(call) or 0)

@@ -23,6 +23,7 @@ from flows.options import (
 )
 from pipelines.errors import UsageError
 from pipelines.settings import NAME, TrainSettings
+from pipelines.showable import counted
 
 
 def add_model_commands(commands: Commands) -> None:
@@ -144,8 +145,7 @@ def _benchmark(commands: Commands) -> None:
         out.require_writable(PAGE)
         ert = None
         if call.ert_dataset:
-            print("training dlib's ERT, some 15 minutes for 2,000 faces; a second run finds it", file=sys.stderr)
-            ert = trained_ert(call.ert_dataset, Path(call.ert_folder), call.workers)
+            ert = trained_ert(call.ert_dataset, Path(call.ert_folder), call.workers, on_training=_announce)
         with progress("evaluating, photos") as update:
             result = benchmark(model, call.data, call.split, call.workers, ert, update, call.format)
         write_benchmark(result, out)
@@ -216,3 +216,10 @@ def onnx_file(text: str) -> str:
     if not text.endswith(".onnx"):
         raise argparse.ArgumentTypeError(f"{text!r} must end in .onnx")
     return text
+
+
+def _announce(faces: int) -> None:
+    print(
+        f"training dlib's ERT on {counted(faces, 'face')}, some 15 minutes for 2,000; a second run finds it",
+        file=sys.stderr,
+    )

@@ -43,7 +43,7 @@ def add_command(commands: Commands, name: str, run: Runner, text: str, examples:
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run, loud=False)
+    parser.set_defaults(run=run, refuse=parser.error, loud=False)
     return parser
 
 

@@ -74,8 +74,10 @@ def read_card(directory: Path) -> Card:
     try:
         return card_of(path.read_bytes(), str(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{directory}: no {CARD}, so it is not a model artifact; give the directory "
-                            "that `msrrn train` printed") from None  # fmt: skip
+        raise ArtifactError(
+            f"{directory}: no {CARD}, so it is not a model artifact; give the directory that `msrrn train` printed, "
+            "OUT/models/NAME"
+        ) from None
 
 
 def card_of(data: bytes, name: str) -> Card:

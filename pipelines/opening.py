@@ -30,6 +30,11 @@ def open_model(model: str | None) -> Model:
 
         return read_model(fetch(model))
     if local := Store(model).local_path():
+        if not local.exists():
+            raise UserError(
+                f"{model} does not exist: give the directory that `msrrn train` printed, an exported {ONNX_SUFFIX}, "
+                f"models:/NAME@ALIAS, models:/NAME/VERSION, or {IN_THE_BOX}"
+            )
         return read_model(local)
     with tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
         if model.endswith(ONNX_SUFFIX):

@@ -45,7 +45,8 @@ def explained(url: str, key: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise MissingError(f"{name} does not exist: check the path, or the bucket and its region") from error
+        where = "the path, or the bucket and its region" if remote else "the path"
+        raise MissingError(f"{name} does not exist: check {where}") from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise OutageError(f"{name}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
     except OSError as error:

@@ -121,7 +121,7 @@ def read_manifest(dataset: Store) -> Manifest:
         refuse_renamed(dataset)
         raise UserError(
             f"{dataset.url}: no {MANIFEST}, so it is no finished dataset; "
-            "give the URL that `msrrn prepare` printed, or run it again to finish"
+            "give the URL that `msrrn prepare` printed (`msrrn datasets PLACE` lists them), or run it again to finish"
         )
     name = f"{dataset.url}/{MANIFEST}"
     try:

@@ -7,6 +7,7 @@ Source: Kazemi & Sullivan, "One Millisecond Face Alignment with an Ensemble of R
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,8 +48,16 @@ class Ert:
         return ((pixels.reshape(-1, 68, 2) + 0.5) / SIDE).astype(np.float32)
 
 
-def trained_ert(dataset: str, folder: Path, threads: int, cascades: int = CASCADES) -> Ert:
+def trained_ert(
+    dataset: str,
+    folder: Path,
+    threads: int,
+    cascades: int = CASCADES,
+    on_training: Callable[[int], None] = lambda faces: None,
+) -> Ert:
     """Trains ERT on a dataset's faces and their mirror images, or finds it trained in `folder`.
+
+    `on_training` is told the number of faces before they are trained on, which takes long.
 
     Raises:
         UserError: the dataset is not finished, or has no face to train on; the folder cannot be written.
@@ -66,6 +75,7 @@ def trained_ert(dataset: str, folder: Path, threads: int, cascades: int = CASCAD
         raise UserError(f"{dataset}: no face to train on; prepare it with more photos")
     if not file.exists():
         Store(str(folder)).require_writable(file.name)
+        on_training(len(images))
         # dlib writes where it is told: beside the final name, so that a killed run leaves no half of it.
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".tmp-ert-", suffix=".dat")
         os.close(descriptor)

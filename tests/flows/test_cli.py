@@ -105,6 +105,15 @@ def test_a_wrong_call_exits_with_2(call: list[str], capsys: pytest.CaptureFixtur
     assert "usage: msrrn" in capsys.readouterr().err
 
 
+def test_an_unknown_option_is_answered_with_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["annotate", "photos", "--out", "o", "--minface", "3"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "msrrn annotate: error: unrecognized arguments: --minface 3" in said
+    assert "--min-face" in said
+
+
 def test_a_setting_out_of_its_bounds_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:
     said = fails(capsys, "prepare", "--data", "d", "--out", "o", "--copies", "-1", code=2)
     assert "--copies -1" in said

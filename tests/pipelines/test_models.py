@@ -140,6 +140,8 @@ def test_what_is_missing_for_openvino_is_said(artifact: Path, monkeypatch: pytes
 def test_what_is_no_artifact_is_explained(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent: no card\.json, so it is not a model artifact"):
         read_model(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"absent does not exist: give the directory .*models:/NAME@ALIAS.*box"):
+        open_model(str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"card\.json: no card\.json, so it is not a model artifact"):
         read_model(artifact / CARD)
     for key in (CARD, WEIGHTS):

@@ -20,7 +20,8 @@ def test_it_learns_the_faces_and_is_found_again(
     dataset: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, manifest = dataset
-    found = trained_ert(store.url, tmp_path / "ert", 1, cascades=3)
+    told: list[int] = []
+    found = trained_ert(store.url, tmp_path / "ert", 1, cascades=3, on_training=told.append)
     loader = Loader(store, manifest, "train")
     faces = loader.originals()
     images, shapes = faces.image_200.numpy(), faces.landmarks.numpy()
@@ -31,7 +32,8 @@ def test_it_learns_the_faces_and_is_found_again(
     assert nrmse_ip(predicted, shapes).mean() < 0.5 * nrmse_ip(mean, shapes).mean()
     assert found.predict(images[:0]).shape == (0, 68, 2)
     monkeypatch.setattr(station, "_train", lambda *_: pytest.fail("it was trained again"))
-    assert trained_ert(store.url, tmp_path / "ert", 1, cascades=3) == found
+    assert trained_ert(store.url, tmp_path / "ert", 1, cascades=3, on_training=told.append) == found
+    assert told == [len(images)]
     assert [path.name for path in (tmp_path / "ert").iterdir()] == [found.file.name]
     monkeypatch.chdir(tmp_path)
     assert trained_ert(store.url, Path("ert"), 1, cascades=3) == found  # for a worker in another place, too
