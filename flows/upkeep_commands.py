@@ -91,28 +91,32 @@ def _verify(commands: Commands) -> None:
 
 def _forget(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
+        from functools import partial
+
         from flows.progress import progress
-        from pipelines.annotation.forget import forget_in_runs
+        from pipelines.annotation.forget import forget_in_run
+        from pipelines.annotation.tables import runs_at
         from pipelines.dataset.forget import forget_in_datasets
-        from pipelines.showable import counted
+        from pipelines.dataset.inventory import place_of
+        from pipelines.forgotten import Forgot
+        from pipelines.texts import forgot_text
 
         if not call.datasets and not call.annotations:
             raise UsageError("say where: give --datasets, --annotations, or both")
         digests = sorted(set(call.pictures))
-        with progress("forgetting") as update:
-            done = [forget_in_datasets(url, digests, call.workers, update) for url in call.datasets]
-            done += [forgot for url in call.annotations for forgot in forget_in_runs(url, digests, update)]
-        if call.json:
-            print_json([forgot.model_dump() for forgot in done])
-            return
-        for forgot in done:
-            for picture in forgot.pictures:
-                rows = f"{counted(picture.rows, 'row')} of {counted(picture.files, 'file')}"
-                print(f"{forgot.place}: {picture.sha256}: {rows} removed")
-            for old, new in forgot.datasets.items():
-                print(f"{forgot.place}: dataset {old} is now {new or 'gone: nothing was left to train on'}")
-            for digest in forgot.alike:
-                print(f"{forgot.place}: {digest} shows nearly the same: forget it too?")
+        # All places before any is changed: a slip in the last one shall not leave half of it done.
+        in_places = [partial(forget_in_datasets, place_of(url).url, digests, call.workers) for url in call.datasets]
+        in_runs = [partial(forget_in_run, place, digests) for url in call.annotations for place in runs_at(url)]
+        done: list[Forgot] = []
+        try:
+            for forget in (*in_places, *in_runs):
+                with progress("forgetting") as update:
+                    done.append(forget(update))
+                if not call.json:
+                    print(forgot_text(done[-1]))
+        finally:  # a dataset's new name is told once, whatever becomes of the next place
+            if call.json and done:
+                print_json([forgot.model_dump() for forgot in done])
 
     parser = add_command(
         commands,

@@ -44,13 +44,14 @@ class Forgotten(BaseModel):
 class Forgot(BaseModel):
     """What is known of one place after a call.
 
-    `pictures`: those of the call, with what was removed of each, now or earlier. `datasets`: those that held one →
-    what they are now; None where nothing was left to train on. `alike`: SHA-256 of other photos there that show
-    nearly the same.
+    `pictures`: those of the call, with what was removed of each, now or earlier. `earlier`: SHA-256 of those of which
+    all of it was gone before. `datasets`: those that held one → what they are now; None where nothing was left to
+    train on. `alike`: SHA-256 of other photos there that show nearly the same.
     """
 
     place: str
     pictures: list[ForgottenPicture]
+    earlier: list[str] = []
     datasets: dict[str, str | None] = {}
     alike: list[str] = []
 
@@ -100,6 +101,8 @@ def remember_found(place: Store, found: Mapping[str, Sequence[int]]) -> None:
     write_forgotten(place, forgotten)
 
 
-def remembered(place: Store, digests: Collection[str]) -> list[ForgottenPicture]:
-    """What the list of a place says of these pictures."""
-    return [picture for picture in read_forgotten(place).pictures if picture.sha256 in digests]
+def forgot_at(place: Store, digests: Collection[str], found: Collection[str]) -> Forgot:
+    """What the list of a place says of these pictures, after a call that `found` something of some."""
+    pictures = [picture for picture in read_forgotten(place).pictures if picture.sha256 in digests]
+    earlier = [picture.sha256 for picture in pictures if picture.rows and picture.sha256 not in found]
+    return Forgot(place=place.url, pictures=pictures, earlier=earlier)

@@ -15,6 +15,7 @@ from pipelines.annotation.tables import PAGE
 from pipelines.dataset.deletion import Deleted
 from pipelines.dataset.inventory import Datasets
 from pipelines.evaluation.results import Evaluation, seen_note, shown
+from pipelines.forgotten import Forgot
 from pipelines.showable import counted, showable
 
 if TYPE_CHECKING:  # they bring torch and MLflow, seconds to import, and each text is of one result
@@ -87,6 +88,19 @@ def deleted_text(deleted: Deleted, dry_run: bool) -> str:
     """What was deleted of a place of datasets, or would be."""
     went = [*deleted.datasets, f"{_units(deleted.units, deleted.shards, deleted.bytes)} that no other dataset lists"]
     return f"{'would delete' if dry_run else 'deleted'} " + ", ".join(went)
+
+
+def forgot_text(forgot: Forgot) -> str:
+    """What was removed of pictures from one place, what became of its datasets, and what to look at."""
+    lines: list[str] = []
+    for picture in forgot.pictures:
+        rows = f"{counted(picture.rows, 'row')} of {counted(picture.files, 'file')}"
+        before = picture.sha256 in forgot.earlier
+        lines.append(f"{picture.sha256}: " + (f"already forgotten: {rows}" if before else f"{rows} removed"))
+    for old, new in forgot.datasets.items():
+        lines.append(f"dataset {old} is now {new or 'gone: nothing was left to train on'}")
+    lines += [f"{digest} shows nearly the same: forget it too?" for digest in forgot.alike]
+    return showable("\n".join(f"{forgot.place}: {line}" for line in lines))
 
 
 def _units(units: int, shards: int, size: int) -> str:

@@ -9,24 +9,17 @@ from collections.abc import Collection
 
 from pipelines.annotation.page import annotation_page
 from pipelines.annotation.summary import summary_before, totals
-from pipelines.annotation.tables import PAGE, RECORDS, SUMMARY, Annotations, part_key, runs_at, without
+from pipelines.annotation.tables import PAGE, RECORDS, SUMMARY, Annotations, part_key, without
 from pipelines.annotation.unit import STAGED, TABLES, UnitRecord, read_record, write_unit
-from pipelines.forgotten import Forgot, read_forgotten, remember, remember_found, remembered
+from pipelines.forgotten import Forgot, forgot_at, read_forgotten, remember, remember_found
 from pipelines.lease import LEASE, hold
 from pipelines.progress import Progress
 from pipelines.storage import Store
 
 
-def forget_in_runs(url: str, digests: Collection[str], progress: Progress) -> list[Forgot]:
-    """Removes pictures from the run at a place, or from those below it; going on with one leaves them out.
-
-    Raises:
-        UserError: there is no run.
-    """
-    return [_forget(run.absolute(), digests, progress) for run in runs_at(url)]
-
-
-def _forget(place: Store, digests: Collection[str], progress: Progress) -> Forgot:
+def forget_in_run(place: Store, digests: Collection[str], progress: Progress) -> Forgot:
+    """Removes pictures from the run at a place; going on with it leaves them out."""
+    place = place.absolute()
     with hold(place, LEASE, lambda note: progress(0, 0, f"a run is at work there ({note}): waiting")):
         remember(place, digests)
         wanted = read_forgotten(place).digests
@@ -47,7 +40,7 @@ def _forget(place: Store, digests: Collection[str], progress: Progress) -> Forgo
             _rewrite(place, unit, wanted)
         _summarise(place)
         place.sweep()
-    return Forgot(place=place.url, pictures=remembered(place, digests))
+    return forgot_at(place, digests, found)
 
 
 def _drop_unfinished(place: Store) -> None:

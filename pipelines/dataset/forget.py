@@ -24,7 +24,7 @@ from pipelines.dataset.photos import Seen, clusters
 from pipelines.dataset.prepare import NoFaceError, prepare
 from pipelines.dataset.unit_records import UnitRecord
 from pipelines.errors import UserError
-from pipelines.forgotten import Forgot, read_forgotten, remember, remember_found, remembered, write_forgotten
+from pipelines.forgotten import Forgot, forgot_at, read_forgotten, remember, remember_found, write_forgotten
 from pipelines.outages import MissingError, OutageError
 from pipelines.progress import Progress
 from pipelines.settings import PrepareSettings
@@ -45,7 +45,8 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
     found = manifests(place, _UNCHANGED)
     wanted = read_forgotten(place).digests
     holding, alike = _holding(place, wanted)
-    remember_found(place, _found(place, holding, wanted))
+    counts = _found(place, holding, wanted)
+    remember_found(place, counts)
     stuck: dict[str, UserError] = {}
     made: dict[str, str | None] = {}
     for name, manifest in found.items():
@@ -65,7 +66,7 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
     if stuck:
         listed = "\n".join(f"{url}/{name} still holds a picture: {error}" for name, error in stuck.items())
         raise UserError(f"{listed}\ndelete what still holds one, and forget again")
-    return Forgot(place=url, pictures=remembered(place, digests), datasets=made, alike=alike)
+    return forgot_at(place, digests, counts).model_copy(update={"place": url, "datasets": made, "alike": alike})
 
 
 def _holding(place: Store, wanted: Collection[str]) -> tuple[set[str], list[str]]:

@@ -13,7 +13,7 @@ from PIL import Image
 from flows.cli import main
 from msrrn.provenance import Training
 from pipelines.annotation import unit
-from pipelines.annotation.forget import forget_in_runs
+from pipelines.annotation.forget import forget_in_run
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import SUMMARY, Annotations
@@ -28,7 +28,7 @@ from pipelines.dataset.page import PAGE
 from pipelines.dataset.prepare import prepare
 from pipelines.dataset.verify import verify
 from pipelines.errors import UserError
-from pipelines.forgotten import FORGOTTEN, read_forgotten
+from pipelines.forgotten import FORGOTTEN, read_forgotten, remember, remember_found
 from pipelines.lease import LEASE
 from pipelines.models import Model
 from pipelines.monitoring.drift import training_dataset
@@ -375,7 +375,7 @@ def test_a_run_keeps_the_name_alone(run: Path, annotated: Path, model: Model) ->
     digest = sha256(path)
     before = Summary.model_validate_json((run / SUMMARY).read_bytes())
     assert decoded_rows(run)[digest] > 2
-    (forgot,) = forget_in_runs(str(run.parent), [digest], quiet)
+    forgot = forget_in_run(Store(str(run)), [digest], quiet)
     assert [(picture.sha256, picture.rows) for picture in forgot.pictures] == [(digest, 2)]
     assert digest not in decoded_rows(run)
     assert files_with(run, digest.encode()) == [FORGOTTEN]
@@ -415,7 +415,7 @@ def test_a_run_that_was_frozen_does_not_bring_back_what_was_forgotten(
         if any(row["sha256"] == digest for row in arguments[3]["images"]):
             monkeypatch.setattr(unit, "write_unit", write)
             (run / LEASE).unlink()
-            forget_in_runs(str(run), [digest], quiet)
+            forget_in_run(Store(str(run)), [digest], quiet)
         return write(*arguments, **named)
 
     monkeypatch.setattr(unit, "write_unit", frozen)
@@ -428,7 +428,7 @@ def test_a_run_that_was_frozen_does_not_bring_back_what_was_forgotten(
 def test_a_run_from_the_beginning_gives_what_forgetting_left(
     run: Path, annotated: Path, model: Model, tmp_path: Path
 ) -> None:
-    forget_in_runs(str(run), [sha256(annotated / "lfpw/trainset/0.jpg")], quiet)
+    forget_in_run(Store(str(run)), [sha256(annotated / "lfpw/trainset/0.jpg")], quiet)
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     shutil.copy(run / FORGOTTEN, fresh / FORGOTTEN)
@@ -447,7 +447,7 @@ def test_a_run_from_the_beginning_gives_what_forgetting_left(
 def test_a_run_whose_summary_is_damaged_loses_it_and_its_page(run: Path, annotated: Path, model: Model) -> None:
     digest = sha256(annotated / "afw/0_1.jpg")
     (run / SUMMARY).write_text("{}")
-    forget_in_runs(str(run), [digest], quiet)
+    forget_in_run(Store(str(run)), [digest], quiet)
     assert digest not in decoded_rows(run)
     assert not (run / SUMMARY).exists()
     assert not (run / "index.html").exists(), "it may show the picture"
@@ -466,7 +466,7 @@ def test_what_no_record_stands_for_is_removed_from_a_run(run: Path, annotated: P
     (run / "records" / f"{unit}.json").unlink()
     (run / "staged").mkdir(exist_ok=True)
     shutil.copy(held, run / "staged" / f"images-{unit}.parquet")
-    forget_in_runs(str(run), [digest], quiet)
+    forget_in_run(Store(str(run)), [digest], quiet)
     assert digest not in decoded_rows(run)
     assert not held.exists()
     assert not (run / "index.html").exists()
@@ -490,6 +490,56 @@ def test_the_command(
     found = json.loads(capsys.readouterr().out)
     assert [picture["rows"] for picture in found[0]["pictures"]] == [SETTINGS.augmentation.copies + 1, 0]
     assert read_forgotten(Store(str(place))).digests == {digest, "0" * 64}
+    assert [each["earlier"] for each in found] == [[digest], [digest]]
+    assert main(["forget", digest, *where]) == 0
+    printed = capsys.readouterr().out
+    assert f"{place}: {digest}: already forgotten: {SETTINGS.augmentation.copies + 1} rows of 1 file\n" in printed
+    assert f"{run}: {digest}: already forgotten: 1 row of 1 file\n" in printed
+    assert "removed" not in printed
     assert main(["forget", digest]) == 2
     with pytest.raises(SystemExit):
         main(["forget", "jane.jpg", *where])
+
+
+@pytest.mark.parametrize("slip", ["datasets", "annotations"])
+def test_the_command_changes_nothing_where_one_of_the_places_is_none(
+    annotated: Path, place: Path, run: Path, tmp_path: Path, slip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = sha256(annotated / "lfpw/trainset/0.jpg")
+    before = tree(place), tree(run)
+    where = {"datasets": [str(place)], "annotations": [str(run)]}
+    where[slip].append(str(tmp_path / "typo"))
+    assert main(["forget", digest, "--datasets", *where["datasets"], "--annotations", *where["annotations"]]) == 1
+    assert "typo" in capsys.readouterr().err
+    assert (tree(place), tree(run)) == before
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_the_command_tells_what_is_done_though_the_next_place_fails(
+    dataset: tuple[Store, Manifest],
+    annotated: Path,
+    place: Path,
+    run: Path,
+    json_too: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    digest = sha256(annotated / "lfpw/trainset/0.jpg")
+    (run / FORGOTTEN).write_bytes(b"{")
+    where = ["--datasets", str(place), "--annotations", str(run), "--workers", "1"]
+    assert main(["forget", digest, *where, *json_too]) == 1
+    captured = capsys.readouterr()
+    assert "restore it from a backup" in captured.err
+    new = read_forgotten(Store(str(place))).renamed[dataset[1].name]
+    if json_too:
+        (told,) = json.loads(captured.out)
+        assert told["datasets"] == {dataset[1].name: new}
+    else:
+        assert f"dataset {dataset[1].name} is now {new}" in captured.out
+
+
+def test_what_a_killed_call_left_is_removed_and_told_as_that(annotated: Path, place: Path) -> None:
+    digest = sha256(annotated / "lfpw/trainset/0.jpg")
+    remember(Store(str(place)), [digest])
+    remember_found(Store(str(place)), {digest: [SETTINGS.augmentation.copies + 1]})
+    assert forget_in_datasets(str(place), [digest], 1, quiet).earlier == []
+    assert forget_in_datasets(str(place), [digest], 1, quiet).earlier == [digest]
