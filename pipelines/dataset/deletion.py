@@ -41,7 +41,9 @@ def delete_datasets(url: str, names: Collection[str], dry_run: bool = False) -> 
     known = {name for name in place.folders() if NAME.fullmatch(name)}
     if strange := sorted({*names} - known):
         raise UserError(f"{url} has no dataset {', '.join(strange)}: `msrrn datasets {url}` lists what it has")
-    if begun := [name for name in sorted(known.difference(names)) if not place.child(name).exists(MANIFEST)]:
+    others = sorted(known.difference(names))
+    # A folder without a file is in nobody's making: a `prepare` that failed leaves that of its lease.
+    if begun := [name for name in others if not place.child(name).exists(MANIFEST) and place.keys(name)]:
         raise UserError(
             f"{url}: {', '.join(begun)} is in the making, and nobody knows which shards it needs: finish it with the "
             "same `msrrn prepare`, or delete it, too; nothing was deleted"

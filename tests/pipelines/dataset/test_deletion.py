@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from msrrn.synthetic import SyntheticPhoto
 from pipelines.dataset.deletion import Deleted, delete_datasets
 from pipelines.dataset.inventory import datasets
 from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest
@@ -11,9 +12,10 @@ from pipelines.dataset.prepare import prepare
 from pipelines.dataset.verify import verify
 from pipelines.errors import UserError
 from pipelines.storage import Store
-from tests.factories import SETTINGS, tree
+from tests.factories import SETTINGS, tree, write_face
 
 Dataset = tuple[Store, Manifest]
+Photos = tuple[list[SyntheticPhoto], list[SyntheticPhoto]]
 
 
 @pytest.fixture
@@ -104,6 +106,19 @@ def test_nothing_goes_while_nobody_knows_what_is_needed(grown: tuple[Path, Manif
     assert tree(place) == before
     assert set(delete_datasets(str(place), [first.name, second.name]).datasets) == {first.name, second.name}
     assert tree(place) == {}
+
+
+def test_what_a_failed_prepare_left_keeps_nothing_from_going(
+    grown: tuple[Path, Manifest, Manifest], photos: Photos, tmp_path: Path
+) -> None:
+    place, first, second = grown
+    write_face(tmp_path / "in", "a", b"", photos[0][0].shapes[0])
+    with pytest.raises(UserError, match="no face is left to train on"):
+        prepare([str(tmp_path / "in")], str(place), SETTINGS, workers=1)
+    assert [info.name for info in datasets(str(place)).datasets] == sorted([first.name, second.name])
+    for dry_run in (True, False):
+        assert delete_datasets(str(place), [first.name], dry_run).datasets == [first.name]
+    assert verify(f"{place}/{second.name}").problems == []
 
 
 def test_on_s3(grown: tuple[Path, Manifest, Manifest], s3: str) -> None:
