@@ -153,9 +153,14 @@ def _models(commands: Commands) -> None:
 def _reconcile(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import say
+        from pipelines.errors import UserError
         from pipelines.promotion.gate import judged_where_registered
         from pipelines.promotion.reconcile import reconcile
+        from pipelines.storage import Store
 
+        for url in call.place:
+            if not Store(url).exists():
+                raise UserError(f"{url} does not exist: give the --out of `prepare`, `train` or `annotate`")
         settings = gate_settings(call)
         found = reconcile(
             lambda version: judged_where_registered(version, call.workers, settings),

@@ -226,6 +226,16 @@ def test_where_nothing_is_registered_yet_no_name_is_mistyped(
     assert "MLFLOW_TRACKING_URI" in said
 
 
+def test_reconcile_takes_no_mistyped_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "pipelines.promotion.reconcile.reconcile", lambda *arguments, **options: pytest.fail("it began")
+    )
+    said = fails(capsys, "reconcile", "--place", str(tmp_path), str(tmp_path / "typo"), code=1)
+    assert f"{tmp_path}/typo does not exist: give the --out of `prepare`, `train` or `annotate`" in said
+
+
 def test_reconcile_says_what_it_did(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.promotion.reconcile.reconcile", partial(reconcile, patience=0.2))
     make_versions("half", 2)

@@ -198,6 +198,12 @@ def test_leases_of_the_dead_are_freed(tmp_path: Path) -> None:
     assert place.keys("") == []
 
 
+def test_a_place_that_is_not_there_yet_has_no_leases(tmp_path: Path) -> None:
+    """A deployment names the places in which it will work."""
+    make_versions("early", 1)
+    assert reconcile(judge, "early", places=[str(tmp_path / "later")], patience=0) == []
+
+
 def test_every_model_is_looked_after() -> None:
     make_versions("one of all", 1)
     known_place("one of all", 1)
