@@ -54,6 +54,8 @@ class ThreeHundredW:
     def scan(self) -> Iterator[AnnotatedPhoto | Rejected]:
         """See `AnnotatedSource.scan`; every picture and every `.pts` is either in a pair or rejected."""
         files = open_files(self.url)
+        if files.only:
+            raise UserError(f"{self.url} is one file: give its folder; {_REMEDY}")
         images: dict[str, list[str]] = defaultdict(list)
         annotations: dict[str, str] = {}
         numbered: dict[str, list[str]] = defaultdict(list)

@@ -245,6 +245,15 @@ def test_nothing_to_read_is_said_at_once(tmp_path: Path) -> None:
         open_annotated(str(tmp_path), "300w").scan()
 
 
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_one_annotation_is_no_source(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    url = str(tmp_path / "faces") if place == "local" else f"{request.getfixturevalue('s3')}/faces"
+    _fill(url, "a.jpg", "a.pts", "b.jpg.0.pts")
+    for name in ("a.pts", "b.jpg.0.pts"):
+        with pytest.raises(UserError, match=rf"faces/{name} is one file: give its folder; a source is a folder or"):
+            _scan(f"{url}/{name}")
+
+
 def test_the_real_faces(data_root: Path) -> None:
     rows = _scan(str(data_root / "300w"))
     photos = [row for row in rows if isinstance(row, AnnotatedPhoto)]
