@@ -29,6 +29,7 @@ from pipelines.models import Model
 from pipelines.progress import Counted
 from pipelines.pyramid import crop, frame_around, sharpness
 from pipelines.settings import VAL_SHARE, BoxesBy, Selection
+from pipelines.showable import counted
 
 PHOTOS_PER_UNIT: Final = 16
 SHARPNESS_MARGIN: Final = 1.0
@@ -83,9 +84,11 @@ def evaluate(
             remedy = f"first {first.uri}: {first.message}"
         else:  # of a table of faces that has no row
             remedy = "give sources that list some"
+        others = sum(item.reason != TRAINED_ON for item in left_out)
         raise UserError(
-            f"{', '.join(sources)}: no face could be evaluated (selection {selection}, {len(chosen)} photos, "
-            f"{len(seen)} more trained on, {len(left_out)} inputs left out); {remedy}"
+            f"{', '.join(sources)}: no face could be evaluated (selection {selection}, "
+            f"{counted(len(chosen), 'photo')}, {len(seen)} more trained on, {counted(others, 'input')} left out); "
+            f"{remedy}"
         )
     faces.sort(key=lambda face: (face.uri, face.annotation_uri, face.photo_sha256, face.truth.tobytes()))
     left_out.sort(key=lambda item: (item.uri, item.reason))

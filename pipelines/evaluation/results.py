@@ -133,9 +133,11 @@ def seen_note(evaluation: Evaluation) -> str:
     if evaluation.seen is None:
         return "Which photos the model was trained on its card does not say: if these are among them, it knew them."
     if evaluation.seen:
+        count = len(evaluation.faces)
+        photos = f"photos of {evaluation.seen} of these {count} faces" if count > 1 else "photo of this face"
         return (
-            f"The model was trained on the photos of {evaluation.seen} of these {len(evaluation.faces)} faces: the "
-            "figures do not tell what it does on photos that it never saw."
+            f"The model was trained on the {photos}: the figures do not tell what it does on photos that it never "
+            "saw."
         )
     return ""
 

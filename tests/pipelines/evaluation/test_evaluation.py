@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -73,7 +74,7 @@ def test_the_table_has_the_figures_of_the_protocol(everything: Evaluation) -> No
 def test_where_no_face_is_left_the_first_that_is_bad_is_named(model: Model, annotated: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(next(annotated.rglob("*.jpg")).read_bytes())
     (tmp_path / "a.pts").write_text("nonsense")
-    with pytest.raises(UserError, match=r"1 inputs left out\); first a\.jpg: a\.pts: "):
+    with pytest.raises(UserError, match=r"1 input left out\); first a\.jpg: a\.pts: "):
         evaluate(model, [str(tmp_path)], "all", workers=1)
 
 
@@ -171,6 +172,23 @@ def test_photos_that_a_model_was_trained_on_are_left_out(
     assert left.seen is None, "the card of the toy model names no photo"
     assert "its card does not say" in evaluation_text(left)
     assert not seen_note(replace(learned, seen=0))
+    one = replace(learned, seen=1, faces=learned.faces[:1])
+    assert "was trained on the photo of this face: the figures" in seen_note(one)
+
+
+def test_a_photo_that_was_trained_on_is_counted_once(
+    model: Model, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path
+) -> None:
+    write_face(tmp_path, "a/known", photos[0][0].jpeg, photos[0][0].shapes[0])
+    digest = hashlib.sha256(photos[0][0].jpeg).hexdigest()[:PHOTO_DIGITS]
+    other = replace(model, card=model.card.model_copy(update={"training": Training(photos=digest)}))
+    counts = r"\(selection all, 0 photos, 1 more trained on, 0 inputs left out\)"
+    with pytest.raises(UserError, match=counts):
+        evaluate(model, [str(tmp_path)], "all", 1, unseen_by=[other])
+    write_face(tmp_path, "a/empty", b"", photos[0][0].shapes[0])
+    counts = r"\(selection all, 0 photos, 1 more trained on, 1 input left out\)"
+    with pytest.raises(UserError, match=counts):
+        evaluate(model, [str(tmp_path)], "all", 1, unseen_by=[other])
 
 
 def test_selections(model: Model, annotated: Path, tmp_path: Path) -> None:
