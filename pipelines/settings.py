@@ -221,7 +221,11 @@ class GateSettings(Settings):
         "that is surely not more than a hundredth worse",
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="level of every confidence interval that decides")
-    least_faces: int = Field(20, ge=2, description="with fewer evaluation faces nothing is decided")
+    least_faces: int = Field(
+        20,
+        ge=2,
+        description="with evaluation faces of fewer photos nothing is decided: those of one photo count as one",
+    )
     more_failures: float = Field(
         0.01, ge=0, le=1, description="by how much the share of faces with an error above 0.1 may grow"
     )
@@ -243,6 +247,8 @@ class GateSettings(Settings):
         description="by what share of the champion's error a slice of the faces (size, roll, sharpness, subset) may "
         "become worse",
     )
-    slice_faces: int = Field(20, ge=2, description="a slice with fewer faces is shown, but stops no challenger")
+    slice_faces: int = Field(
+        20, ge=2, description="a slice with faces of fewer photos is shown, but stops no challenger"
+    )
     resamples: int = Field(2000, ge=100, le=100_000, description="how often photos are drawn anew for each interval")
     seed: int = Field(0, ge=0, description="seed of these draws")

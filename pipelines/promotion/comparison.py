@@ -97,10 +97,11 @@ def floor_rows(pair: Pair, settings: GateSettings) -> list[Row]:
     rows = [_difference("failures, NRMSE over 0.1", photos, new_failed, old_failed, more, settings)]
     rows += [_correlation_row(pair, settings), _bias_row(pair, settings)]
     for name, members in slices(pair.challenger).items():
-        if len(np.unique(photos[members])) > 1:
+        witnesses = len(np.unique(photos[members]))
+        if witnesses > 1:
             limit = settings.slice_loss * float(old[members].mean())
             row = _difference(f"NRMSE (IP), {name}", photos[members], new[members], old[members], limit, settings)
-            rows.append(row if len(members) >= settings.slice_faces else row.model_copy(update={"holds": True}))
+            rows.append(row if witnesses >= settings.slice_faces else row.model_copy(update={"holds": True}))
     return rows
 
 
@@ -134,11 +135,11 @@ def pace_row(challenger: Model, champion: Model, pair: Pair, settings: GateSetti
     )
 
 
-def faces_needed(row: Row, least: int) -> int | None:
+def faces_needed(row: Row) -> int | None:
     """About how many faces would leave the limit outside the interval, if the change stayed what it is.
 
-    An interval shrinks with the root of the faces. None where no number of faces would do: the change is at the
-    limit.
+    An interval shrinks with the root of the photos, and so of the faces, if a photo shows as many as now. None where
+    no number of faces would do: the change is at the limit.
     """
     distance = abs(row.change - row.limit)
     reach = row.change - row.low if row.change > row.limit else row.high - row.change
@@ -146,7 +147,7 @@ def faces_needed(row: Row, least: int) -> int | None:
         return None
     needed = row.faces * (reach / distance) ** 2
     step: int = 10 ** max(0, len(str(int(needed))) - 2)
-    return max(least, int(np.ceil(needed / step)) * step)
+    return int(np.ceil(needed / step)) * step
 
 
 def _asked(model: Model, faces: Sequence[FaceResult]) -> Callable[[], object]:

@@ -30,7 +30,8 @@ class Decision(BaseModel):
     rows: tuple[Row, ...] = ()
     """The first one decides, the others are floors; none where nothing was compared."""
     faces_needed: int | None = None
-    """about how many faces would decide what is undecided; None: no number would, or it is decided"""
+    """about how many faces, with as many of each photo as now, would decide what is undecided; None: no number would,
+    or it is decided"""
 
     @property
     def promote(self) -> bool:
@@ -62,11 +63,10 @@ def decide(pair: Pair, settings: GateSettings, pace: Row | None = None) -> Decis
             bad = int((~np.isfinite(errors)).sum())
             reason = f"The {who}'s NRMSE is not a number on {bad} of {len(errors)} faces: nothing can be compared."
             return Decision(verdict="kept", reason=reason)
-    if len(new) < settings.least_faces or len(np.unique(pair.photos)) < 2:
-        few = f"{counted(len(new), 'evaluation face')} {'decides' if len(new) == 1 else 'decide'} nothing"
-        means = f"NRMSE {new.mean():.3%} against the champion's {old.mean():.3%} (IP)"
-        reason = f"{few}, at least {settings.least_faces} do: {means}."
-        return Decision(verdict="undecided", reason=reason, faces_needed=settings.least_faces)
+    # Photos, not faces: an interval drawn from few photos is too narrow, however many faces each of them shows.
+    photos = len(np.unique(pair.photos))
+    if photos < settings.least_faces:
+        return _too_few(pair, photos, settings.least_faces)
     error = error_row(pair, settings)
     floors = [*([pace] if pace else []), *floor_rows(pair, settings)]
     broken = [row for row in floors if not row.holds]
@@ -79,7 +79,7 @@ def decide(pair: Pair, settings: GateSettings, pace: Row | None = None) -> Decis
         return Decision(verdict="kept", reason=reason, rows=rows)
     if error.high < error.limit:
         return Decision(verdict="promoted", reason=f"The challenger is better: {_figures(error)}.", rows=rows)
-    needed = faces_needed(error, settings.least_faces)
+    needed = faces_needed(error)
     remedy = f"about {needed:,} faces would decide it" if needed else "no number of faces would decide it"
     reason = f"Too close to call: {_figures(error)}; {remedy}."
     return Decision(verdict="undecided", reason=reason, rows=rows, faces_needed=needed)
@@ -99,6 +99,15 @@ def shown(row: Row) -> dict[str, str]:
         "limit": signed(row.limit),
         "holds": "yes" if row.holds else "no",
     }
+
+
+def _too_few(pair: Pair, photos: int, least: int) -> Decision:
+    new, old = pair.errors
+    few = f"{counted(len(new), 'evaluation face')} of {counted(photos, 'photo')}"
+    nothing = f"{'decides' if len(new) == 1 else 'decide'} nothing, at least {least} photos do"
+    means = f"NRMSE {new.mean():.3%} against the champion's {old.mean():.3%} (IP)"
+    needed = -(-least * len(new) // photos)
+    return Decision(verdict="undecided", reason=f"{few} {nothing}: {means}.", faces_needed=needed)
 
 
 def _figures(row: Row) -> str:

@@ -77,6 +77,19 @@ def test_a_slice_that_becomes_worse_breaks_its_floor() -> None:
     assert row.low > row.limit
 
 
+def test_a_slice_of_few_photos_stops_nobody_however_many_faces_it_has() -> None:
+    roll = [45.0 if number < 60 else 0.0 for number in range(200)]
+    old = errors_of(200, 0.05)
+    new = np.where(np.array(roll) > 0, 1.5 * old, old)
+
+    def row(photos: int) -> Row:
+        photo = [number % photos if number < 60 else number for number in range(200)]
+        return rows_of(new, old, roll=roll, photo=photo)["NRMSE (IP), roll from 30°"]
+
+    assert (row(19).holds, row(20).holds) == (True, False)
+    assert row(19).low > row(19).limit
+
+
 def test_a_confidence_that_tells_less_breaks_a_floor() -> None:
     true = errors_of(150, 0.05)
     blind = errors_of(150, 0.05, seed=9)
@@ -119,12 +132,11 @@ def test_as_many_faces_as_are_needed_decide() -> None:
     while not few.low < few.limit < few.high:
         few = row(60)
     steady = few.model_copy(update={"change": -0.0005, "low": -0.0015, "high": 0.0005})
-    needed = faces_needed(steady, 20)
+    needed = faces_needed(steady)
     assert needed == 240
     decided = [row(2 * needed).high < 0 for _ in range(20)]
     assert sum(decided) >= 15
-    assert faces_needed(steady, 1000) == 1000
-    assert faces_needed(few.model_copy(update={"change": few.limit}), 20) is None
+    assert faces_needed(few.model_copy(update={"change": few.limit})) is None
 
 
 def test_photos_are_drawn_for_the_confidence_too() -> None:

@@ -91,16 +91,36 @@ def test_a_slow_challenger_breaks_a_floor_however_good_it_is() -> None:
     assert decide(pair_of(0.5 * old, old), GATE, pace.model_copy(update={"holds": True})).promote
 
 
-@pytest.mark.parametrize(("count", "said"), [(1, "1 evaluation face decides"), (19, "19 evaluation faces decide")])
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(1, "1 evaluation face of 1 photo decides"), (19, "19 evaluation faces of 19 photos decide")],
+)
 def test_few_faces_decide_nothing(count: int, said: str) -> None:
     decision = meeting(0.5, count)
     assert (decision.verdict, decision.faces_needed, decision.rows) == ("undecided", 20, ())
-    assert f"{said} nothing, at least 20 do" in decision.reason
+    assert f"{said} nothing, at least 20 photos do" in decision.reason
 
 
-def test_one_photo_of_many_faces_decides_nothing() -> None:
-    old = errors_of(50, 0.05)
-    assert decide(pair_of(0.5 * old, old, photo=[0] * 50), GATE).verdict == "undecided"
+@pytest.mark.parametrize(("photos", "needed"), [(1, 1200), (2, 600), (19, 64)])
+def test_many_faces_of_few_photos_decide_nothing(photos: int, needed: int) -> None:
+    old = errors_of(60, 0.05)
+    decision = decide(pair_of(0.5 * old, old, photo=[number % photos for number in range(60)]), GATE)
+    assert (decision.verdict, decision.faces_needed, decision.rows) == ("undecided", needed, ())
+    assert f"60 evaluation faces of {photos} photo" in decision.reason
+    assert decide(pair_of(0.5 * old, old, photo=[number % 20 for number in range(60)]), GATE).promote
+
+
+@pytest.mark.parametrize("photos", [2, 20])
+def test_chance_alone_seldom_promotes_however_few_the_photos_are(photos: int) -> None:
+    promoted = 0
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        true, photo = errors_of(60, 0.05, seed), np.arange(60) % photos
+        new, old = (np.abs(true + rng.normal(0, 0.004, 60)) for _ in range(2))
+        promoted += decide(
+            pair_of(new, old, photo=photo.tolist()), GATE.model_copy(update={"resamples": 100})
+        ).promote
+    assert promoted <= 5  # one in forty is what is accepted
 
 
 @pytest.mark.parametrize(("bad", "who"), [((math.nan, 0.01), "challenger"), ((0.01, math.nan), "champion")])
