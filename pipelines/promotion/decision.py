@@ -72,13 +72,15 @@ def decide(pair: Pair, settings: GateSettings, pace: Row | None = None) -> Decis
     broken = [row for row in floors if not row.holds]
     rows = (error, *floors)
     if not error.holds:
-        return Decision(verdict="kept", reason=f"The challenger is worse: {_figures(error)}.", rows=rows)
+        worse = "worse" if error.low > 0 else "not better by as much as was asked"
+        return Decision(verdict="kept", reason=f"The challenger is {worse}: {_figures(error)}.", rows=rows)
     if broken:
         floor = "a floor" if len(broken) == 1 else f"{len(broken)} floors"
         reason = f"The challenger breaks {floor}: {'; '.join(map(_floor, broken))}. {_figures(error)}."
         return Decision(verdict="kept", reason=reason, rows=rows)
     if error.high < error.limit:
-        return Decision(verdict="promoted", reason=f"The challenger is better: {_figures(error)}.", rows=rows)
+        better = "better" if error.high < 0 else "not worse by more than is allowed"
+        return Decision(verdict="promoted", reason=f"The challenger is {better}: {_figures(error)}.", rows=rows)
     needed = faces_needed(error)
     remedy = f"about {needed:,} faces would decide it" if needed else "no number of faces would decide it"
     reason = f"Too close to call: {_figures(error)}; {remedy}."
@@ -112,10 +114,10 @@ def _too_few(pair: Pair, photos: int, least: int) -> Decision:
 
 def _figures(row: Row) -> str:
     words = shown(row)
-    needed = f", asked for {words['limit']}" if row.limit else ""
+    limit = f", asked for {words['limit']}" if row.limit < 0 else f", where {words['limit']} is allowed"
     return (
         f"NRMSE {words['challenger']} against the champion's {words['champion']} (IP) on {row.faces} faces, "
-        f"a change of {words['interval']}{needed}"
+        f"a change of {words['interval']}{limit if row.limit else ''}"
     )
 
 

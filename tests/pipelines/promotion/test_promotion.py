@@ -60,6 +60,26 @@ def test_the_gain_that_is_asked_for_moves_the_line(gain: float, asked: float) ->
         assert decision.verdict == "kept"
 
 
+@pytest.mark.parametrize(
+    ("gain", "asked", "verdict", "said"),
+    [
+        (0.02, 0.05, "kept", "is not better by as much as was asked: NRMSE 4.9"),
+        (-0.02, 0.05, "kept", "is worse: "),
+        (-0.02, -0.01, "kept", "is worse: "),
+        (-0.02, -0.05, "promoted", "is not worse by more than is allowed: NRMSE 5.1"),
+        (0.02, -0.05, "promoted", "is better: "),
+        (0.08, 0.05, "promoted", "is better: "),
+    ],
+)
+def test_better_and_worse_are_said_of_the_models_whatever_gain_is_asked_for(
+    gain: float, asked: float, verdict: str, said: str
+) -> None:
+    decision = meeting(gain, spread=0.001, gate=GATE.model_copy(update={"least_gain": asked}))
+    assert decision.verdict == verdict
+    assert decision.reason.startswith(f"The challenger {said}")
+    assert decision.reason.endswith(", asked for -0.250%." if asked == 0.05 else "% is allowed.")
+
+
 def test_nobody_is_sacrificed_for_the_mean() -> None:
     old = errors_of(200, 0.05)
     turned = np.arange(200) < 30
