@@ -39,7 +39,7 @@ from pipelines.training.outcome import HISTORY, TrainedModel
 from pipelines.training.train import made_before, run_name, train_model
 
 RANDOM: Final = "none"
-_REFUSED: Final = re.compile(r"[^\w.\- /]|/(?=\.{0,2}/)")
+_REFUSED: Final = re.compile(r"[^\w.\- /]|^(?:[./]|\Z)|/(?=\.{0,2}(?:/|\Z))")
 """What MLflow refuses in the name of a metric: characters, and what leads nowhere in a path."""
 _LONGEST: Final = 200
 """Of the 250 characters that MLflow takes, so that others have place beside them."""
@@ -47,7 +47,7 @@ _LONGEST: Final = 200
 
 def metric_names(names: Iterable[str]) -> dict[str, str]:
     """Name → what MLflow takes for it; of names that would become the same, each gets a digest of its own."""
-    taken = {name: _REFUSED.sub("_", name)[:_LONGEST] for name in names}
+    taken = {name: _REFUSED.sub("_", name[:_LONGEST]) for name in names}
     times = Counter(taken.values())
     return {name: short if times[short] == 1 else f"{short}-{short_digest(name)}" for name, short in taken.items()}
 

@@ -7,6 +7,8 @@ from threading import Event
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.config import PRESETS
@@ -223,6 +225,19 @@ def test_every_subset_has_figures_of_its_own_whatever_it_is_called() -> None:
     assert len(tracking.client().get_run(run.run_id).data.metrics) == len(called)
 
 
+@given(st.lists(st.text("aä/.\n") | st.text(), max_size=8, unique=True), st.sampled_from([0, 198, 199]))
+@settings(max_examples=25, deadline=None)
+@example(["https://host/set/", "web/.", "web/..", "/web", "../web", "..", ".", ""], 0)
+@example(["/y"], 199)
+def test_any_text_has_a_name_that_mlflow_takes(texts: list[str], before: int) -> None:
+    called = metric_names("x" * before + text for text in texts)
+    run = tracking.open_run("subsets", "any", {}, {})
+    metrics = dict.fromkeys(called.values(), 0.5) | {f"eval.{name}.auc": 0.5 for name in called.values()}
+    assert len(metrics) == 2 * len(texts)
+    tracking.log_metrics(run, metrics)
+    assert metrics.keys() <= tracking.client().get_run(run.run_id).data.metrics.keys()
+
+
 def test_a_dataset_without_validation_faces_is_refused_before_training(dataset: Dataset) -> None:
     _, manifest = dataset
     require_validation(manifest)
@@ -238,7 +253,7 @@ def test_weights_that_know_every_validation_photo_are_refused_before_training(da
     def start(*known: str) -> TrainSettings:
         return TrainSettings(init=weights.model_copy(update={"photos": known}))
 
-    for settings in (TrainSettings(), start(), start(*photos[1:], "0" * PHOTO_DIGITS)):
-        require_unseen(store.url, settings)
+    for told in (TrainSettings(), start(), start(*photos[1:], "0" * PHOTO_DIGITS)):
+        require_unseen(store.url, told)
     with pytest.raises(UserError, match=r"trained on every validation photo .* leave --init out"):
         require_unseen(store.url, start(*photos, "0" * PHOTO_DIGITS))
