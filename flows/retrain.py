@@ -87,10 +87,10 @@ def retrain(
     version = register_model(trained.artifact.url, model, evaluation, name, data)
     challenge = Challenge(version, model, evaluation, data, "val", workers, gate_settings or GateSettings())
     decision: Decision | None
-    champion = None
+    meeting = None
     if judge:
         decision, judgement = pass_gate(challenge, ask)
-        champion = judgement.evaluation
+        meeting = judgement.meeting
     elif (decision := settled(challenge, version, registry.champion(name))) is None:
         announce(version)
 
@@ -99,7 +99,7 @@ def retrain(
         best = load_model(f"models:/{name}@champion" if registry.champion(name) else trained.artifact.url)
         annotations = place.child("annotations").child(f"{best.card.version}-{short_digest(archive)}")
         summary = annotate_archive(archive, annotations.url, best, AnnotateSettings(), workers)
-    job = Retraining(manifest, trained, evaluation, champion, decision, archive, annotations, summary)
+    job = Retraining(manifest, trained, evaluation, meeting, decision, archive, annotations, summary)
     return RetrainResult(
         report=write_page(job, place),
         dataset=dataset.url,

@@ -16,6 +16,7 @@ from pipelines.drawing import PREDICTION, TRUTH, Picture, contact_sheet, face_ti
 from pipelines.evaluation.results import Evaluation, FaceResult, photo_of, seen_note, shown
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.page import Page
+from pipelines.promotion.comparison import Meeting
 from pipelines.promotion.decision import Decision
 from pipelines.showable import counted
 from pipelines.storage import Store
@@ -40,7 +41,8 @@ class Retraining:
     manifest: Manifest
     model: TrainedModel
     evaluation: Evaluation
-    champion: Evaluation | None
+    meeting: Meeting | None
+    """with the champion, where there was one to meet"""
     decision: Decision | None
     """None: judged elsewhere, later"""
     archive: str | None
@@ -58,7 +60,7 @@ def retraining_page(job: Retraining) -> str:
     )
     _dataset_section(page, job.manifest)
     _training_section(page, job.model)
-    _evaluation_section(page, job.evaluation, job.champion)
+    _evaluation_section(page, job.evaluation, job.meeting)
     add_faces(page, job.evaluation)
     if job.summary and job.archive and job.annotations:
         _annotation_section(page, job.summary, Annotations(job.annotations))
@@ -114,7 +116,7 @@ def _training_section(page: Page, model: TrainedModel) -> None:
         )
 
 
-def _evaluation_section(page: Page, evaluation: Evaluation, champion: Evaluation | None) -> None:
+def _evaluation_section(page: Page, evaluation: Evaluation, meeting: Meeting | None) -> None:
     table = evaluation.table()
     protocol = table["all"]["protocol"]
     page.section(
@@ -125,8 +127,8 @@ def _evaluation_section(page: Page, evaluation: Evaluation, champion: Evaluation
     )
     _table(page, table, "Last stage, by subset")
     _table(page, table["all"]["stages"], "All faces, by stage")
-    if champion:
-        both = {"challenger": table["all"], "champion": champion.table()["all"]}
+    if meeting:
+        both = {name: each.table()["all"] for name, each in meeting._asdict().items()}
         _table(page, both, "Against the champion, on the same faces")
     errors = {stage: [float(face.nrmse_ip[index]) for face in evaluation.faces] for index, stage in enumerate(STAGES)}
     page.figure(ced_figure(errors, 0.2, "NRMSE IP"), "Cumulative error distribution, every stage.")

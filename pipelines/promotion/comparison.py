@@ -66,6 +66,13 @@ class Pair(NamedTuple):
         return np.unique([face.photo_sha256 for face in self.challenger], return_inverse=True)[1]
 
 
+class Meeting(NamedTuple):
+    """Two models, each evaluated on the photos that neither was trained on."""
+
+    challenger: Evaluation
+    champion: Evaluation
+
+
 def paired(challenger: Evaluation, champion: Evaluation) -> Pair:
     """The faces of both evaluations.
 

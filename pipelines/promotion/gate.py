@@ -20,7 +20,7 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.results import Evaluation
 from pipelines.models import Model, read_model
 from pipelines.opening import IN_THE_BOX, open_model
-from pipelines.promotion.comparison import Pair, pace_row, paired
+from pipelines.promotion.comparison import Meeting, Pair, pace_row, paired
 from pipelines.promotion.decision import Decision, Verdict, decide, first_model
 from pipelines.promotion.page import decision_files
 from pipelines.registry.artifacts import fetch
@@ -59,8 +59,8 @@ class Judgement:
     version: ModelVersion
     champion: ModelVersion | None
     decision: Decision
-    evaluation: Evaluation | None
-    """of the champion, where there was need of one"""
+    meeting: Meeting | None
+    """of challenger and champion, where there was need of one"""
     files: dict[str, bytes]
     """what the run of the decision holds"""
     run: str
@@ -97,7 +97,7 @@ def judge(challenge: Challenge) -> Judgement:
     judged = _digest(challenge, old)
     if (before := settled(challenge, version, old)) is not None:
         return Judgement(version, old, before, None, {}, "", judged, known)
-    pair, evaluation = None, None
+    pair, meeting = None, None
     if old is None:
         if lost := lost_champion(version.name):
             raise UserError(lost)
@@ -105,12 +105,14 @@ def judge(challenge: Challenge) -> Judgement:
     else:
         model = read_model(fetch(old.uri))
         # Of two shares the smaller holds out photos that the other nearly always holds out, too.
-        pair, evaluation = _meeting(challenge, model, min(model.val_share, challenge.model.val_share))
+        meeting = _meeting(challenge, model, min(model.val_share, challenge.model.val_share))
+        pair = paired(*meeting)
         decision = decide(pair, challenge.settings, pace_row(challenge.model, model, pair, challenge.settings))
     against = f"champion {old.version}" if old else "no champion"
     files = decision_files(f"{version.name}: version {version.version} against {against}", decision, pair)
-    run = _log(challenge, old, decision, files, judged)
-    return Judgement(version, old, decision, evaluation, files, run, judged, known)
+    compared = meeting.challenger if meeting else challenge.evaluation
+    run = _log(challenge, old, decision, compared, files, judged)
+    return Judgement(version, old, decision, meeting, files, run, judged, known)
 
 
 def settled(challenge: Challenge, version: ModelVersion, old: ModelVersion | None) -> Decision | None:
@@ -250,11 +252,11 @@ def _beside_the_box(challenge: Challenge) -> Pair | None:
     box = open_model(IN_THE_BOX)
     if all(box.saw(face.photo_sha256) for face in challenge.evaluation.faces):
         return None
-    return _meeting(challenge, box, challenge.model.val_share)[0]  # the card of the box knows all of its photos
+    return paired(*_meeting(challenge, box, challenge.model.val_share))  # the box's card knows all of its photos
 
 
-def _meeting(challenge: Challenge, model: Model, share: float) -> tuple[Pair, Evaluation]:
-    """The challenger and another model on the photos that neither was trained on; and the evaluation of the other.
+def _meeting(challenge: Challenge, model: Model, share: float) -> Meeting:
+    """The challenger and another model on the photos that neither was trained on.
 
     `share` is that of the photos that are held out, where the selection goes by it.
     """
@@ -276,7 +278,7 @@ def _meeting(challenge: Challenge, model: Model, share: float) -> tuple[Pair, Ev
     evaluation = evaluated(model)
     if evaluation.faces_digest != new.faces_digest:
         new = evaluated(challenge.model)  # photos came in, or went, since the challenger was evaluated
-    return paired(new, evaluation), evaluation
+    return Meeting(new, evaluation)
 
 
 def _digest(challenge: Challenge, old: ModelVersion | None) -> str:
@@ -285,7 +287,12 @@ def _digest(challenge: Challenge, old: ModelVersion | None) -> str:
 
 
 def _log(
-    challenge: Challenge, old: ModelVersion | None, decision: Decision, files: dict[str, bytes], judged: str
+    challenge: Challenge,
+    old: ModelVersion | None,
+    decision: Decision,
+    compared: Evaluation,
+    files: dict[str, bytes],
+    judged: str,
 ) -> str:
     """The run of the decision, its id."""
     version = challenge.version
@@ -296,7 +303,7 @@ def _log(
         "msrrn.reason": decision.reason,
         "msrrn.challenger": str(version.version),
         "msrrn.champion": str(old.version) if old else "none",
-        "msrrn.eval_faces": challenge.evaluation.faces_digest,
+        "msrrn.eval_faces": compared.faces_digest,
         SOURCES_TAG: json.dumps(list(challenge.sources)),
     }
     # A model of this name that was deleted had versions of the same numbers, but of another time.

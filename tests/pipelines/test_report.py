@@ -17,6 +17,7 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.results import shown as figures_shown
 from pipelines.models import Model, read_model
 from pipelines.page import Page
+from pipelines.promotion.comparison import Meeting
 from pipelines.promotion.decision import Decision
 from pipelines.report import OBJECTIVE, Retraining, retraining_page
 from pipelines.settings import AnnotateSettings, TrainSettings
@@ -24,6 +25,7 @@ from pipelines.storage import Store
 from pipelines.training.outcome import TrainedModel
 from pipelines.training.train import train_model
 from tests.factories import TINY, picture, write_face, write_tar
+from tests.pipelines.judged import judged, judged_face
 from tests.pipelines.test_page import Document
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
@@ -53,7 +55,8 @@ def job_of(
         update={"left_out": [LeftOut(uri=HOSTILE, reason="empty", message="the file has no bytes")]}
     )
     decision = Decision(verdict="promoted", reason="This is the first model.")
-    return Retraining(manifest, trained, evaluation, evaluation, decision, str(archive), Store(str(out)), summary)
+    meeting = Meeting(evaluation, evaluation)
+    return Retraining(manifest, trained, evaluation, meeting, decision, str(archive), Store(str(out)), summary)
 
 
 def test_the_page_is_one_file_without_scripts_or_links(
@@ -119,6 +122,19 @@ def test_a_face_is_shown_on_its_own_photo(
     for face in evaluate(network, sources, "all", 1).faces:
         station._face(face)
     assert sorted(shown) == sorted((photo.height, photo.width, 3) for photo in photos[0][:2])
+
+
+def test_the_challenger_is_shown_beside_the_champion_on_the_faces_of_both() -> None:
+    errors = (0.03, 0.03, 0.03, 0.12, 0.12)
+    own = judged([judged_face(error, number) for number, error in enumerate(errors)])
+    champion = judged([judged_face(0.04, number) for number in range(3)])  # it was trained on the other two
+    meeting = Meeting(replace(own, faces=own.faces[:3]), champion)
+    page = Page("", "")
+    station._evaluation_section(page, own, meeting)
+    text = " ".join(Document(page.html()).text.split())
+    assert "all 5 0 6.60" in text
+    assert "challenger 3 0 3.00" in text
+    assert "champion 3 0 4.00" in text
 
 
 def test_the_curve_of_the_loss_says_what_it_is_of(trained: TrainedModel) -> None:

@@ -101,7 +101,7 @@ def test_a_worse_model_meets_the_champion_and_is_kept_out(
     decision, judgement = pass_gate(challenge(artifacts["bad"], sources, "worse"))
     assert decision.verdict == "kept"
     assert "is worse" in decision.reason
-    assert judgement.evaluation is not None
+    assert judgement.meeting is not None
     worse, good = models("worse")
     assert (worse.aliases, good.aliases) == (("challenger",), ("champion",))
     assert worse.tags["msrrn.decision"] == "kept the champion"
@@ -143,7 +143,7 @@ def test_what_is_undecided_changes_nothing_but_tags_and_the_challenger(
     pass_gate(challenge(artifacts["bad"], sources, "few"))
     strict = LENIENT.model_copy(update={"least_faces": 500})
     decision, _ = pass_gate(challenge(artifacts["good"], sources, "few", strict))
-    assert (decision.verdict, decision.faces_needed) == ("undecided", 500)
+    assert (decision.verdict, decision.faces_needed) == ("undecided", 600)  # 12 faces are of 10 photos
     new, old = models("few")
     assert (new.aliases, old.aliases) == (("challenger",), ("champion",))
     assert new.tags["msrrn.decision"] == "undecided"
@@ -349,9 +349,13 @@ def test_photos_that_one_of_them_was_trained_on_decide_nothing(
     assert {face.photo_sha256 for face in taught.evaluation.faces} == photos - set(known)
     pass_gate(taught)
     _, judgement = pass_gate(given)
-    assert judgement.evaluation is not None
-    assert {face.photo_sha256 for face in judgement.evaluation.faces} == photos - set(known)
-    assert judgement.decision.rows[0].faces == len(judgement.evaluation.faces)
+    assert judgement.meeting is not None
+    assert {face.photo_sha256 for face in judgement.meeting.champion.faces} == photos - set(known)
+    assert judgement.decision.rows[0].faces == len(judgement.meeting.champion.faces)
+    # Its own evaluation knows more photos: what is shown beside the champion's is of the same faces.
+    assert judgement.meeting.challenger.faces_digest == judgement.meeting.champion.faces_digest
+    tags = client().get_run(judgement.run).data.tags
+    assert tags["msrrn.eval_faces"] == judgement.meeting.champion.faces_digest != given.evaluation.faces_digest
 
 
 def test_photos_that_came_in_since_the_challenger_was_evaluated_are_judged_too(
@@ -371,8 +375,8 @@ def test_photos_that_came_in_since_the_challenger_was_evaluated_are_judged_too(
         (tmp_path / path.name).rename(path)
     decision, judgement = pass_gate(given)
     assert decision.promote
-    assert judgement.evaluation is not None
-    assert decision.rows[0].faces == len(judgement.evaluation.faces) > len(given.evaluation.faces)
+    assert judgement.meeting is not None
+    assert decision.rows[0].faces == len(judgement.meeting.champion.faces) > len(given.evaluation.faces)
 
 
 def test_the_smaller_share_holds_out_what_neither_was_trained_on(
