@@ -26,7 +26,7 @@ from pipelines.promotion.page import decision_files
 from pipelines.registry.artifacts import fetch
 from pipelines.registry.evaluated_on import SOURCES_TAG, evaluated_on
 from pipelines.registry.ledger import open_ledger
-from pipelines.registry.succession import OvertakenError, await_approval, log, lost_champion, settle
+from pipelines.registry.succession import AWAITING, OvertakenError, await_approval, log, lost_champion, settle
 from pipelines.registry.tracking import connected, finish_run, log_files, log_metrics, open_run
 from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, Waiting, was_rolled_back, whoami
 from pipelines.registry.versions import ModelVersion, champion, version_of
@@ -127,7 +127,9 @@ def settled(challenge: Challenge, version: ModelVersion, old: ModelVersion | Non
     if tags.get(DECISION_TAG) == GIVEN_UP and not challenge.again:
         why = tags.get("msrrn.reason", "")
         return Decision(verdict="kept", reason=f"{what} was given up ({why}): it is judged again with --again.")
-    if tags.get(JUDGED_TAG) == _digest(challenge, old) and not challenge.again:
+    # What awaits approval may have a verdict of before, which is not the last word on it.
+    judged = tags.get(DECISION_TAG) != AWAITING and tags.get(JUDGED_TAG) == _digest(challenge, old)
+    if judged and not challenge.again:
         verdict: Verdict = "undecided" if tags.get(DECISION_TAG) == "undecided" else "kept"
         reason = f"{what} was judged on the same faces before: {tags.get('msrrn.reason', '')}"
         return Decision(verdict=verdict, reason=reason)

@@ -273,6 +273,24 @@ def test_a_person_has_the_last_word(
     assert (log(name)[-1].turn.what, log(name)[-1].turn.who) == (verdict, "ann")
 
 
+def test_what_was_refused_and_awaits_approval_again_can_be_approved(
+    artifacts: dict[str, str], sources: list[str]
+) -> None:
+    """The flow that asked for the second time died: `reconcile` says to promote it with --approve."""
+    pass_gate(challenge(artifacts["bad"], sources, "regret"))
+    better = challenge(artifacts["good"], sources, "regret")
+    assert pass_gate(better, lambda judgement: Approval(approve=False))[0].verdict == "kept"
+    assert "judged on the same faces before" in pass_gate(better)[0].reason
+
+    def dies(judgement: Judgement) -> Approval:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pass_gate(replace(better, again=True), dies)
+    assert version_of("regret", 2).tags["msrrn.decision"] == "awaits approval"
+    assert pass_gate(better, lambda judgement: Approval(approve=True))[0].promote
+
+
 def test_what_was_given_up_is_judged_only_when_asked(artifacts: dict[str, str], sources: list[str]) -> None:
     """A person moved an alias while it was promoted: the next retraining, of the same model, leaves it so."""
     pass_gate(challenge(artifacts["bad"], sources, "left"))
