@@ -99,9 +99,10 @@ def _rollback(commands: Commands) -> None:
 
         new, old = rollback(call.name, call.reason, call.who or whoami(), say)
         if call.json:
-            print_json({"name": call.name, "champion": new.version, "previous": old.version})
+            print_json({"name": call.name, "champion": new.version, "previous": old.version if old else None})
         else:
-            print(f"{call.name}: version {new.version} is champion again, version {old.version} is previous")
+            previous = f"version {old.version} is previous" if old else "there is no previous one"
+            print(f"{call.name}: version {new.version} is champion again, {previous}")
 
     parser = add_command(
         commands,

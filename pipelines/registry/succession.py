@@ -118,12 +118,12 @@ def settle(
 
 def rollback(
     name: str, reason: str, who: str, on_wait: Waiting = lambda text: None
-) -> tuple[ModelVersion, ModelVersion]:
+) -> tuple[ModelVersion, ModelVersion | None]:
     """Swaps champion and previous, and returns them as they are then: (champion, previous).
 
     What goes is the champion of now. Where another rollback is under way, or the last turn was one that was finished
     for the dead, that was all there is to do, and `on_wait` is told so: to swap once more would bring the bad version
-    back.
+    back. A person may have deleted that one since: then there is no previous one.
 
     Raises:
         OvertakenError: another version became champion meanwhile.
@@ -140,6 +140,8 @@ def rollback(
         bad = aliases_of(mlflow, name).get(CHAMPION)
 
         def plan(lines: list[Line], aliases: dict[str, int]) -> Turn | Line:
+            if CHAMPION not in aliases and (lost := lost_champion(name)):
+                raise UserError(lost)
             for line in lines[len(known) :]:
                 if line.turn.what == "rolled back" and line.done and line.turn.version != aliases.get(CHAMPION):
                     on_wait(
@@ -153,8 +155,6 @@ def rollback(
                     f"{name}: version {old} became champion while version {bad} was to be rolled back: call again if "
                     f"version {old} is to go"
                 )
-            if old is None and (lost := lost_champion(name)):
-                raise UserError(lost)
             if old is None or new is None:
                 lacking = CHAMPION if old is None else PREVIOUS
                 raise UserError(f"Model {name!r} has no {lacking} version: there is nothing to go back to")
@@ -179,7 +179,7 @@ def rollback(
         versions = versions_of(mlflow, name)
         show_champion(name, versions, ledger.lines())
         after = {alias: each for each in versions for alias in each.aliases}
-        return after[CHAMPION], after[PREVIOUS]
+        return after[CHAMPION], after.get(PREVIOUS)
 
 
 def log(name: str) -> list[Line]:

@@ -17,7 +17,7 @@ from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import Judgement
 from pipelines.promotion.reconcile import reconcile
 from pipelines.registry import turns
-from pipelines.registry.succession import log, rollback, settle
+from pipelines.registry.succession import finish_turn, log, rollback, settle
 from pipelines.registry.tracking import client
 from pipelines.registry.versions import ModelVersion, champion, names
 from tests.factories import start_msrrn
@@ -79,6 +79,21 @@ def test_whoever_waits_for_another_decision_is_told_so(
     monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
     assert main(["promote", "--model", artifacts["good"], *data, *LENIENT, "--workers", "1"]) == 0
     assert "waits: a decision is under way (version 2 promoted, by me)" in capsys.readouterr().err
+
+
+def test_a_rollback_that_was_finished_for_the_dead_is_told_without_the_bad_version(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_versions("killed", 2)
+    promote_two("killed")
+    crashed("killed", "back", crash=0)
+    finish_turn("killed", patience=0)
+    client().delete_model_version("killed", "2")
+    call = ["rollback", "--name", "killed", "--reason", "misses profiles"]
+    assert main(call) == 0
+    assert capsys.readouterr().out == "killed: version 1 is champion again, there is no previous one\n"
+    assert main([*call, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "killed", "champion": 1, "previous": None}
 
 
 def test_the_log_tells_of_a_champion_that_a_person_gave(capsys: pytest.CaptureFixture[str]) -> None:
