@@ -5,17 +5,18 @@
 - A version that was registered and never judged, because the event was lost or its flow died, is judged.
 - What a dead process holds, leases of datasets and open runs of decisions, is freed.
 
-What only a person can do (approve, name the photos of a version, choose a champion where it was deleted) is said
-every time.
+What only a person can do (approve, name the photos of a version, choose a champion where it was deleted, restore a
+ledger) is said every time, and stops nothing.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.errors import UserError
 from pipelines.lease import free_stale
+from pipelines.outages import OutageError
 from pipelines.registry.evaluated_on import SOURCES_TAG
 from pipelines.registry.ledger import experiment_of
 from pipelines.registry.succession import AWAITING, finish_turn, log, lost_champion, show_champion
@@ -54,27 +55,48 @@ def reconcile(
     seconds belongs to nobody.
 
     Raises:
-        UserError: others are registered, but not `name`; MLflow or a place cannot be reached.
+        UserError: others are registered, but not `name`.
+        OutageError: MLflow or a place cannot be reached.
     """
     found: list[Finding] = []
     for each in names(name):
-        line = finish_turn(each, patience, on_wait)
-        if line:
-            what = f"{line.turn.what}, version {line.turn.version}, by {line.turn.who} was cut off"
-            found.append(Finding(where=each, what=what, done=line.end or ""))
-        found += _dead_runs(each, minutes)
-        versions = models(each)
-        # Also what a person moved or deleted, which no command of ours has seen.
-        show_champion(each, versions, log(each))
-        if lost := lost_champion(each):
-            found.append(Finding(where=each, what="its champion is gone", done=f"nothing: {lost}"))
-            continue  # whoever is judged would be the first model
-        for version in reversed(versions):
-            found += _unjudged(version, judge, minutes)
+        found += _as_far_as_it_goes(each, _of_model(each, judge, minutes, patience, on_wait))
     for place in places:
-        for key in free_stale(Store(place), patience):
-            found.append(Finding(where=f"{place}/{key}", what="a lease whose holder is dead", done="freed"))
+        found += _as_far_as_it_goes(place, _of_place(place, patience))
     return found
+
+
+def _as_far_as_it_goes(where: str, found: Iterator[Finding]) -> Iterator[Finding]:
+    """What is found at one model or place; what a person has to mend there keeps nobody from the others."""
+    try:
+        yield from found
+    except OutageError:  # the others would not answer either
+        raise
+    except UserError as error:
+        yield Finding(where=where, what="cannot be looked after", done=f"nothing: {error}")
+
+
+def _of_model(
+    name: str, judge: Judge, minutes: float, patience: float, on_wait: Callable[[str], None]
+) -> Iterator[Finding]:
+    line = finish_turn(name, patience, on_wait)
+    if line:
+        what = f"{line.turn.what}, version {line.turn.version}, by {line.turn.who} was cut off"
+        yield Finding(where=name, what=what, done=line.end or "")
+    yield from _dead_runs(name, minutes)
+    versions = models(name)
+    # Also what a person moved or deleted, which no command of ours has seen.
+    show_champion(name, versions, log(name))
+    if lost := lost_champion(name):
+        yield Finding(where=name, what="its champion is gone", done=f"nothing: {lost}")
+        return  # whoever is judged would be the first model
+    for version in reversed(versions):
+        yield from _unjudged(version, judge, minutes)
+
+
+def _of_place(place: str, patience: float) -> Iterator[Finding]:
+    for key in free_stale(Store(place), patience):
+        yield Finding(where=f"{place}/{key}", what="a lease whose holder is dead", done="freed")
 
 
 def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Finding]:

@@ -6,10 +6,13 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.models import Model
+from pipelines.outages import OutageError
+from pipelines.promotion import reconcile as station
 from pipelines.promotion.gate import judged_where_registered
 from pipelines.promotion.reconcile import Finding, reconcile
 from pipelines.registry import succession, tracking
 from pipelines.registry.evaluated_on import SELECTION_TAG, SOURCES_TAG
+from pipelines.registry.ledger import find_ledger
 from pipelines.registry.succession import await_approval, rollback, settle
 from pipelines.registry.versions import ModelVersion, models, names
 from pipelines.settings import GateSettings
@@ -202,6 +205,43 @@ def test_a_place_that_is_not_there_yet_has_no_leases(tmp_path: Path) -> None:
     """A deployment names the places in which it will work."""
     make_versions("early", 1)
     assert reconcile(judge, "early", places=[str(tmp_path / "later")], patience=0) == []
+
+
+def test_a_ledger_and_a_place_that_a_person_must_mend_stop_nothing(tmp_path: Path) -> None:
+    for name in ("damaged", "deleted", "later"):
+        make_versions(name, 2)
+        settle(name, "promoted", 1, None, "first", "me")
+    known_place("later", 2)
+    client = tracking.client()
+    ledger = find_ledger(client, "damaged")
+    assert ledger is not None
+    client.log_param(ledger.run_id, "turn-000002", "no decision")
+    experiment = client.get_experiment_by_name("deleted-promotions")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    place = Store(str(tmp_path))
+    place.publish("lease.json", b'{"token": "x", "host": "elsewhere", "pid": 1, "started": 1.0}')
+    for freed in ([f"{tmp_path}/lease.json"], []):
+        found = {each.where: each for each in mended(None, places=["ftp://place", place.url])}
+        assert found["damaged"].done.startswith("nothing: the ledger is damaged: in MLflow experiment")
+        assert found["deleted"].done.startswith("nothing: MLflow experiment 'deleted-promotions' is deleted")
+        assert found["ftp://place"].done.startswith("nothing: cannot open 'ftp://place'")
+        assert ("models:/later/2" in found) == bool(freed)
+        assert [where for where in found if where.endswith(".json")] == freed
+
+
+def test_an_outage_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_versions("away", 1)
+    asked: list[str] = []
+
+    def away(name: str) -> None:
+        asked.append(name)
+        raise OutageError("No MLflow server answers")
+
+    monkeypatch.setattr(station, "lost_champion", away)
+    with pytest.raises(OutageError):
+        mended(None)
+    assert len(asked) == 1
 
 
 def test_every_model_is_looked_after() -> None:
