@@ -75,21 +75,7 @@ def evaluate(
         done += PHOTOS_PER_UNIT
         progress(min(done, len(chosen)), len(chosen))
     if not faces:
-        if seen:
-            remedy = "give photos that no model here was trained on"
-        elif selection != "all":
-            remedy = "try --split all"
-        elif left_out:
-            first = min(left_out, key=lambda item: (item.uri, item.reason))
-            remedy = f"first {first.uri}: {first.message}"
-        else:  # of a table of faces that has no row
-            remedy = "give sources that list some"
-        others = sum(item.reason != TRAINED_ON for item in left_out)
-        raise UserError(
-            f"{', '.join(sources)}: no face could be evaluated (selection {selection}, "
-            f"{counted(len(chosen), 'photo')}, {len(seen)} more trained on, {counted(others, 'input')} left out); "
-            f"{remedy}"
-        )
+        raise UserError(f"{', '.join(sources)}: {_nothing(selection, len(chosen), len(seen), left_out)}")
     faces.sort(key=lambda face: (face.uri, face.annotation_uri, face.photo_sha256, face.truth.tobytes()))
     left_out.sort(key=lambda item: (item.uri, item.reason))
     training = model.card.training
@@ -106,6 +92,25 @@ def evaluate(
         source_format=source_format,
         precision=model.precision,
     )
+
+
+def _nothing(selection: Selection, chosen: int, seen: int, left_out: Sequence[LeftOut]) -> str:
+    """Why no face could be evaluated, and what to do about it."""
+    others = sorted((item.uri, item.reason, item.message) for item in left_out if item.reason != TRAINED_ON)
+    told = [
+        f"no face could be evaluated (selection {selection}, {counted(chosen, 'photo')}, {seen} more trained on, "
+        f"{counted(len(others), 'input')} left out)"
+    ]
+    if others:
+        uri, _, message = others[0]
+        told.append(f"first {uri}: {message}")
+    if seen:
+        told.append("give photos that no model here was trained on")
+    elif selection != "all":  # a retraining, and a gate that judges where a version was evaluated, have no --split
+        told.append("give other photos, or all of these where --split can be given")
+    elif not others:  # of a table of faces that has no row
+        told.append("give sources that list some")
+    return "; ".join(told)
 
 
 def _chosen(groups: list[PhotoGroup], selection: Selection, val_share: float) -> tuple[list[PhotoGroup], Selection]:

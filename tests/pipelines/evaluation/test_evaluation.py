@@ -21,6 +21,7 @@ from pipelines.evaluation import evaluate as station
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.results import Evaluation, photo_of, seen_note
 from pipelines.models import PHOTO_DIGITS, Model
+from pipelines.settings import Selection
 from pipelines.sources.pts import parse_pts
 from pipelines.texts import evaluation_text
 from tests.factories import picture, write_face
@@ -186,7 +187,7 @@ def test_a_photo_that_was_trained_on_is_counted_once(
     with pytest.raises(UserError, match=counts):
         evaluate(model, [str(tmp_path)], "all", 1, unseen_by=[other])
     write_face(tmp_path, "a/empty", b"", photos[0][0].shapes[0])
-    counts = r"\(selection all, 0 photos, 1 more trained on, 1 input left out\)"
+    counts = r"\(selection all, 0 photos, 1 more trained on, 1 input left out\); first a/empty\.pts: .*; give photos"
     with pytest.raises(UserError, match=counts):
         evaluate(model, [str(tmp_path)], "all", 1, unseen_by=[other])
 
@@ -205,8 +206,23 @@ def test_selections(model: Model, annotated: Path, tmp_path: Path) -> None:
     shutil.copytree(annotated / "afw", tmp_path / "afw")
     undeclared = evaluate(model, [str(tmp_path / "afw")], "held-out", 1)
     assert (undeclared.selection, len(undeclared.faces)) == ("all", 4)
-    with pytest.raises(UserError, match=r"no face could be evaluated \(selection val, 0 photos.*try --split all"):
+    with pytest.raises(UserError, match=r"no face .*\(selection val, 0 photos.* all of these where --split can be"):
         evaluate(model, [str(tmp_path / "afw")], "val", 1, val_share=0)
+
+
+@pytest.mark.parametrize("selection", ["all", "val"])
+def test_where_no_face_is_left_the_first_reason_is_said(
+    model: Model,
+    photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]],
+    tmp_path: Path,
+    selection: Selection,
+) -> None:
+    for name in ("a/empty", "a/void"):
+        write_face(tmp_path, name, b"", photos[0][0].shapes[0])
+    with pytest.raises(UserError, match=r"2 inputs left out\); first a/empty\.pts: \w.*") as caught:
+        evaluate(model, [str(tmp_path)], selection, 1)
+    assert "void" not in str(caught.value)
+    assert ("--split" in str(caught.value)) == (selection == "val")
 
 
 def test_the_order_of_sources_changes_nothing(
