@@ -20,7 +20,7 @@ from pipelines.promotion.decision import Decision, Verdict
 from pipelines.promotion.gate import Challenge, settled
 from pipelines.registry import versions as registry
 from pipelines.report import Retraining
-from pipelines.retraining import short_digest
+from pipelines.retraining import annotator, short_digest
 from pipelines.settings import NAME, AnnotateSettings, GateSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
 
@@ -96,7 +96,7 @@ def retrain(
 
     annotations, summary = None, None
     if archive:
-        best = load_model(f"models:/{name}@champion" if registry.champion(name) else trained.artifact.url)
+        best = load_model(annotator(name, trained.artifact.url))
         annotations = place.child("annotations").child(f"{best.card.version}-{short_digest(archive)}")
         summary = annotate_archive(archive, annotations.url, best, AnnotateSettings(), workers)
     job = Retraining(manifest, trained, evaluation, meeting, decision, archive, annotations, summary)

@@ -22,6 +22,7 @@ from pipelines.models import PHOTO_DIGITS, Model, initial_weights
 from pipelines.opening import open_model
 from pipelines.registry.artifacts import register
 from pipelines.registry.evaluated_on import evaluation_tags
+from pipelines.registry.succession import lost_champion
 from pipelines.registry.tracking import (
     RunRecord,
     finish_run,
@@ -31,7 +32,7 @@ from pipelines.registry.tracking import (
     open_run,
     system_metrics,
 )
-from pipelines.registry.versions import ModelVersion
+from pipelines.registry.versions import ModelVersion, champion
 from pipelines.settings import INIT, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.epochs import Epoch
@@ -275,6 +276,19 @@ def record(artifact: str, model: Model, evaluation: Evaluation, name: str, sourc
         version = register(run, name, Path(folder), tags)
     finish_run(run, "FINISHED")
     return version
+
+
+def annotator(name: str, artifact: str) -> str:
+    """Which model annotates after a retraining: the champion; the new one at `artifact` where there never was any.
+
+    Raises:
+        UserError: the champion was deleted: a model that no gate saw does not take its place.
+    """
+    if best := champion(name):
+        return best.uri
+    if lost := lost_champion(name):
+        raise UserError(f"{lost}, and call again, which finds the new model trained")
+    return artifact
 
 
 def _run_of(model: Model, name: str) -> RunRecord:

@@ -11,6 +11,7 @@ from prefect.client.orchestration import get_client
 
 from flows.retrain import RetrainResult, retrain
 from msrrn.augmentation import AugmentationSettings
+from pipelines.errors import UserError
 from pipelines.registry.versions import champion, models
 from pipelines.settings import GateSettings, PrepareSettings, TrainSettings
 from pipelines.synthesis import synthesise, synthetic_archive
@@ -142,6 +143,20 @@ def test_judging_can_be_left_to_the_flow_that_the_event_starts(
     assert champion("left") is None
     result = left("line")  # this model is the champion there: nothing is new
     assert (result.verdict, announced) == ("kept", ["left 1"])
+
+
+def test_no_model_that_no_gate_saw_annotates_in_place_of_a_champion_that_was_lost(
+    place: Path, first: RetrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.retrain.announce", lambda version: None)
+    client = mlflow.MlflowClient()
+    client.create_registered_model("gone")
+    before = client.create_model_version("gone", "s3://nowhere/model")
+    client.set_registered_model_alias("gone", "previous", before.version)
+    photos, work, album = [str(place / "photos")], str(place / "work"), str(place / "album.tar")
+    with pytest.raises(UserError, match="gone has no champion any more"):
+        retrain(photos, work, album, "gone", PREPARE, TRAIN, judge=False, workers=1)
+    assert [version.version for version in models("gone")] == [2, 1]
 
 
 def test_a_worse_challenger_does_not_become_champion(place: Path, first: RetrainResult) -> None:

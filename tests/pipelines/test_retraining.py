@@ -19,12 +19,20 @@ from pipelines.errors import UserError
 from pipelines.models import PHOTO_DIGITS, Model, initial_weights, read_model
 from pipelines.opening import open_model
 from pipelines.registry import tracking
-from pipelines.retraining import begun_from, metric_names, require_unseen, require_validation, train_tracked
+from pipelines.retraining import (
+    annotator,
+    begun_from,
+    metric_names,
+    require_unseen,
+    require_validation,
+    train_tracked,
+)
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.outcome import TrainedModel
 from pipelines.training.train import Followed, run_name, train_model
 from tests.factories import TINY, write_model
+from tests.pipelines.registry.test_succession import make_versions, promote_two
 
 Dataset = tuple[Store, Manifest]
 
@@ -206,6 +214,16 @@ def test_a_model_is_opened_wherever_it_is(model: Model, tmp_path: Path, s3: str)
         open_model(f"{s3}/absent")
     with pytest.raises(UserError, match="nowhere"):
         open_model(str(tmp_path / "nowhere"))
+
+
+def test_the_new_model_annotates_only_where_there_never_was_a_champion() -> None:
+    make_versions("annotates", 2)
+    assert annotator("annotates", "the new one") == "the new one"
+    promote_two("annotates")
+    assert annotator("annotates", "the new one") == "models:/annotates/2"
+    tracking.client().delete_model_version("annotates", "2")
+    with pytest.raises(UserError, match=r"no champion any more .* to version 1, .* and call again, which finds"):
+        annotator("annotates", "the new one")
 
 
 def test_a_run_is_found_again_by_what_it_was_trained_on(dataset: Dataset) -> None:
