@@ -3,6 +3,11 @@
 The file is `msrrn.prom` in the folder that `MSRRN_METRICS_DIR` names; without the variable nothing is written. It is
 replaced in one step and is its own memory: counters go on from what it says, so it belongs on a disk that stays. Jobs
 of one machine may write at once. Metrics that cannot be written are logged and end no job.
+
+Beside it, `msrrn.counted.json` has what was counted of each annotation run, by its place: whoever was killed, or only
+waited, counts no picture twice. It is this machine's: where several go on with one run by turns, each counts what
+came since its own turn. Where the file is damaged, what the summary of a run says when it is next gone on with passes
+for counted; a run that has no summary then, since pictures came in and it was killed, is counted again.
 """
 
 import json
@@ -22,11 +27,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from pipelines.annotation.tables import REASONS, STATUSES, SUMMARY
+from pipelines.disk import sync_directory, temporary
 from pipelines.errors import UserError
+from pipelines.outages import MissingError
 from pipelines.storage import Store
 
 DIRECTORY: Final = "MSRRN_METRICS_DIR"
 FILE: Final = "msrrn.prom"
+COUNTED: Final = "msrrn.counted.json"
+"""Not `.prom`: a collector reads all of those."""
 LOCK_SECONDS: Final = 10.0
 LIVE_SECONDS: Final = 15.0
 """Between two looks at a run that goes on: as often as Prometheus asks."""
@@ -107,18 +116,28 @@ def export_champion(name: str, version: int | None, tags: Mapping[str, str], pro
 
 def _rewrite(change: Callable[[dict[Key, float]], None]) -> None:
     """Replaces the file by one of changed values, where one is asked for."""
+
+    def write(folder: Path) -> None:
+        path = folder / FILE
+        values = _read(path)
+        change(values)
+        registry = CollectorRegistry()
+        registry.register(_Values(values))
+        write_to_textfile(str(path), registry)
+
+    _alone(write)
+
+
+def _alone(write: Callable[[Path], None]) -> None:
+    """Calls it with the folder of the metrics, where there shall be one, while no other job writes there."""
     folder = os.environ.get(DIRECTORY)
     if not folder:
         return
     try:
-        path = Path(folder, FILE).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
-            values = _read(path)
-            change(values)
-            registry = CollectorRegistry()
-            registry.register(_Values(values))
-            write_to_textfile(str(path), registry)
+        path = Path(folder).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        with FileLock(path / f"{FILE}.lock", timeout=LOCK_SECONDS):
+            write(path)
     except OSError as error:  # also a lock that somebody holds too long
         logging.getLogger(__name__).warning("metrics were not written to %s: %s", folder, error)
 
@@ -127,18 +146,23 @@ def _rewrite(change: Callable[[dict[Key, float]], None]) -> None:
 def metered(out: str, images_per_unit: int, update: Callable[..., None]) -> Iterator[Callable[..., None]]:
     """Exports an annotation run into `out` while it goes on, and when it ends well what it counted.
 
-    Gives what to call instead of `update(done, total, ...)`. Counted is what `summary.json` says beyond what it said
-    before, so that a finished run that is started again adds nothing, and one with new pictures adds those.
+    Gives what to call instead of `update(done, total, ...)`. Counted is what `summary.json` says beyond what was
+    counted of this place before, so that a finished run that is started again adds nothing, and one with new pictures
+    adds those. Where a place is no more, it counts from 0 again. A run that is finished when it is first met was
+    counted by an older version, or elsewhere: it adds what comes from then on.
     """
     # Prometheus sees no increase in what it has not seen before.
     export_metrics(pictures=dict.fromkeys(STATUSES, 0), quarantined=dict.fromkeys(REASONS, 0))
-    before = _counted(out)
+    place = Store(out).absolute()
+    before = _counts(place)
+    _meet(place, before)
     meter = _Meter(images_per_unit, update)
     yield meter
     meter.export()
-    after = _counted(out)
-    # A quarantined picture that a later run could read makes its old count smaller: counters never go down.
-    new = after - before
+    after = _counts(place)
+    if not after:  # another call took new pictures up since, and counts these with them; or it cannot be told
+        return
+    new = _claim(place, after, after if before is None else before)
     export_metrics(
         pictures={status: new[status] for status in STATUSES},
         faces=new["faces"],
@@ -149,16 +173,65 @@ def metered(out: str, images_per_unit: int, update: Callable[..., None]) -> Iter
 _REASON: Final = "reason:"
 
 
-def _counted(out: str) -> Counter[str]:
-    """Counts of `summary.json` by status, `faces`, and `reason:` with a reason; empty where there is none."""
+def _counts(place: Store) -> Counter[str] | None:
+    """Counts of `summary.json` by status, `faces`, and `reason:` with a reason; empty where there is none, None where
+    it cannot be told."""
     if not os.environ.get(DIRECTORY):
-        return Counter()
+        return None
     try:
-        summary = json.loads(Store(out).read_bytes(SUMMARY))
+        summary = json.loads(place.read_bytes(SUMMARY))
         counts = {name: int(summary[name]) for name in (*STATUSES, "faces")}
         return Counter(counts | {f"{_REASON}{reason}": int(n) for reason, n in summary["reasons"].items()})
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+    except MissingError:
         return Counter()
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _meet(place: Store, counts: Counter[str] | None) -> None:
+    """Remembers counts of a place of which nothing is remembered, and forgets those of one that was deleted."""
+    if counts is None:
+        return
+    with suppress(UserError, OSError):
+        deleted = not place.exists()
+
+        def write(folder: Path) -> None:
+            counted = _read_counted(folder)
+            if deleted or place.url not in counted:
+                _write_counted(folder, counted | {place.url: counts})
+
+        _alone(write)
+
+
+def _claim(place: Store, counts: Counter[str], met: Counter[str]) -> Counter[str]:
+    """What of these counts nobody counted yet, which then is counted; `met` was, if nothing is remembered."""
+    new: Counter[str] = Counter()
+
+    def write(folder: Path) -> None:
+        counted = _read_counted(folder)
+        # Before the metrics: whoever is killed between them counts too little once, not twice.
+        _write_counted(folder, counted | {place.url: counts})
+        # A quarantined picture that a later run could read makes its old count smaller: counters never go down.
+        new.update(counts - counted.get(place.url, met))
+
+    _alone(write)
+    return new
+
+
+def _read_counted(folder: Path) -> dict[str, Counter[str]]:
+    """What was counted, by the URLs of the places; that of a damaged file is lost."""
+    try:
+        said = json.loads((folder / COUNTED).read_bytes())
+        return {url: Counter({name: int(n) for name, n in counts.items()}) for url, counts in said.items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write_counted(folder: Path, counted: Mapping[str, Counter[str]]) -> None:
+    path = folder / COUNTED
+    with temporary(path, json.dumps(counted, indent=1).encode()) as beside:
+        beside.replace(path)
+        sync_directory(folder)
 
 
 class _Meter:

@@ -1,6 +1,8 @@
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation.run import annotate
-from pipelines.metrics_export import FILE, METRICS, export_champion, export_metrics, metered
+from pipelines.metrics_export import COUNTED, FILE, METRICS, export_champion, export_metrics, metered
 from pipelines.models import Model
 from pipelines.settings import AnnotateSettings
 
@@ -141,6 +143,117 @@ def test_a_run_is_counted_once_and_new_pictures_are_added(
     assert third["msrrn_pictures_total{quarantined}"] == 2
     assert third["msrrn_quarantined_total{empty}"] == 1
     assert third["msrrn_faces_total"] == first["msrrn_faces_total"]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Callable[[str], None]:
+    """Puts a file into the archive that is no picture."""
+    album = tmp_path / "album"
+    album.mkdir()
+
+    def write(name: str) -> None:
+        (album / name).write_bytes(b"")
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: Model, metrics: Path) -> Callable[..., float]:
+    """Annotates the archive, and says how many pictures were counted as quarantined since there are metrics."""
+
+    def annotated(began: Callable[..., None] = lambda *_: None) -> float:
+        out = str(tmp_path / "out")
+        with metered(out, 1, began) as update:
+            annotate(str(tmp_path / "album"), out, model, AnnotateSettings(images_per_unit=1), 1, update)
+        return read(metrics)["msrrn_pictures_total{quarantined}"]
+
+    return annotated
+
+
+def killed(done: int, total: int, *_: object) -> None:
+    """As soon as pictures are being done."""
+    if total:
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_was_killed_over_new_pictures_counts_those_alone(
+    broken: Callable[[str], None], run: Callable[..., float], tmp_path: Path, metrics: Path
+) -> None:
+    broken("a.jpg")
+    broken("b.jpg")
+    assert run() == 2
+    for name in ("c.jpg", "d.jpg"):
+        broken(name)
+        with pytest.raises(KeyboardInterrupt):
+            run(killed)
+        assert not (tmp_path / "out" / "summary.json").exists()
+    assert run() == 4
+    assert read(metrics)["msrrn_quarantined_total{empty}"] == 4
+
+
+def test_a_call_that_only_waited_for_another_counts_nothing(
+    broken: Callable[[str], None], run: Callable[..., float], tmp_path: Path, metrics: Path
+) -> None:
+    broken("a.jpg")
+
+    with metered(str(tmp_path / "out"), 1, lambda *_: None) as update:
+        update(0, 0, "another run is at work here: waiting")
+        assert run() == 1
+        update(1, 1)
+    assert read(metrics)["msrrn_pictures_total{quarantined}"] == 1
+
+
+def test_a_place_that_was_deleted_counts_anew(
+    broken: Callable[[str], None], run: Callable[..., float], tmp_path: Path
+) -> None:
+    broken("a.jpg")
+    broken("b.jpg")
+    assert run() == 2
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "album" / "b.jpg").unlink()
+    assert run() == 3
+    assert run() == 3
+
+
+@pytest.mark.parametrize("memory", [None, b"{", b'{"a": 1}'])
+def test_a_finished_run_of_which_nothing_is_remembered_counts_what_is_new(
+    broken: Callable[[str], None], run: Callable[..., float], metrics: Path, memory: bytes | None
+) -> None:
+    """One of before anything was remembered, and one whose memory was damaged."""
+    broken("a.jpg")
+    assert run() == 1
+    counted = metrics.with_name(COUNTED)
+    counted.unlink() if memory is None else counted.write_bytes(memory)
+    broken("b.jpg")
+    with pytest.raises(KeyboardInterrupt):
+        run(killed)
+    assert run() == 2
+
+
+def test_a_place_is_the_same_however_it_is_spelled(
+    broken: Callable[[str], None], run: Callable[..., float], tmp_path: Path, metrics: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    broken("a.jpg")
+    assert run() == 1
+    monkeypatch.chdir(tmp_path)
+    summary = Path("out", "summary.json")
+    for out in ("out", "./out/", f"file://{tmp_path}/out"):
+        said = summary.read_bytes()
+        summary.unlink()
+        with metered(out, 1, lambda *_: None):
+            summary.write_bytes(said)
+    assert read(metrics)["msrrn_pictures_total{quarantined}"] == 1
+    assert json.loads(metrics.with_name(COUNTED).read_bytes()).keys() == {str(tmp_path / "out")}
+
+
+def test_what_cannot_be_remembered_ends_no_job_and_is_not_counted(
+    broken: Callable[[str], None], run: Callable[..., float], metrics: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken("a.jpg")
+    metrics.with_name(COUNTED).mkdir(parents=True)
+    assert run() == 0
+    assert "metrics were not written" in caplog.text
 
 
 def test_a_run_is_watched_while_it_goes_on(metrics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
