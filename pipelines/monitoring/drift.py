@@ -82,6 +82,9 @@ class Sitting:
     """A run, or what it did of pictures that were added later: its finished units."""
 
     name: str
+    """the place as it was given, for people"""
+    identity: tuple[str, int]
+    """the place however it is given, and the number of the addition, 0 at first"""
     run: Annotations
     record: dict[str, Any]
     """`run.json`: model and settings"""
@@ -150,9 +153,9 @@ def sittings(urls: Sequence[str]) -> list[Sitting]:
     Raises:
         NothingYetError: at one of them no run was made, or nothing of it is finished.
     """
-    found: dict[str, Sitting] = {}
+    found: dict[tuple[str, int], Sitting] = {}
     for url in urls:
-        made = {sitting.name: sitting for run in runs_at(url) for sitting in _sittings(run)}
+        made = {sitting.identity: sitting for run in runs_at(url) for sitting in _sittings(run)}
         if not made:
             raise NothingYetError(f"{url}: nothing is finished yet of the annotation run there")
         found |= made
@@ -167,7 +170,7 @@ def _sittings(store: Store) -> list[Sitting]:
         if done := tuple(unit for unit in units if unit in finished):
             place = printable(store.url)  # for the report
             name = f"{place}, addition {number}" if number else place
-            found.append(Sitting(name, run, record, done, store.modified(key)))
+            found.append(Sitting(name, (store.absolute().url, number), run, record, done, store.modified(key)))
     return found
 
 
@@ -214,7 +217,7 @@ def _chosen(
         if differing := _differing(first, newest):
             notes.append(f"The reference run has another {', '.join(differing)}: nothing is compared with it.")
             first = None
-    others = [run for run in alike if first is None or run.name != first.name]
+    others = [run for run in alike if first is None or run.identity != first.identity]
     if not others:
         raise UserError(f"{newest.name} is the reference, and there is no other run to compare with it")
     return others[-most:], first, notes

@@ -167,6 +167,21 @@ def test_runs_of_another_model_or_settings_are_set_aside(place: Path, tmp_path: 
     assert report.named("unknown") == ["relative_size", "confidence", "faces_per_picture", OUTCOMES]
 
 
+def test_a_run_is_not_compared_with_itself_under_another_spelling(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "bright" / "more").mkdir(exist_ok=True)
+    spelled = ["bright", str(place / "bright"), "./bright/", f"file://{place}/bright", "bright/more/.."]
+    assert len(sittings(spelled)) == 1
+    assert [sitting.name for sitting in sittings(["./bright"])] == ["./bright"]
+    report = compare(spelled, DEFAULT, str(place / "dataset"))
+    assert (report.reference, len(report.runs)) == (None, 1)
+    for spelling in spelled:
+        with pytest.raises(UserError, match="there is no other run"):
+            compare(["bright"], DEFAULT, reference=spelling)
+
+
 def test_pictures_that_were_added_later_are_a_run_of_their_own(
     place: Path, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], model: Model, tmp_path: Path
 ) -> None:
