@@ -7,7 +7,11 @@ FacesBySource = dict[str, dict[str, int]]
 
 
 class InitialWeights(BaseModel):
-    """The model that a training starts from, and what its weights have seen."""
+    """The model that a training starts from, and what its weights have seen.
+
+    Those before it are nested in it, as far back as `pipelines.models.initial_weights` keeps them: a chain without an
+    end would become a card that no reader of JSON takes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -38,6 +38,9 @@ def has_bfloat16() -> bool:
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
+GENERATIONS: Final = 8
+"""How many of the models before it, each of which started from the next, a card tells."""
+
 PHOTO_DIGITS: Final = 12
 """Of a photo's SHA-256, by which a model's card knows what it was trained on."""
 
@@ -162,6 +165,9 @@ class Model:
 def initial_weights(model: Model) -> tuple[MSRRN, InitialWeights]:
     """The network that a training shall start from, and what its card says of it.
 
+    Of the models that this one came of, the latest `GENERATIONS` are told, itself among them; the photos are those of
+    all.
+
     Raises:
         UserError: it is an ONNX file, which has no weights to go on with.
     """
@@ -174,9 +180,15 @@ def initial_weights(model: Model) -> tuple[MSRRN, InitialWeights]:
         dataset=training.dataset or "",
         faces_by_source=training.faces_by_source,
         licence=card.licence,
-        init=training.settings.init,
+        init=_latest(training.settings.init, GENERATIONS - 1),
         photos=tuple(sorted(model.photos)),
     )
+
+
+def _latest(weights: InitialWeights | None, count: int) -> InitialWeights | None:
+    if weights is None or not count:
+        return None
+    return weights.model_copy(update={"init": _latest(weights.init, count - 1)})
 
 
 def read_model(directory: Path) -> Model:

@@ -15,10 +15,11 @@ from PIL import Image
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.geometry import Box
 from msrrn.openvino import OpenVinoPredictor
+from msrrn.provenance import InitialWeights
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.decoding import decode
 from pipelines.errors import UserError
-from pipelines.models import Model, export_model, initial_weights, read_model
+from pipelines.models import GENERATIONS, PHOTO_DIGITS, Model, export_model, initial_weights, read_model
 from pipelines.opening import open_model
 from pipelines.pyramid import crop, frame_around, padding
 from pipelines.settings import VAL_SHARE
@@ -188,6 +189,42 @@ def test_an_export_is_a_model_too(artifact: Path, file: Path, tmp_path: Path) ->
         read_model(file)
     with pytest.raises(UserError, match=r"absent\.onnx cannot be read"):
         read_model(tmp_path / "absent.onnx")
+
+
+def test_of_a_long_chain_of_models_a_card_tells_the_latest(artifact: Path) -> None:
+    """Each starts from the one before, as every week with `--init models:/NAME@champion`."""
+    known = []
+    for generation in range(3 * GENERATIONS):
+        card = json.loads((artifact / CARD).read_bytes())
+        _, init = initial_weights(read_model(artifact))
+        known.append(init.version)
+        assert told(init) == known[::-1][:GENERATIONS]
+        card["version"] = f"generation {generation}"
+        card["training"]["settings"]["init"] = init.model_dump()
+        (artifact / CARD).write_text(json.dumps(card))
+        assert told(read_model(artifact).card.training.settings.init) == known[::-1][:GENERATIONS]
+
+
+def test_a_card_of_before_chains_were_cut_stays_what_it_is(artifact: Path) -> None:
+    card = json.loads((artifact / CARD).read_bytes())
+    chain: dict[str, Any] | None = None
+    for generation in range(100):
+        said = {"version": str(generation), "dataset": "d", "faces_by_source": {}, "licence": "any"}
+        chain = said | ({"init": chain} if chain else {})
+    card["training"] |= {"settings": {"init": chain}, "photos": f"{'a' * PHOTO_DIGITS} {'b' * PHOTO_DIGITS}"}
+    (artifact / CARD).write_text(json.dumps(card))
+    model = read_model(artifact)
+    before = model.card.training.settings.init
+    assert before is not None
+    assert before.model_dump() == chain
+    _, init = initial_weights(model)
+    assert told(init) == [model.version, *map(str, range(99, 100 - GENERATIONS, -1))]
+    assert init.photos == ("a" * PHOTO_DIGITS, "b" * PHOTO_DIGITS)
+
+
+def told(init: InitialWeights | None) -> list[str]:
+    """The versions that a card tells of those before it, the latest first."""
+    return [] if init is None else [init.version, *told(init.init)]
 
 
 def test_the_readme_asks_an_export_as_the_pipeline_does(
