@@ -22,7 +22,7 @@ def open_model(model: str | None) -> Model:
     `box` or `synthetic`, the models that come with the package. None: the champion of the registry where there is
     one, else that in the box; one that was lost is not replaced so."""
     if model is None:
-        model = _champion() or IN_THE_BOX
+        model = champion_uri() or IN_THE_BOX
     if model in PACKAGED:
         return read_model(PACKAGED[model])
     if model.startswith("models:"):
@@ -47,7 +47,7 @@ def open_model(model: str | None) -> Model:
         return read_model(Path(folder))
 
 
-def _champion() -> str:
+def champion_uri() -> str:
     """The URI of the registry's champion; none where there is none. Without a store, MLflow is not imported."""
     if not store_exists():
         return ""

@@ -175,26 +175,28 @@ def _sittings(store: Store) -> list[Sitting]:
 
 
 def training_dataset(url: str) -> Store:
-    """The dataset at `url`; in a place of datasets, the one that the champion was trained on.
+    """The dataset at `url`; in a place of datasets, the one that the champion was trained on, or without a champion
+    the model in the box.
 
     Raises:
-        UserError: it is neither, or the champion was trained on a dataset that is not there (NothingYetError: none
-            is).
+        UserError: it is neither, or that model was trained on a dataset that is not there (NothingYetError: none is).
     """
     store = Store(url)
     if store.exists(MANIFEST):
         return store
     if not store.folders():
         raise NothingYetError(f"{url}: no dataset was made there yet; give the URL that `msrrn prepare` printed")
-    from pipelines.opening import open_model  # as slow to import as torch
+    from pipelines.opening import IN_THE_BOX, champion_uri, open_model  # as slow to import as torch
 
-    model = open_model(None)
+    uri = champion_uri()
+    model = open_model(uri or IN_THE_BOX)
     trained_on = str(model.card.training.dataset)
     name = read_forgotten(store).now(trained_on)
     if name is None or not store.child(name).exists(MANIFEST):
+        whose = f"champion ({model.label})" if uri else f"model in the box ({model.label}; there is no champion)"
         raise UserError(
-            f"{url} is no dataset, and has none named {trained_on}, on which the champion ({model.label}) was "
-            "trained: give the URL that `msrrn prepare` printed"
+            f"{url} is no dataset, and has none named {trained_on}, on which the {whose} was trained: "
+            "give the URL that `msrrn prepare` printed"
         )
     return store.child(name)
 

@@ -227,17 +227,24 @@ def test_places_without_a_run_or_dataset_are_said(
     with pytest.raises(NothingYetError, match="no dataset was made there yet"):
         compare([str(place / "few")], DEFAULT, str(tmp_path / "datasets"))
     (tmp_path / "datasets" / "another").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"is no dataset, and has none named .*, on which the champion"):
+    with pytest.raises(
+        UserError, match=r"has none named .*, on which the model in the box \(msrrn \w+; there is no champion\)"
+    ):
         compare([str(place / "few")], DEFAULT, str(tmp_path / "datasets"))
 
 
 def test_in_a_place_of_datasets_that_of_the_champion_is_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Champion:
+        label = "msrrn 7"
+
         class card:  # noqa: N801
             training = Training(dataset="dataset")
 
-    monkeypatch.setattr("pipelines.opening.open_model", lambda model: Champion)
+    monkeypatch.setattr("pipelines.opening.champion_uri", lambda: "models:/msrrn/7")
+    monkeypatch.setattr("pipelines.opening.open_model", {"models:/msrrn/7": Champion}.__getitem__)
     assert drift.training_dataset(str(place)).url == str(place / "dataset")
+    with pytest.raises(UserError, match=r"none named dataset, on which the champion \(msrrn 7\) was trained"):
+        drift.training_dataset(str(place / "runs"))
 
 
 def test_a_dataset_without_its_features_is_surveyed(dataset: tuple[Store, Manifest], tmp_path: Path) -> None:
