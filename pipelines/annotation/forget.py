@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Collection
 
 from pipelines.annotation.page import annotation_page
+from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.summary import summary_before, totals
-from pipelines.annotation.tables import PAGE, RECORDS, SUMMARY, Annotations, part_key, without
-from pipelines.annotation.unit import STAGED, TABLES, UnitRecord, read_record, write_unit
+from pipelines.annotation.tables import PAGE, SUMMARY, Annotations, part_key, without
+from pipelines.annotation.unit import TABLES, read_record, write_unit
 from pipelines.forgotten import Forgot, forgot_at, read_forgotten, remember, remember_found
 from pipelines.lease import LEASE, hold
 from pipelines.progress import Progress

@@ -184,10 +184,19 @@ def read_table(out: Store, key: str, to_delete: str = "it") -> pa.Table:
     Raises:
         UserError: it is damaged, or missing.
     """
+    return parsed(out, key, out.read_bytes(key), to_delete)
+
+
+def parsed(out: Store, key: str, data: bytes, to_delete: str = "it") -> pa.Table:
+    """The table in the bytes of a key.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
-        return pq.read_table(pa.BufferReader(out.read_bytes(key)))
-    except pa.ArrowException as error:
-        reason = f"{out.url}/{key} is damaged ({str(error).splitlines()[0]})"
+        return pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # whatever Arrow says of bytes that are damaged
+        reason = f"{out.url}/{key} is damaged ({(str(error).splitlines() or ['?'])[0]})"
         raise UserError(f"{reason}: delete {to_delete} {_AND_AGAIN}") from error
 
 

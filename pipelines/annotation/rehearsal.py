@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from pipelines.annotation.pictures import Rows, annotated, end_sandbox
 from pipelines.annotation.plan import Unit, fingerprint, keys_of, make_plan, overruled, unit_key
 from pipelines.annotation.readying import prepared
+from pipelines.annotation.records import found_record
 from pipelines.annotation.sightings import Task
 from pipelines.annotation.tables import RUN, Annotations
-from pipelines.annotation.unit import found_record
 from pipelines.archives import Input, list_inputs
 from pipelines.asked import Asked
 from pipelines.models import Model

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from pipelines.annotation.records import UnitRecord
 from pipelines.annotation.tables import STATUSES, SUMMARY
-from pipelines.annotation.unit import UnitRecord
 from pipelines.outages import MissingError
 from pipelines.storage import Store
 

@@ -4,9 +4,11 @@
 has one part of each table. A run that is not finished can be read: it gives its finished units.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -17,18 +19,19 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
-from pipelines.annotation.plan import inputs_of, keys_of, read_plan, read_table
+from pipelines.annotation.plan import inputs_of, keys_of, parsed, read_plan, read_table
+from pipelines.annotation.records import RECORDS, STAGED, found_record, staged_key
 from pipelines.archives import PROBLEMS, read_inputs
 from pipelines.decoding import Undecodable
 from pipelines.errors import NothingYetError, UserError
 from pipelines.forgotten import MESSAGE, REASON
+from pipelines.outages import MissingError
 from pipelines.storage import Store
 
 SCHEMA_VERSION: Final = "2"
 RUN: Final = "run.json"
 SUMMARY: Final = "summary.json"
 PAGE: Final = "index.html"
-RECORDS: Final = "records"
 STATUSES: Final = ("annotated", "no_face", "quarantined")
 REASONS: Final = frozenset(
     {*PROBLEMS, "empty", "not_an_image", "truncated", "corrupt", "too_large", "failed", "crashed", "timeout", REASON}
@@ -218,4 +221,15 @@ class Annotations:
         return below if local and not local.is_absolute() and not local.exists() and Store(below).exists() else source
 
     def _part(self, table: str, unit: str) -> pa.Table:
+        # A unit that was done again may have been killed while its parts were put in their places, one by one.
+        staged = staged_key(table, unit)
+        if staged in self._staged and (record := found_record(self.store, unit)) and record.staged:
+            with suppress(MissingError):  # it was moved since
+                data = self.store.read_bytes(staged)
+                if hashlib.sha256(data).hexdigest() == record.parts[table]:
+                    return parsed(self.store, staged, data)
         return read_table(self.store, part_key(table, unit))
+
+    @cached_property
+    def _staged(self) -> frozenset[str]:
+        return frozenset(self.store.keys(STAGED))

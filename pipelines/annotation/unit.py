@@ -14,35 +14,18 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
 
 from pipelines.annotation.pictures import annotated
 from pipelines.annotation.plan import Unit, fingerprint
+from pipelines.annotation.records import RECORDS, UnitRecord, found_record, staged_key
 from pipelines.annotation.sightings import Task
-from pipelines.annotation.tables import FACES, IMAGES, RECORDS, Annotations, part_key, without
+from pipelines.annotation.tables import FACES, IMAGES, Annotations, part_key, without
 from pipelines.asked import Asked
 from pipelines.forgotten import read_forgotten
 from pipelines.outages import MissingError
 from pipelines.storage import Store
 
-STAGED: Final = "staged"
 TABLES: Final = {"images": IMAGES, "faces": FACES}
-
-
-class UnitRecord(BaseModel):
-    """The completion record of a unit."""
-
-    inputs: list[str]
-    """fingerprints of what its rows are made from, in order"""
-    parts: dict[str, str]
-    """SHA-256 of each table's part"""
-    sizes: dict[str, int] = {}
-    """and its bytes; older records do not tell"""
-    statuses: dict[str, int]
-    reasons: dict[str, int]
-    faces: int
-    staged: bool = False
-    """whether the parts may still lie in `staged/`"""
 
 
 @dataclass(frozen=True)
@@ -71,14 +54,6 @@ def read_record(out: Store, unit: str) -> UnitRecord | None:
     return _settled(out, unit, record).model_copy(update={"sizes": {}})  # whoever listed parts has seen the old ones
 
 
-def found_record(out: Store, unit: str) -> UnitRecord | None:
-    """The same, but its parts may be staged still: nothing is written."""
-    try:
-        return UnitRecord.model_validate_json(out.read_bytes(f"{RECORDS}/{unit}.json"))
-    except (MissingError, ValidationError):
-        return None  # a damaged record stands for nothing: the unit is done again
-
-
 def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
     """Does the rows that are pending, writes the unit's parts and its record; returns its key and the record."""
     unit = pending.unit
@@ -86,8 +61,8 @@ def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
     images: dict[int, dict[str, Any]] = {}
     faces: dict[int, list[dict[str, Any]]] = {}
     if len(pending.rows) < len(inputs):
-        images, faces = _kept(job.out, pending)
         before = read_record(job.out, unit.key)
+        images, faces = _kept(job.out, pending)
         assert before is not None, unit.key
         # One that was replaced may have to wait: its row is of what was there.
         inputs = [before.inputs[row] if row in images else now for row, now in enumerate(inputs)]
@@ -122,7 +97,7 @@ def write_unit(
         staged=again,
     )
     for name, part in data.items():
-        out.publish(_staged(name, unit) if again else part_key(name, unit), part)
+        out.publish(staged_key(name, unit) if again else part_key(name, unit), part)
     _publish(out, unit, record)
     return _settled(out, unit, record) if again else record
 
@@ -151,7 +126,7 @@ def _settled(out: Store, unit: str, record: UnitRecord) -> UnitRecord:
     """Puts staged parts in their places; whatever of it was done already is done again."""
     for name, digest in record.parts.items():
         try:
-            data = out.read_bytes(_staged(name, unit))
+            data = out.read_bytes(staged_key(name, unit))
         except MissingError:
             continue  # it is in its place
         if hashlib.sha256(data).hexdigest() == digest:
@@ -159,13 +134,9 @@ def _settled(out: Store, unit: str, record: UnitRecord) -> UnitRecord:
     record = record.model_copy(update={"staged": False})
     _publish(out, unit, record)
     for name in record.parts:
-        out.delete(_staged(name, unit))
+        out.delete(staged_key(name, unit))
     return record
 
 
 def _publish(out: Store, unit: str, record: UnitRecord) -> None:
     out.publish(f"{RECORDS}/{unit}.json", record.model_dump_json().encode())
-
-
-def _staged(table: str, unit: str) -> str:
-    return f"{STAGED}/{table}-{unit}.parquet"

@@ -11,9 +11,10 @@ from typing import Final
 
 from pipelines.annotation.pictures import end_sandbox
 from pipelines.annotation.plan import Plan, Unit, fingerprint
+from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.summary import Summary, Throughput, totals
-from pipelines.annotation.tables import REASONS, RECORDS, STATUSES, SUMMARY, Annotations, part_key
-from pipelines.annotation.unit import STAGED, TABLES, Job, Pending, UnitRecord, annotate_unit, read_record
+from pipelines.annotation.tables import REASONS, STATUSES, SUMMARY, Annotations, part_key
+from pipelines.annotation.unit import TABLES, Job, Pending, annotate_unit, read_record
 from pipelines.engine import run_units
 
 READS_AT_ONCE: Final = 16

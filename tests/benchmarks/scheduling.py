@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from pipelines.annotation.unit import UnitRecord
+from pipelines.annotation.records import UnitRecord
 from pipelines.engine import run_units, start_ray
 
 PER_UNIT = 4096

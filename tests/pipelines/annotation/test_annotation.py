@@ -25,11 +25,11 @@ from msrrn.prediction import Prediction, Predictor
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation import readying
 from pipelines.annotation import run as driver
+from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.rehearsal import rehearse
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
-from pipelines.annotation.tables import FACES, IMAGES, PAGE, RECORDS, RUN, STATUSES, SUMMARY, Annotations
-from pipelines.annotation.unit import STAGED, UnitRecord
+from pipelines.annotation.tables import FACES, IMAGES, PAGE, RUN, STATUSES, SUMMARY, Annotations
 from pipelines.annotation.work import Again
 from pipelines.decoding import decode
 from pipelines.detection import Detector, HogDetector, open_detector

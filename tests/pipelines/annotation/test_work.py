@@ -9,7 +9,8 @@ import pytest
 
 import pipelines.annotation.work as station
 from pipelines.annotation.plan import Plan, Unit, make_plan
-from pipelines.annotation.unit import Job, UnitRecord
+from pipelines.annotation.records import UnitRecord
+from pipelines.annotation.unit import Job
 from pipelines.annotation.work import READS_AHEAD, Work
 from tests.pipelines.listings import a_face
 from tests.pipelines.runs import run_of

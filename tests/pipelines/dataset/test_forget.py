@@ -14,6 +14,7 @@ from flows.cli import main
 from msrrn.provenance import Training
 from pipelines.annotation import unit
 from pipelines.annotation.forget import forget_in_run
+from pipelines.annotation.records import UnitRecord
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import SUMMARY, Annotations
@@ -411,7 +412,7 @@ def test_a_run_that_was_frozen_does_not_bring_back_what_was_forgotten(
     run = tmp_path / "run"
     write = unit.write_unit
 
-    def frozen(*arguments: Any, **named: Any) -> unit.UnitRecord:
+    def frozen(*arguments: Any, **named: Any) -> UnitRecord:
         if any(row["sha256"] == digest for row in arguments[3]["images"]):
             monkeypatch.setattr(unit, "write_unit", write)
             (run / LEASE).unlink()
