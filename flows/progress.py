@@ -71,12 +71,12 @@ def progress(what: str) -> Iterator[Update]:
 @contextmanager
 def _bar(what: str) -> Iterator[Update]:
     columns = (
-        TextColumn("{task.description:<32}"),
+        TextColumn("{task.description:<32}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(file=_watched())) as bars:
         task = bars.add_task(what, total=None, note="")
