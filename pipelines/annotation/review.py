@@ -87,6 +87,8 @@ def review(
     if not chosen:
         raise UserError(f"{annotations.store.url} has no face to review: annotate pictures with faces first")
     mark(store, f"review-{format}", _anything)
+    for key in store.keys(IMAGES):  # of one that was cut off, perhaps of other faces
+        store.delete(key)
     shown = sorted(_written(pictures, chosen, store), key=lambda it: it.name)
     if not shown:
         reasons = ", ".join(f"{reason} × {count}" for reason, count in sorted(pictures.unreadable.items()))
