@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.sources.annotation import MAX_BYTES, BadAnnotation, usable_shape
 
-_HEADER: Final = re.compile(r"(version|n_points)\s*:\s*(\d+)", re.IGNORECASE)
+_HEADER: Final = re.compile(r"(version|n_points)\s*:\s*(\d{1,9})", re.IGNORECASE)
 
 
 def parse_pts(data: bytes) -> NDArray[np.float64]:

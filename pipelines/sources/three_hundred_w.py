@@ -63,7 +63,7 @@ class ThreeHundredW:
         parts = (
             path.with_suffix("").as_posix().rpartition(".") for path in readable if path.suffix.lower() == ".pts"
         )
-        with_faces = {name for name, _, number in parts if number.isdecimal()}
+        with_faces = {name for name, _, number in parts if _is_number(number)}
         for path in sorted(readable, key=lambda path: not is_picture(path.name)):
             if is_picture(path.name) or (path.suffix.lower() != ".pts" and path.as_posix() in with_faces):
                 images[path.with_suffix("").as_posix()].append(path.as_posix())
@@ -74,7 +74,7 @@ class ThreeHundredW:
                 picture, _, number = stem.rpartition(".")
                 # `a.jpg.0.jpg` may be a picture, too; then its own are `a.jpg.0.jpg.0.pts`, …, or this one.
                 own = not with_faces.isdisjoint(images.get(stem, ()))
-                if (stem not in images or own) and number.isdecimal() and picture in pictures:
+                if (stem not in images or own) and _is_number(number) and picture in pictures:
                     numbered[picture].append(path.as_posix())
                 else:
                     annotations.setdefault(stem, path.as_posix())
@@ -156,6 +156,11 @@ class ThreeHundredW:
 
 def _uris(stem: str, images: dict[str, list[str]], annotations: dict[str, str]) -> list[str]:
     return images[stem] if stem in images else [annotations[stem]]
+
+
+def _is_number(text: str) -> bool:
+    """Whether a file's name may end with it for a face; Python refuses to read the longest ones."""
+    return text.isdecimal() and len(text) < 10
 
 
 def _number(annotation: str) -> int:

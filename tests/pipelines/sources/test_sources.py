@@ -1,5 +1,6 @@
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_bad_annotations_have_reasons() -> None:
     assert _reason(b"") == "count"
     for value in ("nan", "inf", "-INF", "1e999"):
         assert _reason("\n".join([*lines[:20], f"{value} 3", *lines[21:]]).encode()) == "not_finite"
-    for line in ("12.5", "1 2 3", "1,5 2,5", "x y", "points: 3"):
+    for line in ("12.5", "1 2 3", "1,5 2,5", "x y", "points: 3", "n_points: " + "6" * 5000):
         assert _reason("\n".join([*lines[:20], line, *lines[21:]]).encode()) == "syntax"
     assert _reason(b"\xff\xd8\xff\xe0" * 20) == "syntax"
     assert _reason(b"1 1\n" * 2_000_000) == "syntax"
@@ -170,6 +171,18 @@ def test_a_numbered_face_is_one_of_a_file_of_any_name(tmp_path: Path) -> None:
     pairs = [(row.uri, row.annotation_uri) for row in rows if isinstance(row, AnnotatedPhoto)]
     assert sorted(pairs) == sorted([*((name, f"{name}.1.pts") for name in names), ("scan.jpg", "scan.pts")])
     assert [row.uri for row in rows if isinstance(row, Rejected)] == ["gone.0.pts", "x.pts.0.pts"]
+
+
+def test_a_number_that_is_too_long_is_no_face(tmp_path: Path) -> None:
+    """A name in an archive may be longer than one on disk, and than what Python reads as a number."""
+    names = ("a.jpg", "a.jpg.2.pts", f"a.jpg.{'1' * 5000}.pts")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, PTS)
+    face, orphan = _scan(str(tmp_path / "z.zip"))
+    assert isinstance(face, AnnotatedPhoto)
+    assert isinstance(orphan, Rejected)
+    assert (face.annotation_uri, orphan.uri, orphan.reason) == (*names[1:], "no_image")
 
 
 def test_a_face_without_the_first_is_not_taken_for_another_pictures(tmp_path: Path) -> None:
