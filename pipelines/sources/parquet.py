@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from msrrn.landmarks import SCHEME
 from pipelines.archives.names import LIST_SUFFIXES, has_suffix, normal, split_url
@@ -160,9 +161,11 @@ def _groups(files: Files, name: str, columns: Sequence[str], to_row: _ToRow) -> 
         if missing:
             raise UserError(f"{files.url}/{name} has no column {missing[0]!r}: {_REMEDY}")
         present = [column for column in columns if column in schema.names]
+        if "face_index" in present and not _is_number(kind := schema.field("face_index").type):
+            raise UserError(f"{files.url}/{name}: its face_index is of type {kind}: write integers")
         start = 0
         for index in range(table.num_row_groups):
-            uris = table.read_row_group(index, ["uri"])["uri"].to_pylist()
+            uris = _read(table, index, ["uri"])["uri"].to_pylist()
             if uris:
                 yield _Group(
                     min(_uri(uri, name) for uri in uris), partial(_rows, files, name, index, start, present, to_row)
@@ -170,11 +173,23 @@ def _groups(files: Files, name: str, columns: Sequence[str], to_row: _ToRow) -> 
             start += len(uris)
 
 
+def _read(table: pq.ParquetFile, index: int, columns: Sequence[str]) -> pa.Table:
+    """A row group. Arrow reads strings that are no UTF-8, too, which Python then fails at."""
+    group = table.read_row_group(index, list(columns))
+    group.validate(full=True)
+    return group
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    """Whether face numbers can be sorted by it; pandas makes floats of integers where one is missing."""
+    return bool(pt.is_integer(kind) or pt.is_floating(kind) or pt.is_null(kind))
+
+
 def _rows(
     files: Files, name: str, index: int, start: int, columns: Sequence[str], to_row: _ToRow
 ) -> Iterator[tuple[_Key, Row]]:
     with _table(files, name) as table:
-        group = table.read_row_group(index, list(columns))
+        group = _read(table, index, columns)
     uris = [_uri(uri, name) for uri in group["uri"].to_pylist()]
     faces = group["face_index"].to_pylist() if "face_index" in columns else [0] * len(uris)
     keys: list[_Key] = [

@@ -214,6 +214,29 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
+@pytest.mark.parametrize("column", ["uri", "origin"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_text_that_is_no_utf8_is_damage(tmp_path: Path, column: str, kind: pa.DataType) -> None:
+    pictures(tmp_path, "a.jpg")
+    text = pa.array([b"\xff.jpg"]).view(pa.string())
+    columns = {"uri": ["a.jpg"], "landmarks": [SHAPE.ravel().tolist()], column: text.cast(kind)}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet is no Parquet table, or damaged: .*UTF8"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("numbers", [[1, None], [1.0, None], [None, None], ["1", None]])
+def test_faces_are_sorted_by_numbers_alone(tmp_path: Path, numbers: list[object]) -> None:
+    pictures(tmp_path, "a.jpg")
+    columns = {"uri": ["a.jpg"] * 2, "landmarks": [SHAPE.ravel().tolist()] * 2, "face_index": numbers}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    if "1" not in numbers:
+        assert len(scan(tmp_path)) == 2
+        return
+    with pytest.raises(UserError, match=r"t\.parquet: its face_index is of type string: write integers"):
+        scan(tmp_path)
+
+
 def test_rows_are_sorted_whatever_the_tables_order_and_few_are_held(tmp_path: Path) -> None:
     uris = [f"{number:05}.jpg" for number in range(4000)]
     pictures(tmp_path / "in", "00000.jpg")
