@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.landmarks import NUM_LANDMARKS
-from pipelines.sources.annotation import MAX_BYTES, BadAnnotation, usable_shape
+from pipelines.sources.annotation import MAX_BYTES, BadAnnotation, number, usable_shape
 
 _HEADER: Final = re.compile(r"(version|n_points)\s*:\s*(\d{1,9})", re.IGNORECASE)
 
@@ -20,13 +20,13 @@ def parse_pts(data: bytes) -> NDArray[np.float64]:
     """
     points: list[tuple[float, float]] = []
     declared = NUM_LANDMARKS
-    for number, line in enumerate(_text(data).splitlines(), start=1):
+    for row, line in enumerate(_text(data).splitlines(), start=1):
         words = line.strip().strip("{}").split()
         header = _HEADER.fullmatch(" ".join(words))
         if header:
             declared = int(header[2]) if header[1].lower() == "n_points" else declared
         elif words:
-            points.append(_point(words, number))
+            points.append(_point(words, row))
     if declared != NUM_LANDMARKS or len(points) != NUM_LANDMARKS:
         raise BadAnnotation("count", f"{len(points)} points (header: {declared}) instead of {NUM_LANDMARKS}")
     return usable_shape(np.array(points, dtype=np.float64) - 1.0)
@@ -49,7 +49,7 @@ def _text(data: bytes) -> str:
 
 def _point(words: list[str], line: int) -> tuple[float, float]:
     try:
-        x, y = (float(word) for word in words)
+        x, y = (number(word) for word in words)
     except ValueError as error:
         raise BadAnnotation("syntax", f"line {line} is not a point: {' '.join(words)[:60]!r}") from error
     return (x, y) if math.isfinite(x) and math.isfinite(y) else (math.nan, math.nan)

@@ -90,7 +90,7 @@ def test_bad_annotations_have_reasons() -> None:
     assert _reason(b"") == "count"
     for value in ("nan", "inf", "-INF", "1e999"):
         assert _reason("\n".join([*lines[:20], f"{value} 3", *lines[21:]]).encode()) == "not_finite"
-    for line in ("12.5", "1 2 3", "1,5 2,5", "x y", "points: 3", "n_points: " + "6" * 5000):
+    for line in ("12.5", "1 2 3", "1,5 2,5", "x y", "points: 3", "n_points: " + "6" * 5000, "1_0_0 2"):
         assert _reason("\n".join([*lines[:20], line, *lines[21:]]).encode()) == "syntax"
     assert _reason(b"\xff\xd8\xff\xe0" * 20) == "syntax"
     assert _reason(b"1 1\n" * 2_000_000) == "syntax"
