@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from pipelines.detection.boxes import BoxMapping, Detection
+from pipelines.detection.boxes import BoxMapping, Detection, expected_box
 from pipelines.sources import AnnotatedPhoto
 
 
@@ -27,7 +27,7 @@ class AnnotatedBoxes:
         """
         boxed: dict[str, list[AnnotatedPhoto]] = {}
         for face in faces:
-            if face.box is not None:
+            if _is_measurable(face):
                 boxed.setdefault(face.root, []).append(face)
         mappings = []
         for root, group in sorted(boxed.items()):
@@ -36,6 +36,20 @@ class AnnotatedBoxes:
         return cls(tuple(mappings))
 
     def __call__(self, face: AnnotatedPhoto) -> Detection | None:
-        """The face's own box with a score of 1; None where the source gives none."""
+        """The face's own box with a score of 1; None where the source gives none, or one of no use."""
         mapping = dict(self.mappings).get(face.root)
-        return Detection(mapping(face.box), 1.0) if face.box and mapping else None
+        if face.box is None or mapping is None:
+            return None
+        try:
+            return Detection(mapping(face.box), 1.0)
+        except ValueError:  # mapped, it lies too far away, or has no pixel left
+            return None
+
+
+def _is_measurable(face: AnnotatedPhoto) -> bool:
+    """Whether its box says something of its source's convention; what is absurdly large or small does not."""
+    try:
+        expected_box(face.shape)
+    except ValueError:
+        return False
+    return face.box is not None and face.box.side > 0

@@ -214,6 +214,20 @@ def test_a_face_without_a_box_and_a_source_without_boxes_have_no_detection() -> 
     assert AnnotatedBoxes.fit([bare])(bare) is None
 
 
+def test_absurd_annotations_and_boxes_change_nothing_for_the_others() -> None:
+    """What a reader lets through: all within `FARTHEST`, but not what is made of it."""
+    shape = _shape(0)
+    theirs = _moved(expected_box(shape), 0.0, 0.0, 0.5)
+    huge = 1.6e7 * np.sign(shape - shape.mean(axis=0))
+    boxes = [(shape, theirs), (shape, theirs), (shape, Box(-1.6e7, -1.6e7, 1.6e7, 1.6e7))]
+    boxes += [(shape, Box(0.0, 0.0, 1e-200, 1e-200)), (huge, theirs)]
+    faces = [AnnotatedPhoto("/a", f"{n}.jpg", f"{n}.pts", "", None, *face) for n, face in enumerate(boxes)]
+    find = AnnotatedBoxes.fit(faces)
+    assert find == AnnotatedBoxes.fit(faces[:2])
+    assert [find(face) is not None for face in faces] == [True, True, False, False, True]
+    assert AnnotatedBoxes.fit(faces[4:])(faces[4]) is None
+
+
 @given(st.integers(0, 50), st.floats(0.1, 20), st.floats(-500, 500), st.floats(-500, 500))
 def test_the_expected_box_moves_and_grows_with_the_face(seed: int, scale: float, dx: float, dy: float) -> None:
     shape = _shape(seed)
