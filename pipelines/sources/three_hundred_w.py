@@ -58,6 +58,7 @@ class ThreeHundredW:
             raise UserError(f"{self.url} is one file: give its folder; {_REMEDY}")
         images: dict[str, list[str]] = defaultdict(list)
         annotations: dict[str, str] = {}
+        second: list[Rejected] = []
         numbered: dict[str, list[str]] = defaultdict(list)
         readable = [PurePosixPath(name) for name, size in files.sizes().items() if size is not None]
         parts = (
@@ -76,8 +77,11 @@ class ThreeHundredW:
                 own = not with_faces.isdisjoint(images.get(stem, ()))
                 if (stem not in images or own) and _is_number(number) and picture in pictures:
                     numbered[picture].append(path.as_posix())
+                elif stem in annotations:
+                    taken = f"{annotations[stem]} was taken for the annotation of this name"
+                    second.append(Rejected(path.as_posix(), "face_twice", taken))
                 else:
-                    annotations.setdefault(stem, path.as_posix())
+                    annotations[stem] = path.as_posix()
         if not annotations and not numbered:
             found = f"{len(images)} pictures but no .pts file" if images else "no pictures"
             raise UserError(f"{self.url} has {found}: {_REMEDY}")
@@ -86,23 +90,24 @@ class ThreeHundredW:
         def read(row: _Pair | Rejected) -> AnnotatedPhoto | Rejected:
             return self._photo(files, row, validation) if isinstance(row, _Pair) else row
 
-        rows = self._rows(files, images, annotations, numbered)
+        refused = [*rejected_files(files, IMAGE_SUFFIXES | {".pts"}), *second]
+        rows = self._rows(images, annotations, numbered, refused)
         return (finished() for finished in begun((files.url, partial(read, row)) for row in rows))
 
     def _rows(
         self,
-        files: Files,
         images: dict[str, list[str]],
         annotations: dict[str, str],
         numbered: dict[str, list[str]],
+        refused: Iterable[Rejected],
     ) -> Iterator[_Pair | Rejected]:
-        unreadable = {row.uri: row for row in rejected_files(files, IMAGE_SUFFIXES | {".pts"})}
+        rejected = {row.uri: row for row in refused}
         pairs: list[tuple[str, str]] = [
             (uri, stem) for stem in images.keys() | annotations.keys() for uri in _uris(stem, images, annotations)
         ]
-        for uri, stem in sorted([*pairs, *((uri, "") for uri in unreadable)]):
-            if uri in unreadable:
-                yield unreadable[uri]
+        for uri, stem in sorted([*pairs, *((uri, "") for uri in rejected)]):
+            if uri in rejected:
+                yield rejected[uri]
             elif stem not in images:
                 yield Rejected(uri, "no_image", "an annotation without a picture of the same name")
             elif uri in numbered:

@@ -141,6 +141,20 @@ def test_one_annotation_serves_one_picture(tmp_path: Path) -> None:
     assert (first.uri, second.uri, second.reason) == ("a.jpg", "a.png", "second_image")
 
 
+def test_a_second_annotation_of_one_name_is_told(tmp_path: Path) -> None:
+    names = ("a.PTS", "a.Pts", "a.jpg", "a.pts", "b.PTS", "b.pts")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:  # on some disks these were one file
+        for name in names:
+            archive.writestr(name, PTS)
+    rows = _scan(str(tmp_path / "z.zip"))
+    assert [(row.uri, row.reason if isinstance(row, Rejected) else row.annotation_uri) for row in rows] == [
+        *[("a.Pts", "face_twice"), ("a.jpg", "a.PTS"), ("a.pts", "face_twice")],
+        *[("b.PTS", "no_image"), ("b.pts", "face_twice")],
+    ]
+    assert isinstance(rows[0], Rejected)
+    assert rows[0].message == "a.PTS was taken for the annotation of this name"
+
+
 def test_faces_of_one_picture_are_numbered(tmp_path: Path) -> None:
     """As an export of an annotation run has them."""
     _fill(
