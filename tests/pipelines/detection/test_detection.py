@@ -210,8 +210,21 @@ def test_a_face_without_a_box_and_a_source_without_boxes_have_no_detection() -> 
     boxed = AnnotatedPhoto("/b", "0.jpg", "0.pts", "", None, shape, expected_box(shape))
     find = AnnotatedBoxes.fit([bare, boxed])
     assert find(bare) is None
-    assert find.mappings == (("/b", BoxMapping(0.0, 0.0, 1.0)),)
+    assert find.mappings == ((("/b", "pts"), BoxMapping(0.0, 0.0, 1.0)),)
     assert AnnotatedBoxes.fit([bare])(bare) is None
+
+
+def test_sources_in_one_folder_keep_their_own_conventions() -> None:
+    """Yet files of one kind, which may hold a face each, are measured together."""
+    faces = []
+    for index, scale in enumerate((1.0, 1.0, 1.5, 0.4, 0.4, 0.6)):
+        shape = _shape(index)
+        name = f"tight.xml#{index}" if index < 3 else f"{index}.json#0"
+        box = _moved(expected_box(shape), 0.0, 0.0, scale)
+        faces.append(AnnotatedPhoto("/a", f"{index}.jpg", name, "", None, shape, box))
+    found = map(AnnotatedBoxes.fit(faces), faces)
+    sides = [item.box.side / expected_box(face.shape).side for item, face in zip(found, faces, strict=True) if item]
+    assert sides == pytest.approx([1.0, 1.0, 1.5, 1.0, 1.0, 1.5])
 
 
 def test_absurd_annotations_and_boxes_change_nothing_for_the_others() -> None:
