@@ -71,7 +71,7 @@ def plan(
     left_out += new.left_out
     told = set(left_out)
     left_out += [item for item in base.left_out if item not in told]
-    left_out.sort(key=lambda item: (item.uri, item.reason))
+    left_out.sort(key=lambda item: (item.uri, item.reason, item.message))
     photos = [*base.photos, *(replace(photo, made_in=made_in.get(photo.key)) for photo in new.photos)]
     photos.sort(key=lambda photo: (photo.seen.uri, photo.seen.sha256))
     held = tuple(seen for _, seen in sorted((base.held | new.held).items()))

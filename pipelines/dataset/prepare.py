@@ -259,7 +259,7 @@ def _manifest(work: Plan, settings: PrepareSettings) -> Manifest:
         missed=missed,
         checks=checks_of(left_out, [*work.warnings, *_shifted(offsets)]),
         units=units,
-        left_out=sorted(left_out, key=lambda item: (item.uri, item.reason)),
+        left_out=sorted(left_out, key=lambda item: (item.uri, item.reason, item.message)),
         held=[HeldPhoto.model_validate(seen, from_attributes=True) for seen in work.held],
     )
 

@@ -77,7 +77,7 @@ def evaluate(
     if not faces:
         raise UserError(f"{', '.join(sources)}: {_nothing(selection, len(chosen), len(seen), left_out)}")
     faces.sort(key=lambda face: (face.uri, face.annotation_uri, face.photo_sha256, face.truth.tobytes()))
-    left_out.sort(key=lambda item: (item.uri, item.reason))
+    left_out.sort(key=lambda item: (item.uri, item.reason, item.message))
     training = model.card.training
     trained_on = training.model_dump(include={"dataset", "faces", "faces_by_source"})
     trained_on |= training.settings.model_dump(include={"init"})

@@ -210,6 +210,18 @@ def test_the_order_of_sources_changes_nothing(photos: Photos, tmp_path: Path) ->
     assert first[1].counts["train"] == 4
 
 
+def test_the_order_of_sources_changes_no_name_where_two_are_left_out_alike(photos: Photos, tmp_path: Path) -> None:
+    """Their rows differ in the message alone."""
+    write_face(tmp_path / "a", "x/good", photos[0][0].jpeg, photos[0][0].shapes[0])
+    for source, photo, points in zip("ab", photos[0][1:], (66, 67), strict=False):
+        write_face(tmp_path / source, "x/bad", photo.jpeg, photo.shapes[0][:points])
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    first = prepare([a, b], str(tmp_path / "ab"), PLAIN, workers=1)[1]
+    assert prepare([b, a], str(tmp_path / "ba"), PLAIN, workers=1)[1] == first
+    assert len({(item.uri, item.reason) for item in first.left_out}) == 1
+    assert len({item.message for item in first.left_out}) == 2
+
+
 def test_shards_of_two_sources_with_the_same_names_are_read_once(
     photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,20 @@ def test_the_order_of_sources_changes_nothing(
     assert evaluate(model, [a], "all", 1).faces_digest != first.faces_digest
 
 
+def test_the_order_of_sources_changes_nothing_of_what_is_left_out(
+    model: Model, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path
+) -> None:
+    """The same is wrong with two pictures of one name: their rows differ in the message alone."""
+    write_face(tmp_path / "a", "x/good", photos[0][0].jpeg, photos[0][0].shapes[0])
+    for source, photo, points in zip("ab", photos[0][1:], (66, 67), strict=False):
+        write_face(tmp_path / source, "x/bad", photo.jpeg, photo.shapes[0][:points])
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    left_out = evaluate(model, [a, b], "all", 1).left_out
+    assert evaluate(model, [b, a], "all", 1).left_out == left_out
+    assert len({(item.uri, item.reason) for item in left_out}) == 1
+    assert len({item.message for item in left_out}) == 2
+
+
 def test_bad_inputs_are_left_out_and_counted(
     model: Model, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path
 ) -> None:
