@@ -17,7 +17,7 @@ from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.progress import Progress
-from pipelines.sources import AnnotatedPhoto, ChangedPictureError, Rejected, open_annotated
+from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
 from pipelines.storage import Store
 
 HELD: Final = frozenset({"val", "test"})
@@ -99,9 +99,10 @@ def read_photos(
     done = 0
     for seen in run_units(_read_unit, None, units, workers):
         for read in seen:
+            left_out += [_left_out(face.annotation_uri, "changed_picture") for face in read.stale]
             if read.reason:
                 left_out += [_left_out(face.annotation_uri, read.reason, read.message) for face in read.faces]
-            else:
+            elif read.faces:
                 groups.setdefault(read.sha256, []).extend(read.faces)
                 prints[read.sha256] = read.print
         done += len(seen)
@@ -128,9 +129,10 @@ def _group(sha256: str, faces: list[AnnotatedPhoto], print_: str) -> PhotoGroup:
 
 
 class _Read(NamedTuple):
-    """One picture with its annotations; `reason` says why it could not be read."""
+    """One picture with its annotations, and `stale` ones, of other bytes; `reason` says why it could not be read."""
 
     faces: Sequence[AnnotatedPhoto]
+    stale: Sequence[AnnotatedPhoto] = ()
     sha256: str = ""
     print: str = ""
     reason: str = ""
@@ -147,14 +149,16 @@ def _read(faces: Sequence[AnnotatedPhoto], read: Callable[[], bytes]) -> _Read:
         data = read()
     except OutageError:
         raise
-    except ChangedPictureError as error:  # its text names the source's place, which differs from machine to machine
-        return _Read(faces, reason=error.reason)
     except UserError:
         return _Read(faces, reason="unreadable")
+    digest = hashlib.sha256(data).hexdigest()
+    # Sources that name one picture may tell of different bytes: each face is asked, not the first for all.
+    stale = [face for face in faces if not face.is_of(digest)]
+    faces = [face for face in faces if face.is_of(digest)]
     try:
-        return _Read(faces, hashlib.sha256(data).hexdigest(), photo_print(data))
+        return _Read(faces, stale, digest, photo_print(data))
     except Undecodable as error:  # what is no picture may be the same as another: empty, or a page that says "404"
-        return _Read(faces, reason=error.reason, message=error.message)
+        return _Read(faces, stale, reason=error.reason, message=error.message)
 
 
 def clusters(photos: Sequence[Seen]) -> list[list[Seen]]:

@@ -1,5 +1,6 @@
 """Detector + model on annotated photos: the landmarks of each face, beside the annotated ones."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -129,8 +130,11 @@ def _evaluate_unit(
     results: list[FaceResult] = []
     left_out: list[LeftOut] = []
     for group in unit:
+        data = group.faces[0].read()
+        if hashlib.sha256(data).hexdigest() != group.sha256:
+            raise UserError(f"{group.faces[0].root}/{group.uri} changed while it was evaluated: run again")
         try:
-            photo = decode(group.faces[0].read())
+            photo = decode(data)
         except Undecodable as error:
             left_out += group.left_out(error.reason, error.message)
             continue

@@ -1,6 +1,5 @@
 """Readers of annotated photographs, one file per format behind one protocol."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -19,12 +18,6 @@ from pipelines.settings import SourceFormat
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, open_files
 
 DeclaredSplit = Literal["train", "val", "test"]
-
-
-class ChangedPictureError(UserError):
-    """A photograph has other bytes than the one that was annotated; the reason code of its row."""
-
-    reason: Final = "changed_picture"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,17 +40,12 @@ class AnnotatedPhoto:
     sha256: str = ""
 
     def read(self) -> bytes:
-        """The photograph's bytes.
+        """The bytes that are there now, maybe of another photograph: see `is_of`; `UserError` where it is gone."""
+        return Files(self.root).read(self.uri)
 
-        Raises:
-            UserError: it is gone; `ChangedPictureError` when it is another one than was annotated.
-        """
-        data = Files(self.root).read(self.uri)
-        if self.sha256 and hashlib.sha256(data).hexdigest() != self.sha256:
-            raise ChangedPictureError(
-                f"{self.root}/{self.uri} is not the picture that was annotated: annotate it again"
-            )
-        return data
+    def is_of(self, sha256: str) -> bool:
+        """Whether the photograph of this digest was annotated, as far as the source tells."""
+        return self.sha256 in ("", sha256)
 
 
 @dataclass(frozen=True)

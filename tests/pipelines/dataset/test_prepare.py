@@ -894,3 +894,26 @@ def test_a_picture_that_changed_since_it_was_annotated_says_so(photos: Photos, t
     assert item.reason == "changed_picture"
     shutil.copytree(tmp_path / "in", tmp_path / "elsewhere" / "in")
     assert prepare([str(tmp_path / "elsewhere" / "in")], str(tmp_path / "other"), PLAIN, 1)[1] == manifest
+
+
+@pytest.mark.parametrize("name", ["0", "x0"])
+def test_a_face_of_a_picture_that_was_there_before_takes_no_other_with_it(
+    name: str, photos: Photos, tmp_path: Path
+) -> None:
+    """An annotation run looked at a picture that was replaced since; its table sorts before, or after, the .pts."""
+    for stem, photo in zip((name, f"{name}1"), photos[0], strict=False):
+        write_face(tmp_path / "in", stem, photo.jpeg, photo.shapes[0])
+    (tmp_path / "run/faces").mkdir(parents=True)
+    (tmp_path / "run/run.json").write_text(json.dumps({"source": str(tmp_path / "in")}))
+    before = {
+        "uri": f"{name}.jpg",
+        "landmarks": (photos[0][0].shapes[0] / 2).ravel().tolist(),
+        "sha256": hashlib.sha256(photos[0][2].jpeg).hexdigest(),
+    }
+    pq.write_table(pa.Table.from_pylist([before]), tmp_path / "run/faces/part.parquet")
+    urls = [str(tmp_path / "in"), str(tmp_path / "run")]
+    made = prepare(urls, str(tmp_path / "out"), PLAIN, 1)
+    assert prepare(urls[::-1], str(tmp_path / "other"), PLAIN, 1)[1] == made[1]
+    assert {row["annotation_uri"] for row in rows_of(made)} == {f"{name}.pts", f"{name}1.pts"}
+    (item,) = made[1].left_out
+    assert (item.uri, item.reason) == ("faces/part.parquet#0", "changed_picture")

@@ -3,6 +3,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from msrrn.prediction import STAGES
 from msrrn.provenance import Training
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation.tables import FACES
+from pipelines.dataset.photos import read_photos
 from pipelines.decoding import decode
 from pipelines.detection import Detection, expected_box
 from pipelines.errors import UserError
@@ -249,6 +251,25 @@ def test_the_order_of_sources_changes_nothing_of_what_is_left_out(
     assert evaluate(model, [b, a], "all", 1).left_out == left_out
     assert len({(item.uri, item.reason) for item in left_out}) == 1
     assert len({item.message for item in left_out}) == 2
+
+
+def test_a_photo_that_changes_while_it_is_evaluated_ends_the_run(
+    model: Model,
+    photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was chosen by the bytes that were there before."""
+    write_face(tmp_path, "a/0", photos[0][0].jpeg, photos[0][0].shapes[0])
+
+    def spy(*given: Any, **more: Any) -> Any:
+        found = read_photos(*given, **more)
+        (tmp_path / "a/0.jpg").write_bytes(photos[0][1].jpeg)
+        return found
+
+    monkeypatch.setattr("pipelines.evaluation.evaluate.read_photos", spy)
+    with pytest.raises(UserError, match=r"a/0\.jpg changed while it was evaluated: run again"):
+        evaluate(model, [str(tmp_path)], "all", 1)
 
 
 def test_bad_inputs_are_left_out_and_counted(
