@@ -22,7 +22,7 @@ from pipelines.dataset.photos import (
     read_photos,
 )
 from pipelines.dataset.planned import Plan, PlannedPhoto, Unit
-from pipelines.dataset.screening import near_duplicates_found, screened
+from pipelines.dataset.screening import near_duplicates_found, refused, screened
 from pipelines.dataset.shards import SCHEMA_VERSION, TRAINED_SPLITS
 from pipelines.dataset.unit_records import made_before
 from pipelines.detection.annotated import AnnotatedBoxes
@@ -53,9 +53,9 @@ def plan(
         UserError: a source is missing or has no annotations, a photo is in two splits, or the dataset to
             append to was made with other settings.
     """
-    groups, left_out = read_photos(sources, workers, progress, source_format)
-    places = _places(groups)
-    groups, bad = screened(groups)
+    given, left_out = read_photos(sources, workers, progress, source_format)
+    places = _places(given)
+    groups, bad = screened(given)
     left_out += bad
     # Without photos nothing is looked at, and no detector has to be at hand.
     find = face_finder(settings.detector, groups) if groups else AnnotatedBoxes()
@@ -66,7 +66,8 @@ def plan(
     base = read_base(store, append_to, records, settings, forgotten) if append_to else Base([], [], {})
     finished, made_in = made_before(store, records)
     groups = [as_held(group, base.held, append_to) for group in groups]
-    alike = _alike(groups, base, append_to)
+    without_face = [as_held(group, base.held, append_to) for group in refused(given, groups)]
+    alike = _alike([*groups, *without_face], base, append_to)
     new = _assigned(groups, assign_splits(alike, settings.val_share), base, forgotten, find, append_to)
     left_out += new.left_out
     told = set(left_out)
@@ -74,7 +75,10 @@ def plan(
     left_out.sort(key=lambda item: (item.uri, item.reason, item.message))
     photos = [*base.photos, *(replace(photo, made_in=made_in.get(photo.key)) for photo in new.photos)]
     photos.sort(key=lambda photo: (photo.seen.uri, photo.seen.sha256))
-    held = tuple(seen for _, seen in sorted((base.held | new.held).items()))
+    held_too = _held(without_face, base, forgotten, append_to)
+    in_units = {photo.seen.sha256 for photo in photos}  # a face that was refused may have come again, mended
+    held_out = sorted((base.held | new.held | held_too).items())
+    held = tuple(seen for sha256, seen in held_out if sha256 not in in_units)
     units = tuple(
         Unit(f"{split}-{_digest(digest, *(photo.key for photo in part))}", split, tuple(part))
         for split in TRAINED_SPLITS
@@ -169,17 +173,40 @@ def _assigned(
             continue
         same = known.get(group.sha256)
         key = _photo_key(group, split, same.seen.declared if same else group.seen.declared, find)
-        if same and group.seen.declared in HELD - {split}:
-            raise UserError(
-                f"{group.faces[0].root}/{group.uri} is declared {group.seen.declared}, and "
-                f"{append_to} has it in {split}; a photo must be in one split only: prepare all sources together"
-            )
+        if same:
+            _refuse_other_split(group, split, append_to)
         if same is None:
             made.photos.append(PlannedPhoto(key, split, group.seen, len(group.faces), group, None))
         elif key != same.key:
             message = f"{append_to} has it with other annotations, or by another name: prepare all sources together"
             made.left_out.extend(group.left_out("known_photo", message))
     return made
+
+
+def _held(
+    without_face: Sequence[PhotoGroup], base: Base, forgotten: Collection[str], append_to: str
+) -> dict[str, Seen]:
+    """Of the photos that are held out though no face of theirs is left: those that no unit has.
+
+    Raises:
+        UserError: see `_assigned`.
+    """
+    known = {photo.seen.sha256: photo.split for photo in base.photos}
+    held: dict[str, Seen] = {}
+    for group in without_face:
+        if group.sha256 in known:
+            _refuse_other_split(group, known[group.sha256], append_to)
+        elif group.sha256 not in forgotten:
+            held[group.sha256] = group.seen
+    return held
+
+
+def _refuse_other_split(group: PhotoGroup, split: str, append_to: str) -> None:
+    if group.seen.declared in HELD - {split}:
+        raise UserError(
+            f"{group.faces[0].root}/{group.uri} is declared {group.seen.declared}, and "
+            f"{append_to} has it in {split}; a photo must be in one split only: prepare all sources together"
+        )
 
 
 def cut(photos: Sequence[PlannedPhoto], mean: int) -> Iterator[list[PlannedPhoto]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.checks import CHECKS, Problem, check_shape, near_before, same_face
 from pipelines.dataset.manifest import CheckResult, LeftOut
-from pipelines.dataset.photos import PhotoGroup, Seen, face_order
+from pipelines.dataset.photos import HELD, PhotoGroup, Seen, face_order
 from pipelines.errors import UserError
 from pipelines.settings import Tolerance
 from pipelines.sources import AnnotatedPhoto
@@ -42,6 +42,12 @@ def screened(groups: Sequence[PhotoGroup]) -> tuple[list[PhotoGroup], list[LeftO
         if faces:
             kept.append(replace(group, faces=tuple(sorted(faces.values(), key=face_order))))
     return kept, left_out
+
+
+def refused(groups: Sequence[PhotoGroup], kept: Sequence[PhotoGroup]) -> list[PhotoGroup]:
+    """Photos declared val or test of which `screened` kept no face: what shows the same is not trained on either."""
+    left = {group.sha256 for group in kept}
+    return [group for group in groups if group.seen.declared in HELD and group.sha256 not in left]
 
 
 def _twice(face: AnnotatedPhoto, others: Iterable[AnnotatedPhoto]) -> Problem | None:

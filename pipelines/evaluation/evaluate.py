@@ -19,7 +19,7 @@ from pipelines.dataset.photos import (
     face_finder,
     read_photos,
 )
-from pipelines.dataset.screening import screened
+from pipelines.dataset.screening import refused, screened
 from pipelines.decoding import Photo, Undecodable, decode
 from pipelines.detection import expected_box
 from pipelines.engine import run_units
@@ -57,11 +57,11 @@ def evaluate(
     Raises:
         UserError: a source is unusable, or not one face could be evaluated.
     """
-    groups, left_out = read_photos(sources, workers, source_format=source_format)
-    groups, bad = screened(groups)
+    given, left_out = read_photos(sources, workers, source_format=source_format)
+    groups, bad = screened(given)
     left_out += bad
     boxes_by = detector or model.card.detector
-    chosen, selection = _chosen(groups, selection, val_share)
+    chosen, selection = _chosen(groups, refused(given, groups), selection, val_share)
     seen = {group.sha256 for group in chosen if any(each.saw(group.sha256) for each in unseen_by)}
     for group in chosen:
         if group.sha256 in seen:
@@ -114,9 +114,11 @@ def _nothing(selection: Selection, chosen: int, seen: int, left_out: Sequence[Le
     return "; ".join(told)
 
 
-def _chosen(groups: list[PhotoGroup], selection: Selection, val_share: float) -> tuple[list[PhotoGroup], Selection]:
-    if selection == "val":
-        split_of = assign_splits(clusters([group.seen for group in groups]), val_share)
+def _chosen(
+    groups: list[PhotoGroup], without_face: list[PhotoGroup], selection: Selection, val_share: float
+) -> tuple[list[PhotoGroup], Selection]:
+    if selection == "val":  # as `prepare` splits them
+        split_of = assign_splits(clusters([group.seen for group in (*groups, *without_face)]), val_share)
         by_split = {split: [g for g in groups if split_of[g.sha256] == split] for split in ("val", "test")}
         return by_split["val"] or by_split["test"], selection
     declared = [group for group in groups if group.seen.declared in ("val", "test")]

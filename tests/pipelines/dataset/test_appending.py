@@ -70,6 +70,34 @@ def test_copies_of_test_photos_stay_out_when_they_are_appended(parts: tuple[Path
     assert {unit.key for unit in again.units} == {unit.key for unit in whole.units}
 
 
+@pytest.mark.parametrize("declared", ["test", "val"])
+def test_a_held_out_photo_stays_so_though_its_annotation_is_refused(
+    declared: str, photos: Photos, tmp_path: Path
+) -> None:
+    """The same bytes come later from a folder that says nothing of splits; what shows the same is there already."""
+    single = photos[0]
+    first, second = tmp_path / "first", tmp_path / "second"
+    folder = "testset" if declared == "test" else "trainset"
+    write_face(first, f"lfpw/{folder}/bad", single[4].jpeg, single[4].shapes[0][::-1])
+    if declared == "val":
+        (first / "val.txt").write_text("lfpw/trainset/bad\n")
+    put(first, "lfpw/trainset/smaller", single[4], smaller(single[4]))
+    put(first, "lfpw/trainset/good", single[0])
+    put(second, "new/same", single[4])
+    put(second, "new/good", single[1])
+    old = made([first], tmp_path / "out")
+    assert (old.counts["train"], old.counts["val"]) == (1, 0)
+    assert {item.uri: item.reason for item in old.left_out}["lfpw/trainset/smaller.pts"] == (
+        "near_duplicate_in_two_splits"
+    )
+    grown = made([second], tmp_path / "out", old.name)
+    assert grown.counts["train"] == 2
+    assert grown.counts["val"] == (declared == "val")  # it came again, mended
+    held = hashlib.sha256(single[4].jpeg).hexdigest() in {photo.sha256 for photo in grown.held}
+    assert held == (declared == "test")
+    assert verify(str(tmp_path / "out" / grown.name)).problems == []
+
+
 def test_a_photo_keeps_its_name(photos: Photos, tmp_path: Path) -> None:
     put(tmp_path / "first", "a/0", photos[0][0])
     put(tmp_path / "second", "week-2/0", photos[0][0])

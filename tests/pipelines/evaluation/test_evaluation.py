@@ -253,6 +253,19 @@ def test_the_order_of_sources_changes_nothing_of_what_is_left_out(
     assert len({item.message for item in left_out}) == 2
 
 
+def test_what_a_refused_test_photo_shows_is_no_validation_photo_either(
+    model: Model, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path
+) -> None:
+    """As in the dataset, which leaves it out."""
+    bad, good = photos[0][:2]
+    again = picture(decode(bad.jpeg).rgb)
+    write_face(tmp_path, "lfpw/testset/bad", bad.jpeg, bad.shapes[0][::-1])
+    write_face(tmp_path, "lfpw/again", again, bad.shapes[0], ".png")
+    write_face(tmp_path, "lfpw/good", good.jpeg, good.shapes[0])
+    made = evaluate(model, [str(tmp_path)], "val", 1, val_share=1)
+    assert [face.uri for face in made.faces] == ["lfpw/good.jpg"]
+
+
 def test_a_photo_that_changes_while_it_is_evaluated_ends_the_run(
     model: Model,
     photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]],
