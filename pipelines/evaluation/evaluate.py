@@ -55,7 +55,7 @@ def evaluate(
     `ert` is asked about the same boxes. Photos that one of `unseen_by` was trained on are left out.
 
     Raises:
-        UserError: a source is unusable, or not one face could be evaluated.
+        UserError: a source is unusable, a photo changed meanwhile, or not one face could be evaluated.
     """
     given, left_out = read_photos(sources, workers, source_format=source_format)
     groups, bad = screened(given)
