@@ -10,8 +10,8 @@ from collections.abc import Collection
 from pipelines.annotation.page import annotation_page
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.summary import summary_before, totals
-from pipelines.annotation.tables import PAGE, SUMMARY, Annotations, part_key, without
-from pipelines.annotation.unit import TABLES, read_record, write_unit
+from pipelines.annotation.tables import PAGE, SUMMARY, TABLES, Annotations, part_key, without
+from pipelines.annotation.unit import read_record, write_unit
 from pipelines.forgotten import Forgot, forgot_at, read_forgotten, remember, remember_found
 from pipelines.lease import LEASE, hold
 from pipelines.progress import Progress
@@ -51,10 +51,9 @@ def _drop_unfinished(place: Store) -> None:
     """
     records = {key.removeprefix(f"{RECORDS}/").removesuffix(".json"): key for key in place.keys(RECORDS)}
     recorded = {unit for unit in records if read_record(place, unit) is not None}
-    written = {key for table in TABLES for key in place.keys(table)}
-    parts = {unit: {part_key(table, unit) for table in TABLES} for unit in recorded}
-    finished = {unit for unit in recorded if parts[unit] <= written}
-    stray = written.difference(*(parts[unit] for unit in finished))
+    finished = recorded & Annotations(place).whole_units()
+    kept = {part_key(table, unit) for table in TABLES for unit in finished}
+    stray = {key for table in TABLES for key in place.keys(table)} - kept
     for key in (*(records[unit] for unit in records.keys() - finished), *stray, *place.keys(STAGED)):
         place.delete(key)
 
@@ -70,7 +69,8 @@ def _rewrite(place: Store, unit: str, wanted: Collection[str]) -> None:
 def _summarise(place: Store) -> None:
     """Counts and draws again what a finished run said of itself: its page may show the pictures."""
     before = summary_before(place)
-    if before is None:  # the run was not finished, or what it said of itself is damaged: the next one says it anew
+    # Where units are missing, or what the run said of itself is damaged, the next one says it anew.
+    if before is None or not Annotations(place).finished:
         place.delete(PAGE)
         place.delete(SUMMARY)
         return

@@ -114,7 +114,7 @@ def _looked_at(task: Task, model: Asked, drawn: Sequence[Input], progress: Progr
 def _left(place: Store, inputs: Iterator[Input], settings: AnnotateSettings) -> int:
     """Of these pictures, those that a run which was begun at a place has to do: of unfinished units, and replaced."""
     plan = make_plan(inputs, place, settings.images_per_unit)
-    done = set(Annotations(place).units())
+    done = Annotations(place).whole_units()
     counts = pc.value_counts(plan.table.filter(pa.array(~plan.gone))["unit"]).to_pylist()
     unfinished = sum(int(each["counts"]) for each in counts if unit_key(each["values"]) not in done)
     touched = overruled(place)  # an earlier run may not have come to all that it saw was replaced

@@ -5,6 +5,7 @@ table, and last its completion record (`pipelines.annotation.unit`); `summary.js
 all of them. A run that was killed, started again, does the units that have no record.
 """
 
+from functools import cache
 from itertools import islice
 
 from pipelines.annotation.claim import claim_of, continued, publish_claim
@@ -64,11 +65,16 @@ def annotate(
         publish_claim(place, claim_of(source, asked, chosen))
         task = Task(archive, detector, chosen, model.card.crop_margin, read_forgotten(place).digests)
         job = Job(place, asked.for_workers(), task)
+
+        @cache
+        def is_whole() -> bool:
+            return limit is None or next(listing, None) is None
+
         plan = make_plan(
             inputs,
             place,
             chosen.images_per_unit,
-            lambda: limit is None or next(listing, None) is None,
+            is_whole,
             lambda listed: progress(listed, 0, "listing pictures"),
             grows=again is None,
         )
@@ -84,10 +90,12 @@ def annotate(
 
         throughput = work.run(workers, told) or (before.throughput if before else None)
         if not lease.is_lost():
+            work.end()
+            part = not is_whole()
             ignored, gone, waiting = listing.ignored, int(plan.gone.sum()), work.waiting
-            if limit is not None and before:  # a part of the archive does not tell
+            if before and part:  # a part of the archive does not tell
                 ignored, gone = max(ignored, before.ignored), before.gone
-                waiting = max(waiting, before.waiting - work.left)
+                waiting = max(waiting, before.waiting - (0 if again else work.left))
             summary = work.summary(ignored, gone, waiting, throughput)
             # The page first: where the summary says the same as now, the page is of now, too.
             if summary != before or not place.exists(PAGE):

@@ -92,6 +92,7 @@ FACES: Final = pa.schema(
 clockwise; `brightness`, the mean grey value, and `sharpness`, the variance of the Laplacian, are of the crop at
 200 px, as in training shards.
 """
+TABLES: Final = {"images": IMAGES, "faces": FACES}
 
 
 def forgotten_row(uri: str) -> dict[str, Any]:
@@ -153,6 +154,11 @@ class Annotations:
     def units(self) -> list[str]:
         """Keys of the finished units, in input order."""
         return [record[1] for key in self.store.keys(RECORDS) if (record := _RECORD.fullmatch(key))]
+
+    def whole_units(self) -> set[str]:
+        """Keys of the finished units that have their part of each table: the others are done again."""
+        written = {key for table in TABLES for key in self.store.keys(table)}
+        return {unit for unit in self.units() if all(part_key(table, unit) in written for table in TABLES)}
 
     def require_units(self) -> None:
         """Raises `UserError` where no unit is finished yet."""

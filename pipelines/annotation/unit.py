@@ -10,7 +10,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,13 +19,11 @@ from pipelines.annotation.pictures import annotated
 from pipelines.annotation.plan import Unit, fingerprint
 from pipelines.annotation.records import RECORDS, UnitRecord, found_record, staged_key
 from pipelines.annotation.sightings import Task
-from pipelines.annotation.tables import FACES, IMAGES, Annotations, part_key, without
+from pipelines.annotation.tables import TABLES, Annotations, part_key, without
 from pipelines.asked import Asked
 from pipelines.forgotten import read_forgotten
 from pipelines.outages import MissingError
 from pipelines.storage import Store
-
-TABLES: Final = {"images": IMAGES, "faces": FACES}
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from itertools import islice
 from typing import Final
 
 from pipelines.annotation.pictures import end_sandbox
-from pipelines.annotation.plan import Plan, Unit, fingerprint
+from pipelines.annotation.plan import PLACE, Plan, Unit, fingerprint
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.summary import Summary, Throughput, totals
-from pipelines.annotation.tables import REASONS, STATUSES, SUMMARY, Annotations, part_key
-from pipelines.annotation.unit import TABLES, Job, Pending, annotate_unit, read_record
+from pipelines.annotation.tables import REASONS, STATUSES, SUMMARY, TABLES, Annotations, part_key
+from pipelines.annotation.unit import Job, Pending, annotate_unit, read_record
 from pipelines.engine import run_units
 
 READS_AT_ONCE: Final = 16
@@ -92,8 +92,8 @@ class Work:
     def begin(self) -> None:
         """Writes the plan down, and takes away what belongs to no unit of it."""
         out = self._job.out
-        if self.anew or self._plan.addition is not None:
-            out.delete(SUMMARY)  # until all units are those of the new plan, the run is not finished
+        if self._left or self._plan.addition is not None:
+            out.delete(SUMMARY)  # until all units are those of the plan, and done, the run is not finished
         self._plan.publish(out)
         for key in out.keys(STAGED):  # of a unit that was killed before its record
             out.delete(key)
@@ -118,6 +118,11 @@ class Work:
             return None
         rate = round(pictures / seconds, 2)
         return Throughput(pictures=pictures, seconds=round(seconds, 1), pictures_per_second=rate, workers=workers)
+
+    def end(self) -> None:
+        """Takes away what writers that were killed left half-written."""
+        for folder in (PLACE, RECORDS, STAGED, *TABLES):
+            self._job.out.child(folder).sweep(0)
 
     def summary(self, ignored: int, gone: int, waiting: int, throughput: Throughput | None) -> Summary:
         """What all units together have."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -34,6 +35,7 @@ from pipelines.annotation.work import Again
 from pipelines.decoding import decode
 from pipelines.detection import Detector, HogDetector, open_detector
 from pipelines.detection.blazeface import BlazeFaceDetector
+from pipelines.disk import TEMP_PREFIX
 from pipelines.errors import UserError
 from pipelines.lease import LEASE, Lease, hold
 from pipelines.models import Model
@@ -470,6 +472,54 @@ def test_a_limit_leaves_what_is_known_of_the_whole_archive(album: Path, model: M
     assert annotate(*call, again=Again("quarantined", "timeout")).waiting == 1
     assert annotate(*call, limit=3).waiting == 1
     assert annotate(*call, limit=50).waiting == 0
+
+
+def test_what_waits_behind_a_limit_still_does_when_others_are_done_again(
+    album: Path, face: bytes, model: Model, tmp_path: Path
+) -> None:
+    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
+    folder = shutil.copytree(album, tmp_path / "in")
+    known = annotate(*call).images
+    (folder / "z.jpg").write_bytes(face)
+    assert annotate(*call, again=Again("quarantined", "timeout")).waiting == 1
+    again = annotate(*call, again=Again("quarantined"), limit=known)
+    assert (again.throughput and again.throughput.pictures, again.waiting) == (3, 1)
+
+
+def test_a_limit_of_more_than_there_is_tells_of_the_whole_archive(album: Path, model: Model, tmp_path: Path) -> None:
+    folder = shutil.copytree(album, tmp_path / "in")
+    call = (str(folder), str(tmp_path / "out"), model, SETTINGS, 1)
+    before = annotate(*call)
+    (folder / "b" / "0.jpg").unlink()
+    next(path for path in folder.rglob("*.txt")).unlink()
+    told = annotate(*call, limit=50)
+    assert (told.gone, told.ignored) == (1, before.ignored - 1)
+
+
+def test_a_retry_that_ends_before_its_page_leaves_a_run_that_is_not_finished(
+    album: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = (str(album), str(tmp_path), model, SETTINGS, 1)
+    before = annotate(*call)
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "annotation_page", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            annotate(*call, again=Again("quarantined"))
+    assert not Annotations(Store(str(tmp_path))).finished
+    assert timeless(annotate(*call)) == timeless(before)
+
+
+def test_what_a_killed_writer_left_half_written_goes_with_the_next_run(
+    album: Path, model: Model, tmp_path: Path
+) -> None:
+    call = (str(album), str(tmp_path), model, SETTINGS, 1)
+    annotate(*call)
+    of_another = tmp_path / f"{TEMP_PREFIX}of_another"
+    of_another.write_bytes(b"beside the folders of the run")
+    for folder in ("images", "faces", "records", "plan"):
+        (tmp_path / folder / f"{TEMP_PREFIX}1").write_bytes(b"half")
+    annotate(*call)
+    assert list(tmp_path.rglob(f"{TEMP_PREFIX}*")) == [of_another]
 
 
 def test_a_damaged_plan_is_made_again_where_it_is_deleted_and_no_picture_is_twice(
@@ -1009,6 +1059,8 @@ def test_a_rehearsal_knows_what_is_done(album: Path, face: bytes, model: Model, 
     assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 5
     first = rehearse(str(folder), model, SETTINGS, 1, limit=1, out=str(out))
     assert (first.pictures, first.to_do) == (1, 1)
+    (out / "faces" / "part-000001.parquet").unlink()
+    assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 8
 
 
 def test_a_rehearsal_counts_what_waits_since_some_were_done_again(

@@ -455,6 +455,19 @@ def test_a_run_whose_summary_is_damaged_loses_it_and_its_page(run: Path, annotat
     assert annotate(str(annotated), str(run), model, RUN_SETTINGS, 1).reasons["forgotten"] == 2
 
 
+def test_a_run_that_lacks_a_part_is_not_said_to_be_finished(run: Path, annotated: Path, model: Model) -> None:
+    digest = sha256(annotated / "lfpw/trainset/0.jpg")
+    before = Summary.model_validate_json((run / SUMMARY).read_bytes())
+    parts = sorted((run / "images").iterdir())
+    lost = next(path for path in parts if digest not in pq.read_table(path)["sha256"].to_pylist())
+    lost.unlink()
+    forget_in_run(Store(str(run)), [digest], quiet)
+    assert not (run / SUMMARY).exists()
+    assert not (run / "index.html").exists()
+    after = annotate(str(annotated), str(run), model, RUN_SETTINGS, 1)
+    assert (after.images, after.reasons["forgotten"]) == (before.images, 1)
+
+
 def test_what_no_record_stands_for_is_removed_from_a_run(run: Path, annotated: Path, model: Model) -> None:
     """Parts of a unit that was killed, staged ones, and what a killed writer left."""
     digest = sha256(annotated / "lfpw/trainset/0.jpg")
