@@ -20,7 +20,7 @@ from pipelines.outages import OutageError
 from pipelines.registry.evaluated_on import SOURCES_TAG
 from pipelines.registry.ledger import experiment_of
 from pipelines.registry.succession import AWAITING, finish_turn, log, lost_champion, show_champion
-from pipelines.registry.tracking import connected
+from pipelines.registry.tracking import OPENED_TAG, connected
 from pipelines.registry.turns import DECISION_TAG, PATIENCE_SECONDS
 from pipelines.registry.versions import CHAMPION, DIGEST_TAG, ModelVersion, models, names
 from pipelines.settings import RECONCILE_MINUTES
@@ -125,7 +125,7 @@ def _dead_runs(name: str, minutes: float) -> list[Finding]:
         if experiment is None or experiment.lifecycle_stage != "active":
             return []
         runs = mlflow.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
-        dead = [run for run in runs if _age(run.info.start_time) >= minutes]
+        dead = [run for run in runs if _age(int(run.data.tags.get(OPENED_TAG, run.info.start_time))) >= minutes]
         for run in dead:
             mlflow.set_terminated(run.info.run_id, status="KILLED")
     what = "the run of a decision that was never finished"

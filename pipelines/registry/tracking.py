@@ -32,6 +32,8 @@ from pipelines.registry.store import database_address, shown_uri, sqlite_file, t
 from pipelines.secrecy import has_password, without_secrets
 
 KEY_TAG: Final = "msrrn.key"
+OPENED_TAG: Final = "msrrn.opened"
+"""When a run was begun or taken up again, in milliseconds since 1970: MLflow says the former alone."""
 _KEY: Final = re.compile(r"[0-9A-Za-z._:-]{1,200}")
 _SENDING: Final = threading.RLock()
 _BATCH: Final = {"metrics": 1000, "params": 100, "tags": 100}  # what one log_batch request may hold
@@ -157,7 +159,8 @@ def open_run(experiment: str, key: str, params: Mapping[str, object], tags: Mapp
             run = mlflow.create_run(experiment_id, tags={KEY_TAG: key}, run_name=key[:16])
         missing = {name: str(value) for name, value in params.items() if name not in run.data.params}
         _log(mlflow, run.info.run_id, "params", [Param(*item) for item in missing.items()])
-        _log(mlflow, run.info.run_id, "tags", [RunTag(*item) for item in tags.items()])
+        stated = {**tags, OPENED_TAG: str(time.time_ns() // 1_000_000)}
+        _log(mlflow, run.info.run_id, "tags", [RunTag(*item) for item in stated.items()])
     return RunRecord(run_id=str(run.info.run_id), experiment=experiment)
 
 

@@ -129,9 +129,11 @@ def _publish(artifact: Store, model: MSRRN, card: Card, history: Sequence[EpochM
 
 def _licence(manifest: Manifest, init: InitialWeights | None) -> str:
     own = FREE if set(manifest.faces_by_source) == {SYNTHETIC} else RESTRICTED
-    if init is None or init.licence in (own, FREE):
+    if init is None or init.licence == FREE:
         return own
-    return init.licence if own == FREE else f"{own}; and that of the model it started from: {init.licence}"
+    if own == FREE or own in init.licence:  # it binds anyway, or said so of a model before
+        return init.licence
+    return f"{own}; and that of the model it started from: {init.licence}"
 
 
 def read_trained(artifact: Store, name: str, reused: bool) -> TrainedModel:

@@ -145,6 +145,17 @@ def test_runs_of_decisions_that_died_are_ended() -> None:
     assert mended("run") == []
 
 
+def test_the_run_of_a_decision_that_is_taken_up_again_is_not_ended_for_its_age() -> None:
+    make_versions("again", 1)
+    settle("again", "promoted", 1, None, "first", "me")
+    opened = tracking.open_run("again-promotions", "v2-v1-4567", {}, {})
+    with tracking.connected() as mlflow:
+        mlflow.set_tag(opened.run_id, tracking.OPENED_TAG, "0")
+    tracking.finish_run(opened, "FAILED")
+    assert tracking.open_run("again-promotions", "v2-v1-4567", {}, {}) == opened
+    assert reconcile(judge, "again", minutes=10, patience=0) == []
+
+
 def test_dashboards_see_who_is_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_versions("shown", 2)
     settle("shown", "promoted", 1, None, "first", "me")

@@ -340,7 +340,10 @@ def test_a_licence_follows_the_weights(dataset: Dataset) -> None:
         "ask its makers",
     ]
     assert [outcome._licence(real, init) for init in (of, research)] == [restricted, restricted]
-    assert outcome._licence(real, other) == f"{restricted}; and that of the model it started from: ask its makers"
+    both = f"{restricted}; and that of the model it started from: ask its makers"
+    assert outcome._licence(real, other) == both
+    after = of.model_copy(update={"licence": both})
+    assert [outcome._licence(manifest, after) for manifest in (synthetic, real)] == [both, both]
 
 
 @pytest.mark.usefixtures("tiny")
