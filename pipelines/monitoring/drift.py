@@ -89,6 +89,8 @@ class Sitting:
     record: dict[str, Any]
     """`run.json`: model and settings"""
     units: tuple[str, ...]
+    planned: int
+    """units, with those that are not finished yet"""
     began: float
 
 
@@ -126,6 +128,11 @@ def compare(
     """
     found = sittings(runs)
     recent, first, notes = _chosen(found, settings.recent, reference)
+    notes += [
+        f"{each.name} is not finished: {len(each.units)} of its {each.planned} units are compared."
+        for each in (*recent, *([first] if first else []))
+        if len(each.units) < each.planned
+    ]
     bases: list[Sample] = []
     if dataset is not None:
         store = training_dataset(dataset)
@@ -170,7 +177,8 @@ def _sittings(store: Store) -> list[Sitting]:
         if done := tuple(unit for unit in units if unit in finished):
             place = printable(store.url)  # for the report
             name = f"{place}, addition {number}" if number else place
-            found.append(Sitting(name, (store.absolute().url, number), run, record, done, store.modified(key)))
+            identity = store.absolute().url, number
+            found.append(Sitting(name, identity, run, record, done, len(units), store.modified(key)))
     return found
 
 

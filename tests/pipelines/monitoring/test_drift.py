@@ -209,6 +209,15 @@ def test_pictures_that_were_added_later_are_a_run_of_their_own(
     assert "could not be shown" not in page
 
 
+def test_a_run_that_is_not_finished_is_told(place: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(place / "bright", tmp_path / "bright"))
+    records = sorted((run / "records").iterdir())
+    records[0].unlink()
+    report = compare([str(run)], DEFAULT, str(place / "dataset"))
+    left = len(records) - 1
+    assert report.notes == [f"{run} is not finished: {left} of its {len(records)} units are compared."]
+
+
 def test_boxes_of_another_detector_are_told(place: Path, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, 99, "blazeface")
     report = compare([str(place / "bright")], DEFAULT, dataset)
