@@ -20,8 +20,9 @@ from flows.progress import say
 from flows.tasks import STATION
 from pipelines.errors import UsageError
 from pipelines.promotion import gate
+from pipelines.promotion.challenge import Challenge, challenge_of
 from pipelines.promotion.decision import Decision, shown
-from pipelines.promotion.gate import Approval, Ask, Challenge, Judgement
+from pipelines.promotion.gate import Approval, Ask, Judgement
 from pipelines.promotion.page import CHANGED, LEGEND, SCATTER
 from pipelines.registry.turns import whoami
 from pipelines.registry.versions import ModelVersion
@@ -32,7 +33,7 @@ APPROVAL_HOURS: Final = 72
 POLL_SECONDS: Final = 10
 
 
-enter = task(name="enter challenger", **STATION)(gate.challenge_of)
+enter = task(name="enter challenger", **STATION)(challenge_of)
 
 
 @task(name="judge", **STATION)

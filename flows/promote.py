@@ -7,8 +7,9 @@ from pydantic import BaseModel, Field
 
 from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
 from flows.parameters import Format, ModelName, Place, Sources, Workers
+from pipelines.promotion.challenge import Challenge
 from pipelines.promotion.decision import Decision, Verdict
-from pipelines.promotion.gate import Challenge, Judgement
+from pipelines.promotion.gate import Judgement
 from pipelines.settings import NAME, GateSettings, Selection
 
 

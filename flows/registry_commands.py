@@ -35,7 +35,8 @@ def _promote(commands: Commands) -> None:
         from flows.gate import ask_here, asking, has_server
         from flows.progress import say
         from flows.promote import PromoteResult, promote
-        from pipelines.promotion.gate import carry_out, challenge_of, pass_gate
+        from pipelines.promotion.challenge import challenge_of
+        from pipelines.promotion.gate import carry_out, pass_gate
 
         settings = gate_settings(call)
         if asking(call.approve) and has_server():

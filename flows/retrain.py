@@ -16,8 +16,9 @@ from flows.tasks import (
 )
 from pipelines.annotation.summary import Summary
 from pipelines.archives import list_inputs
+from pipelines.promotion.challenge import Challenge
 from pipelines.promotion.decision import Decision, Verdict
-from pipelines.promotion.gate import Challenge, settled
+from pipelines.promotion.gate import settled
 from pipelines.registry import versions as registry
 from pipelines.report import Retraining
 from pipelines.retraining import annotator, short_digest

@@ -9,47 +9,31 @@ stays, the version is `challenger`, and the next judgement on more faces may dec
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.errors import UsageError, UserError
-from pipelines.evaluation.evaluate import evaluate
+from pipelines.errors import UserError
 from pipelines.evaluation.results import Evaluation
-from pipelines.models import Model, read_model
-from pipelines.opening import IN_THE_BOX, open_model
-from pipelines.promotion.comparison import Meeting, Pair, pace_row, paired
+from pipelines.models import read_model
+from pipelines.promotion.challenge import Challenge, beside_the_box, challenge_of, meeting_of
+from pipelines.promotion.comparison import Meeting, pace_row, paired
 from pipelines.promotion.decision import Decision, Verdict, decide, first_model
 from pipelines.promotion.page import decision_files
 from pipelines.registry.artifacts import fetch
-from pipelines.registry.evaluated_on import SOURCES_TAG, evaluated_on
+from pipelines.registry.evaluated_on import SOURCES_TAG
 from pipelines.registry.ledger import open_ledger
 from pipelines.registry.succession import AWAITING, OvertakenError, await_approval, log, lost_champion, settle
 from pipelines.registry.tracking import connected, finish_run, log_files, log_metrics, open_run
 from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, Waiting, was_rolled_back, whoami
 from pipelines.registry.versions import ModelVersion, champion, version_of
-from pipelines.retraining import metric_names, record
-from pipelines.settings import GateSettings, Selection
+from pipelines.retraining import metric_names
+from pipelines.settings import GateSettings
 
 ATTEMPTS: Final = 3
 """How often a challenger is judged anew because another one became champion meanwhile."""
-
-
-@dataclass(frozen=True)
-class Challenge:
-    """A registered version, how well it does, and where that was measured."""
-
-    version: ModelVersion
-    model: Model
-    evaluation: Evaluation
-    sources: Sequence[str]
-    selection: Selection
-    workers: int
-    settings: GateSettings
-    again: bool = False
-    """judge what was judged on the same faces, against the same champion, before"""
 
 
 @dataclass(frozen=True)
@@ -101,11 +85,11 @@ def judge(challenge: Challenge) -> Judgement:
     if old is None:
         if lost := lost_champion(version.name):
             raise UserError(lost)
-        decision = first_model(challenge.evaluation, _beside_the_box(challenge))
+        decision = first_model(challenge.evaluation, beside_the_box(challenge))
     else:
         model = read_model(fetch(old.uri))
         # Of two shares the smaller holds out photos that the other nearly always holds out, too.
-        meeting = _meeting(challenge, model, min(model.val_share, challenge.model.val_share))
+        meeting = meeting_of(challenge, model, min(model.val_share, challenge.model.val_share))
         pair = paired(*meeting)
         decision = decide(pair, challenge.settings, pace_row(challenge.model, model, pair, challenge.settings))
     against = f"champion {old.version}" if old else "no champion"
@@ -195,50 +179,6 @@ def pass_gate(
     raise overtaken
 
 
-def challenge_of(
-    artifact: str,
-    sources: Sequence[str] | None,
-    selection: Selection | None,
-    name: str,
-    workers: int,
-    settings: GateSettings,
-    again: bool = False,
-    source_format: str | None = None,
-) -> Challenge:
-    """Evaluates a model (an artifact or a URI) and registers it as a version of `name`, if it is not one.
-
-    Without `sources`, a registered version is evaluated where, and as, it was when it was registered. Of `sources`,
-    no selection is `val`, and no format is `auto`.
-
-    Raises:
-        UsageError: there is a selection or a format, and no sources.
-        UserError: the model, the sources or the registry cannot be used.
-    """
-    if sources is None and (selection or source_format):
-        option = "--split" if selection else "--format"
-        raise UsageError(f"{option} needs --data: without it, the model is judged on what it was evaluated on")
-    if artifact.startswith("models:") and not artifact.startswith((f"models:/{name}/", f"models:/{name}@")):
-        raise UserError(f"{artifact} is not a version of {name!r}: give --name, or the artifact's directory")
-    if sources is None:
-        where = evaluated_on(artifact)
-        sources, selection, source_format = where.sources, where.selection, where.source_format
-    selection = selection or "val"
-    model = open_model(artifact)
-    if model.onnx:
-        raise UserError(f"{artifact} is an export: promote the artifact that it was made from")
-    evaluation = evaluate(
-        model,
-        sources,
-        selection,
-        workers,
-        val_share=model.val_share,
-        source_format=source_format or "auto",
-        unseen_by=[model],
-    )
-    version = record(artifact, model, evaluation, name, sources)
-    return Challenge(version, model, evaluation, sources, selection, workers, settings, again)
-
-
 def judged_where_registered(version: ModelVersion, workers: int, settings: GateSettings) -> str:
     """Puts a registered version through the gate, on the photos that it was evaluated on; says what was decided.
 
@@ -247,40 +187,6 @@ def judged_where_registered(version: ModelVersion, workers: int, settings: GateS
     """
     decision, _ = pass_gate(challenge_of(version.uri, None, None, version.name, workers, settings))
     return f"{decision.verdict}. {decision.reason}"
-
-
-def _beside_the_box(challenge: Challenge) -> Pair | None:
-    """The challenger and the model that comes with the package; None where that was trained on all of the photos."""
-    box = open_model(IN_THE_BOX)
-    if all(box.saw(face.photo_sha256) for face in challenge.evaluation.faces):
-        return None
-    return paired(*_meeting(challenge, box, challenge.model.val_share))  # the box's card knows all of its photos
-
-
-def _meeting(challenge: Challenge, model: Model, share: float) -> Meeting:
-    """The challenger and another model on the photos that neither was trained on.
-
-    `share` is that of the photos that are held out, where the selection goes by it.
-    """
-    both = [challenge.model, model]
-
-    def evaluated(model: Model) -> Evaluation:
-        return evaluate(
-            model,
-            challenge.sources,
-            challenge.selection,
-            challenge.workers,
-            val_share=share,
-            source_format=challenge.evaluation.source_format,
-            unseen_by=both,
-        )
-
-    known = any(model.saw(face.photo_sha256) for face in challenge.evaluation.faces)
-    new = evaluated(challenge.model) if known or share != challenge.model.val_share else challenge.evaluation
-    evaluation = evaluated(model)
-    if evaluation.faces_digest != new.faces_digest:
-        new = evaluated(challenge.model)  # photos came in, or went, since the challenger was evaluated
-    return Meeting(new, evaluation)
 
 
 def _digest(challenge: Challenge, old: ModelVersion | None) -> str:

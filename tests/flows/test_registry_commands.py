@@ -12,7 +12,7 @@ import pytest
 from flows.cli import main
 from flows.gate import ask_here, asking
 from pipelines.errors import UsageError
-from pipelines.promotion import gate as station
+from pipelines.promotion import challenge as station
 from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import Judgement
 from pipelines.promotion.reconcile import reconcile

@@ -16,15 +16,14 @@ from pipelines.errors import UsageError, UserError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.results import Evaluation
 from pipelines.models import PHOTO_DIGITS, Model
+from pipelines.promotion import challenge as station
 from pipelines.promotion import comparison
-from pipelines.promotion import gate as station
+from pipelines.promotion.challenge import Challenge, challenge_of
 from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import (
     Approval,
-    Challenge,
     Judgement,
     carry_out,
-    challenge_of,
     judge,
     judged_where_registered,
     pass_gate,
