@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final, cast
 
 from pipelines.archives.gzips import MAGIC, GzipStream
-from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, read_pieces, unusable
+from pipelines.archives.inputs import (
+    MAX_NUMBER,
+    PIECE,
+    TAIL,
+    BrokenArchiveError,
+    Input,
+    damaged,
+    read_pieces,
+    unusable,
+)
 from pipelines.archives.names import has_suffix, is_safe, normal, printable
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
@@ -78,7 +87,7 @@ class Tar:
         block = self._file.read(tarfile.BLOCKSIZE)
         if len(block) < tarfile.BLOCKSIZE:
             yield self._lost(tail, "truncated")
-        elif any(block):
+        elif any(block) or self._goes_on():
             yield self._lost(tail, "corrupt")
 
     def read(self, item: Input, limit: int) -> bytes | Undecodable:
@@ -101,6 +110,13 @@ class Tar:
             return end is None or place <= end
         self._file.seek(place - 1)
         return bool(self._file.read(1))
+
+    def _goes_on(self) -> bool:
+        """Whether something follows that is no padding, such as another archive: `cat a.tar b.tar` makes it so."""
+        while piece := self._file.read(PIECE):
+            if piece.strip(b"\0"):
+                return True
+        return False
 
     def _broken(self, problem: str) -> str:
         return (self._stream.problem if self._stream else "") or problem

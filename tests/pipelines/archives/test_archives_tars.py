@@ -188,6 +188,14 @@ def test_a_tar_damaged_in_the_middle(tmp_path: Path, kind: str) -> None:
     assert _read(tmp_path, bytes(whole), kind) == [("a.jpg", b"a" * 600), ("(end of archive)", "corrupt")]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_follows_the_end_of_a_tar_is_told(tmp_path: Path, kind: str) -> None:
+    """As `cat a.tar b.tar` makes it; zeros alone are padding."""
+    first, second = tar(member("a.jpg", b"a")), tar(member("b.jpg", b"b"))
+    assert _read(tmp_path, first + second, kind) == [("a.jpg", b"a"), ("(end of archive)", "corrupt")]
+    assert _read(tmp_path, first + bytes(1 << 20), kind) == [("a.jpg", b"a")]
+
+
 def test_every_cut_short_tar_says_so(tmp_path: Path) -> None:
     whole = tar(member("a.jpg", b"a" * 600), member("b.jpg", b"b" * 10))
     content = 512 + 1024 + 512 + 512
