@@ -21,6 +21,8 @@ from pipelines.errors import UserError
 
 MAX_HEADER: Final = 1 << 20
 """Bytes of one member's headers, long names and attributes with them; tarfile reads whatever size they state."""
+_NOTES: Final = frozenset({b"D", b"V"})
+"""Types of members by which GNU tar tells of a folder, in a backup of what changed, and of the archive itself."""
 
 
 class Tar:
@@ -68,7 +70,7 @@ class Tar:
                     return
                 place = member.offset_data
                 tar.members.clear()  # type: ignore[attr-defined]  # or it holds every member of a large archive
-                if member.isdir() or _is_told_again(member):
+                if member.isdir() or member.type in _NOTES or _is_told_again(member):
                     continue
                 problem = ""
                 if member.islnk() and is_safe(member.name) and is_safe(member.linkname):

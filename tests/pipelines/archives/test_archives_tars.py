@@ -153,6 +153,12 @@ def test_unsafe_members_become_rows_and_touch_nothing(tmp_path: Path, kind: str)
     assert [path.name for path in tmp_path.iterdir()] == [kind]
 
 
+def test_labels_and_lists_of_folders_are_no_files(tmp_path: Path) -> None:
+    """Of `tar -V Backup -g changes`: they were pictures that leave the archive."""
+    members = member("Backup", b"", b"V"), member("photos", b"Ya.jpg\0\0", b"D"), member("photos/a.jpg", b"a")
+    assert _read(tmp_path, tar(*members, style=tarfile.GNU_FORMAT)) == [("photos/a.jpg", b"a")]
+
+
 def test_another_name_of_a_member_says_so(tmp_path: Path) -> None:
     first, second = member("a.jpg", b"a"), member("b.jpg", b"", tarfile.LNKTYPE)
     second[0].linkname = "a.jpg"
