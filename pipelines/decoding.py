@@ -38,6 +38,8 @@ _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_END: Final = b"\xff\xd9"
 _TIFF_STARTS: Final = (b"II*\0", b"MM\0*")
 _SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8")
+_SIZE_OF_JPEG_2000: Final = b"\xff\x4f\xff\x51"
+"""How its codestream begins; the bits of the first colour, less one, are 42 bytes on."""
 _HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF_BRANDS: Final = {b"avif", b"avis"}
 _COLOUR: Final = {
@@ -127,7 +129,8 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
                     raise Undecodable("not_an_image", _RAW)
                 orientation = _orientation(image, data)
                 reduction = _reduction(image, enough) if enough else 1
-                stored = _by_opencv(data, _COLOUR[reduction]) if image.format in _BY_OPENCV else None
+                by_opencv = image.format in _BY_OPENCV or _is_deep_jpeg_2000(image, data)
+                stored = _by_opencv(data, _COLOUR[reduction]) if by_opencv else None
                 if reduction > 1 and (stored is None or not _is_reduced(stored, image.size, reduction)):
                     reduction, stored = 1, _by_opencv(data, _COLOUR[1])
                 upright = _by_pillow(image) if stored is None else _turned(stored, orientation)
@@ -176,6 +179,13 @@ def _check_size(size: tuple[int, int], limits: Limits) -> None:
 
 def _allowed(limits: Limits) -> str:
     return f"at most {limits.max_side} a side and {limits.max_pixels} in all"
+
+
+def _is_deep_jpeg_2000(image: Image.Image, data: bytes) -> bool:
+    """Whether its colours have more than 8 bits: Pillow rounds the lightest of them up to black."""
+    start = data.find(_SIZE_OF_JPEG_2000) if image.format == "JPEG2000" and image.mode in {"RGB", "RGBA"} else -1
+    depth = data[start + 42 : start + 43] if start >= 0 else b""
+    return bool(depth) and depth[0] & 0x7F >= 8
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:

@@ -131,8 +131,9 @@ def test_samples_of_an_unknown_kind_are_no_damage_for_sure() -> None:
         decode(encoded.tobytes())
 
 
-@pytest.mark.parametrize("kind", [".png", ".tiff"])
+@pytest.mark.parametrize("kind", [".png", ".tiff", ".jp2"])
 def test_colour_of_16_bits(kind: str) -> None:
+    """White, too: Pillow makes black of it in a JPEG 2000."""
     deep = SCENE.astype(np.uint16) * 257
     _, encoded = cv2.imencode(kind, deep[..., ::-1])
     np.testing.assert_allclose(decode(encoded.tobytes()).rgb.astype(int), SCENE, atol=1)
