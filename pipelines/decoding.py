@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from msrrn.geometry import Similarity
 from pipelines.errors import UnusableInput
-from pipelines.tiff import high_byte, is_preview, tell_depth_of_planes, white_is_zero
+from pipelines.tiff import has_12_bits, high_byte, is_preview, tell_depth_of_planes, white_is_zero
 
 try:
     import pillow_heif
@@ -230,7 +230,8 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
     upright = ImageOps.exif_transpose(image)
     # A PGM of more than 8 bits is opened as one of 32, with its white at that of 16.
     if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PPM") or high is not None:
-        grey = (np.asarray(upright) >> 8).astype(np.uint8) if high is None else np.asarray(upright)[..., high]
+        less = 4 if isinstance(image, TiffImageFile) and has_12_bits(image) else 8
+        grey = (np.asarray(upright) >> less).astype(np.uint8) if high is None else np.asarray(upright)[..., high]
         if isinstance(image, TiffImageFile) and white_is_zero(image):
             grey = ~grey
         return np.repeat(grey[..., None], 3, axis=-1)

@@ -119,6 +119,14 @@ def test_a_negative_tiff_of_16_bits_is_none() -> None:
     np.testing.assert_allclose(decode(data).rgb[..., 0], grey / 257, atol=1)
 
 
+def test_a_tiff_of_12_bits_is_not_dark() -> None:
+    """Three bytes hold two samples."""
+    grey = np.linspace(0, 4095, WIDTH * HEIGHT).astype(np.uint32)
+    pairs = (grey[::2] << 12 | grey[1::2]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
+    tiff = tiff_of(pairs.tobytes(), "<", {258: [12], 262: [1], 277: [1]})
+    np.testing.assert_allclose(decode(tiff).rgb[..., 0].ravel(), grey / 4095 * 255, atol=1)
+
+
 @pytest.mark.parametrize("tags", [{ExifTags.Base.NewSubfileType: 1}, {ExifTags.Base.DNGVersion: b"\1\4\0\0"}])
 def test_the_preview_of_a_raw_file_is_no_picture(tags: dict[int, object]) -> None:
     with pytest.raises(Undecodable, match="raw file"):
