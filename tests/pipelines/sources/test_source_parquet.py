@@ -235,6 +235,25 @@ def test_faces_are_sorted_by_numbers_alone(tmp_path: Path, numbers: list[object]
         scan(tmp_path)
 
 
+@pytest.mark.parametrize(("column", "value"), [("corrected", "False"), ("origin", 3), ("sha256", b"\0" * 32)])
+def test_a_column_of_another_type_is_told(tmp_path: Path, column: str, value: object) -> None:
+    """The text "False" made corrections of predictions."""
+    pictures(tmp_path, "a.jpg")
+    columns = {"uri": ["a.jpg"], "landmarks": [SHAPE.ravel().tolist()], column: [value]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=rf"t\.parquet: its {column} is of type .*: write t"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("said", [[True, False, None], [1, 0, None], [1.0, 0.0, float("nan")]])
+def test_what_is_not_said_to_be_corrected_is_as_the_model_drew_it(tmp_path: Path, said: list[object]) -> None:
+    pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    rows = {"uri": ["a.jpg", "b.jpg", "c.jpg"], "landmarks": [SHAPE.ravel().tolist()] * 3, "model": ["m"] * 3}
+    pq.write_table(pa.table({**rows, "corrected": said}), tmp_path / "t.parquet")
+    found = [row.subset for row in scan(tmp_path) if isinstance(row, AnnotatedPhoto)]
+    assert found == ["corrections", "predictions", "predictions"]
+
+
 def test_rows_are_sorted_whatever_the_tables_order_and_few_are_held(tmp_path: Path) -> None:
     uris = [f"{number:05}.jpg" for number in range(4000)]
     pictures(tmp_path / "in", "00000.jpg")
