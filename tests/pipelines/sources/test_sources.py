@@ -122,6 +122,16 @@ def test_pairs_and_orphans(place: str, tmp_path: Path, request: pytest.FixtureRe
     assert copy.read() == photo.read() == b"bytes of b/image_092 _01.jpg"
 
 
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".HIF", ".pgm", ".pnm"])
+def test_a_picture_of_a_rare_suffix_is_one(tmp_path: Path, suffix: str) -> None:
+    """As Chrome saves a JPEG on Windows, a camera a HEIC, and old data sets come in grey."""
+    _fill(str(tmp_path), f"a{suffix}", "a.pts", f"b{suffix}")
+    assert [(row.uri, isinstance(row, AnnotatedPhoto)) for row in _scan(str(tmp_path))] == [
+        (f"a{suffix}", True),
+        (f"b{suffix}", False),
+    ]
+
+
 def test_a_bad_annotation_stops_nothing(tmp_path: Path) -> None:
     _fill(str(tmp_path), "a.jpg", "a.pts", "b.jpg", "c.jpg", "c.pts")
     Store(str(tmp_path)).publish("b.pts", b"1 2\n")
