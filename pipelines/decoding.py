@@ -36,7 +36,7 @@ _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_END: Final = b"\xff\xd9"
-_TIFF_STARTS: Final = (b"II*\0", b"MM\0*")
+_TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8")
 _SIZE_OF_JPEG_2000: Final = b"\xff\x4f\xff\x51"
 """How its codestream begins; the bits of the first colour, less one, are 42 bytes on."""

@@ -310,6 +310,13 @@ def test_samples_without_a_defined_white_are_refused() -> None:
     assert _reason(picture(np.ones((8, 8), np.float32), "TIFF")) == "not_an_image"
 
 
+@pytest.mark.parametrize("start", [b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"])
+def test_a_large_tiff_that_is_not_read_is_one(start: bytes) -> None:
+    """Of more than 4 GB, or made by a program that writes such alone; where `MM` begins it, Pillow reads none."""
+    with pytest.raises(Undecodable, match="kind that is not read: convert"):
+        decode(start + bytes(40))
+
+
 def test_bytes_that_are_no_picture() -> None:
     assert _reason(b"") == "empty"
     for junk in (b"x", b"x" * 5000, b"%PDF-1.7 ...", b"<svg xmlns='http://www.w3.org/2000/svg'/>"):
