@@ -257,6 +257,16 @@ def test_a_validation_list_decides_what_is_not_for_testing(tmp_path: Path) -> No
     }
 
 
+@pytest.mark.parametrize("beside", [(), ("README.md", "LICENSE")])
+def test_the_list_may_lie_in_the_one_folder_of_the_root(tmp_path: Path, beside: tuple[str, ...]) -> None:
+    """Files beside that folder do not make two of it: without its list, photos to validate with were trained on."""
+    url = str(tmp_path)
+    _fill(url, "300w/a.jpg", "300w/a.pts", "300w/b.jpg", "300w/b.pts", *beside)
+    Store(url).publish("300w/val.txt", b"b\n")
+    splits = {uri: photo.declared_split for uri, photo in _photos(url).items()}
+    assert splits == {"300w/a.jpg": "train", "300w/b.jpg": "val"}
+
+
 def test_a_wrong_validation_list_is_refused(tmp_path: Path) -> None:
     _fill(str(tmp_path), "a.jpg", "a.pts", "ibug/b.jpg", "ibug/b.pts")
     Store(str(tmp_path)).publish("val.txt", b"a\nnone\n")
