@@ -147,7 +147,7 @@ def _table(files: Files, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with files.open(name) as file, pq.ParquetFile(file) as table:
             yield table
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the storage; Arrow's own, about damaged bytes, have none
         raise UserError(f"{files.url}/{name} is no Parquet table, or damaged: {error}") from error

@@ -212,6 +212,14 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
+def test_a_name_of_a_column_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
+    write(tmp_path / "t.parquet", [face("a.jpg")])
+    data = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(data.replace(b"face_index", b"face_inde\xff"))
+    with pytest.raises(UserError, match=r"t\.parquet is no Parquet table, or damaged: .*utf-8"):
+        scan(tmp_path)
+
+
 @pytest.mark.parametrize("column", ["uri", "origin"])
 @pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
 def test_a_text_that_is_no_utf8_is_damage(tmp_path: Path, column: str, kind: pa.DataType) -> None:
