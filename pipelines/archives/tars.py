@@ -2,7 +2,7 @@
 
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, Self, cast
 
 from pipelines.archives.gzips import MAGIC, GzipStream
 from pipelines.archives.inputs import (
@@ -47,7 +47,7 @@ class Tar:
         self._file.seek(0)
         headers = _Headers(self._file)
         try:
-            tar = tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:")  # noqa: SIM115 - closed below
+            tar = tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:", tarinfo=_Header)  # noqa: SIM115 - closed below
         except (OSError, UserError):
             raise
         except Exception as error:
@@ -130,6 +130,18 @@ class Tar:
 def _is_told_again(member: tarfile.TarInfo) -> bool:
     """Whether it stands for a file that `tar` was told to pack once more: a link to its own name."""
     return member.islnk() and normal(member.linkname) == normal(member.name)
+
+
+class _Header(tarfile.TarInfo):
+    """GNU tar writes times into a backup where other kinds have how a name begins, for which tarfile takes them."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if buf[257:265] == b"ustar  \0":
+            times = bytes(buf[345:500]).partition(b"\0")[0].decode(encoding, errors)
+            member.name = member.name.removeprefix(f"{times}/")
+        return member
 
 
 class _TooLong(Exception):  # noqa: N818 - becomes the row of a broken tail
