@@ -182,8 +182,8 @@ def _allowed(limits: Limits) -> str:
 
 
 def _is_deep_jpeg_2000(image: Image.Image, data: bytes) -> bool:
-    """Whether its colours have more than 8 bits: Pillow rounds the lightest of them up to black."""
-    start = data.find(_SIZE_OF_JPEG_2000) if image.format == "JPEG2000" and image.mode in {"RGB", "RGBA"} else -1
+    """Whether it has more than 8 bits, which Pillow makes 8 of: it rounds the lightest up to black."""
+    start = data.find(_SIZE_OF_JPEG_2000) if image.format == "JPEG2000" and image.mode != "I;16" else -1
     depth = data[start + 42 : start + 43] if start >= 0 else b""
     return bool(depth) and depth[0] & 0x7F >= 8
 

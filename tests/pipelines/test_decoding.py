@@ -1,7 +1,9 @@
+import base64
 import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Final
 
 import cv2
 import numpy as np
@@ -145,6 +147,18 @@ def test_colour_of_16_bits(kind: str) -> None:
     deep = SCENE.astype(np.uint16) * 257
     _, encoded = cv2.imencode(kind, deep[..., ::-1])
     np.testing.assert_allclose(decode(encoded.tobytes()).rgb.astype(int), SCENE, atol=1)
+
+
+WHITE: Final = base64.b64decode(
+    "AAAADGpQICANCocKAAAAFGZ0eXBqcDIgAAAAAGpwMiAAAAAtanAyaAAAABZpaGRyAAAABAAAAAQAAg8HAAAAAAAPY29scgEAAAAA"
+    "ABEAAACTanAyY/9P/1EALAAAAAAABAAAAAQAAAAAAAAAAAAAAAQAAAAEAAAAAAAAAAAAAg8BAQ8BAf9SAAwAAAABAAAEBAAB/1wA"
+    "BECA/2QAJQABQ3JlYXRlZCBieSBPcGVuSlBFRyB2ZXJzaW9uIDIuNS40/5AACgAAAAAAHgAB/5PP/DAQFABcr8/8MBAUAFyv/9k="
+)
+"""A JPEG 2000 of 4 by 4 pixels, grey with alpha of 16 bits, which nothing here can write."""
+
+
+def test_white_grey_with_alpha_of_16_bits_in_a_jpeg_2000() -> None:
+    np.testing.assert_array_equal(decode(WHITE).rgb, np.full((4, 4, 3), 255))
 
 
 def tiff_of(samples: bytes, order: str, tags: dict[int, list[int]]) -> bytes:
