@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from msrrn.geometry import Similarity
 from pipelines.errors import UnusableInput
-from pipelines.tiff import high_byte, is_preview, tell_depth_of_planes, white_is_zero
+from pipelines.tiff import has_12_bits, high_byte, is_preview, tell_depth_of_planes, white_is_zero
 
 try:
     import pillow_heif
@@ -36,8 +36,10 @@ _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_END: Final = b"\xff\xd9"
-_TIFF_STARTS: Final = (b"II*\0", b"MM\0*")
+_TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8")
+_SIZE_OF_JPEG_2000: Final = b"\xff\x4f\xff\x51"
+"""How its codestream begins; the bits of the first colour, less one, are 42 bytes on."""
 _HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF_BRANDS: Final = {b"avif", b"avis"}
 _COLOUR: Final = {
@@ -127,7 +129,8 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
                     raise Undecodable("not_an_image", _RAW)
                 orientation = _orientation(image, data)
                 reduction = _reduction(image, enough) if enough else 1
-                stored = _by_opencv(data, _COLOUR[reduction]) if image.format in _BY_OPENCV else None
+                by_opencv = image.format in _BY_OPENCV or _is_deep_jpeg_2000(image, data)
+                stored = _by_opencv(data, _COLOUR[reduction]) if by_opencv else None
                 if reduction > 1 and (stored is None or not _is_reduced(stored, image.size, reduction)):
                     reduction, stored = 1, _by_opencv(data, _COLOUR[1])
                 upright = _by_pillow(image) if stored is None else _turned(stored, orientation)
@@ -178,6 +181,13 @@ def _allowed(limits: Limits) -> str:
     return f"at most {limits.max_side} a side and {limits.max_pixels} in all"
 
 
+def _is_deep_jpeg_2000(image: Image.Image, data: bytes) -> bool:
+    """Whether it has more than 8 bits, which Pillow makes 8 of: it rounds the lightest up to black."""
+    start = data.find(_SIZE_OF_JPEG_2000) if image.format == "JPEG2000" and image.mode != "I;16" else -1
+    depth = data[start + 42 : start + 43] if start >= 0 else b""
+    return bool(depth) and depth[0] & 0x7F >= 8
+
+
 def _orientation(image: Image.Image, data: bytes) -> int:
     # getexif decodes every pixel of a PNG that has no EXIF, looking for it behind them.
     if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF_MARKS):
@@ -220,7 +230,8 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
     upright = ImageOps.exif_transpose(image)
     # A PGM of more than 8 bits is opened as one of 32, with its white at that of 16.
     if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PPM") or high is not None:
-        grey = (np.asarray(upright) >> 8).astype(np.uint8) if high is None else np.asarray(upright)[..., high]
+        less = 4 if isinstance(image, TiffImageFile) and has_12_bits(image) else 8
+        grey = (np.asarray(upright) >> less).astype(np.uint8) if high is None else np.asarray(upright)[..., high]
         if isinstance(image, TiffImageFile) and white_is_zero(image):
             grey = ~grey
         return np.repeat(grey[..., None], 3, axis=-1)

@@ -37,6 +37,11 @@ def high_byte(tiff: TiffImageFile) -> int | None:
     return 0 if big or tags.get(ExifTags.Base.PlanarConfiguration) == 2 else 1
 
 
+def has_12_bits(tiff: TiffImageFile) -> bool:
+    """Whether it is grey of 12 bits, which Pillow opens as one of 16 and leaves as dark as they then are."""
+    return tiff.tag_v2.get(ExifTags.Base.BitsPerSample) == (12,)
+
+
 def is_preview(tiff: TiffImageFile, data: bytes) -> bool:
     """Whether a TIFF begins with a small picture of another one in it, as the raw files of most cameras do."""
     kind = tiff.tag_v2.get(ExifTags.Base.NewSubfileType, 0)

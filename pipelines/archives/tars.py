@@ -2,16 +2,27 @@
 
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, Self, cast
 
 from pipelines.archives.gzips import MAGIC, GzipStream
-from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, read_pieces, unusable
+from pipelines.archives.inputs import (
+    MAX_NUMBER,
+    PIECE,
+    TAIL,
+    BrokenArchiveError,
+    Input,
+    damaged,
+    read_pieces,
+    unusable,
+)
 from pipelines.archives.names import has_suffix, is_safe, normal, printable
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 
 MAX_HEADER: Final = 1 << 20
 """Bytes of one member's headers, long names and attributes with them; tarfile reads whatever size they state."""
+_NOTES: Final = frozenset({b"D", b"V"})
+"""Types of members by which GNU tar tells of a folder, in a backup of what changed, and of the archive itself."""
 
 
 class Tar:
@@ -36,7 +47,7 @@ class Tar:
         self._file.seek(0)
         headers = _Headers(self._file)
         try:
-            tar = tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:")  # noqa: SIM115 - closed below
+            tar = tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:", tarinfo=_Header)  # noqa: SIM115 - closed below
         except (OSError, UserError):
             raise
         except Exception as error:
@@ -59,7 +70,7 @@ class Tar:
                     return
                 place = member.offset_data
                 tar.members.clear()  # type: ignore[attr-defined]  # or it holds every member of a large archive
-                if member.isdir() or _is_told_again(member):
+                if member.isdir() or member.type in _NOTES or _is_told_again(member):
                     continue
                 problem = ""
                 if member.islnk() and is_safe(member.name) and is_safe(member.linkname):
@@ -78,7 +89,7 @@ class Tar:
         block = self._file.read(tarfile.BLOCKSIZE)
         if len(block) < tarfile.BLOCKSIZE:
             yield self._lost(tail, "truncated")
-        elif any(block):
+        elif any(block) or self._goes_on():
             yield self._lost(tail, "corrupt")
 
     def read(self, item: Input, limit: int) -> bytes | Undecodable:
@@ -102,6 +113,13 @@ class Tar:
         self._file.seek(place - 1)
         return bool(self._file.read(1))
 
+    def _goes_on(self) -> bool:
+        """Whether something follows that is no padding, such as another archive: `cat a.tar b.tar` makes it so."""
+        while piece := self._file.read(PIECE):
+            if piece.strip(b"\0"):
+                return True
+        return False
+
     def _broken(self, problem: str) -> str:
         return (self._stream.problem if self._stream else "") or problem
 
@@ -112,6 +130,18 @@ class Tar:
 def _is_told_again(member: tarfile.TarInfo) -> bool:
     """Whether it stands for a file that `tar` was told to pack once more: a link to its own name."""
     return member.islnk() and normal(member.linkname) == normal(member.name)
+
+
+class _Header(tarfile.TarInfo):
+    """GNU tar writes times into a backup where other kinds have how a name begins, for which tarfile takes them."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if buf[257:265] == b"ustar  \0":
+            times = bytes(buf[345:500]).partition(b"\0")[0].decode(encoding, errors)
+            member.name = member.name.removeprefix(f"{times}/")
+        return member
 
 
 class _TooLong(Exception):  # noqa: N818 - becomes the row of a broken tail

@@ -24,9 +24,11 @@ from pipelines.outages import OutageError
 from pipelines.sources.held import Changed, HeldArchive, held, is_archive, too_large
 from pipelines.storage import Store
 
-IMAGE_SUFFIXES: Final = frozenset(
+COMMON_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jp2", ".ppm"}
 )
+"""By which every tool knows a picture."""
+IMAGE_SUFFIXES: Final = COMMON_SUFFIXES | {".jfif", ".jpe", ".hif", ".pgm", ".pnm"}
 _READAHEAD: Final = 1 << 16
 
 

@@ -116,7 +116,9 @@ def _without_face(row: dict[str, Any], place: str) -> Row | None:
 
 
 def _subset(row: dict[str, Any]) -> str:
-    drawn = row.get("model") is not None if row.get("corrected") is None else not row["corrected"]
+    said = row.get("corrected")
+    unsaid = said is None or said != said  # polars keeps what is no number, where pandas writes nothing
+    drawn = row.get("model") is not None if unsaid else not said
     return row.get("origin") or (PREDICTIONS if drawn else CORRECTIONS)
 
 
@@ -145,7 +147,7 @@ def _table(files: Files, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with files.open(name) as file, pq.ParquetFile(file) as table:
             yield table
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the storage; Arrow's own, about damaged bytes, have none
         raise UserError(f"{files.url}/{name} is no Parquet table, or damaged: {error}") from error
@@ -161,8 +163,9 @@ def _groups(files: Files, name: str, columns: Sequence[str], to_row: _ToRow) -> 
         if missing:
             raise UserError(f"{files.url}/{name} has no column {missing[0]!r}: {_REMEDY}")
         present = [column for column in columns if column in schema.names]
-        if "face_index" in present and not _is_number(kind := schema.field("face_index").type):
-            raise UserError(f"{files.url}/{name}: its face_index is of type {kind}: write integers")
+        for column, (is_of, wanted) in _KINDS.items():
+            if column in present and not is_of(kind := schema.field(column).type):
+                raise UserError(f"{files.url}/{name}: its {column} is of type {kind}: write {wanted}")
         start = 0
         for index in range(table.num_row_groups):
             uris = _read(table, index, ["uri"])["uri"].to_pylist()
@@ -183,6 +186,25 @@ def _read(table: pq.ParquetFile, index: int, columns: Sequence[str]) -> pa.Table
 def _is_number(kind: pa.DataType) -> bool:
     """Whether face numbers can be sorted by it; pandas makes floats of integers where one is missing."""
     return bool(pt.is_integer(kind) or pt.is_floating(kind) or pt.is_null(kind))
+
+
+def _is_flag(kind: pa.DataType) -> bool:
+    """Whether it says yes or no; the text "False" would be a yes."""
+    return bool(pt.is_boolean(kind) or _is_number(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    own = kind.value_type if pt.is_dictionary(kind) else kind
+    return bool(pt.is_string(own) or pt.is_large_string(own) or pt.is_string_view(own) or pt.is_null(own))
+
+
+_KINDS: Final[dict[str, tuple[Callable[[pa.DataType], bool], str]]] = {
+    "face_index": (_is_number, "integers"),
+    "sha256": (_is_text, "text"),
+    "origin": (_is_text, "text"),
+    "corrected": (_is_flag, "true and false"),
+}
+"""What a column must be of where it is there, and what to write."""
 
 
 def _rows(

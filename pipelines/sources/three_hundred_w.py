@@ -136,7 +136,7 @@ class ThreeHundredW:
         return AnnotatedPhoto(files.url, uri, annotation_uri, subset, split, shape)
 
     def _validation(self, files: Files, images: Iterable[str]) -> frozenset[str] | None:
-        tops = {PurePosixPath(name).parts[0] for name in files.sizes()}
+        tops = {PurePosixPath(name).parts[0] for name in files.sizes() if "/" in name}
         places = ["", *(f"{top}/" for top in tops if len(tops) == 1)]
         place = next((place for place in places if files.exists(place + VALIDATION_LIST)), None)
         if place is None:

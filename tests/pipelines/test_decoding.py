@@ -1,7 +1,9 @@
+import base64
 import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Final
 
 import cv2
 import numpy as np
@@ -119,6 +121,14 @@ def test_a_negative_tiff_of_16_bits_is_none() -> None:
     np.testing.assert_allclose(decode(data).rgb[..., 0], grey / 257, atol=1)
 
 
+def test_a_tiff_of_12_bits_is_not_dark() -> None:
+    """Three bytes hold two samples."""
+    grey = np.linspace(0, 4095, WIDTH * HEIGHT).astype(np.uint32)
+    pairs = (grey[::2] << 12 | grey[1::2]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
+    tiff = tiff_of(pairs.tobytes(), "<", {258: [12], 262: [1], 277: [1]})
+    np.testing.assert_allclose(decode(tiff).rgb[..., 0].ravel(), grey / 4095 * 255, atol=1)
+
+
 @pytest.mark.parametrize("tags", [{ExifTags.Base.NewSubfileType: 1}, {ExifTags.Base.DNGVersion: b"\1\4\0\0"}])
 def test_the_preview_of_a_raw_file_is_no_picture(tags: dict[int, object]) -> None:
     with pytest.raises(Undecodable, match="raw file"):
@@ -131,11 +141,24 @@ def test_samples_of_an_unknown_kind_are_no_damage_for_sure() -> None:
         decode(encoded.tobytes())
 
 
-@pytest.mark.parametrize("kind", [".png", ".tiff"])
+@pytest.mark.parametrize("kind", [".png", ".tiff", ".jp2"])
 def test_colour_of_16_bits(kind: str) -> None:
+    """White, too: Pillow makes black of it in a JPEG 2000."""
     deep = SCENE.astype(np.uint16) * 257
     _, encoded = cv2.imencode(kind, deep[..., ::-1])
     np.testing.assert_allclose(decode(encoded.tobytes()).rgb.astype(int), SCENE, atol=1)
+
+
+WHITE: Final = base64.b64decode(
+    "AAAADGpQICANCocKAAAAFGZ0eXBqcDIgAAAAAGpwMiAAAAAtanAyaAAAABZpaGRyAAAABAAAAAQAAg8HAAAAAAAPY29scgEAAAAA"
+    "ABEAAACTanAyY/9P/1EALAAAAAAABAAAAAQAAAAAAAAAAAAAAAQAAAAEAAAAAAAAAAAAAg8BAQ8BAf9SAAwAAAABAAAEBAAB/1wA"
+    "BECA/2QAJQABQ3JlYXRlZCBieSBPcGVuSlBFRyB2ZXJzaW9uIDIuNS40/5AACgAAAAAAHgAB/5PP/DAQFABcr8/8MBAUAFyv/9k="
+)
+"""A JPEG 2000 of 4 by 4 pixels, grey with alpha of 16 bits, which nothing here can write."""
+
+
+def test_white_grey_with_alpha_of_16_bits_in_a_jpeg_2000() -> None:
+    np.testing.assert_array_equal(decode(WHITE).rgb, np.full((4, 4, 3), 255))
 
 
 def tiff_of(samples: bytes, order: str, tags: dict[int, list[int]]) -> bytes:
@@ -299,6 +322,13 @@ def test_heic_without_its_extra_is_explained(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_samples_without_a_defined_white_are_refused() -> None:
     assert _reason(picture(np.ones((8, 8), np.float32), "TIFF")) == "not_an_image"
+
+
+@pytest.mark.parametrize("start", [b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"])
+def test_a_large_tiff_that_is_not_read_is_one(start: bytes) -> None:
+    """Of more than 4 GB, or made by a program that writes such alone; where `MM` begins it, Pillow reads none."""
+    with pytest.raises(Undecodable, match="kind that is not read: convert"):
+        decode(start + bytes(40))
 
 
 def test_bytes_that_are_no_picture() -> None:

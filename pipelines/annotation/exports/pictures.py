@@ -17,7 +17,7 @@ from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.annotation.tables import Annotations
 from pipelines.decoding import Undecodable
 from pipelines.progress import Counted
-from pipelines.sources.files import IMAGE_SUFFIXES
+from pipelines.sources.files import COMMON_SUFFIXES
 
 _SIGNATURES: Final = {
     b"\xff\xd8\xff": ".jpg",
@@ -179,7 +179,7 @@ class AnnotatedPictures:
 def picture_suffix(picture: Picture, data: bytes) -> str:
     """By which tools, and our own readers, know a picture's file: that of its name, else what its bytes say."""
     suffix = PurePosixPath(picture.uri).suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in COMMON_SUFFIXES:
         return suffix
     if data[4:8] == b"ftyp":
         return ".avif" if data[8:11] == b"avi" else ".heic"

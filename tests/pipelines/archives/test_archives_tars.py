@@ -153,6 +153,22 @@ def test_unsafe_members_become_rows_and_touch_nothing(tmp_path: Path, kind: str)
     assert [path.name for path in tmp_path.iterdir()] == [kind]
 
 
+@pytest.mark.parametrize("name", ["photos/a.jpg", "d/" * 90 + "a.jpg", "12345670123/a.jpg"])
+def test_times_in_a_backup_are_no_part_of_a_name(tmp_path: Path, name: str) -> None:
+    """Of `tar -g changes`: a picture and its annotation seemed to lie in folders of the times of their last use."""
+    data = bytearray(tar(member(name, b"a"), style=tarfile.GNU_FORMAT))
+    start = data.rindex(b"ustar  ") - 257  # of the header that a long name may precede
+    data[start + 345 : start + 369] = b"15303140337\0" * 2
+    data[start : start + 512] = _checked(data[start : start + 512])
+    assert _read(tmp_path, bytes(data)) == [(name, b"a")]
+
+
+def test_labels_and_lists_of_folders_are_no_files(tmp_path: Path) -> None:
+    """Of `tar -V Backup -g changes`: they were pictures that leave the archive."""
+    members = member("Backup", b"", b"V"), member("photos", b"Ya.jpg\0\0", b"D"), member("photos/a.jpg", b"a")
+    assert _read(tmp_path, tar(*members, style=tarfile.GNU_FORMAT)) == [("photos/a.jpg", b"a")]
+
+
 def test_another_name_of_a_member_says_so(tmp_path: Path) -> None:
     first, second = member("a.jpg", b"a"), member("b.jpg", b"", tarfile.LNKTYPE)
     second[0].linkname = "a.jpg"
@@ -186,6 +202,14 @@ def test_a_tar_damaged_in_the_middle(tmp_path: Path, kind: str) -> None:
     whole = bytearray(tar(member("a.jpg", b"a" * 600), member("b.jpg", b"b" * 600)))
     whole[512 + 1024 : 512 + 1024 + 300] = b"\x55" * 300
     assert _read(tmp_path, bytes(whole), kind) == [("a.jpg", b"a" * 600), ("(end of archive)", "corrupt")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_follows_the_end_of_a_tar_is_told(tmp_path: Path, kind: str) -> None:
+    """As `cat a.tar b.tar` makes it; zeros alone are padding."""
+    first, second = tar(member("a.jpg", b"a")), tar(member("b.jpg", b"b"))
+    assert _read(tmp_path, first + second, kind) == [("a.jpg", b"a"), ("(end of archive)", "corrupt")]
+    assert _read(tmp_path, first + bytes(1 << 20), kind) == [("a.jpg", b"a")]
 
 
 def test_every_cut_short_tar_says_so(tmp_path: Path) -> None:

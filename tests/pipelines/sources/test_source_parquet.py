@@ -212,6 +212,14 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
+def test_a_name_of_a_column_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
+    write(tmp_path / "t.parquet", [face("a.jpg")])
+    data = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(data.replace(b"face_index", b"face_inde\xff"))
+    with pytest.raises(UserError, match=r"t\.parquet is no Parquet table, or damaged: .*utf-8"):
+        scan(tmp_path)
+
+
 @pytest.mark.parametrize("column", ["uri", "origin"])
 @pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
 def test_a_text_that_is_no_utf8_is_damage(tmp_path: Path, column: str, kind: pa.DataType) -> None:
@@ -233,6 +241,25 @@ def test_faces_are_sorted_by_numbers_alone(tmp_path: Path, numbers: list[object]
         return
     with pytest.raises(UserError, match=r"t\.parquet: its face_index is of type string: write integers"):
         scan(tmp_path)
+
+
+@pytest.mark.parametrize(("column", "value"), [("corrected", "False"), ("origin", 3), ("sha256", b"\0" * 32)])
+def test_a_column_of_another_type_is_told(tmp_path: Path, column: str, value: object) -> None:
+    """The text "False" made corrections of predictions."""
+    pictures(tmp_path, "a.jpg")
+    columns = {"uri": ["a.jpg"], "landmarks": [SHAPE.ravel().tolist()], column: [value]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=rf"t\.parquet: its {column} is of type .*: write t"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("said", [[True, False, None], [1, 0, None], [1.0, 0.0, float("nan")]])
+def test_what_is_not_said_to_be_corrected_is_as_the_model_drew_it(tmp_path: Path, said: list[object]) -> None:
+    pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    rows = {"uri": ["a.jpg", "b.jpg", "c.jpg"], "landmarks": [SHAPE.ravel().tolist()] * 3, "model": ["m"] * 3}
+    pq.write_table(pa.table({**rows, "corrected": said}), tmp_path / "t.parquet")
+    found = [row.subset for row in scan(tmp_path) if isinstance(row, AnnotatedPhoto)]
+    assert found == ["corrections", "predictions", "predictions"]
 
 
 def test_rows_are_sorted_whatever_the_tables_order_and_few_are_held(tmp_path: Path) -> None:

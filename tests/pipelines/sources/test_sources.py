@@ -122,6 +122,16 @@ def test_pairs_and_orphans(place: str, tmp_path: Path, request: pytest.FixtureRe
     assert copy.read() == photo.read() == b"bytes of b/image_092 _01.jpg"
 
 
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".HIF", ".pgm", ".pnm"])
+def test_a_picture_of_a_rare_suffix_is_one(tmp_path: Path, suffix: str) -> None:
+    """As Chrome saves a JPEG on Windows, a camera a HEIC, and old data sets come in grey."""
+    _fill(str(tmp_path), f"a{suffix}", "a.pts", f"b{suffix}")
+    assert [(row.uri, isinstance(row, AnnotatedPhoto)) for row in _scan(str(tmp_path))] == [
+        (f"a{suffix}", True),
+        (f"b{suffix}", False),
+    ]
+
+
 def test_a_bad_annotation_stops_nothing(tmp_path: Path) -> None:
     _fill(str(tmp_path), "a.jpg", "a.pts", "b.jpg", "c.jpg", "c.pts")
     Store(str(tmp_path)).publish("b.pts", b"1 2\n")
@@ -245,6 +255,16 @@ def test_a_validation_list_decides_what_is_not_for_testing(tmp_path: Path) -> No
         "lfpw/trainset/a b.jpg": "val",
         "lfpw/trainset/c.jpg": "train",
     }
+
+
+@pytest.mark.parametrize("beside", [(), ("README.md", "LICENSE")])
+def test_the_list_may_lie_in_the_one_folder_of_the_root(tmp_path: Path, beside: tuple[str, ...]) -> None:
+    """Files beside that folder do not make two of it: without its list, photos to validate with were trained on."""
+    url = str(tmp_path)
+    _fill(url, "300w/a.jpg", "300w/a.pts", "300w/b.jpg", "300w/b.pts", *beside)
+    Store(url).publish("300w/val.txt", b"b\n")
+    splits = {uri: photo.declared_split for uri, photo in _photos(url).items()}
+    assert splits == {"300w/a.jpg": "train", "300w/b.jpg": "val"}
 
 
 def test_a_wrong_validation_list_is_refused(tmp_path: Path) -> None:
