@@ -1,9 +1,10 @@
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.events import DeploymentEventTrigger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -33,6 +34,24 @@ def test_what_prefect_deploys_is_served() -> None:
     assert environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
 
 
+def test_what_else_prefect_takes_is_served(tmp_path: Path) -> None:
+    described = {
+        "name": "retrain",
+        "entrypoint": "flows/retrain.py:retrain",
+        "tags": ["faces"],
+        "paused": True,
+        "concurrency_limit": 2,
+        "schedules": [{"interval": 3600, "active": False}, {"cron": "0 3 * * 1", "timezone": "Europe/Berlin"}],
+    }
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump({"deployments": [described]}))
+    ((made,), _) = deployments(tmp_path / "prefect.yaml")
+    hourly, weekly = made.schedules or []
+    assert isinstance(hourly.schedule, IntervalSchedule)
+    assert (hourly.schedule.interval, hourly.active) == (timedelta(hours=1), False)
+    assert weekly.schedule == CronSchedule(cron="0 3 * * 1", timezone="Europe/Berlin")
+    assert (made.tags, made.paused, made.concurrency_limit) == (["faces"], True, 2)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -42,9 +61,13 @@ def test_what_prefect_deploys_is_served() -> None:
         ("deployments: [{name: gone, entrypoint: flows/gone.py:run}]", "describes no deployments: No module named"),
         (
             "deployments: [{name: odd, entrypoint: flows/retrain.py:retrain, schedules: [{cron: often}]}]",
-            "describes no deployments: Invalid cron",
+            "describes no deployments: 0.schedules.0: .*Invalid cron",
         ),
-        ("deployments: [{name: evil, entrypoint: ../elsewhere.py:run}]", "describes no deployments: 1 validation"),
+        (
+            "deployments: [{name: odd, entrypoint: flows/retrain.py:retrain, schedules: [{crom: 0 3 * * 1}]}]",
+            "describes no deployments: 0.schedules.0.crom: ",
+        ),
+        ("deployments: [{name: evil, entrypoint: ../elsewhere.py:run}]", "describes no deployments: 0.entrypoint: "),
         (
             "deployments: [{name: odd, entrypoint: flows/promote.py:promote, triggers: [{posture: odd}]}]",
             "describes no",
