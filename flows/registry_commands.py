@@ -75,7 +75,7 @@ def _promote(commands: Commands) -> None:
         "  msrrn promote --model models:/msrrn/7 --approve\n"
         "  msrrn promote --model models:/msrrn@challenger --data 300w more --gate-least-gain 0.01 --json",
     )
-    add_model(parser, required=True)
+    add_model(parser, required=True, exported=False)
     add_data(parser, required=False)
     add_format(parser, data_required=False)
     add_split(parser, "val", data_required=False)
