@@ -103,6 +103,8 @@ def test_sources_may_follow_one_option_or_several() -> None:
         ["synth", "o", "--photos", "0"],
         ["export", "annotations", "--out", "o"],
         ["export", "annotations", "--out", "o", "--format", "csv", "--min-confidence", "2"],
+        ["rollback", "--reason", " "],
+        ["reconcile", "--minutes", "nan"],
         ["review", "annotations", "--out", "o", "--worst", "0"],
         ["review", "annotations", "--out", "o", "--format", "csv"],
         ["evaluate", "--model", "m", "--data", "d", "--split", "some"],
