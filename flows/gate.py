@@ -12,6 +12,7 @@ from uuid import uuid4
 from prefect import task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
+from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from prefect.settings import get_current_settings
@@ -19,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from flows.progress import say
 from flows.tasks import STATION
-from pipelines.errors import UsageError
+from pipelines.errors import UsageError, UserError
 from pipelines.promotion import gate
 from pipelines.promotion.decision import Decision, shown
 from pipelines.promotion.gate import Approval, Ask, Challenge, Judgement
@@ -140,4 +141,9 @@ def _pause(judgement: Judgement, hours: float) -> Approval:
             )
         except ValidationError:
             continue  # nobody answered: it was only said to be running (`flows.dead_runs`)
+        except FlowPauseTimeout:
+            raise UserError(
+                f"nobody approved {version.name} version {version.version} within {hours:g} hours: nothing changed, "
+                f"and msrrn promote --approve --name {version.name} --model {version.uri} asks again"
+            ) from None
         return Approval(approve=answer.approve, note=answer.note, who=answer.who)

@@ -18,7 +18,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.concurrency import _leases
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import FlowPauseTimeout, PrefectHTTPStatusError
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -27,6 +27,7 @@ from prefect.states import AwaitingRetry, Pending
 from flows import gate
 from flows.gate import announce
 from flows.promote import promote
+from pipelines.errors import UserError
 from pipelines.models import Model
 from pipelines.registry.succession import log
 from pipelines.registry.versions import champion
@@ -301,7 +302,9 @@ def test_a_promotion_that_died_while_it_was_held_is_held_again(
     parameters = {"model": artifact, "name": "reborn", "data": [str(annotated)], "approve": True, "workers": 1}
     run = begun(api, parameters)
     with get_client(sync_client=True) as client:
-        with pytest.raises(FlowPauseTimeout):
+        with pytest.raises(
+            UserError, match=r"^nobody approved reborn version 1 .* --name reborn --model models:/reborn/1 "
+        ):
             run_flow(promote, client.read_flow_run(UUID(run)), parameters | {"approval_hours": 1e-4})
         client.set_flow_run_state(UUID(run), AwaitingRetry(), force=True)  # as `reconcile` does
         again = client.read_flow_run(UUID(run))
