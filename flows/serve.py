@@ -4,6 +4,7 @@ The file is the one that `prefect deploy` reads, so that a deployment is describ
 """
 
 import os
+from http import HTTPStatus
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, cast
@@ -14,6 +15,7 @@ from prefect import Flow
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentTriggerTypes
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.schedules import Schedule
 from prefect.types.entrypoint import EntrypointType
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -87,7 +89,7 @@ def serve(file: Path, limit: int) -> None:
 
     Raises:
         UsageError: there is no Prefect server.
-        UserError: the file cannot be used.
+        UserError: the file cannot be used, or the server refuses a parameter in it.
     """
     found, environment = deployments(file)
     if not has_server():
@@ -96,7 +98,13 @@ def serve(file: Path, limit: int) -> None:
             "PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     os.environ.update(environment)  # runs inherit it
-    prefect.serve(*found, limit=limit)
+    try:
+        prefect.serve(*found, limit=limit)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != HTTPStatus.CONFLICT:
+            raise
+        said = error.response.json()["detail"]
+        raise UserError(f"the Prefect server refuses what {file} says: {said}") from error
 
 
 def _made(described: _Deployment) -> RunnerDeployment:

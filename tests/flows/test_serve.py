@@ -1,3 +1,4 @@
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 import yaml
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.events import DeploymentEventTrigger
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
@@ -106,6 +108,21 @@ def test_a_server_that_does_not_answer_is_named(
     assert said.startswith("msrrn: no Prefect server answers at http://127.0.0.1:1/api: start it")
     assert "unset PREFECT_API_URL, whose address ends in /api" in said
     assert "planted" not in said
+
+
+def test_a_parameter_that_the_server_refuses_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*made: object, limit: int) -> None:
+        answer = httpx.Response(409, request=_ASKED, json={"detail": "Validation failed for field 'epochs'"})
+        raise PrefectHTTPStatusError("409", request=_ASKED, response=answer)
+
+    monkeypatch.setattr("prefect.serve", refused)
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        assert main(["serve", "--file", str(FILE)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"msrrn: the Prefect server refuses what {FILE} says: Validation failed for field 'epochs'\n"
 
 
 def test_serving_needs_a_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
