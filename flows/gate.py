@@ -12,13 +12,15 @@ from uuid import uuid4
 from prefect import task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
+from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from prefect.settings import get_current_settings
+from pydantic import Field, ValidationError
 
 from flows.progress import say
 from flows.tasks import STATION
-from pipelines.errors import UsageError
+from pipelines.errors import UsageError, UserError
 from pipelines.promotion import gate
 from pipelines.promotion.challenge import Challenge, challenge_of
 from pipelines.promotion.decision import Decision, shown
@@ -117,15 +119,32 @@ def _answer(question: str) -> str:
     return sys.stdin.readline().strip()
 
 
+class _Answer(Approval):
+    """Of a form, which must be answered: who resumes a run without one has not said no."""
+
+    approve: bool = Field(description="promote this version", json_schema_extra={"default": False})
+
+
 def _pause(judgement: Judgement, hours: float) -> Approval:
     version = judgement.version
-    form: Any = RunInput.subclass_from_base_model_type(Approval)
+    form: Any = RunInput.subclass_from_base_model_type(_Answer)
     question = form.with_initial_data(
         description=f"**Promote {version.name} version {version.version}?**\n\n{judgement.decision.reason}\n\n"
         f"The table and the faces are artifacts of this run, and in MLflow run `{judgement.run}`.",
-        approve=False,
     )
-    say(f"{version.name} version {version.version} waits for approval: resume the paused flow run")
-    # A key of its own: a run that died here and was started again is asked anew, and no answer is another question's.
-    answer = pause_flow_run(question, timeout=round(3600 * hours), poll_interval=POLL_SECONDS, key=uuid4().hex)
-    return Approval(approve=answer.approve, note=answer.note, who=answer.who)
+    while True:
+        say(f"{version.name} version {version.version} waits for approval: resume the paused flow run")
+        try:
+            # A key of its own: a run that died here and was started again is asked anew, and no answer is another
+            # question's.
+            answer = pause_flow_run(
+                question, timeout=round(3600 * hours), poll_interval=POLL_SECONDS, key=uuid4().hex
+            )
+        except ValidationError:
+            continue  # nobody answered: it was only said to be running (`flows.dead_runs`)
+        except FlowPauseTimeout:
+            raise UserError(
+                f"nobody approved {version.name} version {version.version} within {hours:g} hours: nothing changed, "
+                f"and msrrn promote --approve --name {version.name} --model {version.uri} asks again"
+            ) from None
+        return Approval(approve=answer.approve, note=answer.note, who=answer.who)

@@ -202,7 +202,7 @@ def add_export_model(commands: Commands) -> None:
         "export-model",
         run,
         "Writes a model as one ONNX file. From uint8 crops to landmarks, patch sampling included; it runs in plain "
-        "onnxruntime, and every --model takes it too.",
+        "onnxruntime, and every --model but that of `promote` takes it too.",
         "  msrrn export-model --model box --out face.onnx\n"
         "  msrrn annotate photos --model face.onnx --out annotations",
     )

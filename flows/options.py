@@ -266,12 +266,12 @@ def print_json(result: Any) -> None:
     print(json.dumps(result, indent=2, allow_nan=False))
 
 
-def add_model(parser: argparse.ArgumentParser, required: bool) -> None:
+def add_model(parser: argparse.ArgumentParser, required: bool, exported: bool = True) -> None:
     parser.add_argument(
         "--model",
         required=required,
         metavar="M",
-        help="a directory that `train` made, an exported .onnx, models:/NAME@ALIAS, models:/NAME/VERSION, or box: "
-        "the model in the package"
+        help=f"a directory that `train` made, {'an exported .onnx, ' * exported}models:/NAME@ALIAS, "
+        "models:/NAME/VERSION, or box: the model in the package"
         + ("" if required else f" (default: models:/{NAME}@champion where there is one, else box)"),
     )

@@ -76,7 +76,7 @@ def _promote(commands: Commands) -> None:
         "  msrrn promote --model models:/msrrn/7 --approve\n"
         "  msrrn promote --model models:/msrrn@challenger --data 300w more --gate-least-gain 0.01 --json",
     )
-    add_model(parser, required=True)
+    add_model(parser, required=True, exported=False)
     add_data(parser, required=False)
     add_format(parser, data_required=False)
     add_split(parser, "val", data_required=False)
@@ -112,7 +112,9 @@ def _rollback(commands: Commands) -> None:
         "Makes the previous champion the champion again. The two change places; who and why is recorded.",
         '  msrrn rollback --reason "misses profiles since Tuesday"',
     )
-    parser.add_argument("--reason", required=True, help="why, for whoever reads the registry later")
+    parser.add_argument(
+        "--reason", required=True, type=_reason, help="why, for whoever reads the registry later; not empty"
+    )
     parser.add_argument("--who", help="who decided (default: the user of this process)")
     add_name(parser)
     add_json(parser)
@@ -196,7 +198,7 @@ def _reconcile(commands: Commands) -> None:
     )
     parser.add_argument(
         "--minutes",
-        type=_minutes,
+        type=minutes,
         default=RECONCILE_MINUTES,
         help="leave alone what is younger: it may still be at work (default: %(default)s)",
     )
@@ -205,8 +207,15 @@ def _reconcile(commands: Commands) -> None:
     add_json(parser)
 
 
-def _minutes(text: str) -> float:
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: say why")
+    return text
+
+
+def minutes(text: str) -> float:
+    """0 or more; argparse tells the name of this function."""
     value = float(text)
     if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
     return value

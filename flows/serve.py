@@ -4,6 +4,7 @@ The file is the one that `prefect deploy` reads, so that a deployment is describ
 """
 
 import os
+from http import HTTPStatus
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, cast
@@ -14,9 +15,10 @@ from prefect import Flow
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentTriggerTypes
-from prefect.schedules import Cron
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.schedules import Schedule
 from prefect.types.entrypoint import EntrypointType
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from flows.gate import has_server
 from pipelines.errors import UsageError, UserError
@@ -24,11 +26,9 @@ from pipelines.errors import UsageError, UserError
 _TRIGGERS: Final[TypeAdapter[list[Any]]] = TypeAdapter(list[DeploymentTriggerTypes])
 
 
-class _Schedule(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    cron: str
-    timezone: str = "UTC"
+@with_config(extra="forbid")
+class _Schedule(Schedule):
+    """As Prefect knows it; what it does not know is refused, as `prefect deploy` does."""
 
 
 class _JobVariables(BaseModel):
@@ -54,7 +54,9 @@ class _Deployment(BaseModel):
     entrypoint: str = Field(pattern=r"^flows/\w+\.py:\w+$")
     description: str | None = None
     parameters: dict[str, Any] = {}
-    concurrency_limit: ConcurrencyLimitConfig | None = None
+    tags: list[str] = []
+    paused: bool | None = None
+    concurrency_limit: ConcurrencyLimitConfig | int | None = None
     schedules: list[_Schedule] = []
     triggers: list[dict[str, Any]] = []
     work_pool: _WorkPool = _WorkPool()
@@ -74,6 +76,10 @@ def deployments(file: Path) -> tuple[list[RunnerDeployment], dict[str, str]]:
         }
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): give --file, a prefect.yaml") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} describes no deployments: {where}: {first['msg']}") from error
     except (yaml.YAMLError, KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
         raise UserError(f"{file} describes no deployments: {str(error).splitlines()[0]}") from error
 
@@ -83,7 +89,7 @@ def serve(file: Path, limit: int) -> None:
 
     Raises:
         UsageError: there is no Prefect server.
-        UserError: the file cannot be used.
+        UserError: the file cannot be used, or the server refuses a parameter in it.
     """
     found, environment = deployments(file)
     if not has_server():
@@ -92,7 +98,13 @@ def serve(file: Path, limit: int) -> None:
             "PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     os.environ.update(environment)  # runs inherit it
-    prefect.serve(*found, limit=limit)
+    try:
+        prefect.serve(*found, limit=limit)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != HTTPStatus.CONFLICT:
+            raise
+        said = error.response.json()["detail"]
+        raise UserError(f"the Prefect server refuses what {file} says: {said}") from error
 
 
 def _made(described: _Deployment) -> RunnerDeployment:
@@ -102,9 +114,11 @@ def _made(described: _Deployment) -> RunnerDeployment:
     made = flow.to_deployment(
         described.name,
         description=described.description,
+        tags=described.tags,
+        paused=described.paused,
         parameters=described.parameters,
         concurrency_limit=described.concurrency_limit,
-        schedules=[Cron(each.cron, timezone=each.timezone) for each in described.schedules],
+        schedules=list(described.schedules),
         triggers=_TRIGGERS.validate_python(triggers),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )

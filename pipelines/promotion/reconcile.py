@@ -101,9 +101,10 @@ def _of_place(place: str, patience: float) -> Iterator[Finding]:
 
 def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Finding]:
     where = version.uri
+    promote = f"msrrn promote --name {version.name} --model {where}"
     if version.tags.get(DECISION_TAG) == AWAITING:
         what = f"awaits approval since {version.tags.get('msrrn.when', '?')}"
-        remedy = f"nothing: resume the paused flow run, or call msrrn promote --approve --model {where}"
+        remedy = f"nothing: resume the paused flow run, or call {promote} --approve"
         return [Finding(where=where, what=what, done=remedy)]
     if DECISION_TAG in version.tags or CHAMPION in version.aliases or _age(version.created_ms) < minutes:
         return []
@@ -111,7 +112,7 @@ def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Findi
         return []  # somebody else's: no gate takes it
     what = "registered, but never judged"
     if SOURCES_TAG not in version.tags:
-        remedy = f"nothing: it does not say where it was evaluated; call msrrn promote --model {where} --data ..."
+        remedy = f"nothing: it does not say where it was evaluated; call {promote} --data ..."
         return [Finding(where=where, what=what, done=remedy)]
     try:
         return [Finding(where=where, what=what, done=judge(version))]

@@ -223,12 +223,15 @@ def lost_champion(name: str) -> str | None:
         ledger = find_ledger(mlflow, name)
         turns = [line.turn for line in ledger.lines() if line.done] if ledger else []
         aliases = aliases_of(mlflow, name)
+        rolled_back = [each.version for each in versions_of(mlflow, name) if was_rolled_back(each)]
     were = [move.after for turn in turns for move in turn.moves if move.alias == CHAMPION]
     previous = aliases.get(PREVIOUS)
     if CHAMPION in aliases or not (were or previous):
         return None
     was = f"version {were[-1]} was" if were else "there was one"
     which = f"version {previous}, the one before, or another" if previous else "one of its versions"
+    if previous in rolled_back:
+        which = f"one of its versions, but not to {previous}, which was rolled back,"
     return f"{name} has no champion any more ({was}): give the alias {CHAMPION!r} to {which} in MLflow's UI"
 
 

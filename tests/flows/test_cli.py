@@ -77,6 +77,16 @@ def test_the_list_of_commands_says_a_whole_sentence_of_each() -> None:
     assert "Runs the deployments of prefect.yaml on this machine\n" in parser().format_help()
 
 
+@pytest.mark.parametrize(("command", "takes"), [("evaluate", True), ("annotate", True), ("promote", False)])
+def test_help_says_of_an_exported_model_who_takes_it(
+    command: str, takes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert ("exported .onnx" in capsys.readouterr().out) == takes
+
+
 def test_sources_may_follow_one_option_or_several() -> None:
     call = parser().parse_args(["prepare", "--data", "a", "b", "--data", "c", "--out", "o"])
     assert call.data == ["a", "b", "c"]
@@ -93,6 +103,8 @@ def test_sources_may_follow_one_option_or_several() -> None:
         ["synth", "o", "--photos", "0"],
         ["export", "annotations", "--out", "o"],
         ["export", "annotations", "--out", "o", "--format", "csv", "--min-confidence", "2"],
+        ["rollback", "--reason", " "],
+        ["reconcile", "--minutes", "nan"],
         ["review", "annotations", "--out", "o", "--worst", "0"],
         ["review", "annotations", "--out", "o", "--format", "csv"],
         ["evaluate", "--model", "m", "--data", "d", "--split", "some"],

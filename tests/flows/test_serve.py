@@ -1,10 +1,13 @@
+import os
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.events import DeploymentEventTrigger
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import main
@@ -33,6 +36,24 @@ def test_what_prefect_deploys_is_served() -> None:
     assert environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
 
 
+def test_what_else_prefect_takes_is_served(tmp_path: Path) -> None:
+    described = {
+        "name": "retrain",
+        "entrypoint": "flows/retrain.py:retrain",
+        "tags": ["faces"],
+        "paused": True,
+        "concurrency_limit": 2,
+        "schedules": [{"interval": 3600, "active": False}, {"cron": "0 3 * * 1", "timezone": "Europe/Berlin"}],
+    }
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump({"deployments": [described]}))
+    ((made,), _) = deployments(tmp_path / "prefect.yaml")
+    hourly, weekly = made.schedules or []
+    assert isinstance(hourly.schedule, IntervalSchedule)
+    assert (hourly.schedule.interval, hourly.active) == (timedelta(hours=1), False)
+    assert weekly.schedule == CronSchedule(cron="0 3 * * 1", timezone="Europe/Berlin")
+    assert (made.tags, made.paused, made.concurrency_limit) == (["faces"], True, 2)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -42,9 +63,13 @@ def test_what_prefect_deploys_is_served() -> None:
         ("deployments: [{name: gone, entrypoint: flows/gone.py:run}]", "describes no deployments: No module named"),
         (
             "deployments: [{name: odd, entrypoint: flows/retrain.py:retrain, schedules: [{cron: often}]}]",
-            "describes no deployments: Invalid cron",
+            "describes no deployments: 0.schedules.0: .*Invalid cron",
         ),
-        ("deployments: [{name: evil, entrypoint: ../elsewhere.py:run}]", "describes no deployments: 1 validation"),
+        (
+            "deployments: [{name: odd, entrypoint: flows/retrain.py:retrain, schedules: [{crom: 0 3 * * 1}]}]",
+            "describes no deployments: 0.schedules.0.crom: ",
+        ),
+        ("deployments: [{name: evil, entrypoint: ../elsewhere.py:run}]", "describes no deployments: 0.entrypoint: "),
         (
             "deployments: [{name: odd, entrypoint: flows/promote.py:promote, triggers: [{posture: odd}]}]",
             "describes no",
@@ -83,6 +108,21 @@ def test_a_server_that_does_not_answer_is_named(
     assert said.startswith("msrrn: no Prefect server answers at http://127.0.0.1:1/api: start it")
     assert "unset PREFECT_API_URL, whose address ends in /api" in said
     assert "planted" not in said
+
+
+def test_a_parameter_that_the_server_refuses_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*made: object, limit: int) -> None:
+        answer = httpx.Response(409, request=_ASKED, json={"detail": "Validation failed for field 'epochs'"})
+        raise PrefectHTTPStatusError("409", request=_ASKED, response=answer)
+
+    monkeypatch.setattr("prefect.serve", refused)
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        assert main(["serve", "--file", str(FILE)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"msrrn: the Prefect server refuses what {FILE} says: Validation failed for field 'epochs'\n"
 
 
 def test_serving_needs_a_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

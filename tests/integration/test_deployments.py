@@ -18,7 +18,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.concurrency import _leases
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import FlowPauseTimeout, PrefectHTTPStatusError
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -27,6 +27,7 @@ from prefect.states import AwaitingRetry, Pending
 from flows import gate
 from flows.gate import announce
 from flows.promote import promote
+from pipelines.errors import UserError
 from pipelines.models import Model
 from pipelines.registry.succession import log
 from pipelines.registry.versions import champion
@@ -207,6 +208,38 @@ def test_a_promotion_is_held_until_a_person_resumes_the_paused_run(
     assert "promotion" in keys
 
 
+def test_who_resumes_without_an_answer_has_not_said_no(
+    api: str, artifact: str, annotated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "POLL_SECONDS", 1)
+    said: list[Any] = []
+
+    def paused(but: str | None = None) -> dict[str, Any] | None:
+        held = (run for run in runs_of(api, "promote") if run["state"]["type"] == "PAUSED")
+        return next((run for run in held if run["state"]["state_details"]["pause_key"] != but), None)
+
+    def resume() -> None:
+        run = wait_for(paused)
+        answer = {"details": {"reason": "Run input schema not found."}}  # a moment before the server has its question
+        while "schema not found" in str(answer):
+            answer = post(f"{api}/flow_runs/{run['id']}/resume", {})
+        said.append(answer["status"])
+        if said != ["REJECT"]:
+            return
+        # As `reconcile` does where the server was away and took its own silence for the run's.
+        post(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+        again = wait_for(lambda: paused(run["state"]["state_details"]["pause_key"]))
+        said.append(again["id"] == run["id"])
+        resumed(api, run["id"])
+
+    person = threading.Thread(target=resume)
+    person.start()
+    result = promote(artifact, "unanswered", [str(annotated)], approve=True, workers=1)
+    person.join()
+    assert said == ["REJECT", True]
+    assert result.promoted
+
+
 def begun(api: str, parameters: dict[str, Any]) -> str:
     """A run of the deployment `promote` as a worker begins it, its id."""
     create = f"{api}/deployments/{deployment(api, 'promote')['id']}/create_flow_run"
@@ -269,7 +302,9 @@ def test_a_promotion_that_died_while_it_was_held_is_held_again(
     parameters = {"model": artifact, "name": "reborn", "data": [str(annotated)], "approve": True, "workers": 1}
     run = begun(api, parameters)
     with get_client(sync_client=True) as client:
-        with pytest.raises(FlowPauseTimeout):
+        with pytest.raises(
+            UserError, match=r"^nobody approved reborn version 1 .* --name reborn --model models:/reborn/1 "
+        ):
             run_flow(promote, client.read_flow_run(UUID(run)), parameters | {"approval_hours": 1e-4})
         client.set_flow_run_state(UUID(run), AwaitingRetry(), force=True)  # as `reconcile` does
         again = client.read_flow_run(UUID(run))

@@ -97,7 +97,7 @@ def test_what_was_never_judged_is_judged_oldest_first() -> None:
         ("models:/missed/2", "undecided"),
         ("models:/missed/3", "undecided"),
     ]
-    assert "msrrn promote --model models:/missed/4 --data" in found[2].done
+    assert "msrrn promote --name missed --model models:/missed/4 --data" in found[2].done
     assert aliases("missed") == {"champion": 1, "challenger": 3}
     assert [each.where for each in mended("missed")] == ["models:/missed/4"]
 

@@ -169,6 +169,14 @@ def test_of_a_champion_that_was_lost_the_way_back_is_said(name: str) -> None:
         rollback(name, "misses profiles", "ann")
 
 
+def test_of_a_champion_that_was_lost_no_way_leads_back_to_what_was_rolled_back(name: str) -> None:
+    promote_two(name)
+    rollback(name, "misses profiles", "ann")
+    tracking.client().delete_model_version(name, "1")
+    with pytest.raises(UserError, match="to one of its versions, but not to 2, which was rolled back, in MLflow"):
+        rollback(name, "misses them still", "ann")
+
+
 def test_of_one_version_under_both_aliases_there_is_no_way_back(name: str) -> None:
     promote_two(name)
     tracking.client().set_registered_model_alias(name, "champion", "1")
