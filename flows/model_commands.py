@@ -82,7 +82,7 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--out", required=True, metavar="URL", help="where checkpoints and the model go")
     add_train_options(parser)
     parser.add_argument("--seed", type=int, help="seed of the first weights and of the order of samples (default: 0)")
-    add_name(parser)
+    add_name(parser, "MLflow experiment that follows the training")
     add_workers(parser, or_none=True)
     add_json(parser)
 

@@ -75,8 +75,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
-def add_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", type=_model_name, default=NAME, help="registered model (default: %(default)s)")
+def add_name(parser: argparse.ArgumentParser, what: str = "registered model") -> None:
+    parser.add_argument("--name", type=_model_name, default=NAME, help=f"{what} (default: %(default)s)")
 
 
 def _model_name(text: str) -> str:
