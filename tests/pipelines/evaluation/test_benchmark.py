@@ -104,6 +104,16 @@ def test_columns_are_those_that_the_data_have() -> None:
     assert ">5.50</td>" in page  # CFAN's
 
 
+def test_only_what_was_published_on_the_columns_of_the_data_is_quoted() -> None:
+    own = result(face("other", 0.2, 0.2))
+    assert [row["figures"] for row in own.table1()] == ["measured", "measured"]
+    page = benchmark_page(own)
+    assert "Published figures, which are on the official sets, are left out." in page
+    assert "as quoted in the literature" not in page
+    ibug = [row["method"] for row in result(face("ibug", 0.2, 0.2)).table1()]
+    assert ibug == [row.method for row in PUBLISHED if row.challenging] + ["mean shape", "msrrn 1"]
+
+
 def test_all_that_the_weights_were_ever_trained_on_is_named() -> None:
     drawn = {"faces_by_source": {"synthetic": {"train": 9, "val": 1}}}
     chain = AFW | {"init": {"faces_by_source": {"lfpw": {"train": 5}}, "init": drawn}}
