@@ -24,6 +24,7 @@ from pipelines.models import ON_GPU, Model
 from pipelines.pace import one_core, race
 from pipelines.progress import Counted
 from pipelines.settings import Precision, Selection
+from pipelines.showable import counted
 
 TRAIN_3148: Final = "3,148 faces of LFPW, HELEN, AFW"
 COLUMNS: Final = ("lfpw", "helen", "common", "challenging", "full")
@@ -182,7 +183,7 @@ def benchmark(
 def _training_sets(trained: Mapping[str, Any]) -> str:
     """What a model was trained on, and before it the weights that it started from, and those that these did."""
     faces = trained.get("faces")
-    named = _sources(trained) if faces is None else f"{faces} faces ({_sources(trained)})"
+    named = _sources(trained) if faces is None else f"{counted(faces, 'face')} ({_sources(trained)})"
     while trained := trained.get("init") or {}:
         named += f", from weights trained on others ({_sources(trained)})"
     return named

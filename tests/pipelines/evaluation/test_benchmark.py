@@ -137,6 +137,16 @@ def test_accuracy_and_speed_say_their_precision() -> None:
     assert "msrrn 1 in float32 on 1 face (" in evaluation_text(one.evaluation)
 
 
+def test_one_face_is_not_several() -> None:
+    one = result(face("lfpw", 0.02, 0.9), trained=AFW | {"faces": 1})
+    page = benchmark_page(one)
+    for said in ("Trained on dataset d (1 face).", "Best 1 face (", "Faces: lfpw 1, all 1."):
+        assert said in page
+    assert "1 faces" not in page + evaluation_text(one.evaluation)
+    untold = result(face("lfpw", 0.02, 0.9), trained=AFW | {"faces": None})
+    assert untold.evaluation.training_set == "dataset d"
+
+
 def test_the_official_sets_are_known_by_their_counts() -> None:
     faces = [face("lfpw", 0.03, 0.8)] * 224 + [face("helen", 0.03, 0.8)] * 330
     assert result(*faces).official()
@@ -171,7 +181,7 @@ def test_the_order_in_which_units_end_changes_no_bit(model: Model, monkeypatch: 
 def test_a_face_that_is_gone_is_left_out_of_no_row(annotated: Path, model: Model) -> None:
     found = evaluate(model, [str(annotated)], "held-out", 1)
     gone = replace(found.faces[0], uri="gone.jpg")
-    with pytest.raises(UserError, match=r"^1 faces have lost their photos since"):
+    with pytest.raises(UserError, match=r"^the photos of 1 face are gone since"):
         robustness(model, None, [gone], 1)
 
 
