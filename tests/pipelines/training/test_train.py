@@ -429,6 +429,12 @@ def test_a_run_of_another_version_is_not_resumed(dataset: Dataset, tmp_path: Pat
         resumable(str(tmp_path))
 
 
+def test_a_run_whose_dataset_has_moved_is_told_how_it_goes_on(tmp_path: Path) -> None:
+    Checkpoints(Store(f"{tmp_path}/runs/0123456789abcdef")).begin(Store(f"{tmp_path}/moved"), QUICK, NAME)
+    with pytest.raises(UserError, match=r"moved: no manifest.*\nRun 0123456789abcdef .* call `train` with --dataset"):
+        resumable(str(tmp_path))
+
+
 def test_calls_that_cannot_work_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     url = dataset[0].url
     with pytest.raises(UsageError, match=r"--batch 64 is more than the \d+ training samples .* more --copies"):
