@@ -46,6 +46,10 @@ class Card(BaseModel):
     metrics: dict[str, Any] = Field(default_factory=dict, description="validation figures and their protocol")
     licence: str = Field("unknown", description="what the model may be used for")
 
+    def is_of(self, weights: bytes) -> bool:
+        """Whether it is the card of the weights' file that has these bytes; where it does not tell, it may be."""
+        return self.weights_sha256 in ("", hashlib.sha256(weights).hexdigest())
+
 
 def save(directory: Path, model: MSRRN, card: Card) -> None:
     """Writes the artifact's two files into an existing directory; the caller publishes it.
@@ -118,7 +122,7 @@ def load(directory: Path) -> tuple[MSRRN, Card]:
         # it does not have.
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ArtifactError(f"{path}: weights cannot be loaded ({reason}); copy the artifact again") from None
-    if card.weights_sha256 not in ("", hashlib.sha256(data).hexdigest()):
+    if not card.is_of(data):
         raise ArtifactError(f"{path}: not the weights of its {CARD}; copy both files of the artifact again")
     broken = next((name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()), None)
     if broken:

@@ -66,7 +66,7 @@ class Draws(NamedTuple):
 
 
 def draw(batch: int, rng: np.random.Generator, strength: float = 1.0) -> Draws:
-    """Draws for `batch` samples; what is normal is cut at 2.5 standard deviations.
+    """Draws for `batch` samples; what is normal is cut at 2.5 standard deviations, but turns at `MOST_TURNED`.
 
     `strength`, from 0 to 1, multiplies turns, shifts, changes of scale and of light, and the shares of samples whose
     heads are turned, or that are blurred or hidden.

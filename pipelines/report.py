@@ -152,7 +152,7 @@ def add_faces(page: Page, evaluation: Evaluation) -> None:
     }
     for label, faces in chosen.items():
         errors = ", ".join(f"{100 * face.nrmse_ip[-1]:.1f}" for face in faces)
-        caption = f"{label} {len(faces)} faces ({LEGEND}). NRMSE IP in %: {errors}."
+        caption = f"{label} {counted(len(faces), 'face')} ({LEGEND}). NRMSE IP in %: {errors}."
         page.picture(faces_sheet(faces), caption, f"{label} evaluated faces")
 
 

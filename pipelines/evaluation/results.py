@@ -18,6 +18,7 @@ from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.pyramid import crop, frame_around
 from pipelines.settings import Precision
+from pipelines.showable import counted
 from pipelines.sources.files import Files
 
 LIKE_THE_TOTAL: Final = re.compile(r"all( \(subset\))*")
@@ -77,7 +78,8 @@ class Evaluation:
     def training_set(self) -> str:
         """What the model was trained on, for a reader."""
         dataset, faces = (self.trained_on.get(key) for key in ("dataset", "faces"))
-        return f"dataset {dataset} ({faces} faces)" if dataset else "data that its card does not name"
+        told = "" if faces is None else f" ({counted(faces, 'face')})"
+        return f"dataset {dataset}{told}" if dataset else "data that its card does not name"
 
     @property
     def faces_digest(self) -> str:

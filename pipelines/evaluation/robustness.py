@@ -20,6 +20,7 @@ from pipelines.evaluation.ert import Ert
 from pipelines.evaluation.results import FaceResult, photo_of
 from pipelines.models import Model
 from pipelines.pyramid import crop, frame_around
+from pipelines.showable import counted
 
 SIDE: Final = LEVELS[-1]
 SMALL_FACE: Final = 60
@@ -97,7 +98,7 @@ def robustness(model: Model, ert: Ert | None, faces: Sequence[FaceResult], worke
     errors = np.sort(np.concatenate(list(run_units(_errors, (model, ert), units, workers))), axis=0)
     lost = len(faces) - len(errors)
     if lost > 0:
-        raise UserError(f"{lost} faces have lost their photos since they were evaluated: run again")
+        raise UserError(f"the photos of {counted(lost, 'face')} are gone since they were evaluated: run again")
     return [
         RobustnessRow(
             perturbation.name,

@@ -223,7 +223,7 @@ def _require_learning(state: TrainState, loss: float, steps: int) -> None:
     if not loss < SPIKE * usual:
         raise DivergedError(
             f"training: the loss is {loss:.4g} at epoch {state.epoch + 1}, batch {state.step + 1} of {steps} (mean "
-            f"before: {usual:.4g}); lower --learning-rate, or look at these samples"
+            f"before: {usual:.4g}); lower --learning-rate, or check the dataset by `msrrn verify`"
         )
 
 

@@ -141,8 +141,8 @@ def read_trained(artifact: Store, name: str, reused: bool) -> TrainedModel:
     try:
         card = Card.model_validate_json(artifact.read_bytes(CARD))
         history = json.loads(artifact.read_bytes(HISTORY))
-        if not artifact.exists(WEIGHTS):
-            raise MissingError(f"{artifact.url}/{WEIGHTS} is missing")
+        if not card.is_of(artifact.read_bytes(WEIGHTS)):
+            raise ValueError(f"{WEIGHTS} is not that of its {CARD}")
     except (MissingError, ValueError) as error:
         raise UserError(
             f"{artifact.url} is a damaged artifact ({str(error).splitlines()[0]}): copy it again, or delete it to "

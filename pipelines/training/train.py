@@ -49,11 +49,19 @@ def resumable(out: str, name: str = "") -> tuple[str, TrainSettings, str | None]
     An older run does not say its experiment: None.
 
     Raises:
-        UserError: there is none, or more than one and no name says which, or it is of another version.
+        UserError: there is none, or more than one and no name says which, or it is of another version, or its dataset
+            is no longer where it was.
     """
     name, told = unfinished(out, name)
     settings = told.all_settings()
-    if run_name(read_manifest(Store(told.dataset)), settings) != name:
+    try:
+        manifest = read_manifest(Store(told.dataset))
+    except UserError as error:
+        raise type(error)(
+            f"{error}\nRun {name} was begun with it: if it lies elsewhere now, call `train` with --dataset and the "
+            "same settings, which goes on all the same"
+        ) from error
+    if run_name(manifest, settings) != name:
         raise UserError(
             f"run {name} was begun by another version of msrrn, or {told.dataset} is another dataset now: call "
             f"`train` with --dataset, and delete {out}/{RUNS}/{name}"

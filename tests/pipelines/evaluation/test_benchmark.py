@@ -104,6 +104,16 @@ def test_columns_are_those_that_the_data_have() -> None:
     assert ">5.50</td>" in page  # CFAN's
 
 
+def test_only_what_was_published_on_the_columns_of_the_data_is_quoted() -> None:
+    own = result(face("other", 0.2, 0.2))
+    assert [row["figures"] for row in own.table1()] == ["measured", "measured"]
+    page = benchmark_page(own)
+    assert "Published figures, which are on the official sets, are left out." in page
+    assert "as quoted in the literature" not in page
+    ibug = [row["method"] for row in result(face("ibug", 0.2, 0.2)).table1()]
+    assert ibug == [row.method for row in PUBLISHED if row.challenging] + ["mean shape", "msrrn 1"]
+
+
 def test_all_that_the_weights_were_ever_trained_on_is_named() -> None:
     drawn = {"faces_by_source": {"synthetic": {"train": 9, "val": 1}}}
     chain = AFW | {"init": {"faces_by_source": {"lfpw": {"train": 5}}, "init": drawn}}
@@ -125,6 +135,16 @@ def test_accuracy_and_speed_say_their_precision() -> None:
     assert "msrrn 1 in float32 on 1 face (" in benchmark_page(one)
     assert "<td>bfloat16</td>" in benchmark_page(one)
     assert "msrrn 1 in float32 on 1 face (" in evaluation_text(one.evaluation)
+
+
+def test_one_face_is_not_several() -> None:
+    one = result(face("lfpw", 0.02, 0.9), trained=AFW | {"faces": 1})
+    page = benchmark_page(one)
+    for said in ("Trained on dataset d (1 face).", "Best 1 face (", "Faces: lfpw 1, all 1."):
+        assert said in page
+    assert "1 faces" not in page + evaluation_text(one.evaluation)
+    untold = result(face("lfpw", 0.02, 0.9), trained=AFW | {"faces": None})
+    assert untold.evaluation.training_set == "dataset d"
 
 
 def test_the_official_sets_are_known_by_their_counts() -> None:
@@ -161,7 +181,7 @@ def test_the_order_in_which_units_end_changes_no_bit(model: Model, monkeypatch: 
 def test_a_face_that_is_gone_is_left_out_of_no_row(annotated: Path, model: Model) -> None:
     found = evaluate(model, [str(annotated)], "held-out", 1)
     gone = replace(found.faces[0], uri="gone.jpg")
-    with pytest.raises(UserError, match=r"^1 faces have lost their photos since"):
+    with pytest.raises(UserError, match=r"^the photos of 1 face are gone since"):
         robustness(model, None, [gone], 1)
 
 

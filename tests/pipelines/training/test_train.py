@@ -115,7 +115,10 @@ def test_a_second_call_finds_the_model(dataset: Dataset, tmp_path: Path, monkeyp
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize(("file", "data"), [(WEIGHTS, None), (HISTORY, None), (CARD, b'{"format": 1}'), (CARD, b"{")])
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [(WEIGHTS, None), (WEIGHTS, b"cut off"), (HISTORY, None), (CARD, b'{"format": 1}'), (CARD, b"{")],
+)
 def test_a_damaged_artifact_is_not_taken_for_a_model(
     file: str, data: bytes | None, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -423,6 +426,12 @@ def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path, workers
 def test_a_run_of_another_version_is_not_resumed(dataset: Dataset, tmp_path: Path) -> None:
     Checkpoints(Store(f"{tmp_path}/runs/0123456789abcdef")).begin(dataset[0], QUICK, NAME)
     with pytest.raises(UserError, match=r"run 0123456789abcdef was begun by another version of msrrn, or "):
+        resumable(str(tmp_path))
+
+
+def test_a_run_whose_dataset_has_moved_is_told_how_it_goes_on(tmp_path: Path) -> None:
+    Checkpoints(Store(f"{tmp_path}/runs/0123456789abcdef")).begin(Store(f"{tmp_path}/moved"), QUICK, NAME)
+    with pytest.raises(UserError, match=r"moved: no manifest.*\nRun 0123456789abcdef .* call `train` with --dataset"):
         resumable(str(tmp_path))
 
 
