@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import torch
+from pydantic import Field, TypeAdapter
 
 from msrrn.artifact import CARD, WEIGHTS, Card, save
 from msrrn.calibration import LEAST_FACES, Calibration
@@ -28,6 +29,7 @@ from pipelines.training.loop import DivergedError, TrainState
 from pipelines.training.validation import EpochMetrics, calibrate, lean, validate
 
 HISTORY: Final = "history.json"
+_HISTORY: Final = TypeAdapter(Annotated[list[EpochMetrics], Field(min_length=1)])
 SEEN: Final = "val_photos_learned_before"
 FREE: Final = "Apache-2.0: trained on synthetic faces alone"
 RESTRICTED: Final = "that of the annotations it was trained on; those of 300-W allow research only"
@@ -140,7 +142,7 @@ def read_trained(artifact: Store, name: str, reused: bool) -> TrainedModel:
     """The finished run of this name; UserError where its artifact is damaged."""
     try:
         card = Card.model_validate_json(artifact.read_bytes(CARD))
-        history = json.loads(artifact.read_bytes(HISTORY))
+        history = _HISTORY.validate_python(json.loads(artifact.read_bytes(HISTORY)))
         if not card.is_of(artifact.read_bytes(WEIGHTS)):
             raise ValueError(f"{WEIGHTS} is not that of its {CARD}")
     except (MissingError, ValueError) as error:

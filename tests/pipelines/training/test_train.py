@@ -117,7 +117,14 @@ def test_a_second_call_finds_the_model(dataset: Dataset, tmp_path: Path, monkeyp
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(
     ("file", "data"),
-    [(WEIGHTS, None), (WEIGHTS, b"cut off"), (HISTORY, None), (CARD, b'{"format": 1}'), (CARD, b"{")],
+    [
+        (WEIGHTS, None),
+        (WEIGHTS, b"cut off"),
+        (HISTORY, None),
+        (HISTORY, b"[]"),
+        (CARD, b'{"format": 1}'),
+        (CARD, b"{"),
+    ],
 )
 def test_a_damaged_artifact_is_not_taken_for_a_model(
     file: str, data: bytes | None, dataset: Dataset, tmp_path: Path
