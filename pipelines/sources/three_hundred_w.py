@@ -5,7 +5,7 @@ ones is a picture whatever its own name ends with.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -39,8 +39,8 @@ class _Pair(NamedTuple):
 class ThreeHundredW:
     """A folder or an archive in the layout of 300-W; its `.pts` are 1-based.
 
-    `val.txt` in its root (or in the one folder that its root holds), if there is one, lists the photographs
-    of the validation split: one path below its folder a line, without suffix. All others are then for
+    `val.txt` in its root, if there is one, or in folders of the root, each for its own, lists the photographs
+    of the validation split: one path below its folder a line, without suffix. All others there are then for
     training, but those of `testset`, `ibug` and the challenge.
     """
 
@@ -85,10 +85,10 @@ class ThreeHundredW:
         if not annotations and not numbered:
             found = f"{len(images)} pictures but no .pts file" if images else "no pictures"
             raise UserError(f"{self.url} has {found}: {_REMEDY}")
-        validation = self._validation(files, images)
+        lists = self._validation(files, images)
 
         def read(row: _Pair | Rejected) -> AnnotatedPhoto | Rejected:
-            return self._photo(files, row, validation) if isinstance(row, _Pair) else row
+            return self._photo(files, row, lists) if isinstance(row, _Pair) else row
 
         refused = [*rejected_files(files, IMAGE_SUFFIXES | {".pts"}), *second]
         rows = self._rows(images, annotations, numbered, refused)
@@ -121,7 +121,7 @@ class ThreeHundredW:
             else:
                 yield _Pair(uri, annotations[stem], stem)
 
-    def _photo(self, files: Files, pair: _Pair, validation: frozenset[str] | None) -> AnnotatedPhoto | Rejected:
+    def _photo(self, files: Files, pair: _Pair, lists: Mapping[str, frozenset[str]]) -> AnnotatedPhoto | Rejected:
         uri, annotation_uri, stem = pair
         try:
             shape = parse_pts(files.read(annotation_uri))
@@ -132,31 +132,41 @@ class ThreeHundredW:
         except UserError:  # its text names the source's place, which differs from machine to machine
             return Rejected(uri, "unreadable", f"{annotation_uri} cannot be read, or is too large")
         subset = _subset(self.url, uri)
+        validation = next((stems for place, stems in lists.items() if stem.startswith(place)), None)
         split = _split(self.url, uri, subset, stem, validation)
         return AnnotatedPhoto(files.url, uri, annotation_uri, subset, split, shape)
 
-    def _validation(self, files: Files, images: Iterable[str]) -> frozenset[str] | None:
-        tops = {PurePosixPath(name).parts[0] for name in files.sizes() if "/" in name}
-        places = ["", *(f"{top}/" for top in tops if len(tops) == 1)]
-        place = next((place for place in places if files.exists(place + VALIDATION_LIST)), None)
-        if place is None:
-            return None
-        name = f"{files.url}/{place}{VALIDATION_LIST}"
+    def _validation(self, files: Files, images: Collection[str]) -> dict[str, frozenset[str]]:
+        """Folder → the pictures that its list names; the folder is "", the root, or ends in a slash."""
+        if files.exists(VALIDATION_LIST):
+            return {"": self._checked(files, "", self._listed(files, ""), images)}
+        tops = {f"{PurePosixPath(name).parts[0]}/" for name in files.sizes() if "/" in name}
+        lists = {top: self._listed(files, top) for top in sorted(tops) if files.exists(top + VALIDATION_LIST)}
+        return {
+            top: self._checked(files, top, stems, images)
+            for top, stems in lists.items()
+            if len(tops) == 1 or not stems.isdisjoint(images)  # other tools write lists of this name, too
+        }
+
+    def _listed(self, files: Files, place: str) -> frozenset[str]:
         try:
             text = files.read(place + VALIDATION_LIST).decode("utf-8-sig")
         except UnicodeDecodeError as error:  # as PowerShell writes it, in UTF-16
-            raise UserError(f"{name} is no text in UTF-8: save it as that") from error
-        listed = [place + line.strip() for line in text.splitlines() if line.strip()]
-        missing = sorted(set(listed) - set(images))
+            raise UserError(f"{files.url}/{place}{VALIDATION_LIST} is no text in UTF-8: save it as that") from error
+        return frozenset(place + line.strip() for line in text.splitlines() if line.strip())
+
+    def _checked(self, files: Files, place: str, listed: frozenset[str], images: Collection[str]) -> frozenset[str]:
+        name = f"{files.url}/{place}{VALIDATION_LIST}"
+        missing = sorted(listed - set(images))
         if missing:
             raise UserError(
                 f"{name} lists {len(missing)} pictures that do not exist, first {missing[0]!r}: "
                 "write paths below its folder, without suffix"
             )
-        for stem in listed:
+        for stem in sorted(listed):
             if _is_test(self.url, stem, _subset(self.url, stem)):
                 raise UserError(f"{name} lists {stem!r}, a test picture: take it out of the list")
-        return frozenset(listed)
+        return listed
 
 
 def _uris(stem: str, images: dict[str, list[str]], annotations: dict[str, str]) -> list[str]:

@@ -267,6 +267,26 @@ def test_the_list_may_lie_in_the_one_folder_of_the_root(tmp_path: Path, beside: 
     assert splits == {"300w/a.jpg": "train", "300w/b.jpg": "val"}
 
 
+def test_each_folder_of_the_root_may_have_a_list(tmp_path: Path) -> None:
+    """One beside another folder counted for nothing, and photos to validate with were trained on."""
+    url = str(tmp_path)
+    for stem in ("300w/helen/trainset/a", "300w/b", "mine/c", "mine/d", "yolo/e"):
+        _fill(url, f"{stem}.jpg", f"{stem}.pts")
+    Store(url).publish("300w/val.txt", b"helen/trainset/a\n")
+    Store(url).publish("mine/val.txt", b"d\n")
+    Store(url).publish("yolo/val.txt", b"/home/of/another/list.jpg\n")
+    assert {uri: photo.declared_split for uri, photo in _photos(url).items()} == {
+        "300w/b.jpg": "train",
+        "300w/helen/trainset/a.jpg": "val",
+        "mine/c.jpg": "train",
+        "mine/d.jpg": "val",
+        "yolo/e.jpg": None,
+    }
+    Store(url).publish("mine/val.txt", b"d\nnone\n")
+    with pytest.raises(UserError, match=r"mine/val\.txt lists 1 pictures that do not exist, first 'mine/none'"):
+        _scan(url)
+
+
 def test_a_wrong_validation_list_is_refused(tmp_path: Path) -> None:
     _fill(str(tmp_path), "a.jpg", "a.pts", "ibug/b.jpg", "ibug/b.pts")
     Store(str(tmp_path)).publish("val.txt", b"a\nnone\n")
