@@ -28,7 +28,7 @@ from pipelines.registry.ledger import open_ledger
 from pipelines.registry.succession import AWAITING, OvertakenError, await_approval, log, lost_champion, settle
 from pipelines.registry.tracking import connected, finish_run, log_files, log_metrics, open_run
 from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, Waiting, was_rolled_back, whoami
-from pipelines.registry.versions import ModelVersion, champion, version_of
+from pipelines.registry.versions import CHAMPION, ModelVersion, champion, version_of
 from pipelines.retraining import metric_names
 from pipelines.settings import GateSettings
 
@@ -107,7 +107,8 @@ def settled(challenge: Challenge, version: ModelVersion, old: ModelVersion | Non
         return Decision(verdict="kept", reason=f"{what} is the champion already.")
     if was_rolled_back(version):
         why = tags.get("msrrn.reason", "")
-        return Decision(verdict="kept", reason=f"{what} was rolled back ({why}): it does not return by itself.")
+        back = f"it does not return by itself; to have it back, give it the alias {CHAMPION!r} in MLflow's UI"
+        return Decision(verdict="kept", reason=f"{what} was rolled back ({why}): {back}.")
     if tags.get(DECISION_TAG) == GIVEN_UP and not challenge.again:
         why = tags.get("msrrn.reason", "")
         return Decision(verdict="kept", reason=f"{what} was given up ({why}): it is judged again with --again.")
