@@ -68,11 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a call as any other error is said: what it quotes may be a password, or anybody's."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(showable(without_secrets(message)))
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of every command; commands are declared in `flows.commands`."""
     from flows.commands import add_commands
 
-    top = argparse.ArgumentParser(
+    top = _Parser(
         "msrrn", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_commands(top.add_subparsers(title="commands", metavar="COMMAND", required=True))
