@@ -511,6 +511,12 @@ def test_datasets_are_listed_and_verified(
     assert shard.name in capsys.readouterr().out
     assert main([*call, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["problems"]
+    told = Path(dataset.url, "manifest.json")
+    whole = told.read_text("utf-8")
+    told.write_text(json.dumps(json.loads(whole) | {"scheme": "\x1b[2Jred"}), "utf-8")
+    assert main(call) == 1
+    assert r"field `scheme` is \x1b[2Jred" in capsys.readouterr().out
+    told.write_text(whole, "utf-8")
     assert "give that, too" in fails(capsys, "datasets", str(tmp_path), "--dry-run", code=2)
     for dry_run in (["--dry-run"], []):
         assert main(["datasets", str(tmp_path), "--delete", manifest.name, *dry_run]) == 0
