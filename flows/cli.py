@@ -68,11 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a call as any other error is said: what it quotes may be a password, or anybody's."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(showable(without_secrets(message)))
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of every command; commands are declared in `flows.commands`."""
     from flows.commands import add_commands
 
-    top = argparse.ArgumentParser(
+    top = _Parser(
         "msrrn", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_commands(top.add_subparsers(title="commands", metavar="COMMAND", required=True))
@@ -142,12 +149,18 @@ def _explained(error: Exception) -> str:
             f"no Prefect server answers at {server}: start it, or correct or unset PREFECT_API_URL, whose address "
             "ends in /api"
         )
+    if type(error).__name__ == "InvalidURL":  # of a password with a / it says a part, which it takes for a port
+        return (
+            "PREFECT_API_URL, or that of a proxy, is no address of a server: give http://HOST:PORT/api; user and "
+            "password go into PREFECT_API_AUTH_STRING"
+        )
     if isinstance(error, ModuleNotFoundError):  # the driver of a database, that of another storage, ...
         return f"what the call asks for needs the Python package {error.name}, which is not installed"
     if isinstance(error, MemoryError):
         said = f" ({error})" if str(error) else ""
         return f"there is not enough memory{said}: free some, lower --workers, or raise the limit (ulimit -v)"
-    return f"{type(error).__name__}: {str(error).strip() or 'no message'}\nRun the command with --debug for details"
+    said = without_secrets(str(error).strip())
+    return f"{type(error).__name__}: {said or 'no message'}\nRun the command with --debug for details"
 
 
 def _silent_server(error: Exception) -> str | None:

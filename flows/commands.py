@@ -30,6 +30,7 @@ from flows.options import (
 )
 from flows.registry_commands import add_registry_commands
 from flows.upkeep_commands import add_upkeep_commands
+from pipelines.showable import showable
 
 
 def add_commands(commands: Commands) -> None:
@@ -103,7 +104,7 @@ def _retrain(commands: Commands) -> None:
             print_json(result.model_dump())
             return
         print(
-            f"\n{result.reason}\n"
+            f"\n{showable(result.reason)}\n"
             f"  validation    NRMSE (inter-pupil) {result.nrmse_ip:.2%}\n"
             f"  page          {result.report}\n"
             f"  dataset       {result.dataset}\n"

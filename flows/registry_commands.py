@@ -18,6 +18,7 @@ from flows.options import (
     print_json,
 )
 from pipelines.settings import RECONCILE_MINUTES
+from pipelines.showable import showable
 
 
 def add_registry_commands(commands: Commands) -> None:
@@ -62,7 +63,7 @@ def _promote(commands: Commands) -> None:
             print_json(result.model_dump())
         else:
             verdict = {"promoted": "is champion", "kept": "was not promoted", "undecided": "stays challenger"}
-            print(f"{result.name} version {result.version} {verdict[result.verdict]}. {result.reason}")
+            print(showable(f"{result.name} version {result.version} {verdict[result.verdict]}. {result.reason}"))
             print(f"table, faces and thresholds: MLflow run {result.run}" if result.run else "nothing changed")
 
     parser = add_command(
@@ -176,7 +177,7 @@ def _reconcile(commands: Commands) -> None:
         if call.json:
             print_json([each.model_dump() for each in found])
         else:
-            print("\n".join(f"{each.where}: {each.what}: {each.done}" for each in found) or "nothing to do")
+            print(showable("\n".join(f"{each.where}: {each.what}: {each.done}" for each in found)) or "nothing to do")
 
     parser = add_command(
         commands,

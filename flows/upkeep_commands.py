@@ -62,7 +62,7 @@ def _verify(commands: Commands) -> None:
 
         from flows.progress import progress
         from pipelines.dataset.verify import verify
-        from pipelines.showable import counted
+        from pipelines.showable import counted, showable
 
         with progress("verifying") as update:
             found = verify(call.url, call.workers, update)
@@ -70,7 +70,7 @@ def _verify(commands: Commands) -> None:
             print_json(asdict(found))
         else:
             for problem in found.problems:
-                print(f"{problem.place}: {problem.code}: {problem.message}")
+                print(showable(f"{problem.place}: {problem.code}: {problem.message}"))
             looked = ", ".join(f"{count} {name}" for name, count in found.figures.items())
             problems = counted(len(found.problems), "problem") if found.problems else "no problems"
             print(f"{call.url}: {problems} ({looked})")

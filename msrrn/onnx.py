@@ -6,6 +6,7 @@ The model card travels in the metadata, as JSON, under `CARD_KEY`.
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, Final
@@ -92,12 +93,16 @@ def read_onnx_card(data: bytes, name: str) -> Card:
     """The card in an ONNX file.
 
     Raises:
-        ArtifactError: it is no ONNX file, or not one that `to_onnx` wrote, or its card is damaged.
+        ArtifactError: it is no ONNX file, or not one that `to_onnx` wrote, or takes weights from other files, or its
+            card is damaged.
     """
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    # Weights that lie in files beside it would be whatever files the reader's folder has: there are none below this.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ArtifactError(f"{name}: not an ONNX model that can be run ({str(error).splitlines()[0]})") from None
     text = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)

@@ -3,8 +3,10 @@
 import re
 from typing import Final
 
-_UNSHOWABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-"""Controls, bidirectional overrides and the lone surrogates of undecodable file names."""
+_UNSHOWABLE: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""Controls, what ends a line or changes its direction, and the lone surrogates of undecodable file names."""
 
 
 def showable(text: str) -> str:

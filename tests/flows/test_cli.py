@@ -167,6 +167,24 @@ def test_a_password_in_an_address_goes_no_further(call: tuple[str, ...], capsys:
     assert "Ve7ry5ecret" not in said
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("s3://key:Ve7ry5ecret@bucket",),
+        ("annotate", "photos", "s3://key:Ve7ry5ecret@bucket", "--out", "work"),
+        ("annotate", "photos", "--out", "work", "--workers", "s3://key:Ve7ry5ecret@bucket"),
+    ],
+)
+def test_a_wrong_call_is_told_without_the_password_in_it(
+    call: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(call)
+    said = capsys.readouterr().err
+    assert "s3://bucket" in said
+    assert "Ve7ry5ecret" not in said
+
+
 def test_a_missing_folder_is_named_with_a_remedy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
     assert str(missing) in fails(capsys, "prepare", "--data", str(missing), "--out", str(tmp_path / "out"))
@@ -176,6 +194,10 @@ def test_a_missing_folder_is_named_with_a_remedy(capsys: pytest.CaptureFixture[s
 def test_a_name_is_no_order_to_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     place = tmp_path / "\x1b[2Jred\x07"
     assert r"\x1b[2Jred\x07 does not exist" in fails(capsys, "prepare", "--data", str(place), "--out", str(tmp_path))
+
+    with pytest.raises(SystemExit):  # as a shell gives the names of a folder
+        main(["annotate", "a.jpg", "\x1b[2Jred\x07.jpg", "--out", str(tmp_path)])
+    assert r"unrecognized arguments: \x1b[2Jred\x07.jpg" in capsys.readouterr().err
 
 
 def test_an_error_is_told_without_what_pages_need() -> None:
@@ -489,6 +511,12 @@ def test_datasets_are_listed_and_verified(
     assert shard.name in capsys.readouterr().out
     assert main([*call, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["problems"]
+    told = Path(dataset.url, "manifest.json")
+    whole = told.read_text("utf-8")
+    told.write_text(json.dumps(json.loads(whole) | {"scheme": "\x1b[2Jred"}), "utf-8")
+    assert main(call) == 1
+    assert r"field `scheme` is \x1b[2Jred" in capsys.readouterr().out
+    told.write_text(whole, "utf-8")
     assert "give that, too" in fails(capsys, "datasets", str(tmp_path), "--dry-run", code=2)
     for dry_run in (["--dry-run"], []):
         assert main(["datasets", str(tmp_path), "--delete", manifest.name, *dry_run]) == 0

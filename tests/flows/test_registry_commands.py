@@ -11,11 +11,12 @@ import pytest
 
 from flows.cli import main
 from flows.gate import ask_here, asking
+from flows.promote import PromoteResult
 from pipelines.errors import UsageError
 from pipelines.promotion import challenge as station
 from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import Judgement
-from pipelines.promotion.reconcile import reconcile
+from pipelines.promotion.reconcile import Finding, reconcile
 from pipelines.registry import turns
 from pipelines.registry.succession import finish_turn, log, rollback, settle
 from pipelines.registry.tracking import client
@@ -249,6 +250,24 @@ def test_reconcile_takes_no_mistyped_place(
     )
     said = fails(capsys, "reconcile", "--place", str(tmp_path), str(tmp_path / "typo"), code=1)
     assert f"{tmp_path}/typo does not exist: give the --out of `prepare`, `train` or `annotate`" in said
+
+
+def test_what_tags_of_the_registry_say_is_no_order_to_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "version 1 was rolled back (\x1b[2Jred): it does not return by itself."
+    finding = Finding(where="told", what="version 1 was never judged", done=f"kept. {reason}")
+    monkeypatch.setattr("pipelines.promotion.reconcile.reconcile", lambda *arguments, **options: [finding])
+    assert main(["reconcile"]) == 0
+    assert r"(\x1b[2Jred)" in capsys.readouterr().out
+    result = PromoteResult(
+        name="told", version=1, verdict="kept", promoted=False, reason=reason, faces_needed=None, run=""
+    )
+    monkeypatch.setattr("pipelines.promotion.challenge.challenge_of", lambda *arguments: None)
+    monkeypatch.setattr("pipelines.promotion.gate.pass_gate", lambda *arguments, **options: (None, None))
+    monkeypatch.setattr(PromoteResult, "of", lambda *arguments: result)
+    assert main(["promote", "--model", "models:/told/1"]) == 0
+    assert r"(\x1b[2Jred)" in capsys.readouterr().out
 
 
 def test_reconcile_says_what_it_did(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,14 @@ def test_a_server_that_does_not_answer_is_named(
     assert "planted" not in said
 
 
+def test_no_part_of_a_password_is_told_as_a_port(capsys: pytest.CaptureFixture[str]) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://user:planted/1@127.0.0.1:1/api"}):
+        assert main(["serve", "--file", str(FILE)]) == 1
+    said = capsys.readouterr().err
+    assert "PREFECT_API_URL" in said
+    assert "planted" not in said
+
+
 def test_a_parameter_that_the_server_refuses_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,21 @@ def test_a_graph_that_could_not_be_asked_is_refused(
         read_onnx_card(altered(exported, change), "face.onnx")
 
 
+def test_no_file_of_the_readers_folder_is_taken_for_weights(
+    exported: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def change(model: onnx.ModelProto) -> None:
+        weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        Path("private").write_bytes(weights.raw_data)
+        onnx.external_data_helper.set_external_data(weights, "private")
+        weights.ClearField("raw_data")
+
+    with pytest.raises(ArtifactError, match=r"^face\.onnx: not an ONNX model that can be run .*External data"):
+        read_onnx_card(altered(exported, change), "face.onnx")
+
+
 @pytest.mark.parametrize("written", ["[" * 100_000, "1" * 5000], ids=["deep", "long"])
 def test_a_card_that_cannot_be_read_is_explained(exported: bytes, written: str) -> None:
     def change(model: onnx.ModelProto) -> None:

@@ -86,12 +86,13 @@ def test_a_hostile_name_adds_no_element_and_no_attribute() -> None:
 
 def test_names_that_cannot_be_shown_are_spelt_out() -> None:
     page = Page("Report", "")
-    page.table(["File"], [["bad\udcff\u202egpj.exe\x00"], ["grüße 顔.jpg"]])
+    page.table(["File"], [["bad\udcff\u202egpj.exe\x00"], ["a\u200f1\u2028b"], ["grüße 顔.jpg"]])
     page.figure(ced_figure({"set\udcff": [0.1]}, 0.2, "NRMSE"), "")
     html = page.html()
     assert html.encode("utf-8")
     assert r"set\udcff" in html
     assert r"bad\udcff\u202egpj.exe\x00" in html
+    assert r"a\u200f1\u2028b" in html
     assert "grüße 顔.jpg" in html
 
 

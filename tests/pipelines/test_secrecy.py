@@ -113,3 +113,5 @@ def test_the_forms_of_flows_refuse_what_would_be_told() -> None:
 def test_what_the_environment_holds_is_not_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, SECRET)
     assert without_secrets(f"the key {SECRET} is bad") == "the key *** is bad"
+    monkeypatch.setenv(name, f"{SECRET}\n")
+    assert without_secrets(f"no header: 'Bearer {SECRET}\\n'") == r"no header: 'Bearer ***\n'"
