@@ -246,14 +246,6 @@ def test_a_limit_on_files_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_really_full_device(tmp_path: Path) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full on this system")
-    (tmp_path / "full").symlink_to("/dev/full")
-    with pytest.raises(UserError):
-        Store(str(tmp_path / "full")).publish("x", b"1")
-
-
 def test_an_interrupted_writer_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
     seen: list[list[str]] = []
