@@ -211,6 +211,29 @@ def test_published_files_are_readable_for_others(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o644
 
 
+def _grown(store: Store, key: str, data: bytes) -> None:
+    with store.writing(key) as file:
+        file.write(data)
+
+
+@pytest.mark.parametrize("write", [Store.publish, Store.create, _grown])
+def test_a_loss_of_power_takes_neither_what_was_written_nor_its_name(
+    write: Callable[[Store, str, bytes], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data are on the disk before they have their name, and that is there before the call ends."""
+    synced: list[tuple[int | None, bool]] = []
+    sync = os.fsync
+
+    def spy(descriptor: int) -> None:
+        sync(descriptor)
+        status = os.fstat(descriptor)
+        synced.append((status.st_size if stat.S_ISREG(status.st_mode) else None, (tmp_path / "x").exists()))
+
+    monkeypatch.setattr(os, "fsync", spy)
+    write(Store(str(tmp_path)), "x", b"data")
+    assert synced == [(4, False), (None, True)]
+
+
 @pytest.mark.parametrize("write", [Store.publish, Store.create])
 def test_a_full_disk_leaves_what_was_there(
     write: Callable[[Store, str, bytes], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
