@@ -16,6 +16,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
+from pipelines.s3 import s3_files
 from pipelines.storage import Store, publish_file
 from tests.factories import refuse
 from tests.faulty import FAULTS, Fault, FaultyEndpoint
@@ -93,6 +94,13 @@ def test_keys_are_sorted_relative_and_limited_to_a_folder(store: Store) -> None:
     assert store.child("a").keys() == ["1", "2", "deep/3"]
     assert store.keys("absent") == []
     assert store.files("ab") == {"ab/4": 1}
+
+
+def test_an_object_that_stands_for_a_folder_is_no_file(s3: str) -> None:
+    store = Store(f"{s3}/place")
+    store.publish("folder/a", b"1")
+    s3_files().call_s3("put_object", Bucket=s3.removeprefix("s3://"), Key="place/folder/")
+    assert store.files() == {"folder/a": 1}
 
 
 def test_files_of_another_writer_are_seen_at_once(store: Store) -> None:
