@@ -121,6 +121,28 @@ def test_existence(store: Store) -> None:
     assert store.present("a/c", "a/b", "a") == ["a/b", "a"]
 
 
+def test_the_version_of_a_file_is_another_when_it_was_replaced(store: Store) -> None:
+    assert store.version("a/b") is None
+    store.publish("a/b", b"1")
+    before = store.version("a/b")
+    assert before is not None
+    assert store.version("a/b") == before
+    assert store.version("a") is None
+    store.publish("a/b", b"2")
+    assert store.version("a/b") not in (before, None)
+
+
+def test_the_version_of_a_file_tells_one_of_the_same_time_and_one_that_was_written_in_place(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    versions = []
+    for data in (b"1", b"2"):
+        store.publish("x", data)
+        os.utime(tmp_path / "x", (1, 1))
+        versions.append(store.version("x"))
+    os.utime(tmp_path / "x", (2, 2))
+    assert len({*versions, store.version("x")}) == 3
+
+
 def test_create_writes_once(store: Store) -> None:
     assert store.create("done/7", b"mine")
     assert not store.create("done/7", b"other")
