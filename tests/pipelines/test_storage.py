@@ -86,6 +86,11 @@ def test_what_could_not_be_written_is_told_before_there_is_anything_to_write(sto
             store.require_writable("deep")
 
 
+def test_to_ask_whether_it_could_be_written_leaves_no_upload_behind(s3: str) -> None:
+    Store(f"{s3}/place").require_writable("new")
+    assert not s3_files().call_s3("list_multipart_uploads", Bucket=s3.removeprefix("s3://")).get("Uploads")
+
+
 def test_keys_are_sorted_relative_and_limited_to_a_folder(store: Store) -> None:
     for key in ("b.txt", "a/2", "a/1", "a/deep/3", "ab/4", "A.txt"):
         store.publish(key, b"x")
@@ -119,6 +124,7 @@ def test_existence(store: Store) -> None:
     assert store.exists("a")
     assert not store.exists("a/c")
     assert store.present("a/c", "a/b", "a") == ["a/b", "a"]
+    assert not store.exists("a/\0")
 
 
 def test_the_version_of_a_file_is_another_when_it_was_replaced(store: Store) -> None:
@@ -161,6 +167,13 @@ def test_a_missing_file_is_named(store: Store) -> None:
     store.publish("there", b"")
     with pytest.raises(UserError, match=r"place/shapes/none\.pts does not exist"):
         store.read_bytes("shapes/none.pts")
+
+
+def test_the_beginning_of_a_file_is_read_and_no_more(store: Store) -> None:
+    store.publish("large", b"abcdef")
+    store.publish("empty", b"")
+    asked = [store.reading(*each) for each in (("large", 4), ("large", 9), ("empty", 4))]
+    assert [receive() for receive in asked] == [b"abcd", b"abcdef", b""]
 
 
 def test_parts_are_read_by_seeking(store: Store) -> None:
