@@ -108,6 +108,13 @@ def test_an_object_that_stands_for_a_folder_is_no_file(s3: str) -> None:
     assert store.files() == {"folder/a": 1}
 
 
+def test_folders_are_those_directly_below(store: Store) -> None:
+    assert store.folders() == []
+    for key in ("file", "b/deep/x", "a/x"):
+        store.publish(key, b"")
+    assert store.folders() == ["a", "b"]
+
+
 def test_files_of_another_writer_are_seen_at_once(store: Store) -> None:
     assert store.keys() == []
     Store(store.url).publish("late", b"x")
