@@ -64,6 +64,7 @@ def test_the_gain_that_is_asked_for_moves_the_line(gain: float, asked: float) ->
     ("gain", "asked", "verdict", "said"),
     [
         (0.02, 0.05, "kept", "is not better by as much as was asked: NRMSE 4.9"),
+        (0.0, 0.05, "kept", "is not better by as much as was asked: NRMSE 5.0"),
         (-0.02, 0.05, "kept", "is worse: "),
         (-0.02, -0.01, "kept", "is worse: "),
         (-0.02, -0.05, "promoted", "is not worse by more than is allowed: NRMSE 5.1"),
@@ -166,6 +167,7 @@ def test_the_first_model_is_told_whether_the_model_in_the_box_is_better() -> Non
     assert "On 1 face new to both it has 20.000%, and the model in the box 4.000%: to go on with that" in told.reason
     told = first_model(judged(better), Pair(better, worse))
     assert told.reason.endswith("it has 4.000%, and the model in the box 20.000%.")
+    assert first_model(judged(worse), Pair(worse, worse)).reason.endswith("and the model in the box 20.000%.")
 
 
 def test_a_decision_is_kept_as_text_and_read_again() -> None:
