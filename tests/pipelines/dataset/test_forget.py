@@ -17,8 +17,7 @@ from pipelines.annotation.forget import forget_in_run
 from pipelines.annotation.records import UnitRecord
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
-from pipelines.annotation.tables import SUMMARY, Annotations
-from pipelines.annotation.unit import TABLES
+from pipelines.annotation.tables import SUMMARY, TABLES, Annotations
 from pipelines.annotation.work import Again
 from pipelines.dataset.faces import FEATURES
 from pipelines.dataset.forget import forget_in_datasets
