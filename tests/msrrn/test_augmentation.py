@@ -30,8 +30,8 @@ def test_draws_depend_on_seed_face_and_copy_alone() -> None:
 def test_the_first_draw_is_the_same_on_every_machine() -> None:
     """Datasets are named by settings and seed: a change here must come with a new schema version."""
     first = drawn(0, "face", 1)
-    assert (first.roll, first.mirrored, *first.shift, first.scale) == pytest.approx(
-        (6.928778687446, False, 0.093045792577, 0.026714279864, 1.118880679002), abs=1e-9
+    assert (first.roll, first.mirrored, *first.shift, first.scale, first.noise_sigma) == pytest.approx(
+        (6.928778687446, False, 0.093045792577, 0.026714279864, 1.118880679002, 0.331989574699), abs=1e-9
     )
 
 

@@ -43,12 +43,13 @@ def test_noise_leaves_the_estimate_right_in_the_middle() -> None:
         assert np.median(true[part] / expected[part]) == pytest.approx(1, abs=0.06)
 
 
-def test_signs_that_say_nothing_are_left_out() -> None:
+@pytest.mark.parametrize("level", [1.3, 0.1])
+def test_signs_that_say_nothing_are_left_out(level: float) -> None:
     """Those of a network that looks once, and has no heat maps."""
     told = faces()
     nothing = np.zeros_like(told.log_error)
     told = told._replace(disagreement=nothing, spread=nothing, astray=nothing)
-    true = 1.3 * np.exp(told.log_error) * told.narrowness**0.5
+    true = level * np.exp(told.log_error) * told.narrowness**0.5
     found = fit(told, true)
     assert (found.disagreement, found.spread, found.astray) == (0, 0, 0)
     np.testing.assert_allclose(found.expected(told), true, rtol=1e-4)

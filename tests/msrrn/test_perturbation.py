@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from msrrn.augmentation import mirror_shape
-from msrrn.perturbation import MOST_TURNED, ROTATION, Draws, draw, perturb
+from msrrn.perturbation import LOG_SCALE, MOST_TURNED, ROTATION, SHIFT, Draws, draw, perturb
 from msrrn.turning import turned
 from tests.msrrn.test_landmarks import FACE
 
@@ -124,6 +124,8 @@ def test_draws_follow_from_the_generator_and_stay_in_bounds() -> None:
         np.testing.assert_array_equal(one[8:16], part)
     assert np.abs(first.angle).max() <= np.deg2rad(ROTATION)
     assert np.abs(first.turn).max() <= np.deg2rad(MOST_TURNED)
+    assert np.abs(first.shift).max() == 2.5 * SHIFT
+    assert np.abs(np.log(first.scale)).max() == pytest.approx(2.5 * LOG_SCALE)
     assert 0.5 < first.turn.any(axis=1).mean() < 0.7
     assert 0.4 < first.mirrored.mean() < 0.6
     assert 0.25 < (first.hidden[:, 2] > first.hidden[:, 0]).mean() < 0.55

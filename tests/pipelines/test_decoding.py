@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from pipelines import decoding
 from pipelines.decoding import Limits, Photo, Undecodable, decode, decode_grey
@@ -90,6 +90,12 @@ def test_a_png_with_exif_behind_its_pixels_is_turned() -> None:
     size = struct.unpack(">I", turned[at : at + 4])[0] + 12
     end = plain.index(b"IEND") - 4
     assert decode(plain[:end] + turned[at : at + size] + plain[end:]).orientation == 6
+
+
+def test_a_png_is_turned_as_its_xmp_says() -> None:
+    told = PngImagePlugin.PngInfo()
+    told.add_itxt("XML:com.adobe.xmp", "<rdf:Description><tiff:Orientation>6</tiff:Orientation></rdf:Description>")
+    assert decode(picture(SCENE, pnginfo=told)).orientation == 6
 
 
 def test_grey() -> None:
@@ -329,6 +335,30 @@ def test_a_large_tiff_that_is_not_read_is_one(start: bytes) -> None:
     """Of more than 4 GB, or made by a program that writes such alone; where `MM` begins it, Pillow reads none."""
     with pytest.raises(Undecodable, match="kind that is not read: convert"):
         decode(start + bytes(40))
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        (b"\0\0\0\x10mdat" + bytes(8), "corrupt"),
+        (b"\0\0\0\x11mdat" + bytes(8), "truncated"),
+        (b"\0\0\0\1mdat" + (16).to_bytes(8, "big"), "corrupt"),
+        (b"\0\0\0\1mdat" + (17).to_bytes(8, "big"), "truncated"),
+        (b"\0\0\0\0mdat" + bytes(8), "corrupt"),
+        (b"\0\0\0\x10mdat" + bytes(12), "truncated"),
+    ],
+)
+def test_an_avif_is_truncated_where_its_last_box_is_not_whole(box: bytes, reason: str) -> None:
+    assert _reason(b"\0\0\0\x10ftypavif" + bytes(4) + box) == reason
+
+
+def test_a_lack_of_memory_is_not_put_down_to_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "_by_pillow", lacking)
+    with pytest.raises(MemoryError):
+        decode(picture(SCENE, "GIF"))
 
 
 def test_bytes_that_are_no_picture() -> None:

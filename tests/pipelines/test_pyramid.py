@@ -122,6 +122,12 @@ def test_tiny_pictures_and_far_frames_give_a_crop(shape: tuple[int, int], centre
     assert (pixels == 77).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 3000), (3000, 1)])
+def test_a_picture_that_is_reduced_to_less_than_a_pixel_keeps_one(shape: tuple[int, int]) -> None:
+    rgb = np.full((*shape, 3), 77, np.uint8)
+    assert (crop(rgb, CropFrame.square((shape[1] / 2, shape[0] / 2), 3000)) == 77).all()
+
+
 def test_a_crop_does_not_depend_on_memory_layout() -> None:
     rgb = np.random.default_rng(2).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     frame = CropFrame.square((30, 40), 50, 0.3)
@@ -192,3 +198,5 @@ def test_a_blurred_crop_is_less_sharp() -> None:
     blurred = np.asarray(cv2.GaussianBlur(noise, (0, 0), 2), np.uint8)
     assert sharpness(np.full((200, 200), 7, np.uint8)) == 0
     assert 0 < sharpness(blurred) < 0.01 * sharpness(noise)
+    chequered = (10 * (np.indices((200, 200)).sum(axis=0) % 2)).astype(np.uint8)
+    assert sharpness(chequered) == pytest.approx(40**2)  # each pixel is 10 off all four neighbours

@@ -16,6 +16,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
+from pipelines.s3 import s3_files
 from pipelines.storage import Store, publish_file
 from tests.factories import refuse
 from tests.faulty import FAULTS, Fault, FaultyEndpoint
@@ -85,6 +86,11 @@ def test_what_could_not_be_written_is_told_before_there_is_anything_to_write(sto
             store.require_writable("deep")
 
 
+def test_to_ask_whether_it_could_be_written_leaves_no_upload_behind(s3: str) -> None:
+    Store(f"{s3}/place").require_writable("new")
+    assert not s3_files().call_s3("list_multipart_uploads", Bucket=s3.removeprefix("s3://")).get("Uploads")
+
+
 def test_keys_are_sorted_relative_and_limited_to_a_folder(store: Store) -> None:
     for key in ("b.txt", "a/2", "a/1", "a/deep/3", "ab/4", "A.txt"):
         store.publish(key, b"x")
@@ -93,6 +99,20 @@ def test_keys_are_sorted_relative_and_limited_to_a_folder(store: Store) -> None:
     assert store.child("a").keys() == ["1", "2", "deep/3"]
     assert store.keys("absent") == []
     assert store.files("ab") == {"ab/4": 1}
+
+
+def test_an_object_that_stands_for_a_folder_is_no_file(s3: str) -> None:
+    store = Store(f"{s3}/place")
+    store.publish("folder/a", b"1")
+    s3_files().call_s3("put_object", Bucket=s3.removeprefix("s3://"), Key="place/folder/")
+    assert store.files() == {"folder/a": 1}
+
+
+def test_folders_are_those_directly_below(store: Store) -> None:
+    assert store.folders() == []
+    for key in ("file", "b/deep/x", "a/x"):
+        store.publish(key, b"")
+    assert store.folders() == ["a", "b"]
 
 
 def test_files_of_another_writer_are_seen_at_once(store: Store) -> None:
@@ -111,6 +131,29 @@ def test_existence(store: Store) -> None:
     assert store.exists("a")
     assert not store.exists("a/c")
     assert store.present("a/c", "a/b", "a") == ["a/b", "a"]
+    assert not store.exists("a/\0")
+
+
+def test_the_version_of_a_file_is_another_when_it_was_replaced(store: Store) -> None:
+    assert store.version("a/b") is None
+    store.publish("a/b", b"1")
+    before = store.version("a/b")
+    assert before is not None
+    assert store.version("a/b") == before
+    assert store.version("a") is None
+    store.publish("a/b", b"2")
+    assert store.version("a/b") not in (before, None)
+
+
+def test_the_version_of_a_file_tells_one_of_the_same_time_and_one_that_was_written_in_place(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    versions = []
+    for data in (b"1", b"2"):
+        store.publish("x", data)
+        os.utime(tmp_path / "x", (1, 1))
+        versions.append(store.version("x"))
+    os.utime(tmp_path / "x", (2, 2))
+    assert len({*versions, store.version("x")}) == 3
 
 
 def test_create_writes_once(store: Store) -> None:
@@ -131,6 +174,13 @@ def test_a_missing_file_is_named(store: Store) -> None:
     store.publish("there", b"")
     with pytest.raises(UserError, match=r"place/shapes/none\.pts does not exist"):
         store.read_bytes("shapes/none.pts")
+
+
+def test_the_beginning_of_a_file_is_read_and_no_more(store: Store) -> None:
+    store.publish("large", b"abcdef")
+    store.publish("empty", b"")
+    asked = [store.reading(*each) for each in (("large", 4), ("large", 9), ("empty", 4))]
+    assert [receive() for receive in asked] == [b"abcd", b"abcdef", b""]
 
 
 def test_parts_are_read_by_seeking(store: Store) -> None:
@@ -211,6 +261,29 @@ def test_published_files_are_readable_for_others(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o644
 
 
+def _grown(store: Store, key: str, data: bytes) -> None:
+    with store.writing(key) as file:
+        file.write(data)
+
+
+@pytest.mark.parametrize("write", [Store.publish, Store.create, _grown])
+def test_a_loss_of_power_takes_neither_what_was_written_nor_its_name(
+    write: Callable[[Store, str, bytes], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data are on the disk before they have their name, and that is there before the call ends."""
+    synced: list[tuple[int | None, bool]] = []
+    sync = os.fsync
+
+    def spy(descriptor: int) -> None:
+        sync(descriptor)
+        status = os.fstat(descriptor)
+        synced.append((status.st_size if stat.S_ISREG(status.st_mode) else None, (tmp_path / "x").exists()))
+
+    monkeypatch.setattr(os, "fsync", spy)
+    write(Store(str(tmp_path)), "x", b"data")
+    assert synced == [(4, False), (None, True)]
+
+
 @pytest.mark.parametrize("write", [Store.publish, Store.create])
 def test_a_full_disk_leaves_what_was_there(
     write: Callable[[Store, str, bytes], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -244,14 +317,6 @@ def test_a_limit_on_files_leaves_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_really_full_device(tmp_path: Path) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full on this system")
-    (tmp_path / "full").symlink_to("/dev/full")
-    with pytest.raises(UserError):
-        Store(str(tmp_path / "full")).publish("x", b"1")
 
 
 def test_an_interrupted_writer_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,8 +62,9 @@ MASKS = ((30, 40, 60, 250), (150, 20, 80, 200), (140, 130, 30, 220))
         ({"min_face": 0.11}, [1, 0]),
         ({"min_face": 60}, [1, 0]),
         ({"min_face": 61}, [1]),
+        ({"min_face": 1}, [1, 0, 2]),
         ({"min_face": 0.05, "max_faces": 2}, [1, 0]),
-        ({"min_face": 0.05, "min_score": 210}, [0, 2]),
+        ({"min_face": 0.05, "min_score": 220}, [0, 2]),
         ({"min_face": 0.05, "min_score": 210, "max_faces": 1}, [0]),
         ({"min_face": 0.05, "min_score": 251}, []),
     ],
@@ -115,6 +116,15 @@ def test_other_turns_are_seen_beside_each_other_unless_there_are_faces_upright()
         90,
         180,
     ]
+
+
+@pytest.mark.parametrize("turned", [180, 270])
+def test_faces_of_one_size_are_in_the_order_of_the_upright_image(turned: int) -> None:
+    same = [(20, 20, 60, 250), (120, 30, 60, 200), (210, 100, 60, 220)]
+    seen = look(picture(np.rot90(drawn(300, 200, same), turned // 90)), FIND, AnnotateSettings(), MARGIN, TURNS)
+    assert view(seen).turned == turned
+    assert len(boxes(seen)) == 3
+    assert boxes(seen) == sorted(boxes(seen))
 
 
 def test_a_picture_without_a_face_is_seen_in_no_view() -> None:

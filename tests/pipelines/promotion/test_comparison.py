@@ -90,6 +90,13 @@ def test_a_slice_of_few_photos_stops_nobody_however_many_faces_it_has() -> None:
     assert row(19).low > row(19).limit
 
 
+def test_of_one_photo_there_is_no_interval_and_no_row() -> None:
+    old = errors_of(20, 0.05)
+    photos = [0, 0, *range(1, 19)]
+    rows = rows_of(2 * old, old, roll=[45.0, 45.0] + [0.0] * 18, photo=photos)
+    assert [what for what in rows if "roll" in what] == ["NRMSE (IP), roll under 10°"]
+
+
 def test_a_confidence_that_tells_less_breaks_a_floor() -> None:
     true = errors_of(150, 0.05)
     blind = errors_of(150, 0.05, seed=9)

@@ -102,6 +102,13 @@ def test_what_was_never_judged_is_judged_oldest_first() -> None:
     assert [each.where for each in mended("missed")] == ["models:/missed/4"]
 
 
+def test_who_was_made_champion_by_hand_is_not_judged() -> None:
+    make_versions("crowned", 1)
+    known_place("crowned", 1)
+    tracking.client().set_registered_model_alias("crowned", "champion", "1")
+    assert mended("crowned") == []
+
+
 def test_what_is_young_may_still_be_at_work() -> None:
     make_versions("young", 1)
     known_place("young", 1)
