@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -35,6 +36,8 @@ every COMMAND --help ends with examples.
 exit codes: 0 done, 1 the job failed, 2 the call is wrong, 130 interrupted, 141 whoever read stdout has gone.
 --debug, anywhere, shows tracebacks."""
 
+_WITHOUT_MEMORY: Final = re.compile("can't start new thread|could not create a primitive|can't allocate memory")
+"""What Python, and torch, say where there is none, in errors of any kind of trouble."""
 _BROKEN_PIPE: Final = 141
 """What a shell reports of any program whose reader has gone."""
 
@@ -156,7 +159,7 @@ def _explained(error: Exception) -> str:
         )
     if isinstance(error, ModuleNotFoundError):  # the driver of a database, that of another storage, ...
         return f"what the call asks for needs the Python package {error.name}, which is not installed"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _WITHOUT_MEMORY.search(str(error))):
         said = f" ({error})" if str(error) else ""
         return f"there is not enough memory{said}: free some, lower --workers, or raise the limit (ulimit -v)"
     said = without_secrets(str(error).strip())

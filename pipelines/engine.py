@@ -42,7 +42,7 @@ def start_ray(workers: int) -> None:
     Raises:
         OutageError: no Ray listens at `RAY_ADDRESS`.
         UserError: this process was called with a name, or in a folder, that Ray cannot write down; or Ray does not
-            come up in the time that it gives itself.
+            come up in the time that it gives itself, or finds no space for its temporary files.
     """
     # Ray's defaults would report usage, print its workers' lines and wait two seconds for each poll.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -73,11 +73,13 @@ def start_ray(workers: int) -> None:
             raise
         raise _silent(address) from None
     except Exception as error:
-        if type(error) is not Exception:
+        without_space = local and isinstance(error, RuntimeError | OSError)  # of a cluster it is something else
+        if type(error) is not Exception and not without_space:
             raise
         raise UserError(
-            f"Ray could not be started ({str(error).partition('. ')[0]}), perhaps since this machine does much else; "
-            "call again, or do without Ray (--workers 1, of a training 0)"
+            f"Ray could not be started ({str(error).partition('. ')[0]}), perhaps since this machine does much else, "
+            "or has no space for temporary files (TMPDIR); call again, or do without Ray "
+            "(--workers 1, of a training 0)"
         ) from error
 
 

@@ -16,6 +16,7 @@ from pipelines.dataset.deletion import Deleted
 from pipelines.dataset.inventory import Datasets
 from pipelines.evaluation.results import Evaluation, seen_note, shown
 from pipelines.forgotten import Forgot
+from pipelines.location import Location
 from pipelines.showable import counted, showable
 
 if TYPE_CHECKING:  # they bring torch and MLflow, seconds to import, and each text is of one result
@@ -109,9 +110,10 @@ def _units(units: int, shards: int, size: int) -> str:
 
 def annotation_text(out: str, summary: Summary) -> str:
     """What a run of `annotate` came to."""
+    place = Location(out).url  # on S3 a second slash would lead elsewhere
     lines = [
-        f"{out}: {counted(summary.images, 'picture')} = {summary.annotated} annotated + {summary.no_face} without a "
-        f"face + {summary.quarantined} quarantined; {counted(summary.faces, 'face')} by {summary.model}"
+        f"{place}: {counted(summary.images, 'picture')} = {summary.annotated} annotated + {summary.no_face} without "
+        f"a face + {summary.quarantined} quarantined; {counted(summary.faces, 'face')} by {summary.model}"
     ]
     lines += [f"  quarantined, {reason}: {count}" for reason, count in summary.reasons.items()]
     if summary.ignored:
@@ -125,7 +127,7 @@ def annotation_text(out: str, summary: Summary) -> str:
             f"  {counted(summary.throughput.pictures, 'picture')} in {summary.throughput.seconds:g} s, "
             f"{summary.throughput.pictures_per_second:g} a second by {counted(summary.throughput.workers, 'worker')}"
         )
-    return showable("\n".join([*lines, f"  page: {out}/{PAGE}"]))
+    return showable("\n".join([*lines, f"  page: {place}/{PAGE}"]))
 
 
 def rehearsal_text(rehearsal: "Rehearsal", model: str, workers: int) -> str:

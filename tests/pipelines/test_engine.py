@@ -79,6 +79,24 @@ def test_a_machine_too_busy_for_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         start_ray(2)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Timed out waiting for file /tmp/ray/session/gcs_server_port_ab"),
+        OSError(errno.ENOSPC, "No space left on device", "/tmp/ray/session"),
+    ],
+)
+def test_a_full_folder_for_temporary_files_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:  # as it ended where a file could be named there, but not be written
+        raise error
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"not be started .*no space for temporary files \(TMPDIR\); .*workers 1"):
+        start_ray(2)
+
+
 def test_a_call_that_ray_cannot_write_down_is_named() -> None:
     called = "import sys; from pipelines.engine import start_ray; start_ray(1)"
     program = [sys.executable, "-c", called, os.fsdecode(b"caf\xe9")]

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from pipelines.annotation.rehearsal import Rehearsal
+from pipelines.annotation.summary import Summary
 from pipelines.dataset.manifest import LeftOut
-from pipelines.texts import evaluation_text, rehearsal_text, rows_text, training_text
+from pipelines.texts import annotation_text, evaluation_text, rehearsal_text, rows_text, training_text
 from tests.pipelines.judged import judged, judged_face
 
 
@@ -55,3 +56,9 @@ def test_what_a_run_would_take_is_said_in_plain_words(hours: float, said: str) -
     text = rehearsal_text(Rehearsal.model_validate(counts | found), "msrrn", 1)
     assert f"would take some {said}" in text
     assert "; 1 file ignored, " in text
+
+
+def test_a_page_is_found_where_it_is_said_to_be_whether_or_not_the_place_was_given_with_a_slash() -> None:
+    counts = dict.fromkeys(("images", "annotated", "no_face", "quarantined", "faces", "ignored", "gone"), 0)
+    summary = Summary(**counts, reasons={}, model="msrrn", settings={}, digest="")
+    assert "page: s3://bucket/run/index.html" in annotation_text("s3://bucket/run/", summary)
