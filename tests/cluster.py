@@ -51,7 +51,7 @@ class Cluster:
         found = []
         for node in (self._head, *self.nodes):
             with_children = psutil.Process(node.pid).children(recursive=True)
-            found += [process for process in with_children if _is_worker(process)]
+            found += [process for process in with_children if is_worker(process)]
         return found
 
     def close(self) -> None:
@@ -92,7 +92,8 @@ def _has_raylet(node: "subprocess.Popen[bytes]") -> bool:
         return False
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def is_worker(process: psutil.Process) -> bool:
+    """Whether it is a Ray worker that is at a unit."""
     try:
         return bool(process.cmdline()[:1] == ["ray::_run_one"])
     except psutil.Error:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from pipelines.settings import PrepareSettings, Tolerance
 from pipelines.sources import AnnotatedPhoto
 from pipelines.sources.pts import format_pts, parse_pts
 from pipelines.storage import Store
+from tests.cluster import is_worker
 from tests.factories import SETTINGS, killed_after, killed_at_write, picture, times, tree, write_face
 
 Dataset = tuple[Store, Manifest]
@@ -830,10 +832,8 @@ def test_a_worker_that_is_killed_changes_nothing(
     def kill(done: int, total: int, what: str) -> None:
         nonlocal killed
         if what == "making shards" and killed < 3:
-            workers = [
-                p for p in psutil.process_iter(["cmdline"]) if "ray::_run_one" in (p.info["cmdline"] or [""])[0]
-            ]
-            for process in workers[:1]:
+            workers = filter(is_worker, psutil.Process().children(recursive=True))  # and nobody else's
+            for process in islice(workers, 1):
                 process.kill()
                 killed += 1
 
