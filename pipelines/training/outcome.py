@@ -142,7 +142,7 @@ def read_trained(artifact: Store, name: str, reused: bool) -> TrainedModel:
     """The finished run of this name; UserError where its artifact is damaged."""
     try:
         card = Card.model_validate_json(artifact.read_bytes(CARD))
-        history = _HISTORY.validate_python(json.loads(artifact.read_bytes(HISTORY)))
+        history = _HISTORY.validate_json(artifact.read_bytes(HISTORY))
         if not card.is_of(artifact.read_bytes(WEIGHTS)):
             raise ValueError(f"{WEIGHTS} is not that of its {CARD}")
     except (MissingError, ValueError) as error:
