@@ -157,7 +157,9 @@ def _models(commands: Commands) -> None:
 
 def _reconcile(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
+        from flows.gate import ask_here, asking, has_server
         from flows.progress import say
+        from flows.reconcile import reconcile as flow
         from pipelines.errors import UserError
         from pipelines.promotion.gate import judged_where_registered
         from pipelines.promotion.reconcile import reconcile
@@ -167,13 +169,17 @@ def _reconcile(commands: Commands) -> None:
             if not Store(url).exists():
                 raise UserError(f"{url} does not exist: give the --out of `prepare`, `train` or `annotate`")
         settings = gate_settings(call)
-        found = reconcile(
-            lambda version: judged_where_registered(version, call.workers, settings),
-            call.name,
-            call.place,
-            call.minutes,
-            on_wait=say,
-        )
+        if asking(call.approve) and has_server():
+            found = flow(call.name, call.place, call.minutes, settings, approve=True, workers=call.workers)
+        else:
+            ask = ask_here if call.approve else None
+            found = reconcile(
+                lambda version: judged_where_registered(version, call.workers, settings, ask),
+                call.name,
+                call.place,
+                call.minutes,
+                on_wait=say,
+            )
         if call.json:
             print_json([each.model_dump() for each in found])
         else:
@@ -186,7 +192,8 @@ def _reconcile(commands: Commands) -> None:
         "Finishes what was missed or left half done. A promotion or rollback that died between two aliases is "
         "completed or undone; a version that was registered and never judged is judged where it was evaluated; what "
         "dead processes hold is freed. Says what it did; run again, it does nothing.",
-        "  msrrn reconcile\n  msrrn reconcile --place work/datasets s3://bucket/annotations",
+        "  msrrn reconcile\n  msrrn reconcile --approve\n"
+        "  msrrn reconcile --place work/datasets s3://bucket/annotations",
     )
     parser.add_argument("--name", help="one registered model (default: all that msrrn registered)")
     parser.add_argument(
@@ -203,6 +210,7 @@ def _reconcile(commands: Commands) -> None:
         default=RECONCILE_MINUTES,
         help="leave alone what is younger: it may still be at work (default: %(default)s)",
     )
+    add_approve(parser)
     add_gate_options(parser)
     add_workers(parser)
     add_json(parser)

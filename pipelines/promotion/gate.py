@@ -180,13 +180,15 @@ def pass_gate(
     raise overtaken
 
 
-def judged_where_registered(version: ModelVersion, workers: int, settings: GateSettings) -> str:
+def judged_where_registered(
+    version: ModelVersion, workers: int, settings: GateSettings, ask: Ask | None = None
+) -> str:
     """Puts a registered version through the gate, on the photos that it was evaluated on; says what was decided.
 
     Raises:
         UserError: the photos or the registry cannot be used.
     """
-    decision, _ = pass_gate(challenge_of(version.uri, None, None, version.name, workers, settings))
+    decision, _ = pass_gate(challenge_of(version.uri, None, None, version.name, workers, settings), ask)
     return f"{decision.verdict}. {decision.reason}"
 
 

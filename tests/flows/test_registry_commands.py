@@ -23,6 +23,7 @@ from pipelines.registry.tracking import client
 from pipelines.registry.versions import ModelVersion, champion, names
 from tests.factories import start_msrrn
 from tests.pipelines.registry.test_succession import crashed, make_versions, promote_two
+from tests.registered import register_model
 
 LENIENT = ("--gate-least-faces", "2", "--gate-bias", "1000", "--gate-rank-loss", "2", "--gate-slower", "1000")
 
@@ -156,7 +157,9 @@ def test_approval_needs_somebody_to_ask(
 ) -> None:
     monkeypatch.setattr(station, "evaluate", None)
     call = ("promote", "--model", artifacts["good"], "--data", str(annotated), "--name", "asked", "--approve")
-    assert "--approve asks a person: run it on a terminal, or set PREFECT_API_URL" in fails(capsys, *call, code=2)
+    for each in (call, ("reconcile", "--approve")):
+        said = fails(capsys, *each, code=2)
+        assert "--approve asks a person: run it on a terminal, or set PREFECT_API_URL" in said
     with pytest.raises(UsageError):
         asking(True)
     assert asking(False) is None
@@ -194,6 +197,19 @@ def test_approval_on_the_terminal_from_end_to_end(
     assert "not on a Friday" in json.loads(said)["reason"]
     assert champion("friday") is None
     assert [line.turn.what for line in log("friday")] == ["kept"]
+
+
+def test_reconcile_asks_before_it_promotes(
+    artifacts: dict[str, str], annotated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_model(artifacts["good"], "overlooked", annotated)
+    monkeypatch.setattr("sys.stdin", Terminal("n\nnot on a Friday\n"))
+    call = ("reconcile", "--name", "overlooked", "--minutes", "0", "--approve", "--workers", "1")
+    assert main([*call, *LENIENT]) == 0
+    said = capsys.readouterr().out
+    assert "models:/overlooked/1: registered, but never judged: kept." in said
+    assert "not on a Friday" in said
+    assert champion("overlooked") is None
 
 
 MISTYPED = (
