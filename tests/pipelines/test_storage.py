@@ -521,6 +521,8 @@ def test_what_s3_refuses_for_good_is_explained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    # Nothing hangs here: on a busy machine half a second is no sign of it.
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 60}})
     faulty.share, faulty.kinds = 1, [fault]
     for operation in operations:
         with pytest.raises(UserError, match=what) as caught:
