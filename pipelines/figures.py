@@ -53,6 +53,7 @@ _OURS: Final[dict[str, Any]] = {
 }
 _STYLE: Final = ("default", _OURS)
 """On top of matplotlib's own: a user's `matplotlibrc` may ask for LaTeX, or for other letters than the pages have."""
+_WIDTH, _HEIGHT = 360, 245
 _CED_STEPS: Final = 240
 _SCATTERED: Final = 2000
 
@@ -155,8 +156,10 @@ def standing_alone(svg: Markup) -> bytes:
 
 
 def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+    """With place for labels around them: to have matplotlib look for it takes as long as to draw them."""
+    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
     FigureCanvasSVG(figure)
+    figure.subplots_adjust(left=68 / _WIDTH, right=1 - 16 / _WIDTH, bottom=44 / _HEIGHT, top=1 - 10 / _HEIGHT)
     axes = figure.add_subplot()
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
@@ -186,6 +189,8 @@ def _legend(axes: Axes) -> None:
         # Above the plot, where it can hide no curve; wider than the figure, it would make the plot narrow.
         longest = max(len(str(line.get_label())) for line in axes.get_lines())
         columns = min(3, max(1, 36 // max(1, longest)))
+        rows = -(-len(axes.get_lines()) // columns)
+        axes.figure.subplots_adjust(top=1 - (10 + 18 * rows) / _HEIGHT)
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.8)
     else:
         _nothing(axes)
