@@ -16,7 +16,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "msrrn needs Python 3.11 to 3.14: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[server]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --group dev --editable '.[server]'
+	@# All cores do it here, where pip takes one; a few packages hold files for other Pythons.
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 demo: $(INSTALLED) ## the whole line on synthetic photographs
