@@ -61,7 +61,7 @@ STATION: Final[dict[str, Any]] = {
 
 @task(name="prepare dataset", **STATION)
 def prepare_dataset(
-    sources: Sequence[str], out: str, settings: PrepareSettings, workers: int, source_format: str = "auto"
+    sources: Sequence[str], out: str, settings: PrepareSettings, workers: int, source_format: str
 ) -> tuple[Store, Manifest]:
     """Annotated photos → a dataset of shards below `out`."""
     with progress("dataset") as update:
@@ -91,7 +91,7 @@ def train_network(
 
 @task(name="evaluate model", **STATION)
 def evaluate_model(
-    model: Model, sources: Sequence[str], val_share: float, workers: int, source_format: str = "auto"
+    model: Model, sources: Sequence[str], val_share: float, workers: int, source_format: str
 ) -> Evaluation:
     """Detector and model on the photos held out of training."""
     with progress("evaluating, photos") as update:

@@ -148,9 +148,7 @@ def hold(
         lease._release()
 
 
-def free_stale(
-    store: Store, patience: float = PATIENCE_SECONDS, sleep: Callable[[float], None] = time.sleep
-) -> list[str]:
+def free_stale(store: Store, patience: float, sleep: Callable[[float], None] = time.sleep) -> list[str]:
     """Removes the leases below a place whose holders are dead: here, or silent for `patience` seconds; their keys.
 
     A run would take them over by itself; until then they look as if somebody were at work.

@@ -162,7 +162,7 @@ def benchmark(
     sources: Sequence[str],
     selection: Selection,
     workers: int,
-    ert: Ert | None = None,
+    ert: Ert | None,
     progress: Counted = lambda done, total: None,
     source_format: str = "auto",
 ) -> Benchmark:
