@@ -36,7 +36,7 @@ from pipelines.dataset.unit_records import PhotoRecord, UnitRecord, made_before,
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
-from pipelines.lease import LEASE, hold
+from pipelines.lease import hold
 from pipelines.outages import MissingError
 from pipelines.progress import Progress
 from pipelines.settings import PrepareSettings, Tolerance
@@ -78,7 +78,7 @@ def prepare(
         def wait(note: str) -> None:
             progress(0, total, f"waiting for another run: {note}")
 
-        with hold(work.dataset, LEASE, wait) as lease:
+        with hold(work.dataset, wait) as lease:
             # Another run may have made some of it, or all, since this one looked.
             work = replace(work, finished=made_before(work.out, work.records)[0])
             if work.pending or not work.dataset.exists(MANIFEST):
