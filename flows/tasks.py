@@ -32,8 +32,9 @@ from pipelines.monitoring.drift import DriftReport, compare
 from pipelines.monitoring.page import write_drift
 from pipelines.opening import open_model
 from pipelines.outages import OutageError
+from pipelines.registry.record import record
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
-from pipelines.retraining import begun_from, record, require_unseen, require_validation, train_tracked
+from pipelines.retraining import begun_from, require_unseen, require_validation, train_tracked
 from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.outcome import TrainedModel
