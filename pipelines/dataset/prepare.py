@@ -7,7 +7,6 @@ in the others copies the rows of photos that were done before.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -246,7 +245,7 @@ def _manifest(work: Plan, settings: PrepareSettings) -> Manifest:
     return Manifest(
         name=work.name,
         code_version=version("msrrn"),
-        settings=json.loads(settings.model_dump_json()),
+        settings=settings.model_dump(mode="json"),
         counts={
             "faces_in": sum(total.values()) + len(left_out),
             "train": total["train"],
