@@ -4,8 +4,6 @@ import argparse
 from collections import Counter
 from typing import get_args
 
-from pydantic import ValidationError
-
 from flows.options import (
     Commands,
     add_command,
@@ -22,7 +20,7 @@ from flows.options import (
     settings_of,
     share,
 )
-from pipelines.errors import UsageError, UserError
+from pipelines.errors import UsageError
 from pipelines.settings import FetchedDetector, OnBad, PrepareSettings, Tolerance
 
 
@@ -64,21 +62,13 @@ def _synth(commands: Commands) -> None:
 
 
 def _settings_of_dataset(place: str, name: str) -> PrepareSettings:
-    from pipelines.dataset.manifest import MANIFEST, read_manifest
+    from pipelines.dataset.manifest import made_with, read_manifest
     from pipelines.storage import Store
 
     if "/" in name or name in {".", ".."}:
         raise UsageError(f"--append-to {name}: give the name of a dataset in --out, as `prepare` printed it")
     dataset = Store(place).child(name)
-    try:
-        return PrepareSettings.model_validate(read_manifest(dataset).settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, ("settings", *first["loc"])))
-        raise UserError(
-            f"{dataset.url}/{MANIFEST}: field `{field}`: {first['msg']}; it was made by another version of msrrn: "
-            "prepare all sources together"
-        ) from error
+    return made_with(dataset, read_manifest(dataset))
 
 
 def _prepare(commands: Commands) -> None:

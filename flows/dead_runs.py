@@ -28,7 +28,6 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed, Running
 
 from flows.gate import has_server
 from pipelines.promotion.reconcile import Finding
-from pipelines.settings import RECONCILE_MINUTES
 
 STARTS: Final = 3
 """What dies so often is not begun again."""
@@ -41,7 +40,7 @@ _FLOWS: Final = ("retrain", "promote", "annotate", "monitor", "reconcile")
 _OPEN: Final = (StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING)
 
 
-def free_dead_runs(minutes: float = RECONCILE_MINUTES, sleep: Callable[[float], None] = time.sleep) -> list[Finding]:
+def free_dead_runs(minutes: float, sleep: Callable[[float], None] = time.sleep) -> list[Finding]:
     """Crashes the deployments' runs that nobody works on, and starts again what crashed; returns what it found.
 
     Nobody works on a run that is in its state for `minutes` and does not beat while this function watches. A crashed

@@ -20,8 +20,9 @@ from pipelines.promotion.challenge import Challenge
 from pipelines.promotion.decision import Decision, Verdict
 from pipelines.promotion.gate import settled
 from pipelines.registry import versions as registry
+from pipelines.registry.tracking import short_digest
 from pipelines.report import Retraining
-from pipelines.retraining import annotator, short_digest
+from pipelines.retraining import annotator
 from pipelines.settings import NAME, AnnotateSettings, GateSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
 

@@ -32,8 +32,9 @@ from pipelines.monitoring.drift import DriftReport, compare
 from pipelines.monitoring.page import write_drift
 from pipelines.opening import open_model
 from pipelines.outages import OutageError
+from pipelines.registry.record import record
 from pipelines.report import LEGEND, TILES, Retraining, by_error, faces_sheet, retraining_page
-from pipelines.retraining import begun_from, record, require_unseen, require_validation, train_tracked
+from pipelines.retraining import begun_from, require_unseen, require_validation, train_tracked
 from pipelines.settings import AnnotateSettings, DriftSettings, PrepareSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.outcome import TrainedModel
@@ -61,7 +62,7 @@ STATION: Final[dict[str, Any]] = {
 
 @task(name="prepare dataset", **STATION)
 def prepare_dataset(
-    sources: Sequence[str], out: str, settings: PrepareSettings, workers: int, source_format: str = "auto"
+    sources: Sequence[str], out: str, settings: PrepareSettings, workers: int, source_format: str
 ) -> tuple[Store, Manifest]:
     """Annotated photos → a dataset of shards below `out`."""
     with progress("dataset") as update:
@@ -91,7 +92,7 @@ def train_network(
 
 @task(name="evaluate model", **STATION)
 def evaluate_model(
-    model: Model, sources: Sequence[str], val_share: float, workers: int, source_format: str = "auto"
+    model: Model, sources: Sequence[str], val_share: float, workers: int, source_format: str
 ) -> Evaluation:
     """Detector and model on the photos held out of training."""
     with progress("evaluating, photos") as update:

@@ -92,7 +92,7 @@ class Photo:
     rgb: NDArray[np.uint8]
     orientation: int
     stored_size: tuple[int, int]
-    reduction: int = 1
+    reduction: int
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,9 +1,13 @@
-"""How a file appears on a disk: whole, under a name of its own first, and synced before it gets the final one."""
+"""How a file appears on a disk: whole, under a name of its own first, and synced before it gets the final one.
+
+And which files are there.
+"""
 
 import ctypes
 import errno
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -73,3 +77,29 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def files_below(folder: Path, strict: bool) -> Iterator[tuple[Path, int]]:
+    """Regular files at any depth with their bytes, but for temporary ones; none where there is no such folder.
+
+    Links to files count, folders behind links are not entered. What may not be looked at is passed over, unless it is
+    to be `strict`.
+    """
+
+    def failed(error: OSError) -> None:
+        if isinstance(error, PermissionError) and not strict:
+            return
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for place, _, names in os.walk(folder, onerror=failed):
+        for path in (Path(place, name) for name in names if not name.startswith(TEMP_PREFIX)):
+            try:
+                status = path.stat()
+            except PermissionError as error:
+                failed(error)
+            except OSError:  # a dangling or looping link, or a file gone since it was listed
+                continue
+            else:
+                if stat.S_ISREG(status.st_mode):
+                    yield path, status.st_size

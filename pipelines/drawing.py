@@ -87,7 +87,7 @@ def face_side(box: Box) -> float:
     return _PADDING * max(box.width, box.height)
 
 
-def photo_tile(rgb: Picture, faces: Sequence[tuple[Box, Points]], size: int = 400) -> Picture:
+def photo_tile(rgb: Picture, faces: Sequence[tuple[Box, Points]], size: int) -> Picture:
     """The whole photo, centred on a (size, size, 3) square, with a box and a shape for each face.
 
     Boxes and shapes are in pixels of `rgb`.

@@ -48,10 +48,9 @@ class _Record(BaseModel):
 class Lease:
     """One's right to work at a place, renewed by a thread. Made by `hold`."""
 
-    def __init__(self, store: Store, key: str) -> None:
+    def __init__(self, store: Store) -> None:
         process = psutil.Process()
         self._store = store
-        self._key = key
         self._holder = _Record(
             token=secrets.token_hex(8), host=_host(), pid=process.pid, started=_seconds_after_boot(process)
         )
@@ -73,14 +72,14 @@ class Lease:
         while True:
             data = self._read()
             if data is None:
-                if self._store.create(self._key, self._bytes()):
+                if self._store.create(LEASE, self._bytes()):
                     return
                 continue
             if data != seen:
                 seen, since = data, time.monotonic()
             holder = _parsed(data)
             if (holder and _is_dead(holder)) or time.monotonic() - since > patience:
-                self._store.publish(self._key, self._bytes())
+                self._store.publish(LEASE, self._bytes())
                 time.sleep(pause)  # another waiter may be doing the same: the last one to write wins
                 if self._is_mine():
                     return
@@ -93,7 +92,7 @@ class Lease:
         with suppress(OSError, UserError):
             if self._is_mine():
                 self._beats += 1
-                self._store.publish(self._key, self._bytes())
+                self._store.publish(LEASE, self._bytes())
             else:
                 self._lost = True
 
@@ -105,7 +104,7 @@ class Lease:
         # What cannot be removed is silent from now on; the error that ended the work must not be hidden.
         with suppress(OSError, UserError):
             if self._is_mine():
-                self._store.delete(self._key)
+                self._store.delete(LEASE)
 
     def _is_mine(self) -> bool:
         data = self._read()
@@ -113,7 +112,7 @@ class Lease:
         return found is not None and found.token == self._holder.token
 
     def _read(self) -> bytes | None:
-        return _content(self._store, self._key)
+        return _content(self._store, LEASE)
 
     def _bytes(self) -> bytes:
         record = self._holder.model_copy(update={"beat": self._beats, "note": self._note})
@@ -123,18 +122,17 @@ class Lease:
 @contextmanager
 def hold(
     store: Store,
-    key: str,
     on_wait: Callable[[str], None],
     beat: float = BEAT_SECONDS,
     patience: float = PATIENCE_SECONDS,
 ) -> Iterator[Lease]:
-    """Waits for the lease at `key`, keeps it during the block and removes it afterwards, whatever happens.
+    """Waits for the lease of a place, keeps it during the block and removes it afterwards, whatever happens.
 
     While another run holds it, `on_wait` gets that run's note each second. A holder that died on this
     machine is taken over at once; one elsewhere, or a frozen one, when its lease did not change for
     `patience` seconds of this process's own clock. `beat` is the time between two renewals.
     """
-    lease = Lease(store, key)
+    lease = Lease(store)
     stopped = threading.Event()
     thread = threading.Thread(target=lease._beat_until, args=(stopped, beat), daemon=True)
     try:
@@ -148,9 +146,7 @@ def hold(
         lease._release()
 
 
-def free_stale(
-    store: Store, patience: float = PATIENCE_SECONDS, sleep: Callable[[float], None] = time.sleep
-) -> list[str]:
+def free_stale(store: Store, patience: float, sleep: Callable[[float], None] = time.sleep) -> list[str]:
     """Removes the leases below a place whose holders are dead: here, or silent for `patience` seconds; their keys.
 
     A run would take them over by itself; until then they look as if somebody were at work.

@@ -1,14 +1,8 @@
-"""The steps of a retraining that join stations: a training that MLflow follows, and the record of its model."""
+"""The steps of a retraining that join stations: what it starts from, its run in MLflow, and who annotates then."""
 
-import hashlib
-import json
-import re
 import shlex
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Final
 
@@ -17,45 +11,18 @@ from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.engine import in_a_thread
 from pipelines.errors import UserError
-from pipelines.evaluation.results import Evaluation
-from pipelines.models import PHOTO_DIGITS, Model, initial_weights
+from pipelines.models import PHOTO_DIGITS, initial_weights
 from pipelines.opening import open_model
-from pipelines.registry.artifacts import register
-from pipelines.registry.evaluated_on import evaluation_tags
 from pipelines.registry.succession import lost_champion
-from pipelines.registry.tracking import (
-    RunRecord,
-    finish_run,
-    log_files,
-    log_history,
-    log_metrics,
-    open_run,
-    system_metrics,
-)
-from pipelines.registry.versions import ModelVersion, champion
+from pipelines.registry.tracking import RunRecord, finish_run, log_files, log_history, open_run, system_metrics
+from pipelines.registry.versions import champion
 from pipelines.settings import INIT, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.epochs import Epoch
-from pipelines.training.outcome import HISTORY, TrainedModel
+from pipelines.training.outcome import TrainedModel
 from pipelines.training.train import made_before, run_name, train_model
 
 RANDOM: Final = "none"
-_REFUSED: Final = re.compile(r"[^\w.\- /]|^(?:[./]|\Z)|/(?=\.{0,2}(?:/|\Z))")
-"""What MLflow refuses in the name of a metric: characters, and what leads nowhere in a path."""
-_LONGEST: Final = 200
-"""Of the 250 characters that MLflow takes, so that others have place beside them."""
-
-
-def metric_names(names: Iterable[str]) -> dict[str, str]:
-    """Name → what MLflow takes for it; of names that would become the same, each gets a digest of its own."""
-    taken = {name: _REFUSED.sub("_", name[:_LONGEST]) for name in names}
-    times = Counter(taken.values())
-    return {name: short if times[short] == 1 else f"{short}-{short_digest(name)}" for name, short in taken.items()}
-
-
-def short_digest(text: str) -> str:
-    """Eight hexadecimal digits that stand for a text in a name."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def require_validation(manifest: Manifest) -> None:
@@ -239,45 +206,6 @@ def _log_epochs(run: RunRecord, waiting: list[Epoch]) -> None:
     waiting.clear()
 
 
-def record(artifact: str, model: Model, evaluation: Evaluation, name: str, sources: Sequence[str]) -> ModelVersion:
-    """Logs what evaluation measured to the model's run and registers the model as a version of `name`.
-
-    An artifact that is registered already keeps its version. The version says where it was evaluated, so that it can
-    be judged later, by whoever finds it.
-    """
-    table = evaluation.table()
-    called = metric_names(table)
-    run = _run_of(model, name)
-    log_metrics(
-        run,
-        {
-            f"eval.{called[subset]}.{key}": value
-            for subset, row in table.items()
-            for key, value in row.items()
-            if isinstance(value, int | float)
-        },
-    )
-    log_files(run, {"evaluation.json": json.dumps(table, indent=1).encode(), **_history(artifact)})
-    figures, protocol = table["all"], table["all"]["protocol"]
-    tags = {
-        "msrrn.dataset": str(model.card.training.dataset),
-        "msrrn.boxes": protocol["boxes"],
-        "msrrn.normalisation": "inter-pupil (IP)",
-        "msrrn.eval_faces": protocol["faces_digest"],
-        **evaluation_tags(evaluation, sources),
-        "msrrn.nrmse_ip": f"{figures['nrmse_ip']:.5f}",
-        "msrrn.failure_ip_010": f"{figures['failure_ip_010']:.4f}",
-        "msrrn.code_version": str(model.card.training.code_version),
-        "msrrn.licence": model.card.licence,
-    }
-    with tempfile.TemporaryDirectory(prefix="msrrn-") as folder:
-        for file, data in model.files:
-            Path(folder, file).write_bytes(data)
-        version = register(run, name, Path(folder), tags)
-    finish_run(run, "FINISHED")
-    return version
-
-
 def annotator(name: str, artifact: str) -> str:
     """Which model annotates after a retraining: the champion; the new one at `artifact` where there never was any.
 
@@ -289,16 +217,3 @@ def annotator(name: str, artifact: str) -> str:
     if lost := lost_champion(name):
         raise UserError(f"{lost}, and call again, which finds the new model trained")
     return artifact
-
-
-def _run_of(model: Model, name: str) -> RunRecord:
-    training = model.card.training
-    key = training.run or model.digest[:16]
-    return open_run(name, key, training.settings.model_dump(), {"msrrn.dataset": str(training.dataset)})
-
-
-def _history(artifact: str) -> dict[str, bytes]:
-    if artifact.startswith("models:"):
-        return {}
-    store = Store(artifact)
-    return {HISTORY: store.read_bytes(HISTORY)} if store.exists(HISTORY) else {}

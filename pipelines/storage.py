@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-from pipelines.disk import TEMP_PREFIX, growing, named, sync_directory, temporary
+from pipelines.disk import TEMP_PREFIX, files_below, growing, named, sync_directory, temporary
 from pipelines.location import Location
 from pipelines.outages import FULL, explained
 from pipelines.s3 import s3_files
@@ -161,7 +161,9 @@ class Store(Location):
         if self._remote:
             return dict(sorted((key, size) for key, size, _ in self.objects(prefix)))
         with explained(self.url, prefix):
-            return dict(sorted(self._local_files(prefix)))
+            root = self._path("")
+            found = files_below(self._path(prefix), strict=bool(prefix))
+            return dict(sorted((path.relative_to(root).as_posix(), size) for path, size in found))
 
     def folders(self) -> list[str]:
         """Names of the directories directly below, sorted; none where there is no such place."""
@@ -269,27 +271,6 @@ class Store(Location):
                 status = path.lstat()
                 if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime >= seconds:
                     path.unlink()
-
-    def _local_files(self, prefix: str) -> Iterator[tuple[str, int]]:
-        root = self._path("")
-
-        def failed(error: OSError) -> None:
-            if isinstance(error, PermissionError) and not prefix:
-                return
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise error
-
-        for folder, _, names in os.walk(self._path(prefix), onerror=failed):
-            for path in (Path(folder, name) for name in names if not name.startswith(TEMP_PREFIX)):
-                try:
-                    status = path.stat()
-                except PermissionError as error:
-                    failed(error)
-                except OSError:  # a dangling or looping link, or a file gone since it was listed
-                    continue
-                else:
-                    if stat.S_ISREG(status.st_mode):
-                        yield path.relative_to(root).as_posix(), status.st_size
 
     def _create_remote(self, key: str, data: bytes) -> bool:
         try:

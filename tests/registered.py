@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.models import read_model
+from pipelines.registry.record import record
 from pipelines.registry.versions import ModelVersion
-from pipelines.retraining import record
 
 
 def register_model(artifact: str, name: str, source: Path) -> ModelVersion:

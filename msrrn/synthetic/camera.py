@@ -25,7 +25,7 @@ def rotation(yaw: float, pitch: float, roll: float) -> Array:
 
 @dataclass(frozen=True)
 class Camera:
-    """Where a head is and how it is seen. Turns about `PIVOT`; below the chin the neck follows by half."""
+    """Where a head is and how it is seen. It turns about a point in it; below the chin the neck follows by half."""
 
     yaw: float
     pitch: float

@@ -96,7 +96,7 @@ def stroke(
     curves: Sequence[NDArray[np.floating]],
     colour: Colour,
     width: float,
-    alpha: float = 1.0,
+    alpha: float,
     blur: float = 0.0,
     closed: bool = False,
 ) -> None:

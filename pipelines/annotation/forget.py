@@ -13,7 +13,7 @@ from pipelines.annotation.summary import summary_before, totals
 from pipelines.annotation.tables import PAGE, SUMMARY, TABLES, Annotations, part_key, without
 from pipelines.annotation.unit import read_record, write_unit
 from pipelines.forgotten import Forgot, forgot_at, read_forgotten, remember, remember_found
-from pipelines.lease import LEASE, hold
+from pipelines.lease import hold
 from pipelines.progress import Progress
 from pipelines.storage import Store
 
@@ -21,7 +21,7 @@ from pipelines.storage import Store
 def forget_in_run(place: Store, digests: Collection[str], progress: Progress) -> Forgot:
     """Removes pictures from the run at a place; going on with it leaves them out."""
     place = place.absolute()
-    with hold(place, LEASE, lambda note: progress(0, 0, f"a run is at work there ({note}): waiting")):
+    with hold(place, lambda note: progress(0, 0, f"a run is at work there ({note}): waiting")):
         remember(place, digests)
         wanted = read_forgotten(place).digests
         annotations = Annotations(place)

@@ -20,7 +20,7 @@ from pipelines.annotation.work import Again, Work
 from pipelines.archives import list_inputs
 from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
-from pipelines.lease import LEASE, hold
+from pipelines.lease import hold
 from pipelines.models import Model
 from pipelines.progress import Progress
 from pipelines.settings import AnnotateSettings
@@ -55,7 +55,7 @@ def annotate(
     chosen = continued(place, source, model, settings)
     listing = list_inputs(archive, place)
     detector, asked, inputs = prepared(model, chosen, islice(listing, limit), progress)
-    with hold(place, LEASE, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
+    with hold(place, lambda note: progress(0, 0, f"another run is at work here ({note}): waiting")) as lease:
         since = continued(place, source, model, settings)
         if since != chosen:  # another began while this one made ready, and chose what this one has left to choose
             chosen = since

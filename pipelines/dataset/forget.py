@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pipelines.dataset.deletion import delete_dataset, delete_units, manifests
 from pipelines.dataset.faces import survey
 from pipelines.dataset.inventory import place_of
-from pipelines.dataset.manifest import MANIFEST, Manifest, unit_of
+from pipelines.dataset.manifest import MANIFEST, Manifest, made_with, unit_of
 from pipelines.dataset.page import NOT_REJECTED, PAGE, dataset_page
 from pipelines.dataset.photos import Seen, clusters
 from pipelines.dataset.prepare import NoFaceError, prepare
@@ -27,7 +27,6 @@ from pipelines.errors import UserError
 from pipelines.forgotten import Forgot, forgot_at, read_forgotten, remember, remember_found, write_forgotten
 from pipelines.outages import MissingError, OutageError
 from pipelines.progress import Progress
-from pipelines.settings import PrepareSettings
 from pipelines.storage import Store
 
 _UNCHANGED: Final = "no dataset was changed"
@@ -111,7 +110,7 @@ def _found(place: Store, holding: Collection[str], wanted: Collection[str]) -> d
 
 def _made_anew(place: Store, name: str, manifest: Manifest, workers: int, progress: Progress) -> str | None:
     """Makes a dataset of what is left, and writes down its name; None where nothing is."""
-    settings = PrepareSettings.model_validate(manifest.settings)
+    settings = made_with(place.child(name), manifest)
     new: str | None = None
     with suppress(NoFaceError):
         new = prepare([], place.url, settings, workers, progress, append_to=name)[1].name

@@ -18,6 +18,7 @@ from msrrn.landmarks import SCHEME
 from pipelines.dataset.shards import SCHEMA_VERSION, Split
 from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
+from pipelines.settings import PrepareSettings
 from pipelines.storage import Store
 
 MANIFEST: Final = "manifest.json"
@@ -144,6 +145,23 @@ def read_manifest(dataset: Store) -> Manifest:
         raise UserError(
             f"{name}: not JSON ({error}); give the URL that `msrrn prepare` printed, or delete the file and run the "
             "same `msrrn prepare` again"
+        ) from error
+
+
+def made_with(dataset: Store, manifest: Manifest) -> PrepareSettings:
+    """The settings of a dataset.
+
+    Raises:
+        UserError: they are those of another version.
+    """
+    try:
+        return PrepareSettings.model_validate(manifest.settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, ("settings", *first["loc"])))
+        raise UserError(
+            f"{dataset.url}/{MANIFEST}: field `{field}`: {first['msg']}; it was made by another version of msrrn: "
+            "prepare all sources together"
         ) from error
 
 

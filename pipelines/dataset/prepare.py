@@ -7,7 +7,6 @@ in the others copies the rows of photos that were done before.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -36,7 +35,7 @@ from pipelines.dataset.unit_records import PhotoRecord, UnitRecord, made_before,
 from pipelines.engine import run_units
 from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
-from pipelines.lease import LEASE, hold
+from pipelines.lease import hold
 from pipelines.outages import MissingError
 from pipelines.progress import Progress
 from pipelines.settings import PrepareSettings, Tolerance
@@ -78,7 +77,7 @@ def prepare(
         def wait(note: str) -> None:
             progress(0, total, f"waiting for another run: {note}")
 
-        with hold(work.dataset, LEASE, wait) as lease:
+        with hold(work.dataset, wait) as lease:
             # Another run may have made some of it, or all, since this one looked.
             work = replace(work, finished=made_before(work.out, work.records)[0])
             if work.pending or not work.dataset.exists(MANIFEST):
@@ -246,7 +245,7 @@ def _manifest(work: Plan, settings: PrepareSettings) -> Manifest:
     return Manifest(
         name=work.name,
         code_version=version("msrrn"),
-        settings=json.loads(settings.model_dump_json()),
+        settings=settings.model_dump(mode="json"),
         counts={
             "faces_in": sum(total.values()) + len(left_out),
             "train": total["train"],

@@ -55,7 +55,7 @@ class _Checked:
     """One shard as it is: its photos by their SHA-256, its faces by their source."""
 
     unit: UnitEntry
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Problem]
     readable: bool = False
     size: int = 0
     rows: int = 0

@@ -22,6 +22,7 @@ from msrrn.openvino import compiled, has_openvino, loaded, openvino
 from msrrn.spares import Spares
 from pipelines.cache import compiled_once
 from pipelines.detection.boxes import MATCH_IOU, BoxMapping, Detection, ordered, require_askable, without_overlaps
+from pipelines.detection.letterbox import letterbox
 from pipelines.errors import UserError
 from pipelines.settings import Precision
 
@@ -144,7 +145,7 @@ class BlazeFaceDetector:
         square, scale, corner = letterbox(rgb[y0:y1, x0:x1], SIZE, share)
         raw, logits = _run(self.model, self.precision, square)
         some = logits >= math.log(threshold / (1 - threshold)) - 1e-3  # rounding is left to the scores
-        boxes, scores = decode(raw[some], logits[some], anchors(SIZE, STRIDE)[some], SIZE)
+        boxes, scores = decode(raw[some], logits[some], anchors()[some])
         rows: list[tuple[list[float], float]] = []
         # Sure ones are averaged among themselves: what is unsure does not move them.
         for group in (scores >= MIN_SCORE, (scores >= threshold) & (scores < MIN_SCORE)):
@@ -196,48 +197,23 @@ def _surest(detections: Sequence[Detection]) -> list[Detection]:
     return without_overlaps(sorted(detections, key=lambda item: (-item.score, item.box.edges)))
 
 
-def letterbox(
-    rgb: NDArray[np.uint8], size: int, share: float = 1.0
-) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
-    """The whole picture in the middle of a black square (size, size, 3), its longer side a share of the square's.
-
-    With it `scale` and `corner` (4,), which map edges counted from the picture's corner: square = picture ·
-    scale + corner.
-    """
-    height, width = rgb.shape[:2]
-    factor = share * size / max(height, width)
-    if factor < 0.5 and min(height, width) > 1:
-        # To halve is what OpenCV does fast. The odd row and column at the end are left out.
-        even = rgb[: height // 2 * 2, : width // 2 * 2]
-        half = cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-        square, scale, corner = letterbox(half.astype(np.uint8, copy=False), size, share)
-        return square, scale / 2, corner
-    new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
-    shrinking = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    x, y = (size - new_width) // 2, (size - new_height) // 2
-    square = np.zeros((size, size, 3), np.uint8)
-    square[y : y + new_height, x : x + new_width] = cv2.resize(rgb, (new_width, new_height), interpolation=shrinking)
-    scale = np.tile([new_width / width, new_height / height], 2)
-    return square, scale, np.tile([float(x), float(y)], 2)
-
-
 @cache
-def anchors(size: int, stride: int) -> NDArray[np.float64]:
+def anchors() -> NDArray[np.float64]:
     """Centres (N, 2) of the cells, row by row, in shares of the square; all anchors have size 1."""
-    steps = (np.arange(size // stride) + 0.5) * stride / size
+    steps = (np.arange(SIZE // STRIDE) + 0.5) * STRIDE / SIZE
     x, y = np.meshgrid(steps, steps)
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
 def decode(
-    raw: NDArray[np.float32], logits: NDArray[np.float32], centres: NDArray[np.float64], size: int
+    raw: NDArray[np.float32], logits: NDArray[np.float32], centres: NDArray[np.float64]
 ) -> tuple[Boxes, NDArray[np.float64]]:
     """Boxes and scores (N,) from the network's outputs: `raw` (N, 16), `logits` (N,).
 
     The first four columns of `raw` are the offset from the anchor's centre, and the size, in pixels of the square.
     """
-    middle = raw[:, :2] / size + centres
-    half = raw[:, 2:4] / (2 * size)
+    middle = raw[:, :2] / SIZE + centres
+    half = raw[:, 2:4] / (2 * SIZE)
     scores = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -100, 100)))
     return np.hstack([middle - half, middle + half]), scores
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box
 from msrrn.spares import Spares
-from pipelines.detection.blazeface import letterbox
 from pipelines.detection.boxes import BoxMapping, Detection, ordered, require_askable
+from pipelines.detection.letterbox import letterbox
 
 SIZE: Final = 640
 """Side of the square that the model file declares as its input; OpenCV 5 takes no other size everywhere."""

@@ -27,7 +27,6 @@ from pipelines.settings import Precision, Selection
 from pipelines.showable import counted
 
 TRAIN_3148: Final = "3,148 faces of LFPW, HELEN, AFW"
-COLUMNS: Final = ("lfpw", "helen", "common", "challenging", "full")
 OFFICIAL: Final = {"lfpw": 224, "helen": 330, "common": 554, "challenging": 135, "full": 689}
 ERT: Final = "dlib's ERT"
 SEEN: Final = "faces seen in training"
@@ -163,7 +162,7 @@ def benchmark(
     sources: Sequence[str],
     selection: Selection,
     workers: int,
-    ert: Ert | None = None,
+    ert: Ert | None,
     progress: Counted = lambda done, total: None,
     source_format: str = "auto",
 ) -> Benchmark:

@@ -2,34 +2,30 @@
 
 What a dataset tells of its faces is compared with the dataset; what only a run can tell (confidence, faces in a
 picture, size in the picture, what became of the pictures) with a reference run. A run that was gone on with when
-pictures had been added to its archive counts as one run for each time.
+pictures had been added to its archive counts as one run for each time (`pipelines.monitoring.sittings`).
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from pydantic import BaseModel
 
 from pipelines.annotation.faces import MEASURES, features, outcomes
-from pipelines.annotation.plan import additions
-from pipelines.annotation.tables import Annotations, runs_at
 from pipelines.archives.names import printable
 from pipelines.dataset.faces import features_of
 from pipelines.dataset.manifest import MANIFEST, read_manifest
 from pipelines.errors import NothingYetError, UserError
 from pipelines.forgotten import read_forgotten
+from pipelines.monitoring.sittings import Sitting, chosen, sittings
 from pipelines.monitoring.stability import WORST_LAST, Counts, Difference, Verdict, difference
 from pipelines.settings import DriftSettings
 from pipelines.storage import Store
 
 OUTCOMES: Final = "outcomes"
 """The one feature whose bins are names: the reason of a quarantined picture, the status of any other."""
-
-ALIKE: Final = ("model_sha256", "detector", "min_face", "max_faces", "min_score", "any_rotation")
-"""What runs must have in common, so that a difference is one of their pictures."""
 
 NO_REFERENCE: Final = (
     "there is no older run of this model and these settings to compare with (--reference), and no dataset that tells "
@@ -78,23 +74,6 @@ class DriftReport(BaseModel):
 
 
 @dataclass(frozen=True)
-class Sitting:
-    """A run, or what it did of pictures that were added later: its finished units."""
-
-    name: str
-    """the place as it was given, for people"""
-    identity: tuple[str, int]
-    """the place however it is given, and the number of the addition, 0 at first"""
-    run: Annotations
-    record: dict[str, Any]
-    """`run.json`: model and settings"""
-    units: tuple[str, ...]
-    planned: int
-    """units, with those that are not finished yet"""
-    began: float
-
-
-@dataclass(frozen=True)
 class Sample:
     """Faces and pictures of a dataset or of runs. `outcomes` is empty where there are no pictures."""
 
@@ -127,7 +106,7 @@ def compare(
         UserError: no run, or no dataset, is where one should be.
     """
     found = sittings(runs)
-    recent, first, notes = _chosen(found, settings.recent, reference)
+    recent, first, notes = chosen(found, settings.recent, reference)
     notes += [
         f"{each.name} is not finished: {len(each.units)} of its {each.planned} units are compared."
         for each in (*recent, *([first] if first else []))
@@ -152,34 +131,6 @@ def compare(
         notes=notes,
         settings=settings,
     )
-
-
-def sittings(urls: Sequence[str]) -> list[Sitting]:
-    """What was done at these places, or at those directly below them, oldest first.
-
-    Raises:
-        NothingYetError: at one of them no run was made, or nothing of it is finished.
-    """
-    found: dict[tuple[str, int], Sitting] = {}
-    for url in urls:
-        made = {sitting.identity: sitting for run in runs_at(url) for sitting in _sittings(run)}
-        if not made:
-            raise NothingYetError(f"{url}: nothing is finished yet of the annotation run there")
-        found |= made
-    return sorted(found.values(), key=lambda sitting: sitting.began)
-
-
-def _sittings(store: Store) -> list[Sitting]:
-    run = Annotations(store)
-    record, finished = run.run, set(run.units())
-    found = []
-    for number, (key, units) in enumerate(additions(store)):
-        if done := tuple(unit for unit in units if unit in finished):
-            place = printable(store.url)  # for the report
-            name = f"{place}, addition {number}" if number else place
-            identity = store.absolute().url, number
-            found.append(Sitting(name, identity, run, record, done, len(units), store.modified(key)))
-    return found
 
 
 def training_dataset(url: str) -> Store:
@@ -207,34 +158,6 @@ def training_dataset(url: str) -> Store:
             "give the URL that `msrrn prepare` printed"
         )
     return store.child(name)
-
-
-def _chosen(
-    found: Sequence[Sitting], most: int, reference: str | None
-) -> tuple[list[Sitting], Sitting | None, list[str]]:
-    """The recent runs, the one to compare them with, and what a reader should know of the choice."""
-    newest = found[-1]
-    alike = [run for run in found if not _differing(run, newest)]
-    notes = []
-    if len(alike) < len(found):
-        notes.append(
-            f"{len(found) - len(alike)} runs of another model, or of other settings, than the newest are set aside."
-        )
-    if reference is None:
-        first = alike[0] if len(alike) > 1 else None
-    else:
-        first = sittings([reference])[0]
-        if differing := _differing(first, newest):
-            notes.append(f"The reference run has another {', '.join(differing)}: nothing is compared with it.")
-            first = None
-    others = [run for run in alike if first is None or run.identity != first.identity]
-    if not others:
-        raise UserError(f"{newest.name} is the reference, and there is no other run to compare with it")
-    return others[-most:], first, notes
-
-
-def _differing(run: Sitting, newest: Sitting) -> list[str]:
-    return [name for name in ALIKE if run.record.get(name) != newest.record.get(name)]
 
 
 def _of_dataset(dataset: Store, newest: Sitting, notes: list[str]) -> Sample:

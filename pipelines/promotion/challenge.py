@@ -10,8 +10,8 @@ from pipelines.models import Model
 from pipelines.opening import IN_THE_BOX, open_model
 from pipelines.promotion.comparison import Meeting, Pair, paired
 from pipelines.registry.evaluated_on import evaluated_on
+from pipelines.registry.record import record
 from pipelines.registry.versions import ModelVersion
-from pipelines.retraining import record
 from pipelines.settings import GateSettings, Selection
 
 

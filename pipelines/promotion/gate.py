@@ -26,10 +26,9 @@ from pipelines.registry.artifacts import fetch
 from pipelines.registry.evaluated_on import SOURCES_TAG
 from pipelines.registry.ledger import open_ledger
 from pipelines.registry.succession import AWAITING, OvertakenError, await_approval, log, lost_champion, settle
-from pipelines.registry.tracking import connected, finish_run, log_files, log_metrics, open_run
+from pipelines.registry.tracking import connected, finish_run, log_files, log_metrics, metric_names, open_run
 from pipelines.registry.turns import DECISION_TAG, GIVEN_UP, JUDGED_TAG, Waiting, was_rolled_back, whoami
 from pipelines.registry.versions import CHAMPION, ModelVersion, champion, version_of
-from pipelines.retraining import metric_names
 from pipelines.settings import GateSettings
 
 ATTEMPTS: Final = 3

@@ -19,7 +19,6 @@ from pipelines.registry.ledger import DONE, Line, Move, Turn, find_ledger, open_
 from pipelines.registry.store import store_exists
 from pipelines.registry.tracking import connected
 from pipelines.registry.turns import (
-    PATIENCE_SECONDS,
     Waiting,
     became_champion,
     finish_last,
@@ -235,7 +234,7 @@ def lost_champion(name: str) -> str | None:
     return f"{name} has no champion any more ({was}): give the alias {CHAMPION!r} to {which} in MLflow's UI"
 
 
-def finish_turn(name: str, patience: float = PATIENCE_SECONDS, on_wait: Waiting = lambda text: None) -> Line | None:
+def finish_turn(name: str, patience: float, on_wait: Waiting = lambda text: None) -> Line | None:
     """Finishes what a process that died was about to do; None where nothing is left over.
 
     Waits until it is sure that nobody is at it.

@@ -11,7 +11,8 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,10 @@ KEY_TAG: Final = "msrrn.key"
 OPENED_TAG: Final = "msrrn.opened"
 """When a run was begun or taken up again, in milliseconds since 1970: MLflow says the former alone."""
 _KEY: Final = re.compile(r"[0-9A-Za-z._:-]{1,200}")
+_REFUSED: Final = re.compile(r"[^\w.\- /]|^(?:[./]|\Z)|/(?=\.{0,2}(?:/|\Z))")
+"""What MLflow refuses in the name of a metric: characters, and what leads nowhere in a path."""
+_LONGEST: Final = 200
+"""Of the 250 characters that MLflow takes, so that others have place beside them."""
 _SENDING: Final = threading.RLock()
 _BATCH: Final = {"metrics": 1000, "params": 100, "tags": 100}  # what one log_batch request may hold
 
@@ -181,6 +186,18 @@ def artifact_location() -> str | None:
     # Without this MLflow would write to `mlruns` of whatever directory a later command runs in.
     database = sqlite_file()
     return database.with_name("mlartifacts").as_uri() if database else None
+
+
+def metric_names(names: Iterable[str]) -> dict[str, str]:
+    """Name → what MLflow takes for it; of names that would become the same, each gets a digest of its own."""
+    taken = {name: _REFUSED.sub("_", name[:_LONGEST]) for name in names}
+    times = Counter(taken.values())
+    return {name: short if times[short] == 1 else f"{short}-{short_digest(name)}" for name, short in taken.items()}
+
+
+def short_digest(text: str) -> str:
+    """Eight hexadecimal digits that stand for a text in a name."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def log_history(run: RunRecord, history: Sequence[Mapping[str, float]]) -> None:

@@ -17,7 +17,7 @@ from msrrn.network import MSRRN
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest, read_manifest
 from pipelines.errors import UsageError, UserError
-from pipelines.lease import LEASE, hold
+from pipelines.lease import hold
 from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.checkpoints import RUNS, Checkpoints, unfinished
@@ -114,7 +114,7 @@ def train_model(
     if artifact.exists(CARD):
         checkpoints.finish()
         return read_trained(artifact, name, reused=True)
-    with hold(checkpoints.place, LEASE, on_wait) as lease:
+    with hold(checkpoints.place, on_wait) as lease:
         try:
             reused = artifact.exists(CARD)  # another may have made it while this one waited
             if not reused:

@@ -36,11 +36,11 @@ def test_storage_and_leases_on_seaweedfs(seaweedfs: str, monkeypatch: pytest.Mon
     assert store.files() == {"done/1": 1, "units/0001 _01.parquet": 256_000}
     assert store.parent.keys("place/done") == ["place/done/1"]
 
-    with hold(store, "lease.json", lambda note: pytest.fail("nobody else holds it"), beat=0.05):
+    with hold(store, lambda note: pytest.fail("nobody else holds it"), beat=0.05):
         assert store.exists("lease.json")
     store.publish("lease.json", b"of one who is gone")
     waited: list[str] = []
-    with hold(store, "lease.json", waited.append, beat=0.05, patience=0.3):
+    with hold(store, waited.append, beat=0.05, patience=0.3):
         assert waited
     assert not store.exists("lease.json")
 

@@ -7,8 +7,6 @@ from threading import Event
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.config import PRESETS
@@ -19,14 +17,7 @@ from pipelines.errors import UserError
 from pipelines.models import PHOTO_DIGITS, Model, initial_weights, read_model
 from pipelines.opening import open_model
 from pipelines.registry import tracking
-from pipelines.retraining import (
-    annotator,
-    begun_from,
-    metric_names,
-    require_unseen,
-    require_validation,
-    train_tracked,
-)
+from pipelines.retraining import annotator, begun_from, require_unseen, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.outcome import TrainedModel
@@ -229,31 +220,6 @@ def test_the_new_model_annotates_only_where_there_never_was_a_champion() -> None
 def test_a_run_is_found_again_by_what_it_was_trained_on(dataset: Dataset) -> None:
     key = run_name(dataset[1], TrainSettings())
     assert run_of("again", key).info.run_id == run_of("again", key).info.run_id
-
-
-def test_every_subset_has_figures_of_its_own_whatever_it_is_called() -> None:
-    plain = ["all", "helen", "größe/klein 1.0-x_y"]
-    odd = ["a+b", "a=b", "a_b", "c?", "d//e", "d/./e", "d/../e", "x" * 300, "x" * 301, "\n", "'"]
-    called = metric_names([*plain, *odd])
-    assert [called[name] for name in plain] == plain
-    assert called["c?"] == "c_"
-    assert len(set(called.values())) == len(plain) + len(odd)
-    run = tracking.open_run("subsets", "odd", {}, {})
-    tracking.log_metrics(run, {f"eval.{name}.nrmse_ip_detected": 0.5 for name in called.values()})
-    assert len(tracking.client().get_run(run.run_id).data.metrics) == len(called)
-
-
-@given(st.lists(st.text("aä/.\n") | st.text(), max_size=8, unique=True), st.sampled_from([0, 198, 199]))
-@settings(max_examples=25, deadline=None)
-@example(["https://host/set/", "web/.", "web/..", "/web", "../web", "..", ".", ""], 0)
-@example(["/y"], 199)
-def test_any_text_has_a_name_that_mlflow_takes(texts: list[str], before: int) -> None:
-    called = metric_names("x" * before + text for text in texts)
-    run = tracking.open_run("subsets", "any", {}, {})
-    metrics = dict.fromkeys(called.values(), 0.5) | {f"eval.{name}.auc": 0.5 for name in called.values()}
-    assert len(metrics) == 2 * len(texts)
-    tracking.log_metrics(run, metrics)
-    assert metrics.keys() <= tracking.client().get_run(run.run_id).data.metrics.keys()
 
 
 def test_a_dataset_without_validation_faces_is_refused_before_training(dataset: Dataset) -> None:

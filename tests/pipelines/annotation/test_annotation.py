@@ -5,9 +5,7 @@ import os
 import random
 import shutil
 import signal
-import struct
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -59,6 +57,7 @@ from tests.upset import UPSETTING, Upset
 
 SETTINGS = AnnotateSettings(images_per_unit=3)
 Photos = tuple[list[SyntheticPhoto], list[SyntheticPhoto]]
+Call = tuple[str, str, Model, AnnotateSettings, int]
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +86,15 @@ def album(photos: Photos, face: bytes, tmp_path_factory: pytest.TempPathFactory)
 def done(album: Path, model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
     out = tmp_path_factory.mktemp("out") / "annotations"
     return out, annotate(str(album), str(out), model, SETTINGS, workers=1)
+
+
+@pytest.fixture
+def ended(done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path) -> Call:
+    """A call that is done, of a copy of the album at `in`, with its run at `out`."""
+    folder, out = shutil.copytree(album, tmp_path / "in"), shutil.copytree(done[0], tmp_path / "out")
+    record = json.loads((out / RUN).read_bytes()) | {"source": str(folder), "archive": str(folder)}
+    (out / RUN).write_text(json.dumps(record))
+    return str(folder), str(out), model, SETTINGS, 1
 
 
 def tables(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -264,16 +272,17 @@ def test_a_lost_part_and_a_damaged_record_are_made_again(
     assert result(out) == whole
 
 
-def test_pictures_that_came_went_or_were_replaced(album: Path, face: bytes, model: Model, tmp_path: Path) -> None:
-    folder, out = shutil.copytree(album, tmp_path / "album"), tmp_path / "out"
-    first = annotate(str(folder), str(out), model, SETTINGS, 1)
+def test_pictures_that_came_went_or_were_replaced(
+    done: tuple[Path, Summary], ended: Call, face: bytes, tmp_path: Path
+) -> None:
+    folder, out, first = tmp_path / "in", tmp_path / "out", done[1]
     before, stamps = tables(out), times(out)
     for name in ("a/9.jpg", "d/2.jpg"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(face)
     (folder / "c/half.jpg").write_bytes(face)  # it came whole this time
     (folder / "b/0.jpg").unlink()
-    second = annotate(str(folder), str(out), model, SETTINGS, 1)
+    second = annotate(*ended)
     assert second.throughput is not None
     assert second.throughput.pictures == 3
     assert (second.images, second.annotated, second.gone) == (13, first.annotated + 3, 1)
@@ -289,28 +298,25 @@ def test_pictures_that_came_went_or_were_replaced(album: Path, face: bytes, mode
     unit = next(index for index, row in enumerate(before[0]) if row["uri"] == "c/half.jpg") // 3
     assert redone == {f"part-{unit:06d}", "part-000004"}
     assert not (out / STAGED).exists() or not list((out / STAGED).iterdir())
-    third = annotate(str(folder), str(out), model, SETTINGS, 1)
-    assert third == second
+    assert annotate(*ended) == second
 
 
 def test_a_run_is_not_finished_while_what_was_replaced_is_not_done(
-    album: Path, face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ended: Call, face: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    folder, out = shutil.copytree(album, tmp_path / "album"), tmp_path / "out"
-    call = (str(folder), str(out), model, SETTINGS, 1)
-    annotate(*call)
-    assert Annotations(Store(str(out))).finished
-    (folder / "c/half.jpg").write_bytes(face)
+    out = Store(str(tmp_path / "out"))
+    assert Annotations(out).finished
+    (tmp_path / "in/c/half.jpg").write_bytes(face)
     monkeypatch.setattr("pipelines.annotation.work.run_units", stopped)
     with pytest.raises(KeyboardInterrupt):
-        annotate(*call)
+        annotate(*ended)
     monkeypatch.undo()
-    assert not Annotations(Store(str(out))).finished
-    annotate(*call)
-    assert Annotations(Store(str(out))).finished
+    assert not Annotations(out).finished
+    annotate(*ended)
+    assert Annotations(out).finished
 
 
 def test_the_number_of_threads_changes_no_bit(
@@ -365,75 +371,65 @@ def test_a_call_that_is_refused_changes_nothing(album: Path, model: Model, tmp_p
 
 
 def test_what_is_known_of_pictures_that_are_gone_stays_though_others_are_done_again(
-    album: Path, model: Model, tmp_path: Path
+    ended: Call, tmp_path: Path
 ) -> None:
-    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
-    shutil.copytree(album, tmp_path / "in")
-    annotate(*call)
     bad = [name for name, (status, _) in statuses(tmp_path / "out").items() if status == "quarantined"]
     assert len(bad) > 1
     before = tables(tmp_path / "out")
     (tmp_path / "in" / bad[0]).unlink()
     for limit in (None, 50):  # of more than there is
-        again = annotate(*call, again=Again("quarantined"), limit=limit)
+        again = annotate(*ended, again=Again("quarantined"), limit=limit)
         assert again.throughput is not None
         assert again.throughput.pictures == len(bad) - 1
         assert tables(tmp_path / "out") == before
 
 
 def test_what_is_gone_is_not_done_again_where_a_limit_hides_that_it_is(
-    album: Path, face: bytes, model: Model, tmp_path: Path
+    done: tuple[Path, Summary], ended: Call, face: bytes, tmp_path: Path
 ) -> None:
-    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
-    folder = shutil.copytree(album, tmp_path / "in")
-    limit = annotate(*call).images
-    before = tables(tmp_path / "out")
-    (folder / "c" / "half.jpg").unlink()
+    limit, before = done[1].images, tables(tmp_path / "out")
+    (tmp_path / "in" / "c" / "half.jpg").unlink()
     for name in ("0.jpg", "1.jpg"):  # before all others
-        (folder / name).write_bytes(face)
+        (tmp_path / "in" / name).write_bytes(face)
     with pytest.raises(UserError, match=rf"more than these {limit} pictures, .* of all {limit + 2}; it cannot"):
-        annotate(*call, again=Again("quarantined"), limit=limit)
+        annotate(*ended, again=Again("quarantined"), limit=limit)
     assert tables(tmp_path / "out") == before
 
 
 def test_only_what_is_asked_for_is_done_again_and_what_came_in_since_waits(
-    album: Path, face: bytes, model: Model, tmp_path: Path
+    ended: Call, face: bytes, tmp_path: Path
 ) -> None:
-    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
-    with pytest.raises(UserError, match=r"out has no plan of a run, .*: leave --retry out"):
-        annotate(*call, again=Again("quarantined"))
-    folder = shutil.copytree(album, tmp_path / "in")
-    annotate(*call)
     before = statuses(tmp_path / "out")
     truncated = [name for name, (_, reason) in before.items() if reason == "truncated"]
     other = next(
         name for name, (status, reason) in before.items() if status == "quarantined" and reason != "truncated"
     )
     for name in (truncated[0], other, "new.jpg"):  # the first two were mended
-        (folder / name).write_bytes(face)
-    retried = annotate(*call, again=Again("quarantined", "truncated"))
+        (tmp_path / "in" / name).write_bytes(face)
+    retried = annotate(*ended, again=Again("quarantined", "truncated"))
     assert retried.throughput is not None
     assert retried.throughput.pictures == len(truncated)
     assert (retried.images, retried.waiting) == (len(before), 2)
     assert statuses(tmp_path / "out") == before | {truncated[0]: ("annotated", None)}
-    again = annotate(*call, again=Again("quarantined", "truncated"))
+    again = annotate(*ended, again=Again("quarantined", "truncated"))
     assert (again.throughput, again.waiting) == (retried.throughput, 2)
-    whole = annotate(*call)
+    whole = annotate(*ended)
     assert whole.throughput is not None
     assert (whole.throughput.pictures, whole.waiting) == (2, 0)
     assert statuses(tmp_path / "out") == before | dict.fromkeys((truncated[0], other, "new.jpg"), ("annotated", None))
 
 
-def test_what_a_killed_run_left_is_done_beside_what_is_done_again(album: Path, model: Model, tmp_path: Path) -> None:
-    call = (str(album), str(tmp_path), model, SETTINGS, 1)
-    whole = annotate(*call)
-    (tmp_path / "records" / "000000.json").unlink()
-    (tmp_path / SUMMARY).unlink()
-    left = [row["reason"] for row in tables(tmp_path)[0][SETTINGS.images_per_unit :]]
-    again = annotate(*call, again=Again("quarantined", "truncated"))
+def test_what_a_killed_run_left_is_done_beside_what_is_done_again(
+    done: tuple[Path, Summary], ended: Call, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "records" / "000000.json").unlink()
+    (out / SUMMARY).unlink()
+    left = [row["reason"] for row in tables(out)[0][SETTINGS.images_per_unit :]]
+    again = annotate(*ended, again=Again("quarantined", "truncated"))
     assert again.throughput is not None
     assert again.throughput.pictures == SETTINGS.images_per_unit + left.count("truncated")
-    assert timeless(again) == timeless(whole)
+    assert timeless(again) == timeless(done[1])
 
 
 def test_what_a_file_manager_leaves_in_a_run_is_not_of_it(
@@ -458,67 +454,54 @@ def test_a_run_may_write_into_its_own_archive(
     assert rehearse(str(folder), model, SETTINGS, 1, out=str(folder / "b" / "out")).pictures == first.images
 
 
-def test_a_limit_leaves_what_is_known_of_the_whole_archive(album: Path, model: Model, tmp_path: Path) -> None:
-    shutil.copytree(album, tmp_path / "in")
-    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
-    annotate(*call)
+def test_a_limit_leaves_what_is_known_of_the_whole_archive(album: Path, ended: Call, tmp_path: Path) -> None:
     (tmp_path / "in" / "b" / "0.jpg").unlink()
-    whole = annotate(*call)
+    whole = annotate(*ended)
     assert (whole.gone, whole.ignored) == (1, 2)
     before = result(tmp_path / "out")
-    assert annotate(*call, limit=3) == whole
+    assert annotate(*ended, limit=3) == whole
     assert result(tmp_path / "out") == before
     shutil.copy(album / "b" / "1.jpg", tmp_path / "in" / "z.jpg")
-    assert annotate(*call, again=Again("quarantined", "timeout")).waiting == 1
-    assert annotate(*call, limit=3).waiting == 1
-    assert annotate(*call, limit=50).waiting == 0
+    assert annotate(*ended, again=Again("quarantined", "timeout")).waiting == 1
+    assert annotate(*ended, limit=3).waiting == 1
+    assert annotate(*ended, limit=50).waiting == 0
 
 
 def test_what_waits_behind_a_limit_still_does_when_others_are_done_again(
-    album: Path, face: bytes, model: Model, tmp_path: Path
+    done: tuple[Path, Summary], ended: Call, face: bytes, tmp_path: Path
 ) -> None:
-    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
-    folder = shutil.copytree(album, tmp_path / "in")
-    known = annotate(*call).images
-    (folder / "z.jpg").write_bytes(face)
-    assert annotate(*call, again=Again("quarantined", "timeout")).waiting == 1
-    again = annotate(*call, again=Again("quarantined"), limit=known)
+    (tmp_path / "in" / "z.jpg").write_bytes(face)
+    assert annotate(*ended, again=Again("quarantined", "timeout")).waiting == 1
+    again = annotate(*ended, again=Again("quarantined"), limit=done[1].images)
     assert (again.throughput and again.throughput.pictures, again.waiting) == (3, 1)
 
 
-def test_a_limit_of_more_than_there_is_tells_of_the_whole_archive(album: Path, model: Model, tmp_path: Path) -> None:
-    folder = shutil.copytree(album, tmp_path / "in")
-    call = (str(folder), str(tmp_path / "out"), model, SETTINGS, 1)
-    before = annotate(*call)
-    (folder / "b" / "0.jpg").unlink()
-    next(path for path in folder.rglob("*.txt")).unlink()
-    told = annotate(*call, limit=50)
-    assert (told.gone, told.ignored) == (1, before.ignored - 1)
+def test_a_limit_of_more_than_there_is_tells_of_the_whole_archive(
+    done: tuple[Path, Summary], ended: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "in" / "b" / "0.jpg").unlink()
+    next((tmp_path / "in").rglob("*.txt")).unlink()
+    told = annotate(*ended, limit=50)
+    assert (told.gone, told.ignored) == (1, done[1].ignored - 1)
 
 
 def test_a_retry_that_ends_before_its_page_leaves_a_run_that_is_not_finished(
-    album: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: tuple[Path, Summary], ended: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = (str(album), str(tmp_path), model, SETTINGS, 1)
-    before = annotate(*call)
     with monkeypatch.context() as patch:
         patch.setattr(driver, "annotation_page", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            annotate(*call, again=Again("quarantined"))
-    assert not Annotations(Store(str(tmp_path))).finished
-    assert timeless(annotate(*call)) == timeless(before)
+            annotate(*ended, again=Again("quarantined"))
+    assert not Annotations(Store(str(tmp_path / "out"))).finished
+    assert timeless(annotate(*ended)) == timeless(done[1])
 
 
-def test_what_a_killed_writer_left_half_written_goes_with_the_next_run(
-    album: Path, model: Model, tmp_path: Path
-) -> None:
-    call = (str(album), str(tmp_path), model, SETTINGS, 1)
-    annotate(*call)
-    of_another = tmp_path / f"{TEMP_PREFIX}of_another"
+def test_what_a_killed_writer_left_half_written_goes_with_the_next_run(ended: Call, tmp_path: Path) -> None:
+    of_another = tmp_path / "out" / f"{TEMP_PREFIX}of_another"
     of_another.write_bytes(b"beside the folders of the run")
     for folder in ("images", "faces", "records", "plan"):
-        (tmp_path / folder / f"{TEMP_PREFIX}1").write_bytes(b"half")
-    annotate(*call)
+        (tmp_path / "out" / folder / f"{TEMP_PREFIX}1").write_bytes(b"half")
+    annotate(*ended)
     assert list(tmp_path.rglob(f"{TEMP_PREFIX}*")) == [of_another]
 
 
@@ -1001,36 +984,6 @@ def test_a_bucket_that_fails_a_tenth_of_its_requests(
     assert again == summary
 
 
-def test_bombs_are_refused_by_their_header(model: Model, face: bytes, tmp_path: Path) -> None:
-    side = 30_000
-    rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    progressive = io.BytesIO()
-    Image.fromarray(decode(face).rgb).save(progressive, "JPEG", progressive=True)
-    files = {
-        "bomb.png": b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b""),
-        "half.jpg": progressive.getvalue()[: len(progressive.getvalue()) // 2],
-        "jpeg.png": face,
-        "page.jpg": b"<html><body>404</body></html>",
-        "whole.jpg": progressive.getvalue(),
-    }
-    for name, data in files.items():
-        (tmp_path / "in").mkdir(exist_ok=True)
-        (tmp_path / "in" / name).write_bytes(data)
-    annotate(str(tmp_path / "in"), str(tmp_path / "out"), model, AnnotateSettings(), 1)
-    assert statuses(tmp_path / "out") == {
-        "bomb.png": ("quarantined", "too_large"),
-        "half.jpg": ("quarantined", "truncated"),
-        "jpeg.png": ("annotated", None),
-        "page.jpg": ("quarantined", "not_an_image"),
-        "whole.jpg": ("annotated", None),
-    }
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def test_a_rehearsal_tells_and_writes_nothing(
     done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
 ) -> None:
@@ -1046,9 +999,8 @@ def test_a_rehearsal_tells_and_writes_nothing(
     assert tree(tmp_path) == before
 
 
-def test_a_rehearsal_knows_what_is_done(album: Path, face: bytes, model: Model, tmp_path: Path) -> None:
-    folder, out = shutil.copytree(album, tmp_path / "in"), tmp_path / "out"
-    annotate(str(folder), str(out), model, SETTINGS, 1)
+def test_a_rehearsal_knows_what_is_done(ended: Call, face: bytes, model: Model, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
     (folder / "c/half.jpg").write_bytes(face)
     (folder / "d.jpg").write_bytes(face)
     before = tree(out)
@@ -1064,18 +1016,16 @@ def test_a_rehearsal_knows_what_is_done(album: Path, face: bytes, model: Model, 
 
 
 def test_a_rehearsal_counts_what_waits_since_some_were_done_again(
-    album: Path, face: bytes, model: Model, tmp_path: Path
+    ended: Call, face: bytes, model: Model, tmp_path: Path
 ) -> None:
-    call = (str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, 1)
-    folder = shutil.copytree(album, tmp_path / "in")
-    annotate(*call)
+    folder, out = tmp_path / "in", tmp_path / "out"
     for name in ("a/empty.jpg", "c/half.jpg", "d.jpg"):
         (folder / name).write_bytes(face)
-    assert annotate(*call, again=Again("quarantined", "truncated")).waiting == 2
-    before = tree(tmp_path / "out")
-    assert rehearse(str(folder), model, SETTINGS, 1, out=str(tmp_path / "out")).to_do == 2
-    assert tree(tmp_path / "out") == before
-    done = annotate(*call)
+    assert annotate(*ended, again=Again("quarantined", "truncated")).waiting == 2
+    before = tree(out)
+    assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 2
+    assert tree(out) == before
+    done = annotate(*ended)
     assert done.throughput is not None
     assert done.throughput.pictures == 2
-    assert rehearse(str(folder), model, SETTINGS, 1, out=str(tmp_path / "out")).to_do == 0
+    assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 0

@@ -311,6 +311,17 @@ def test_a_dataset_that_cannot_be_remade_is_said_and_the_others_are(
     assert digest not in decoded_rows(place)
 
 
+def test_a_dataset_of_another_version_is_said_to_hold_a_picture_still(
+    dataset: tuple[Store, Manifest], annotated: Path, place: Path
+) -> None:
+    manifest = place / dataset[1].name / MANIFEST
+    said = json.loads(manifest.read_bytes())
+    manifest.write_text(json.dumps(said | {"settings": said["settings"] | {"older": 1}}))
+    reason = r"/manifest.json: field `settings.older`: .* made by another version of msrrn"
+    with pytest.raises(UserError, match=f"{dataset[1].name} still holds a picture: .*{reason}"):
+        forget_in_datasets(str(place), [sha256(annotated / "lfpw/trainset/0.jpg")], 1, quiet)
+
+
 def test_a_damaged_list_is_never_taken_for_an_empty_one(annotated: Path, place: Path) -> None:
     (place / FORGOTTEN).write_bytes(b"{")
     for work in (

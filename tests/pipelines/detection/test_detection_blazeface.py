@@ -21,15 +21,15 @@ from pipelines.detection.blazeface import (
     anchors,
     around,
     decode,
-    letterbox,
     weighted_nms,
     windows,
 )
+from pipelines.detection.letterbox import letterbox
 from pipelines.detection.yunet import to_detections
 
 
 def test_anchors_are_the_centres_of_cells_row_by_row() -> None:
-    centres = anchors(192, 4)
+    centres = anchors()
     assert centres.shape == (2304, 2)
     assert centres[:2].tolist() == [[2 / 192, 2 / 192], [6 / 192, 2 / 192]]
     assert centres[48].tolist() == [2 / 192, 6 / 192]
@@ -40,7 +40,7 @@ def test_offsets_are_decoded_from_the_anchor_in_pixels_of_the_square() -> None:
     raw = np.zeros((2, 16), np.float32)
     raw[0, :4] = 19.2, -9.6, 38.4, 96.0
     raw[1, :4] = 0, 0, 1e-3, 1e-3
-    boxes, scores = decode(raw, np.array([0.0, -1e9], np.float32), np.array([[0.5, 0.5], [0.1, 0.9]]), 192)
+    boxes, scores = decode(raw, np.array([0.0, -1e9], np.float32), np.array([[0.5, 0.5], [0.1, 0.9]]))
     assert boxes[0] == pytest.approx([0.5, 0.2, 0.7, 0.7])
     assert boxes[1] == pytest.approx([0.1, 0.9, 0.1, 0.9], abs=1e-5)
     assert scores == pytest.approx([0.5, 0.0])

@@ -20,8 +20,9 @@ from pipelines.decoding import decode
 from pipelines.errors import NothingYetError, UserError
 from pipelines.models import Model
 from pipelines.monitoring import drift
-from pipelines.monitoring.drift import OUTCOMES, DriftReport, compare, sittings
+from pipelines.monitoring.drift import OUTCOMES, DriftReport, compare
 from pipelines.monitoring.page import PAGE, REPORT, drift_page, write_drift
+from pipelines.monitoring.sittings import sittings
 from pipelines.settings import AnnotateSettings, DriftSettings
 from pipelines.storage import Store
 from tests.factories import picture

@@ -12,6 +12,8 @@ import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from msrrn.artifact import Card, load, save
 from msrrn.config import ModelConfig
@@ -102,6 +104,31 @@ def test_metrics_are_logged_once(run: RunRecord) -> None:
         tracking.log_metrics(run, {"nrmse_ip": 0.05, "undefined": math.nan})
     assert values(run, "nrmse_ip") == [(0, 0.05)]
     assert len(values(run, "undefined")) == 1
+
+
+def test_every_subset_has_figures_of_its_own_whatever_it_is_called(mlflow_store: Path) -> None:
+    plain = ["all", "helen", "größe/klein 1.0-x_y"]
+    odd = ["a+b", "a=b", "a_b", "c?", "d//e", "d/./e", "d/../e", "x" * 300, "x" * 301, "\n", "'"]
+    called = tracking.metric_names([*plain, *odd])
+    assert [called[name] for name in plain] == plain
+    assert called["c?"] == "c_"
+    assert len(set(called.values())) == len(plain) + len(odd)
+    run = tracking.open_run("subsets", "odd", {}, {})
+    tracking.log_metrics(run, {f"eval.{name}.nrmse_ip_detected": 0.5 for name in called.values()})
+    assert len(tracking.client().get_run(run.run_id).data.metrics) == len(called)
+
+
+@given(st.lists(st.text("aä/.\n") | st.text(), max_size=8, unique=True), st.sampled_from([0, 198, 199]))
+@settings(max_examples=25, deadline=None)
+@example(["https://host/set/", "web/.", "web/..", "/web", "../web", "..", ".", ""], 0)
+@example(["/y"], 199)
+def test_any_text_has_a_name_that_mlflow_takes(mlflow_store: Path, texts: list[str], before: int) -> None:
+    called = tracking.metric_names("x" * before + text for text in texts)
+    run = tracking.open_run("subsets", "any", {}, {})
+    metrics = dict.fromkeys(called.values(), 0.5) | {f"eval.{name}.auc": 0.5 for name in called.values()}
+    assert len(metrics) == 2 * len(texts)
+    tracking.log_metrics(run, metrics)
+    assert metrics.keys() <= tracking.client().get_run(run.run_id).data.metrics.keys()
 
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", ""])
