@@ -139,6 +139,8 @@ def test_what_awaits_approval_is_left_to_people() -> None:
         assert found.what.startswith("awaits approval since 20")
         assert "--approve" in found.done
     assert aliases("held") == {}
+    tracking.client().set_registered_model_alias("held", "champion", "1")  # a person did not wait for the flow
+    assert mended("held") == []
 
 
 def test_runs_of_decisions_that_died_are_ended() -> None:
