@@ -53,6 +53,26 @@ def test_a_line_is_written_once(ledger: Ledger) -> None:
         ledger.mlflow.log_param(ledger.run_id, "turn-000001", other.model_dump_json())
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_a_write_of_which_no_answer_came_counts_where_it_was_made(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    write = ledger.mlflow.log_param
+
+    def unheard(*arguments: str) -> None:
+        if written:
+            write(*arguments)
+        raise MlflowException("no answer")
+
+    monkeypatch.setattr(ledger.mlflow, "log_param", unheard)
+    if written:
+        assert ledger.take(1, turn(1))
+    else:
+        with pytest.raises(MlflowException, match="no answer"):
+            ledger.take(1, turn(1))
+    assert len(ledger.lines()) == written
+
+
 def test_a_turn_has_one_heir_at_a_time(ledger: Ledger) -> None:
     ledger.take(1, turn(1))
     (left,) = ledger.lines()
