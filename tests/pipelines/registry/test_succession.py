@@ -109,6 +109,7 @@ def test_champions_follow_each_other_and_come_back(name: str) -> None:
     assert before.tags["msrrn.decision"] == "rolled back to version 1"
     assert (before.tags["msrrn.reason"], before.tags["msrrn.who"]) == ("worse on beards", "ann")
     assert now.tags["msrrn.decision"] == "champion again after version 3"
+    assert (now.tags["msrrn.reason"], now.tags["msrrn.who"]) == ("worse on beards", "ann")
 
     lines = log(name)
     assert [(line.number, line.turn.what, line.turn.version, line.end) for line in lines] == [
@@ -141,6 +142,9 @@ def test_after_a_champion_by_hand_it_goes_back_to_the_one_before(name: str) -> N
     tracking.client().set_registered_model_alias(name, "champion", "3")
     rollback(name, "misses profiles", "ann")
     assert aliases(name) == {"champion": 2, "previous": 3}
+    tracking.client().set_registered_model_alias(name, "champion", "1")
+    rollback(name, "misses profiles, too", "ann")  # version 2 is so again, and version 3 was rolled back
+    assert aliases(name) == {"champion": 2, "previous": 1}
 
 
 def test_a_previous_that_a_person_gave_is_the_one_to_go_back_to(name: str) -> None:
@@ -206,10 +210,12 @@ def test_the_log_of_a_model_that_was_deleted_can_be_read(name: str) -> None:
 
 
 def test_a_decision_against_another_champion_does_not_count(name: str) -> None:
-    promote_two(name)
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "undecided", 3, 1, "too close", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
     with pytest.raises(OvertakenError, match="version 2 became champion while version 3 was judged"):
         settle(name, "promoted", 3, 1, "better", "me")
-    assert aliases(name) == {"champion": 2, "previous": 1}
+    assert aliases(name) == {"champion": 2, "previous": 1, "challenger": 3}
 
 
 def test_what_was_rolled_back_meanwhile_does_not_return(name: str) -> None:
@@ -378,6 +384,9 @@ def test_a_promotion_that_an_heir_carried_out_is_done_for_who_tries_again(name: 
     with pytest.raises(OvertakenError):
         settle(name, "promoted", 2, 1, "better", "me", run="another")
     assert len(log(name)) == 2
+    settle(name, "promoted", 3, 2, "better still", "me")
+    with pytest.raises(OvertakenError, match="version 3 became champion"):
+        settle(name, "promoted", 2, 1, "better", "me", run="this decision")
 
 
 def test_a_decision_about_a_model_that_was_deleted_is_none_about_its_namesake(name: str) -> None:
