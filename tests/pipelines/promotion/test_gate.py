@@ -29,7 +29,7 @@ from pipelines.promotion.gate import (
     pass_gate,
 )
 from pipelines.promotion.page import CHANGED, DECISION, FACES, FIGURES, PAGE, SCATTER
-from pipelines.registry import tracking
+from pipelines.registry import tracking, turns
 from pipelines.registry.succession import log, rollback, settle
 from pipelines.registry.tracking import client
 from pipelines.registry.versions import champion, models, version_of
@@ -114,6 +114,8 @@ def test_a_worse_model_meets_the_champion_and_is_kept_out(
     assert run.info.status == "FINISHED"
     assert run.data.tags["msrrn.verdict"] == "kept"
     assert run.data.params["least_faces"] == "2"
+    assert json.loads(run.data.tags["msrrn.eval_sources"]) == sources
+    assert run.data.metrics["NRMSE _IP_"] == pytest.approx(decision.rows[0].change)
     assert run_files(judgement.run) == {DECISION, FIGURES, FACES, SCATTER, CHANGED, PAGE}
     assert Decision.model_validate_json(read(judgement.run, DECISION, tmp_path)) == judgement.decision
     rows = list(csv.DictReader(io.StringIO(read(judgement.run, FACES, tmp_path).decode())))
@@ -192,6 +194,25 @@ def test_what_two_judge_at_once_is_one_decision(artifacts: dict[str, str], sourc
     assert len(log("at-once")) == 2
     pass_gate(replace(worse, again=True))
     assert [line.turn.what for line in log("at-once")] == ["promoted", "kept", "kept"]
+
+
+def test_a_promotion_that_died_is_done_for_who_judges_the_same_before_it_is_finished(
+    artifacts: dict[str, str], sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pass_gate(challenge(artifacts["bad"], sources, "died"))
+    better = challenge(artifacts["good"], sources, "died")
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "_apply", dies)
+        with pytest.raises(KeyboardInterrupt):
+            pass_gate(better)
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
+    decision, _ = pass_gate(better)
+    assert decision.promote
+    assert [(line.turn.what, line.turn.version) for line in log("died")] == [("promoted", 1), ("promoted", 2)]
 
 
 def test_a_model_that_was_rolled_back_does_not_return_by_itself(
@@ -433,10 +454,14 @@ def test_the_first_model_meets_the_model_in_the_box_where_that_saw_none_of_the_p
     first = replace(given, model=Model(given.model.files, card))
     assert "the model in the box" in judge(first).decision.reason
     assert shares == [0.3]  # with a smaller one there might be no photo
-    monkeypatch.setattr(Model, "saw", lambda model, sha256: bool(model.photos))
-    known = replace(first, settings=LENIENT.model_copy(update={"seed": 1}))  # or it was judged before
-    assert judge(known).decision.reason.endswith("there is no champion.")
-    assert shares == [0.3]
+    one = given.evaluation.faces[0].photo_sha256
+    for photos, told in (({one}, True), ({face.photo_sha256 for face in given.evaluation.faces}, False)):
+        monkeypatch.setattr(
+            Model, "saw", lambda model, sha256, photos=photos: bool(model.photos) and sha256 in photos
+        )
+        known = replace(first, settings=LENIENT.model_copy(update={"seed": len(photos)}))  # or it was judged before
+        assert ("the model in the box" in judge(known).decision.reason) == told
+    assert shares == [0.3] * 3  # where the box knows one, the challenger is asked about the others, too
 
 
 def test_a_version_of_another_model_is_refused(sources: list[str]) -> None:
