@@ -177,7 +177,9 @@ def test_dashboards_see_who_is_champion(tmp_path: Path, monkeypatch: pytest.Monk
     mended("shown")
     assert 'msrrn_champion_version{model="shown"} 2.0' in (tmp_path / "msrrn.prom").read_text()
     assert shown() == {"msrrn_champion_version", "msrrn_last_promotion_timestamp_seconds"}
-    tracking.client().delete_model_version("shown", "2")
+    rollback("shown", "misses profiles", "me")
+    assert 'msrrn_champion_version{model="shown"} 1.0' in (tmp_path / "msrrn.prom").read_text()
+    tracking.client().delete_model_version("shown", "1")
     mended("shown")
     assert shown() == {"msrrn_last_promotion_timestamp_seconds"}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from pipelines.errors import UserError
 from pipelines.registry import succession, tracking, turns
@@ -181,6 +181,19 @@ def test_of_a_champion_that_was_lost_no_way_leads_back_to_what_was_rolled_back(n
         rollback(name, "misses them still", "ann")
 
 
+def test_a_champion_was_lost_only_where_there_was_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "_apply", killed)
+        with pytest.raises(KeyboardInterrupt):
+            settle(name, "promoted", 1, None, "first", "me")
+    assert succession.lost_champion(name) is None
+    tracking.client().set_registered_model_alias(name, "previous", "2")  # who had a champion before msrrn did this
+    assert "no champion any more (there was one)" in (succession.lost_champion(name) or "")
+
+
 def test_of_one_version_under_both_aliases_there_is_no_way_back(name: str) -> None:
     promote_two(name)
     tracking.client().set_registered_model_alias(name, "champion", "1")
@@ -349,13 +362,16 @@ def test_whoever_comes_next_finishes_what_a_dead_process_began(name: str, monkey
 
 def test_what_a_person_moved_by_hand_stays(name: str) -> None:
     promote_two(name)
-    crashed(name, 3, 2, crash=1)
+    crashed(name, 3, 2, crash=1, run="this decision")
     tracking.client().set_registered_model_alias(name, "champion", "1")
     line = finish_turn(name, patience=0)
     assert line is not None
     assert line.end == "given up: champion was moved by hand, to version 1"
-    assert aliases(name) == {"champion": 1, "previous": 2}
     assert tags(name, 3)["msrrn.decision"] == "given up"
+    assert tags(name, 3)["msrrn.reason"] == "champion was moved by hand, to version 1"
+    with pytest.raises(OvertakenError):
+        settle(name, "promoted", 3, 2, "better", "me", run="this decision")
+    assert aliases(name) == {"champion": 1, "previous": 2}
 
 
 @pytest.mark.parametrize("moved", [{"champion": 2, "previous": 3}, {"champion": 2}, {}])
@@ -417,15 +433,19 @@ def test_what_a_person_put_back_stays_where_it_can_be_told(name: str, monkeypatc
     assert aliases(name) == {"champion": 2, "previous": 2}
 
 
-def test_a_promotion_of_what_was_deleted_is_undone(name: str) -> None:
+@pytest.mark.parametrize(
+    ("deleted", "left"), [(["3"], {"champion": 2, "previous": 1}), (["3", "1"], {"champion": 2})]
+)
+def test_a_promotion_of_what_was_deleted_is_undone(name: str, deleted: list[str], left: dict[str, int]) -> None:
     promote_two(name)
     crashed(name, 3, 2, crash=1)
-    tracking.client().delete_model_version(name, "3")
+    for version in deleted:
+        tracking.client().delete_model_version(name, version)
     line = finish_turn(name, patience=0)
     assert line is not None
     assert line.end == "given up: version 3 is gone"
-    assert aliases(name) == {"champion": 2, "previous": 1}
-    settle(name, "kept", 1, 2, "worse", "me")
+    assert aliases(name) == left
+    settle(name, "kept", 2, 2, "itself", "me")
 
 
 def test_a_process_that_was_frozen_lets_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,6 +475,15 @@ def test_a_server_in_trouble_is_asked_again_while_there_is_time(name: str, monke
     assert aliases(name) == {"champion": 2, "previous": 1}
     assert set(retries) == {"0"}  # MLflow's own repetitions would come when others are at it
     assert os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES") == told
+
+    def refuses(self: MlflowClient, *arguments: str) -> None:
+        retries.append(None)
+        raise MlflowException("no such alias", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", refuses)
+    with pytest.raises(UserError, match="no such alias"):
+        settle(name, "kept", 3, 2, "worse", "me")
+    assert retries.count(None) == 1
 
 
 def test_a_process_that_was_frozen_between_tags_lets_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,6 +535,7 @@ def test_of_heirs_that_come_together_one_finishes(name: str, monkeypatch: pytest
 def test_what_awaits_approval_says_so(name: str) -> None:
     succession.await_approval(name, 1, "better")
     assert tags(name, 1)["msrrn.decision"] == "awaits approval"
+    assert tags(name, 1)["msrrn.reason"] == "better"
     assert aliases(name) == {}
     assert log(name) == []
 
