@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.results import Evaluation
 from pipelines.models import PHOTO_DIGITS, Model
 from pipelines.promotion import challenge as station
-from pipelines.promotion import comparison
+from pipelines.promotion import comparison, gate
 from pipelines.promotion.challenge import Challenge, challenge_of
 from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import (
@@ -149,6 +150,8 @@ def test_what_is_undecided_changes_nothing_but_tags_and_the_challenger(
     assert (new.aliases, old.aliases) == (("challenger",), ("champion",))
     assert new.tags["msrrn.decision"] == "undecided"
     assert "500" in new.tags["msrrn.reason"]
+    decision, judgement = pass_gate(challenge(artifacts["good"], sources, "few", strict))
+    assert (decision.verdict, judgement.run) == ("undecided", "")
 
 
 def test_what_was_decided_is_not_decided_again(
@@ -333,7 +336,7 @@ def test_nobody_is_asked_about_what_is_not_promoted(artifacts: dict[str, str], s
 
 
 def test_a_version_knows_where_it_can_be_judged(artifacts: dict[str, str], annotated: Path) -> None:
-    made = challenge_of(artifacts["good"], [str(annotated)], "val", "where", 1, LENIENT)
+    made = challenge_of(artifacts["good"], [os.path.relpath(annotated)], None, "where", 1, LENIENT)
     assert json.loads(made.version.tags["msrrn.eval_sources"]) == [str(annotated.absolute())]
     assert made.version.tags["msrrn.eval_selection"] == "val"
     for tag, edited in (("eval_sources", "photos"), ("eval_selection", "some"), ("eval_sources", "[]")):
@@ -433,9 +436,14 @@ def test_the_smaller_share_holds_out_what_neither_was_trained_on(
         shares.append((model.card == wider, val_share))
         return given.evaluation
 
+    timed: list[bool] = []
     monkeypatch.setattr(station, "evaluate", seen)
+    monkeypatch.setattr(
+        gate, "pace_row", lambda new, old, *_: timed.extend(each.card == wider for each in (new, old))
+    )
     judge(Challenge(**{**vars(given), "model": Model(given.model.files, wider)}))
     assert shares == [(True, 0.1), (False, 0.1)]
+    assert timed == [True, False]  # the challenger first
 
 
 def test_the_first_model_meets_the_model_in_the_box_where_that_saw_none_of_the_photos(
