@@ -374,6 +374,25 @@ def test_what_a_person_moved_by_hand_stays(name: str) -> None:
     assert aliases(name) == {"champion": 1, "previous": 2}
 
 
+def test_a_champion_that_a_person_deleted_meanwhile_is_said_to_be_none(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote_two(name)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "_apply", killed)
+        with pytest.raises(KeyboardInterrupt):
+            settle(name, "promoted", 3, 2, "better", "me")
+    tracking.client().delete_model_version(name, "2")
+    line = finish_turn(name, patience=0)
+    assert line is not None
+    assert line.end == "given up: champion was moved by hand, to no version"
+    assert aliases(name) == {"previous": 1}
+
+
 @pytest.mark.parametrize("moved", [{"champion": 2, "previous": 3}, {"champion": 2}, {}])
 def test_what_a_person_says_was_rolled_back_is_not_promoted(name: str, moved: dict[str, int]) -> None:
     """As the runbook says for who has MLflow's UI alone, or a part of that."""
