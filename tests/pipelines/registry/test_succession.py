@@ -134,6 +134,7 @@ def test_there_must_be_something_to_move(name: str) -> None:
         settle(name, "promoted", 9, 1, "better", "me")
     with pytest.raises(UserError, match="No model 'none'"):
         settle("none", "kept", 1, None, "worse", "me")
+    assert find_ledger(tracking.client(), "none") is None
     assert [line.turn.version for line in log(name)] == [1]
 
 
@@ -302,6 +303,22 @@ def test_a_rollback_that_an_heir_finished_is_not_undone_by_calling_it_again(name
     tracking.client().set_registered_model_alias(name, "champion", "2")  # a person tries it once more
     tracking.client().set_registered_model_alias(name, "previous", "1")
     assert rollback(name, "misses profiles", "me")[0].version == 1
+
+
+def test_a_rollback_that_was_given_up_can_be_called_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote_two(name)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "_apply", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rollback(name, "misses profiles", "ann")
+    tracking.client().set_registered_model_alias(name, "champion", "3")
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
+    rollback(name, "misses them, too", "ann")
+    assert aliases(name) == {"champion": 1, "previous": 3}
 
 
 def test_of_a_rollback_that_an_heir_finished_the_bad_version_may_be_gone_since(name: str) -> None:
