@@ -280,6 +280,25 @@ def test_a_rollback_that_died_between_two_aliases_is_finished(name: str) -> None
     assert tags(name, 2)["msrrn.who"] == "ann"
 
 
+def test_a_rollback_that_died_between_two_tags_is_finished(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote_two(name)
+    write = MlflowClient.set_model_version_tag
+
+    def dies(self: MlflowClient, model: str, version: str, key: str, value: str) -> None:
+        if version == "1":
+            raise KeyboardInterrupt
+        write(self, model, version, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_model_version_tag", dies)
+        with pytest.raises(KeyboardInterrupt):
+            rollback(name, "misses profiles", "ann")
+    line = finish_turn(name, patience=0)
+    assert line is not None
+    assert line.done
+    assert tags(name, 1)["msrrn.decision"] == "champion again after version 2"
+
+
 @pytest.mark.parametrize("crash", [0, 1])
 def test_a_rollback_that_is_called_again_is_done_once(name: str, crash: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
