@@ -531,14 +531,22 @@ def test_a_server_in_trouble_is_asked_again_while_there_is_time(name: str, monke
     assert set(retries) == {"0"}  # MLflow's own repetitions would come when others are at it
     assert os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES") == told
 
-    def refuses(self: MlflowClient, *arguments: str) -> None:
-        retries.append(None)
-        raise MlflowException("no such alias", error_code=INVALID_PARAMETER_VALUE)
 
-    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", refuses)
-    with pytest.raises(UserError, match="no such alias"):
-        settle(name, "kept", 3, 2, "worse", "me")
-    assert retries.count(None) == 1
+@pytest.mark.parametrize("request_of", ["set_registered_model_alias", "set_model_version_tag"])
+def test_what_a_server_refuses_is_asked_once_and_not_overlooked(
+    name: str, monkeypatch: pytest.MonkeyPatch, request_of: str
+) -> None:
+    asked: list[str] = []
+
+    def refuses(self: MlflowClient, *arguments: str) -> None:
+        asked.append(request_of)
+        raise MlflowException("no such thing", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(MlflowClient, request_of, refuses)
+    with pytest.raises(UserError, match="no such thing"):
+        settle(name, "promoted", 1, None, "first", "me")
+    assert len(asked) == 1
+    assert [line.end for line in log(name)] == [None]
 
 
 def test_a_process_that_was_frozen_between_tags_lets_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
