@@ -285,7 +285,8 @@ def test_a_person_has_the_last_word(
     def ask(judgement: Judgement) -> Approval:
         assert version_of(name, 2).tags["msrrn.decision"] == "awaits approval"
         assert version_of(name, 2).aliases == ()
-        return Approval(approve=approve, note="looked at the faces", who="ann")
+        said = Approval(note="looked at the faces", who="ann")  # a form that was left as it is approves nothing
+        return said.model_copy(update={"approve": True}) if approve else said
 
     decision, _ = pass_gate(challenge(artifacts["good"], sources, name), ask)
     assert decision.verdict == verdict
@@ -332,7 +333,9 @@ def test_nobody_is_asked_about_what_is_not_promoted(artifacts: dict[str, str], s
     def ask(judgement: Judgement) -> Approval:
         raise AssertionError("asked")
 
-    assert pass_gate(challenge(artifacts["bad"], sources, "unasked"), ask)[0].verdict == "kept"
+    decision, judgement = pass_gate(challenge(artifacts["bad"], sources, "unasked"), ask)
+    assert decision.verdict == "kept"
+    assert carry_out(judgement, Approval(approve=True)) == decision
 
 
 def test_a_version_knows_where_it_can_be_judged(artifacts: dict[str, str], annotated: Path) -> None:
