@@ -125,7 +125,7 @@ def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Findi
 def _dead_runs(name: str, minutes: float) -> list[Finding]:
     with connected() as mlflow:
         experiment = mlflow.get_experiment_by_name(experiment_of(name))
-        if experiment is None or experiment.lifecycle_stage != "active":
+        if experiment is None:
             return []
         runs = mlflow.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
         dead = [run for run in runs if _age(int(run.data.tags.get(OPENED_TAG, run.info.start_time))) >= minutes]
