@@ -122,6 +122,17 @@ def test_a_confidence_that_tells_less_breaks_a_floor() -> None:
     assert rows["rank correlation of expected and true error"].holds
 
 
+@pytest.mark.parametrize(("faces", "noise", "holds"), [(40, 0.15, True), (300, 0.25, False)])
+def test_a_confidence_tells_too_little_where_it_surely_does(faces: int, noise: float, holds: bool) -> None:
+    true = errors_of(faces, 0.05)
+    expected = true * np.exp(np.random.default_rng(4).normal(0, noise, faces))
+    pair = pair_of(true, true, expected=expected.tolist())._replace(champion=pair_of(true, true).champion)
+    row = {row.what: row for row in floor_rows(pair, GATE)}["rank correlation of expected and true error"]
+    assert row.change < row.limit == -0.1
+    assert row.low < row.limit
+    assert row.holds == (row.high > row.limit) == holds
+
+
 def test_an_expectation_that_is_off_breaks_a_floor_unless_the_champions_is_off_more() -> None:
     true = errors_of(100, 0.05)
     fair = pair_of(true, true)
@@ -163,6 +174,7 @@ def test_as_many_faces_as_are_needed_decide() -> None:
     steady = few.model_copy(update={"change": -0.0005, "low": -0.0015, "high": 0.0005})
     needed = faces_needed(steady)
     assert needed == 240
+    assert faces_needed(few.model_copy(update={"change": 0.0005, "low": -0.0005, "high": 0.0025})) == 240
     decided = [row(2 * needed).high < 0 for _ in range(20)]
     assert sum(decided) >= 15
     assert faces_needed(few.model_copy(update={"change": few.limit})) is None

@@ -16,7 +16,7 @@ from msrrn.provenance import DatasetSettings, Training
 from pipelines.errors import UsageError, UserError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.results import Evaluation
-from pipelines.models import PHOTO_DIGITS, Model
+from pipelines.models import ONNX_FILE, PHOTO_DIGITS, Model, read_model
 from pipelines.promotion import challenge as station
 from pipelines.promotion import comparison, gate
 from pipelines.promotion.challenge import Challenge, challenge_of
@@ -473,6 +473,15 @@ def test_the_first_model_meets_the_model_in_the_box_where_that_saw_none_of_the_p
         known = replace(first, settings=LENIENT.model_copy(update={"seed": len(photos)}))  # or it was judged before
         assert ("the model in the box" in judge(known).decision.reason) == told
     assert shares == [0.3] * 3  # where the box knows one, the challenger is asked about the others, too
+
+
+def test_an_export_is_no_challenger(
+    artifacts: dict[str, str], sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = read_model(Path(artifacts["good"])).card
+    monkeypatch.setattr(station, "open_model", lambda _: Model(((ONNX_FILE, b"a graph"),), card))
+    with pytest.raises(UserError, match=r"face\.onnx is an export: promote the artifact that it was made from"):
+        challenge_of("face.onnx", sources, "all", "exported", 1, LENIENT)
 
 
 def test_a_version_of_another_model_is_refused(sources: list[str]) -> None:
