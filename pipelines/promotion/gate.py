@@ -170,7 +170,7 @@ def pass_gate(
         judgement = judge(challenge)
         approval = None
         try:
-            if ask and judgement.run and judgement.decision.promote:
+            if ask and judgement.decision.promote:
                 await_approval(challenge.version.name, challenge.version.version, judgement.decision.reason)
                 approval = ask(judgement)
             return carry_out(judgement, approval), judgement

@@ -102,11 +102,13 @@ def _of_place(place: str, patience: float) -> Iterator[Finding]:
 def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Finding]:
     where = version.uri
     promote = f"msrrn promote --name {version.name} --model {where}"
+    if CHAMPION in version.aliases:
+        return []  # a person may have made it so while it awaited approval, or before it was judged
     if version.tags.get(DECISION_TAG) == AWAITING:
         what = f"awaits approval since {version.tags.get('msrrn.when', '?')}"
         remedy = f"nothing: resume the paused flow run, or call {promote} --approve"
         return [Finding(where=where, what=what, done=remedy)]
-    if DECISION_TAG in version.tags or CHAMPION in version.aliases or _age(version.created_ms) < minutes:
+    if DECISION_TAG in version.tags or _age(version.created_ms) < minutes:
         return []
     if DIGEST_TAG not in version.tags:
         return []  # somebody else's: no gate takes it
@@ -123,7 +125,7 @@ def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Findi
 def _dead_runs(name: str, minutes: float) -> list[Finding]:
     with connected() as mlflow:
         experiment = mlflow.get_experiment_by_name(experiment_of(name))
-        if experiment is None or experiment.lifecycle_stage != "active":
+        if experiment is None:
             return []
         runs = mlflow.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
         dead = [run for run in runs if _age(int(run.data.tags.get(OPENED_TAG, run.info.start_time))) >= minutes]

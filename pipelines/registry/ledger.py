@@ -197,8 +197,7 @@ def plain(text: str, most: int) -> str:
 
     In JSON a control character has the length of six others, and half of a character cannot be written at all.
     """
-    whole = text.encode("utf-8", "replace").decode()
-    return "".join(each if each.isprintable() else " " for each in whole)[:most]
+    return "".join(each if each.isprintable() else " " for each in text)[:most]
 
 
 def experiment_of(name: str) -> str:

@@ -134,7 +134,7 @@ def rollback(
         ledger = open_ledger(mlflow, name)
         # First the ledger, then the alias: whoever moves it in between writes a line that is not known here.
         known = ledger.lines()
-        if known and known[-1].end != DONE and known[-1].turn.what == "rolled back":
+        if known and known[-1].end != DONE:
             known.pop()
         bad = aliases_of(mlflow, name).get(CHAMPION)
 

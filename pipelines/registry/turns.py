@@ -104,7 +104,8 @@ def _finish(ledger: Ledger, name: str, turn: Turn, until: float) -> str:
     if turn.what != "rolled back" and turn.version in versions and was_rolled_back(versions[turn.version]):
         return f"{GIVEN_UP}: version {turn.version} was rolled back by hand"  # which its tags say already
     if move := _moved_by_hand(turn.moves, current):
-        why = f"{move.alias} was moved by hand, to version {current.get(move.alias)}"
+        where = f"version {current[move.alias]}" if move.alias in current else "no version"
+        why = f"{move.alias} was moved by hand, to {where}"
         return _give_up(ledger.mlflow, name, turn, why, until)
     gone = sorted({move.after for move in turn.moves if move.after} - versions.keys())
     if gone:

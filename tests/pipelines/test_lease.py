@@ -154,6 +154,22 @@ def test_the_dead_of_another_machine_are_given_up_by_ones_own_clock(tmp_path: Pa
     assert notes
 
 
+def test_who_beats_is_waited_for_beyond_all_patience(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    beats = iter(range(50))
+
+    def beat(note: str) -> None:
+        try:
+            record = {"token": "x", "host": "elsewhere", "pid": 1, "started": 1.0, "beat": next(beats)}
+        except StopIteration:
+            raise WaitedError from None
+        store.publish(KEY, json.dumps(record).encode())
+
+    store.publish(KEY, b"{}")
+    with pytest.raises(WaitedError), hold(store, KEY, beat, beat=0.01, patience=0.1):
+        pass
+
+
 @pytest.mark.parametrize("junk", [b"", b"{}", b"\xff\x00", b'{"token": 1}'])
 def test_junk_in_its_place_is_waited_for_and_replaced(tmp_path: Path, junk: bytes) -> None:
     store = Store(str(tmp_path))

@@ -17,6 +17,7 @@ from msrrn.geometry import Box
 from msrrn.openvino import OpenVinoPredictor
 from msrrn.provenance import InitialWeights
 from msrrn.synthetic import SyntheticPhoto
+from pipelines import models
 from pipelines.decoding import decode
 from pipelines.errors import UserError
 from pipelines.models import GENERATIONS, PHOTO_DIGITS, Model, export_model, initial_weights, read_model
@@ -112,6 +113,25 @@ def test_openvino_gives_the_same_from_an_artifact_and_from_an_export(artifact: P
     halves = half.in_engine("openvino").predictor.predict(CROPS).stages
     rounded = np.abs(half.predictor.predict(CROPS).stages - expected).max()
     assert 0 < np.abs(halves - expected).max() < 3 * rounded
+
+
+def test_what_openvino_runs_is_kept_for_this_model_precision_and_code(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+
+    def to_onnx(*_: object) -> bytes:
+        made.append(str(len(made)).encode())
+        return made[-1]
+
+    monkeypatch.setattr(models, "to_onnx", to_onnx)
+    monkeypatch.setenv("MSRRN_CACHE", str(tmp_path / "cache"))
+    model = read_model(artifact)
+    other = tiny_model(tmp_path / "other", MEAN, seed=1)
+    asked = (model, model.in_precision("bfloat16"), other, model)
+    assert [each.in_engine("openvino").graph for each in asked] == [b"0", b"1", b"2", b"0"]
+    monkeypatch.setattr("msrrn.__file__", str(tmp_path / "__init__.py"))  # another version of the package
+    assert model.in_engine("openvino").graph == b"3"
 
 
 def test_a_worker_that_asks_openvino_loads_no_torch(artifact: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pipelines.dataset.faces import MEASURES as OF_DATASETS
 from pipelines.dataset.manifest import MANIFEST, Manifest
 from pipelines.decoding import decode
 from pipelines.errors import NothingYetError, UserError
+from pipelines.forgotten import Forgotten, write_forgotten
 from pipelines.models import Model
 from pipelines.monitoring import drift
 from pipelines.monitoring.drift import OUTCOMES, DriftReport, compare
@@ -151,7 +152,7 @@ def test_only_recent_runs_are_looked_at(place: Path, tmp_path: Path) -> None:
 
 def test_runs_of_another_model_or_settings_are_set_aside(place: Path, tmp_path: Path) -> None:
     names: dict[str, dict[str, Any]] = {
-        "old": {"model_sha256": "old"},
+        "old": {"model_sha256": "old", "detector": "cnn", "max_faces": 1, "min_score": 0.9, "any_rotation": True},
         "other": {"min_face": 0.3},
         "new": {},
         "newest": {},
@@ -164,7 +165,8 @@ def test_runs_of_another_model_or_settings_are_set_aside(place: Path, tmp_path: 
     assert [run.url for run in report.runs] == [str(tmp_path / "newest")]
     assert any(note.startswith("2 runs of another model") for note in report.notes)
     report = compare([str(tmp_path / "newest")], DEFAULT, str(place / "dataset"), str(tmp_path / "old"))
-    assert report.notes == ["The reference run has another model_sha256: nothing is compared with it."]
+    differing = "model_sha256, detector, max_faces, min_score, any_rotation"
+    assert report.notes == [f"The reference run has another {differing}: nothing is compared with it."]
     assert report.named("unknown") == ["relative_size", "confidence", "faces_per_picture", OUTCOMES]
 
 
@@ -243,7 +245,9 @@ def test_places_without_a_run_or_dataset_are_said(
         compare([str(place / "few")], DEFAULT, str(tmp_path / "datasets"))
 
 
-def test_in_a_place_of_datasets_that_of_the_champion_is_taken(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_place_of_datasets_that_of_the_champion_is_taken(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Champion:
         label = "msrrn 7"
 
@@ -255,6 +259,14 @@ def test_in_a_place_of_datasets_that_of_the_champion_is_taken(place: Path, monke
     assert drift.training_dataset(str(place)).url == str(place / "dataset")
     with pytest.raises(UserError, match=r"none named dataset, on which the champion \(msrrn 7\) was trained"):
         drift.training_dataset(str(place / "runs"))
+    shutil.copytree(place / "dataset", tmp_path / "without-a-person")
+    for now in ("without-a-person", None):
+        write_forgotten(Store(str(tmp_path)), Forgotten(renamed={"dataset": now}))
+        if now:
+            assert drift.training_dataset(str(tmp_path)).url == str(tmp_path / now)
+        else:
+            with pytest.raises(UserError, match="none named dataset"):
+                drift.training_dataset(str(tmp_path))
 
 
 def test_a_dataset_without_its_features_is_surveyed(dataset: tuple[Store, Manifest], tmp_path: Path) -> None:

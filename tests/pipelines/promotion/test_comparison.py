@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.promotion.comparison import Row, error_row, faces_needed, floor_rows, paired
+from pipelines.models import Model
+from pipelines.promotion import comparison
+from pipelines.promotion.comparison import Row, error_row, faces_needed, floor_rows, pace_row, paired
 from pipelines.settings import GateSettings
 from tests.pipelines.judged import errors_of, judged, judged_face, pair_of
 
@@ -43,7 +45,15 @@ def test_faces_of_a_photo_count_as_one_witness() -> None:
 def test_the_same_seed_gives_the_same_interval() -> None:
     pair = pair_of(errors_of(40, 0.05, 1), errors_of(40, 0.05, 2))
     assert error_row(pair, GATE) == error_row(pair, GATE)
-    assert error_row(pair, GATE) != error_row(pair, GATE.model_copy(update={"seed": 1}))
+    for other in ({"seed": 1}, {"resamples": 499}):
+        assert error_row(pair, GATE) != error_row(pair, GATE.model_copy(update=other))
+
+
+def test_an_interval_is_as_wide_as_the_confidence_that_is_asked_for() -> None:
+    pair = pair_of(errors_of(100, 0.05, 1), errors_of(100, 0.05, 2))
+    rows = [error_row(pair, GATE.model_copy(update={"confidence": level})) for level in (0.5, 0.95)]
+    narrow, wide = (row.high - row.low for row in rows)
+    assert wide / narrow == pytest.approx(1.96 / 0.674, rel=0.2)  # of the normal distribution
 
 
 def test_other_faces_are_not_compared() -> None:
@@ -57,7 +67,7 @@ def test_failures_are_a_floor_of_their_own() -> None:
     old = np.full(100, 0.05)
     new = np.where(np.arange(100) < 8, 0.12, 0.02)
     row = rows_of(new, old)["failures, NRMSE over 0.1"]
-    assert (row.challenger, row.champion, row.holds) == (0.08, 0, False)
+    assert (row.challenger, row.champion, row.limit, row.holds) == (0.08, 0, 0.01, False)
     assert rows_of(np.where(np.arange(100) < 1, 0.12, 0.02), old)["failures, NRMSE over 0.1"].holds
 
 
@@ -68,6 +78,7 @@ def test_a_slice_that_becomes_worse_breaks_its_floor() -> None:
     rows = rows_of(new, old, roll=roll)
     assert not rows["NRMSE (IP), roll from 30°"].holds
     assert rows["NRMSE (IP), roll from 30°"].faces == 30
+    assert rows["NRMSE (IP), roll from 30°"].limit == pytest.approx(0.1 * old[:30].mean())
     assert rows["NRMSE (IP), roll under 10°"].holds
     # 5 % worse is within the allowance, and 10 faces are too few to stop anybody.
     assert rows_of(np.where(np.array(roll) > 0, 1.05 * old, old), old, roll=roll)["NRMSE (IP), roll from 30°"].holds
@@ -111,6 +122,17 @@ def test_a_confidence_that_tells_less_breaks_a_floor() -> None:
     assert rows["rank correlation of expected and true error"].holds
 
 
+@pytest.mark.parametrize(("faces", "noise", "holds"), [(40, 0.15, True), (300, 0.25, False)])
+def test_a_confidence_tells_too_little_where_it_surely_does(faces: int, noise: float, holds: bool) -> None:
+    true = errors_of(faces, 0.05)
+    expected = true * np.exp(np.random.default_rng(4).normal(0, noise, faces))
+    pair = pair_of(true, true, expected=expected.tolist())._replace(champion=pair_of(true, true).champion)
+    row = {row.what: row for row in floor_rows(pair, GATE)}["rank correlation of expected and true error"]
+    assert row.change < row.limit == -0.1
+    assert row.low < row.limit
+    assert row.holds == (row.high > row.limit) == holds
+
+
 def test_an_expectation_that_is_off_breaks_a_floor_unless_the_champions_is_off_more() -> None:
     true = errors_of(100, 0.05)
     fair = pair_of(true, true)
@@ -128,6 +150,17 @@ def test_an_expectation_that_is_off_breaks_a_floor_unless_the_champions_is_off_m
     assert row(fair).holds
 
 
+def test_a_challenger_is_too_slow_where_every_round_says_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = pair_of(errors_of(3, 0.05), errors_of(3, 0.05))
+    monkeypatch.setattr(comparison, "_asked", lambda *_: None)
+    for rounds, holds in (([1.9, 3.0, 5.0], True), ([2.1, 3.0, 5.0], False)):
+        seconds = {"challenger": np.array(rounds), "champion": np.ones(3)}
+        monkeypatch.setattr(comparison, "race", lambda _, seconds=seconds: seconds)
+        row = pace_row(model, model, pair, GATE)
+        assert (row.change, row.low, row.high, row.holds) == (3, rounds[0], 5, holds)
+        assert row.challenger == pytest.approx(3 * row.champion)
+
+
 def test_as_many_faces_as_are_needed_decide() -> None:
     rng = np.random.default_rng(3)
 
@@ -141,6 +174,7 @@ def test_as_many_faces_as_are_needed_decide() -> None:
     steady = few.model_copy(update={"change": -0.0005, "low": -0.0015, "high": 0.0005})
     needed = faces_needed(steady)
     assert needed == 240
+    assert faces_needed(few.model_copy(update={"change": 0.0005, "low": -0.0005, "high": 0.0025})) == 240
     decided = [row(2 * needed).high < 0 for _ in range(20)]
     assert sum(decided) >= 15
     assert faces_needed(few.model_copy(update={"change": few.limit})) is None

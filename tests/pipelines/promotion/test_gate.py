@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,9 +16,9 @@ from msrrn.provenance import DatasetSettings, Training
 from pipelines.errors import UsageError, UserError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.results import Evaluation
-from pipelines.models import PHOTO_DIGITS, Model
+from pipelines.models import ONNX_FILE, PHOTO_DIGITS, Model, read_model
 from pipelines.promotion import challenge as station
-from pipelines.promotion import comparison
+from pipelines.promotion import comparison, gate
 from pipelines.promotion.challenge import Challenge, challenge_of
 from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import (
@@ -29,7 +30,7 @@ from pipelines.promotion.gate import (
     pass_gate,
 )
 from pipelines.promotion.page import CHANGED, DECISION, FACES, FIGURES, PAGE, SCATTER
-from pipelines.registry import tracking
+from pipelines.registry import tracking, turns
 from pipelines.registry.succession import log, rollback, settle
 from pipelines.registry.tracking import client
 from pipelines.registry.versions import champion, models, version_of
@@ -114,6 +115,8 @@ def test_a_worse_model_meets_the_champion_and_is_kept_out(
     assert run.info.status == "FINISHED"
     assert run.data.tags["msrrn.verdict"] == "kept"
     assert run.data.params["least_faces"] == "2"
+    assert json.loads(run.data.tags["msrrn.eval_sources"]) == sources
+    assert run.data.metrics["NRMSE _IP_"] == pytest.approx(decision.rows[0].change)
     assert run_files(judgement.run) == {DECISION, FIGURES, FACES, SCATTER, CHANGED, PAGE}
     assert Decision.model_validate_json(read(judgement.run, DECISION, tmp_path)) == judgement.decision
     rows = list(csv.DictReader(io.StringIO(read(judgement.run, FACES, tmp_path).decode())))
@@ -147,6 +150,8 @@ def test_what_is_undecided_changes_nothing_but_tags_and_the_challenger(
     assert (new.aliases, old.aliases) == (("challenger",), ("champion",))
     assert new.tags["msrrn.decision"] == "undecided"
     assert "500" in new.tags["msrrn.reason"]
+    decision, judgement = pass_gate(challenge(artifacts["good"], sources, "few", strict))
+    assert (decision.verdict, judgement.run) == ("undecided", "")
 
 
 def test_what_was_decided_is_not_decided_again(
@@ -192,6 +197,25 @@ def test_what_two_judge_at_once_is_one_decision(artifacts: dict[str, str], sourc
     assert len(log("at-once")) == 2
     pass_gate(replace(worse, again=True))
     assert [line.turn.what for line in log("at-once")] == ["promoted", "kept", "kept"]
+
+
+def test_a_promotion_that_died_is_done_for_who_judges_the_same_before_it_is_finished(
+    artifacts: dict[str, str], sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pass_gate(challenge(artifacts["bad"], sources, "died"))
+    better = challenge(artifacts["good"], sources, "died")
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "_apply", dies)
+        with pytest.raises(KeyboardInterrupt):
+            pass_gate(better)
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
+    decision, _ = pass_gate(better)
+    assert decision.promote
+    assert [(line.turn.what, line.turn.version) for line in log("died")] == [("promoted", 1), ("promoted", 2)]
 
 
 def test_a_model_that_was_rolled_back_does_not_return_by_itself(
@@ -261,7 +285,8 @@ def test_a_person_has_the_last_word(
     def ask(judgement: Judgement) -> Approval:
         assert version_of(name, 2).tags["msrrn.decision"] == "awaits approval"
         assert version_of(name, 2).aliases == ()
-        return Approval(approve=approve, note="looked at the faces", who="ann")
+        said = Approval(note="looked at the faces", who="ann")  # a form that was left as it is approves nothing
+        return said.model_copy(update={"approve": True}) if approve else said
 
     decision, _ = pass_gate(challenge(artifacts["good"], sources, name), ask)
     assert decision.verdict == verdict
@@ -308,11 +333,13 @@ def test_nobody_is_asked_about_what_is_not_promoted(artifacts: dict[str, str], s
     def ask(judgement: Judgement) -> Approval:
         raise AssertionError("asked")
 
-    assert pass_gate(challenge(artifacts["bad"], sources, "unasked"), ask)[0].verdict == "kept"
+    decision, judgement = pass_gate(challenge(artifacts["bad"], sources, "unasked"), ask)
+    assert decision.verdict == "kept"
+    assert carry_out(judgement, Approval(approve=True)) == decision
 
 
 def test_a_version_knows_where_it_can_be_judged(artifacts: dict[str, str], annotated: Path) -> None:
-    made = challenge_of(artifacts["good"], [str(annotated)], "val", "where", 1, LENIENT)
+    made = challenge_of(artifacts["good"], [os.path.relpath(annotated)], None, "where", 1, LENIENT)
     assert json.loads(made.version.tags["msrrn.eval_sources"]) == [str(annotated.absolute())]
     assert made.version.tags["msrrn.eval_selection"] == "val"
     for tag, edited in (("eval_sources", "photos"), ("eval_selection", "some"), ("eval_sources", "[]")):
@@ -412,9 +439,14 @@ def test_the_smaller_share_holds_out_what_neither_was_trained_on(
         shares.append((model.card == wider, val_share))
         return given.evaluation
 
+    timed: list[bool] = []
     monkeypatch.setattr(station, "evaluate", seen)
+    monkeypatch.setattr(
+        gate, "pace_row", lambda new, old, *_: timed.extend(each.card == wider for each in (new, old))
+    )
     judge(Challenge(**{**vars(given), "model": Model(given.model.files, wider)}))
     assert shares == [(True, 0.1), (False, 0.1)]
+    assert timed == [True, False]  # the challenger first
 
 
 def test_the_first_model_meets_the_model_in_the_box_where_that_saw_none_of_the_photos(
@@ -433,10 +465,23 @@ def test_the_first_model_meets_the_model_in_the_box_where_that_saw_none_of_the_p
     first = replace(given, model=Model(given.model.files, card))
     assert "the model in the box" in judge(first).decision.reason
     assert shares == [0.3]  # with a smaller one there might be no photo
-    monkeypatch.setattr(Model, "saw", lambda model, sha256: bool(model.photos))
-    known = replace(first, settings=LENIENT.model_copy(update={"seed": 1}))  # or it was judged before
-    assert judge(known).decision.reason.endswith("there is no champion.")
-    assert shares == [0.3]
+    one = given.evaluation.faces[0].photo_sha256
+    for photos, told in (({one}, True), ({face.photo_sha256 for face in given.evaluation.faces}, False)):
+        monkeypatch.setattr(
+            Model, "saw", lambda model, sha256, photos=photos: bool(model.photos) and sha256 in photos
+        )
+        known = replace(first, settings=LENIENT.model_copy(update={"seed": len(photos)}))  # or it was judged before
+        assert ("the model in the box" in judge(known).decision.reason) == told
+    assert shares == [0.3] * 3  # where the box knows one, the challenger is asked about the others, too
+
+
+def test_an_export_is_no_challenger(
+    artifacts: dict[str, str], sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = read_model(Path(artifacts["good"])).card
+    monkeypatch.setattr(station, "open_model", lambda _: Model(((ONNX_FILE, b"a graph"),), card))
+    with pytest.raises(UserError, match=r"face\.onnx is an export: promote the artifact that it was made from"):
+        challenge_of("face.onnx", sources, "all", "exported", 1, LENIENT)
 
 
 def test_a_version_of_another_model_is_refused(sources: list[str]) -> None:

@@ -39,6 +39,7 @@ def test_between_the_two_nothing_is_decided_and_it_is_said_how_many_faces_would(
     assert (decision.verdict, decision.promote) == ("undecided", False)
     assert decision.faces_needed is not None
     assert 600 < decision.faces_needed < 2000
+    assert decision.rows[0].low < 0 < decision.rows[0].high
     assert f"about {decision.faces_needed:,} faces would decide it" in decision.reason
     assert meeting(0.004, 4 * decision.faces_needed).verdict == "promoted"
     assert meeting(-0.004).verdict == "undecided", "worse, but not surely"
@@ -70,6 +71,7 @@ def test_the_gain_that_is_asked_for_moves_the_line(gain: float, asked: float) ->
         (-0.02, 0.05, "kept", "is worse: "),
         (-0.02, -0.01, "kept", "is worse: "),
         (-0.02, -0.05, "promoted", "is not worse by more than is allowed: NRMSE 5.1"),
+        (0.0005, -0.05, "promoted", "is not worse by more than is allowed: NRMSE 4.9"),
         (0.02, -0.05, "promoted", "is better: "),
         (0.08, 0.05, "promoted", "is better: "),
     ],

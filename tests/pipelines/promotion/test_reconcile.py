@@ -139,6 +139,8 @@ def test_what_awaits_approval_is_left_to_people() -> None:
         assert found.what.startswith("awaits approval since 20")
         assert "--approve" in found.done
     assert aliases("held") == {}
+    tracking.client().set_registered_model_alias("held", "champion", "1")  # a person did not wait for the flow
+    assert mended("held") == []
 
 
 def test_runs_of_decisions_that_died_are_ended() -> None:
@@ -155,16 +157,16 @@ def test_runs_of_decisions_that_died_are_ended() -> None:
 def test_the_run_of_a_decision_that_is_taken_up_again_is_not_ended_for_its_age() -> None:
     make_versions("again", 1)
     settle("again", "promoted", 1, None, "first", "me")
-    opened = tracking.open_run("again-promotions", "v2-v1-4567", {}, {})
-    with tracking.connected() as mlflow:
-        mlflow.set_tag(opened.run_id, tracking.OPENED_TAG, "0")
-    tracking.finish_run(opened, "FAILED")
-    assert tracking.open_run("again-promotions", "v2-v1-4567", {}, {}) == opened
+    client = tracking.client()
+    number = client.get_experiment_by_name("again-promotions").experiment_id
+    began = client.create_run(number, start_time=1, tags={tracking.KEY_TAG: "v2-v1-4567"})
+    client.set_terminated(began.info.run_id, status="FAILED")
+    assert tracking.open_run("again-promotions", "v2-v1-4567", {}, {}).run_id == began.info.run_id
     assert reconcile(judge, "again", minutes=10, patience=0) == []
 
 
 def test_dashboards_see_who_is_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_versions("shown", 2)
+    make_versions("shown", 3)
     settle("shown", "promoted", 1, None, "first", "me")
     crashed("shown", 2, 1, crash=1)
     monkeypatch.setenv("MSRRN_METRICS_DIR", str(tmp_path))
@@ -175,6 +177,10 @@ def test_dashboards_see_who_is_champion(tmp_path: Path, monkeypatch: pytest.Monk
     mended("shown")
     assert 'msrrn_champion_version{model="shown"} 2.0' in (tmp_path / "msrrn.prom").read_text()
     assert shown() == {"msrrn_champion_version", "msrrn_last_promotion_timestamp_seconds"}
+    settle("shown", "promoted", 3, 2, "better", "me")
+    assert 'msrrn_champion_version{model="shown"} 3.0' in (tmp_path / "msrrn.prom").read_text()
+    rollback("shown", "misses profiles", "me")
+    assert 'msrrn_champion_version{model="shown"} 2.0' in (tmp_path / "msrrn.prom").read_text()
     tracking.client().delete_model_version("shown", "2")
     mended("shown")
     assert shown() == {"msrrn_last_promotion_timestamp_seconds"}
@@ -183,10 +189,11 @@ def test_dashboards_see_who_is_champion(tmp_path: Path, monkeypatch: pytest.Monk
 def test_dashboards_on_a_new_disk_see_since_when_there_is_a_champion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_versions("older", 2)
-    monkeypatch.setattr(succession, "now", lambda: "2026-01-02T03:04:05+00:00")
-    settle("older", "promoted", 1, None, "first", "me")
-    known_place("older", 2)
+    make_versions("older", 3)
+    for version, when in ((1, "2025-01-02T03:04:05+00:00"), (2, "2026-01-02T03:04:05+00:00")):
+        monkeypatch.setattr(succession, "now", lambda when=when: when)
+        settle("older", "promoted", version, version - 1 or None, "better", "me")
+    known_place("older", 3)
     monkeypatch.setenv("MSRRN_METRICS_DIR", str(tmp_path))
     mended("older")
     assert (
@@ -208,6 +215,22 @@ def test_a_champion_that_was_deleted_is_said_and_nobody_takes_its_place() -> Non
         )
     tracking.client().set_registered_model_alias("lost", "champion", "1")
     assert [each.where for each in mended("lost")] == ["models:/lost/3"]
+
+
+def test_nothing_is_taken_from_who_was_silent_for_less_than_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_versions("patient", 1)
+    told: list[float] = []
+
+    def nothing(of: object, patience: float, *_: object) -> list[str]:
+        told.append(patience)
+        return []
+
+    monkeypatch.setattr(station, "finish_turn", nothing)
+    monkeypatch.setattr(station, "free_stale", nothing)
+    reconcile(judge, "patient", places=[str(tmp_path)], patience=7)
+    assert told == [7, 7]
 
 
 def test_leases_of_the_dead_are_freed(tmp_path: Path) -> None:

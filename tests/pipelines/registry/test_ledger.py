@@ -1,6 +1,4 @@
 import json
-import multiprocessing
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +10,6 @@ from mlflow.exceptions import MlflowException
 from pipelines.errors import UserError
 from pipelines.registry import tracking
 from pipelines.registry.ledger import Ledger, Move, Turn, experiment_of, find_ledger, open_ledger, plain
-from tests.factories import forked
-
-
-def make(store: str, name: str, found: "multiprocessing.Queue[str]") -> None:
-    os.chdir(store)
-    found.put(open_ledger(tracking.client(), name).run_id)
 
 
 @pytest.fixture
@@ -51,6 +43,26 @@ def test_a_line_is_written_once(ledger: Ledger) -> None:
     assert [(line.turn, line.end) for line in ledger.lines()] == [(mine, "done")]
     with pytest.raises(MlflowException, match="Changing param values is not allowed"):
         ledger.mlflow.log_param(ledger.run_id, "turn-000001", other.model_dump_json())
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_write_of_which_no_answer_came_counts_where_it_was_made(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    write = ledger.mlflow.log_param
+
+    def unheard(*arguments: str) -> None:
+        if written:
+            write(*arguments)
+        raise MlflowException("no answer")
+
+    monkeypatch.setattr(ledger.mlflow, "log_param", unheard)
+    if written:
+        assert ledger.take(1, turn(1))
+    else:
+        with pytest.raises(MlflowException, match="no answer"):
+            ledger.take(1, turn(1))
+    assert len(ledger.lines()) == written
 
 
 def test_a_turn_has_one_heir_at_a_time(ledger: Ledger) -> None:
@@ -95,17 +107,20 @@ def test_two_turns_are_never_the_same_text() -> None:
     assert turn(1) != turn(1)
 
 
-def test_of_processes_that_begin_together_one_makes_the_ledger(mlflow_store: Path) -> None:
-    found: multiprocessing.Queue[str] = multiprocessing.get_context("forkserver").Queue()
-    started = [forked(make, str(mlflow_store), "race", found) for _ in range(4)]
-    for process in started:
-        process.start()
-    runs = {found.get(timeout=600) for _ in started}
-    assert len(runs) == 1
-    known = find_ledger(tracking.client(), "race")
-    assert known is not None
-    assert {known.run_id} == runs
-    names = [each.name for each in tracking.client().search_experiments()]
+def test_of_those_that_begin_together_one_makes_the_ledger(
+    mlflow_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, made = tracking.client(), []
+    rename = client.rename_experiment
+
+    def beaten(*arguments: str) -> None:
+        monkeypatch.setattr(client, "rename_experiment", rename)
+        made.append(open_ledger(client, "race"))
+        rename(*arguments)
+
+    monkeypatch.setattr(client, "rename_experiment", beaten)
+    assert open_ledger(client, "race") == made[0] == find_ledger(client, "race")
+    names = [each.name for each in client.search_experiments()]
     assert [name for name in names if name.startswith("race")] == ["race-promotions"]
 
 

@@ -3,7 +3,8 @@ import os
 import shutil
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partialmethod
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from msrrn.artifact import Card, load, save
 from msrrn.config import ModelConfig
@@ -90,11 +94,19 @@ def test_a_key_cannot_alter_the_search() -> None:
         tracking.open_run("training", "k' OR '1' = '1", {}, {})
 
 
-def test_a_long_history_is_logged_once(mlflow_store: Path) -> None:
+def test_a_long_history_is_logged_once(mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tracking.open_run("training", "history", {}, {})
     history = [{"epoch": epoch, "loss": 1 / epoch, "rate": 0.1} for epoch in range(1, 801)]
-    tracking.log_history(run, history[:500])
+    write, sizes = MlflowClient.log_batch, []
+
+    def sized(self: MlflowClient, run_id: str, metrics: Sequence[Any]) -> None:
+        sizes.append(len(metrics))
+        write(self, run_id, metrics)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", sized)
+    tracking.log_history(run, history[:600])
     tracking.log_history(run, history)
+    assert sizes == [1000, 200, 400]  # a server takes no more at once
     assert values(run, "loss") == [(epoch, 1 / epoch) for epoch in range(1, 801)]
     assert len(values(run, "rate")) == 800
 
@@ -104,6 +116,8 @@ def test_metrics_are_logged_once(run: RunRecord) -> None:
         tracking.log_metrics(run, {"nrmse_ip": 0.05, "undefined": math.nan})
     assert values(run, "nrmse_ip") == [(0, 0.05)]
     assert len(values(run, "undefined")) == 1
+    tracking.log_metrics(run, {"nrmse_ip": 0.04})  # of other photos
+    assert tracking.client().get_run(run.run_id).data.metrics["nrmse_ip"] == 0.04
 
 
 def test_every_subset_has_figures_of_its_own_whatever_it_is_called(mlflow_store: Path) -> None:
@@ -147,6 +161,9 @@ def test_an_artifact_is_registered_once(run: RunRecord, make_artifact: Callable[
     assert (first.version, first.run_id, first.tags["dataset"]) == (1, run.run_id, "d")
     assert register(run, "another", artifact, {}).name == "another"
     assert {each.name for each in registry.models(None)} >= {"once", "another"}
+    client = tracking.client()
+    logged = [client.get_logged_model(each.model_id) for each in client.get_run(run.run_id).outputs.model_outputs]
+    assert {(each.name, each.status) for each in logged} >= {("once", "READY"), ("another", "READY")}
 
 
 def test_a_name_that_no_model_has_is_told_where_there_are_others(three: list[Path]) -> None:
@@ -158,6 +175,38 @@ def test_a_name_that_no_model_has_is_told_where_there_are_others(three: list[Pat
     assert "three" in registry.names(None)
 
 
+def test_a_registry_of_many_pages_is_read_to_its_end(three: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    client = tracking.client()
+    client.create_registered_model("ten")
+    for _ in range(10):
+        client.create_model_version("ten", "s3://nowhere/model", tags={registry.DIGEST_TAG: "0" * 64})
+    by_one = partialmethod(MlflowClient.search_model_versions, max_results=1)
+    monkeypatch.setattr(MlflowClient, "search_model_versions", by_one)
+    assert [each.version for each in registry.models("ten")] == list(range(10, 0, -1))
+    assert {"three", "ten"} <= set(registry.names(None))
+
+
+def test_a_registry_in_trouble_is_not_taken_for_an_empty_one(
+    three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a champion, whatever comes next would be the first model."""
+
+    def in_trouble(*_: object) -> None:
+        raise MlflowException("try again", error_code=TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(MlflowClient, "get_registered_model", in_trouble)
+    with pytest.raises(UserError, match="try again"):
+        registry.champion("three")
+
+
+def test_a_deleted_experiment_is_told_with_the_way_back(mlflow_store: Path) -> None:
+    run = tracking.open_run("deleted", "k1", {}, {})
+    number = tracking.client().get_run(run.run_id).info.experiment_id
+    tracking.client().delete_experiment(number)
+    with pytest.raises(UserError, match=f"mlflow experiments restore -x {number}"):
+        tracking.open_run("deleted", "k1", {}, {})
+
+
 def test_a_model_without_versions_is_one(mlflow_store: Path) -> None:
     tracking.client().create_registered_model("bare")
     assert registry.models("bare") == []
@@ -167,13 +216,14 @@ def test_a_model_without_versions_is_one(mlflow_store: Path) -> None:
 
 def test_the_digest_sees_names_and_contents(tmp_path: Path) -> None:
     digests = set()
-    for index, files in enumerate([{"a": b"1", "b": b"2"}, {"a": b"2", "b": b"1"}, {"a": b"12", "b": b""}]):
+    alike = [{"a": b"1", "b": b"2"}, {"a": b"2", "b": b"1"}, {"a": b"12", "b": b""}, {"a": b"1b\x002"}]
+    for index, files in enumerate(alike):
         folder = tmp_path / str(index)
         folder.mkdir()
         for name, content in files.items():
             (folder / name).write_bytes(content)
         digests.add(artifact_digest(folder))
-    assert len(digests) == 3
+    assert len(digests) == len(alike)
 
 
 def test_fetches_directories_versions_and_aliases(three: list[Path], tmp_path: Path) -> None:
@@ -205,6 +255,33 @@ def test_a_damaged_cache_is_mended(three: list[Path], tmp_path: Path) -> None:
     (fetched / "weights.safetensors").write_bytes(b"half")
     again = fetch("models:/three/1", tmp_path)
     assert (again / "weights.safetensors").read_bytes() == (three[0] / "weights.safetensors").read_bytes()
+
+
+def test_of_two_that_fetch_at_once_both_have_it(
+    three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = mlflow.artifacts.download_artifacts
+
+    def slow(**where: str) -> str:
+        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+        fetch("models:/three/1", tmp_path)  # another process
+        return str(download(**where))
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", slow)
+    fetched = fetch("models:/three/1", tmp_path)
+    assert (fetched / "card.json").read_bytes() == (three[0] / "card.json").read_bytes()
+    assert list(tmp_path.iterdir()) == [fetched]
+
+
+@pytest.mark.parametrize("digest", ["", "../elsewhere"])
+def test_what_was_registered_by_others_is_not_fetched(three: list[Path], tmp_path: Path, digest: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    client, name = tracking.client(), f"others{len(digest)}"
+    client.create_registered_model(name)
+    client.create_model_version(name, "s3://nowhere/model", tags={registry.DIGEST_TAG: digest} if digest else {})
+    with pytest.raises(UserError, match=f"models:/{name}/1 has no tag .*: it was not registered by msrrn"):
+        fetch(f"models:/{name}/1", tmp_path / "cache")
+    assert (tmp_path / "elsewhere").is_dir()  # a damaged cache would be removed
 
 
 def test_files_that_are_gone_are_told_with_what_is_left_to_do(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from pipelines.errors import UserError
 from pipelines.registry import succession, tracking, turns
@@ -109,6 +109,7 @@ def test_champions_follow_each_other_and_come_back(name: str) -> None:
     assert before.tags["msrrn.decision"] == "rolled back to version 1"
     assert (before.tags["msrrn.reason"], before.tags["msrrn.who"]) == ("worse on beards", "ann")
     assert now.tags["msrrn.decision"] == "champion again after version 3"
+    assert (now.tags["msrrn.reason"], now.tags["msrrn.who"]) == ("worse on beards", "ann")
 
     lines = log(name)
     assert [(line.number, line.turn.what, line.turn.version, line.end) for line in lines] == [
@@ -133,6 +134,7 @@ def test_there_must_be_something_to_move(name: str) -> None:
         settle(name, "promoted", 9, 1, "better", "me")
     with pytest.raises(UserError, match="No model 'none'"):
         settle("none", "kept", 1, None, "worse", "me")
+    assert find_ledger(tracking.client(), "none") is None
     assert [line.turn.version for line in log(name)] == [1]
 
 
@@ -141,6 +143,9 @@ def test_after_a_champion_by_hand_it_goes_back_to_the_one_before(name: str) -> N
     tracking.client().set_registered_model_alias(name, "champion", "3")
     rollback(name, "misses profiles", "ann")
     assert aliases(name) == {"champion": 2, "previous": 3}
+    tracking.client().set_registered_model_alias(name, "champion", "1")
+    rollback(name, "misses profiles, too", "ann")  # version 2 is so again, and version 3 was rolled back
+    assert aliases(name) == {"champion": 2, "previous": 1}
 
 
 def test_a_previous_that_a_person_gave_is_the_one_to_go_back_to(name: str) -> None:
@@ -177,6 +182,19 @@ def test_of_a_champion_that_was_lost_no_way_leads_back_to_what_was_rolled_back(n
         rollback(name, "misses them still", "ann")
 
 
+def test_a_champion_was_lost_only_where_there_was_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "_apply", killed)
+        with pytest.raises(KeyboardInterrupt):
+            settle(name, "promoted", 1, None, "first", "me")
+    assert succession.lost_champion(name) is None
+    tracking.client().set_registered_model_alias(name, "previous", "2")  # who had a champion before msrrn did this
+    assert "no champion any more (there was one)" in (succession.lost_champion(name) or "")
+
+
 def test_of_one_version_under_both_aliases_there_is_no_way_back(name: str) -> None:
     promote_two(name)
     tracking.client().set_registered_model_alias(name, "champion", "1")
@@ -206,10 +224,12 @@ def test_the_log_of_a_model_that_was_deleted_can_be_read(name: str) -> None:
 
 
 def test_a_decision_against_another_champion_does_not_count(name: str) -> None:
-    promote_two(name)
+    settle(name, "promoted", 1, None, "first", "me")
+    settle(name, "undecided", 3, 1, "too close", "me")
+    settle(name, "promoted", 2, 1, "better", "me")
     with pytest.raises(OvertakenError, match="version 2 became champion while version 3 was judged"):
         settle(name, "promoted", 3, 1, "better", "me")
-    assert aliases(name) == {"champion": 2, "previous": 1}
+    assert aliases(name) == {"champion": 2, "previous": 1, "challenger": 3}
 
 
 def test_what_was_rolled_back_meanwhile_does_not_return(name: str) -> None:
@@ -260,6 +280,25 @@ def test_a_rollback_that_died_between_two_aliases_is_finished(name: str) -> None
     assert tags(name, 2)["msrrn.who"] == "ann"
 
 
+def test_a_rollback_that_died_between_two_tags_is_finished(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote_two(name)
+    write = MlflowClient.set_model_version_tag
+
+    def dies(self: MlflowClient, model: str, version: str, key: str, value: str) -> None:
+        if version == "1":
+            raise KeyboardInterrupt
+        write(self, model, version, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_model_version_tag", dies)
+        with pytest.raises(KeyboardInterrupt):
+            rollback(name, "misses profiles", "ann")
+    line = finish_turn(name, patience=0)
+    assert line is not None
+    assert line.done
+    assert tags(name, 1)["msrrn.decision"] == "champion again after version 2"
+
+
 @pytest.mark.parametrize("crash", [0, 1])
 def test_a_rollback_that_is_called_again_is_done_once(name: str, crash: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
@@ -283,6 +322,22 @@ def test_a_rollback_that_an_heir_finished_is_not_undone_by_calling_it_again(name
     tracking.client().set_registered_model_alias(name, "champion", "2")  # a person tries it once more
     tracking.client().set_registered_model_alias(name, "previous", "1")
     assert rollback(name, "misses profiles", "me")[0].version == 1
+
+
+def test_a_rollback_that_was_given_up_can_be_called_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote_two(name)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "_apply", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rollback(name, "misses profiles", "ann")
+    tracking.client().set_registered_model_alias(name, "champion", "3")
+    monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
+    rollback(name, "misses them, too", "ann")
+    assert aliases(name) == {"champion": 1, "previous": 3}
 
 
 def test_of_a_rollback_that_an_heir_finished_the_bad_version_may_be_gone_since(name: str) -> None:
@@ -343,13 +398,35 @@ def test_whoever_comes_next_finishes_what_a_dead_process_began(name: str, monkey
 
 def test_what_a_person_moved_by_hand_stays(name: str) -> None:
     promote_two(name)
-    crashed(name, 3, 2, crash=1)
+    crashed(name, 3, 2, crash=1, run="this decision")
     tracking.client().set_registered_model_alias(name, "champion", "1")
     line = finish_turn(name, patience=0)
     assert line is not None
     assert line.end == "given up: champion was moved by hand, to version 1"
-    assert aliases(name) == {"champion": 1, "previous": 2}
     assert tags(name, 3)["msrrn.decision"] == "given up"
+    assert tags(name, 3)["msrrn.reason"] == "champion was moved by hand, to version 1"
+    with pytest.raises(OvertakenError):
+        settle(name, "promoted", 3, 2, "better", "me", run="this decision")
+    assert aliases(name) == {"champion": 1, "previous": 2}
+
+
+def test_a_champion_that_a_person_deleted_meanwhile_is_said_to_be_none(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote_two(name)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "_apply", killed)
+        with pytest.raises(KeyboardInterrupt):
+            settle(name, "promoted", 3, 2, "better", "me")
+    tracking.client().delete_model_version(name, "2")
+    line = finish_turn(name, patience=0)
+    assert line is not None
+    assert line.end == "given up: champion was moved by hand, to no version"
+    assert aliases(name) == {"previous": 1}
 
 
 @pytest.mark.parametrize("moved", [{"champion": 2, "previous": 3}, {"champion": 2}, {}])
@@ -378,6 +455,9 @@ def test_a_promotion_that_an_heir_carried_out_is_done_for_who_tries_again(name: 
     with pytest.raises(OvertakenError):
         settle(name, "promoted", 2, 1, "better", "me", run="another")
     assert len(log(name)) == 2
+    settle(name, "promoted", 3, 2, "better still", "me")
+    with pytest.raises(OvertakenError, match="version 3 became champion"):
+        settle(name, "promoted", 2, 1, "better", "me", run="this decision")
 
 
 def test_a_decision_about_a_model_that_was_deleted_is_none_about_its_namesake(name: str) -> None:
@@ -408,15 +488,19 @@ def test_what_a_person_put_back_stays_where_it_can_be_told(name: str, monkeypatc
     assert aliases(name) == {"champion": 2, "previous": 2}
 
 
-def test_a_promotion_of_what_was_deleted_is_undone(name: str) -> None:
+@pytest.mark.parametrize(
+    ("deleted", "left"), [(["3"], {"champion": 2, "previous": 1}), (["3", "1"], {"champion": 2})]
+)
+def test_a_promotion_of_what_was_deleted_is_undone(name: str, deleted: list[str], left: dict[str, int]) -> None:
     promote_two(name)
     crashed(name, 3, 2, crash=1)
-    tracking.client().delete_model_version(name, "3")
+    for version in deleted:
+        tracking.client().delete_model_version(name, version)
     line = finish_turn(name, patience=0)
     assert line is not None
     assert line.end == "given up: version 3 is gone"
-    assert aliases(name) == {"champion": 2, "previous": 1}
-    settle(name, "kept", 1, 2, "worse", "me")
+    assert aliases(name) == left
+    settle(name, "kept", 2, 2, "itself", "me")
 
 
 def test_a_process_that_was_frozen_lets_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,6 +530,23 @@ def test_a_server_in_trouble_is_asked_again_while_there_is_time(name: str, monke
     assert aliases(name) == {"champion": 2, "previous": 1}
     assert set(retries) == {"0"}  # MLflow's own repetitions would come when others are at it
     assert os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES") == told
+
+
+@pytest.mark.parametrize("request_of", ["set_registered_model_alias", "set_model_version_tag"])
+def test_what_a_server_refuses_is_asked_once_and_not_overlooked(
+    name: str, monkeypatch: pytest.MonkeyPatch, request_of: str
+) -> None:
+    asked: list[str] = []
+
+    def refuses(self: MlflowClient, *arguments: str) -> None:
+        asked.append(request_of)
+        raise MlflowException("no such thing", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(MlflowClient, request_of, refuses)
+    with pytest.raises(UserError, match="no such thing"):
+        settle(name, "promoted", 1, None, "first", "me")
+    assert len(asked) == 1
+    assert [line.end for line in log(name)] == [None]
 
 
 def test_a_process_that_was_frozen_between_tags_lets_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,6 +598,7 @@ def test_of_heirs_that_come_together_one_finishes(name: str, monkeypatch: pytest
 def test_what_awaits_approval_says_so(name: str) -> None:
     succession.await_approval(name, 1, "better")
     assert tags(name, 1)["msrrn.decision"] == "awaits approval"
+    assert tags(name, 1)["msrrn.reason"] == "better"
     assert aliases(name) == {}
     assert log(name) == []
 
