@@ -99,6 +99,16 @@ def test_every_input_has_a_row(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["pts", "json"])
+def test_an_annotation_that_is_not_taken_is_told(kind: str, tmp_path: Path) -> None:
+    points = {"pts": format_pts(SHAPE), "json": _json()}[kind]
+    names = [f"k.{number}.{kind}" for number in range(3)]
+    members = {"k.jpg": b"a", **dict.fromkeys(names, points), "k.meta.json": b'{"licence": "none"}'}
+    write_tar(tmp_path / "in.tar", members)
+    assert _face(tmp_path / "in.tar", "k.jpg").annotation_uri == names[0]
+    assert _reasons(tmp_path / "in.tar") == {"k.jpg": "", names[1]: "face_twice", names[2]: "face_twice"}
+
+
 def test_a_picture_with_many_faces(tmp_path: Path) -> None:
     faces = [{"landmarks": (SHAPE + n).tolist(), "box": [n, 2, 30, 40]} for n in range(3)]
     faces[1]["landmarks"] = [[0, 0]]
