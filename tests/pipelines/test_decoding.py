@@ -341,7 +341,8 @@ def test_heic_without_its_extra_is_explained(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_samples_without_a_defined_white_are_refused() -> None:
-    assert _reason(picture(np.ones((8, 8), np.float32), "TIFF")) == "not_an_image"
+    for kind in (np.float32, np.int32):
+        assert _reason(picture(np.ones((8, 8), kind), "TIFF")) == "not_an_image"
 
 
 @pytest.mark.parametrize("start", [b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"])
