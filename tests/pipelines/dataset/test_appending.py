@@ -123,10 +123,11 @@ def test_a_test_photo_that_shows_what_is_trained_on_is_refused(photos: Photos, t
 
 def test_a_photo_cannot_become_another_ones_split(parts: tuple[Path, Path], photos: Photos, tmp_path: Path) -> None:
     old = made([parts[0]], tmp_path / "out")
-    put(tmp_path / "third", "c/x", photos[0][4])
-    (tmp_path / "third" / "val.txt").write_text("c/x\n")
-    with pytest.raises(UserError, match=rf"c/x\.jpg is declared val, and {old.name} has it as lfpw/testset/0\.jpg"):
-        made([tmp_path / "third"], tmp_path / "out", old.name)
+    for shape in (photos[0][4].shapes[0], photos[0][4].shapes[0][::-1]):  # the other one is refused
+        write_face(tmp_path / "third", "c/x", photos[0][4].jpeg, shape)
+        (tmp_path / "third" / "val.txt").write_text("c/x\n")
+        with pytest.raises(UserError, match=rf"c/x\.jpg is declared val, and {old.name} has it as lfpw/testset/0"):
+            made([tmp_path / "third"], tmp_path / "out", old.name)
 
 
 def test_what_is_held_out_is_forgotten_too(parts: tuple[Path, Path], photos: Photos, tmp_path: Path) -> None:
