@@ -108,6 +108,15 @@ def test_a_photo_keeps_its_name(photos: Photos, tmp_path: Path) -> None:
     assert "by another name" in grown.left_out[0].message
 
 
+def test_a_photo_that_comes_again_stays_what_it_was_declared(photos: Photos, tmp_path: Path) -> None:
+    for index in range(2):
+        put(tmp_path / "first", f"a/{index}", photos[0][index])
+        put(tmp_path / "second", f"a/{index}", photos[0][index])
+    (tmp_path / "first" / "val.txt").write_text("a/0\n")
+    old = made([tmp_path / "first"], tmp_path / "out")
+    assert made([tmp_path / "second"], tmp_path / "out", old.name) == old
+
+
 def test_a_test_photo_that_shows_what_is_trained_on_is_refused(photos: Photos, tmp_path: Path) -> None:
     put(tmp_path / "first", "a/0", photos[0][0])
     put(tmp_path / "first", "a/1", photos[0][1])

@@ -36,6 +36,7 @@ from pipelines.decoding import decode
 from pipelines.detection import expected_box
 from pipelines.errors import UserError
 from pipelines.lease import LEASE, Lease, hold
+from pipelines.outages import MissingError, OutageError
 from pipelines.settings import PrepareSettings, Tolerance
 from pipelines.sources import AnnotatedPhoto
 from pipelines.sources.pts import format_pts, parse_pts
@@ -694,13 +695,18 @@ def test_one_bad_row_of_a_table_stops_nothing(photos: Photos, tmp_path: Path) ->
     (tmp_path / "run" / "0.jpg").write_bytes(photos[0][3].jpeg)
     row = {"uri": "0.jpg", "landmarks": photos[0][3].shapes[0].ravel().tolist()}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "run" / "faces" / "0.parquet")
-    images = [{"uri": "0.jpg", "status": "annotated"}, {"uri": "1.jpg", "status": "quarantined"}]
+    images = [
+        {"uri": "0.jpg", "status": "annotated", "reason": None},
+        {"uri": "1.jpg", "status": "quarantined", "reason": None},
+        {"uri": "2.jpg", "status": "quarantined", "reason": "sunspots"},
+    ]
     pq.write_table(pa.Table.from_pylist(images), tmp_path / "run" / "images" / "0.parquet")
     sources = [str(tmp_path / "web"), str(tmp_path / "run")]
     manifest = prepare(sources, str(tmp_path / "out"), PLAIN, 1)[1]
     assert manifest.counts["train"] == 2
     assert {item.uri: item.reason for item in manifest.left_out} == {
         "1.jpg": "quarantined",
+        "2.jpg": "quarantined",
         "box.jpg": "syntax",
         "far.jpg": "not_finite",
     }
@@ -750,6 +756,10 @@ def test_near_duplicates_are_in_one_split_where_nothing_is_declared() -> None:
         "f" * 64: "val",
         "e" * 64: "train",
     }
+    some = assign_splits([[photo("0")], [photo("f", "val")]], 0.5)
+    assert some == {"0" * 64: "train", "f" * 64: "val"}, "there is one to validate on"
+    more = assign_splits([[photo("8")], [photo("9")], [photo("f", settled="val")]], 1e-9)
+    assert more == {"8" * 64: "train", "9" * 64: "train", "f" * 64: "val"}, "there is one already"
     declared = assign_splits([[photo("0"), photo("f", "val")], [photo("1", "train"), photo("2", "test")]], 0.5)
     assert declared == {"0" * 64: "shadowed", "f" * 64: "val", "1" * 64: "shadowed", "2" * 64: "test"}
     grown = assign_splits([[photo("0"), photo("f", settled="train")], [photo("1", settled="val")]], 0.5)
@@ -873,6 +883,23 @@ def test_a_photo_that_changes_while_its_dataset_is_made_ends_the_run(photos: Pho
     with pytest.raises(UserError, match=r"a/1\.jpg changed while its dataset was made: run again"):
         prepare([str(tmp_path / "in")], str(tmp_path / "out"), PLAIN, 1, progress)
     assert not list((tmp_path / "out").rglob(MANIFEST))
+
+
+def test_a_photo_is_left_out_when_it_is_gone_and_never_when_the_storage_fails(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_face(tmp_path, "a", photos[0][0].jpeg, photos[0][0].shapes[0])
+    error: UserError = MissingError("a.jpg does not exist")
+
+    def read(_: AnnotatedPhoto) -> bytes:
+        raise error
+
+    monkeypatch.setattr(AnnotatedPhoto, "read", read)
+    groups, left_out = read_photos([str(tmp_path)], 1)
+    assert (groups, [item.reason for item in left_out]) == ([], ["unreadable"])
+    error = OutageError("S3 failed")
+    with pytest.raises(OutageError):
+        read_photos([str(tmp_path)], 1)
 
 
 def test_a_picture_that_changed_since_it_was_annotated_says_so(photos: Photos, tmp_path: Path) -> None:
