@@ -28,10 +28,10 @@ def put(folder: Path, name: str, photo: SyntheticPhoto, jpeg: bytes = b"") -> No
     write_face(folder, name, jpeg or photo.jpeg, photo.shapes[0])
 
 
-def smaller(photo: SyntheticPhoto) -> bytes:
+def smaller(photo: SyntheticPhoto, quality: int = 60) -> bytes:
     """The same photograph with other bytes."""
     sink = io.BytesIO()
-    Image.open(io.BytesIO(photo.jpeg)).save(sink, "JPEG", quality=60)
+    Image.open(io.BytesIO(photo.jpeg)).save(sink, "JPEG", quality=quality)
     return sink.getvalue()
 
 
@@ -182,6 +182,17 @@ def test_what_shows_the_same_in_val_and_test_is_no_trouble_later(photos: Photos,
     (tmp_path / "first" / "val.txt").write_text("lfpw/trainset/0\n")
     old = made([tmp_path / "first"], tmp_path / "out")
     assert (old.counts["train"], old.counts["val"], len(old.held)) == (1, 1, 1)
+    put(tmp_path / "second", "a/2", photos[0][2])
+    put(tmp_path / "second", "lfpw/testset/1", photos[0][0], smaller(photos[0][0], 50))
+    grown = made([tmp_path / "second"], tmp_path / "out", old.name)
+    assert grown == made([tmp_path / "first", tmp_path / "second"], tmp_path / "whole")
+
+
+def test_what_was_left_out_for_its_pixels_is_so_once(photos: Photos, tmp_path: Path) -> None:
+    put(tmp_path / "first", "a/0", photos[0][0])
+    write_face(tmp_path / "first", "a/1", photos[0][1].jpeg, photos[0][1].shapes[0] + 1000)
+    old = made([tmp_path / "first"], tmp_path / "out")
+    assert [item.reason for item in old.left_out] == ["outside"]
     put(tmp_path / "second", "a/2", photos[0][2])
     grown = made([tmp_path / "second"], tmp_path / "out", old.name)
     assert grown == made([tmp_path / "first", tmp_path / "second"], tmp_path / "whole")

@@ -199,18 +199,20 @@ def test_two_workers_make_the_same_bytes_from_relative_paths(
 
 
 def test_the_order_of_sources_changes_nothing(photos: Photos, tmp_path: Path) -> None:
-    """Two sources use the same names for one photo and its two faces, and for different photos."""
+    """Two sources use the same names for one photo and its two faces, for different photos, and others for one."""
     single, double = photos
     for source, shape in zip("ab", double[0].shapes, strict=True):
         write_face(tmp_path / source, "x/twice", double[0].jpeg, shape)
     for source, photo in zip("ab", single, strict=False):
         write_face(tmp_path / source, "x/other", photo.jpeg, photo.shapes[0])
+        write_face(tmp_path / source, f"x/{source}", single[2].jpeg, single[2].shapes[0])
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     first = prepare([a, b], str(tmp_path / "ab"), PLAIN, workers=1)
     second = prepare([b, a], str(tmp_path / "ba"), PLAIN, workers=1)
     assert first[1].name == second[1].name
     assert tree(out_of(first)) == tree(out_of(second))
-    assert first[1].counts["train"] == 4
+    assert first[1].counts["train"] == 5
+    assert [item.uri for item in first[1].left_out] == ["x/b.pts"], "of two annotations of a face the first stays"
 
 
 def test_the_order_of_sources_changes_no_name_where_two_are_left_out_alike(photos: Photos, tmp_path: Path) -> None:
@@ -664,6 +666,11 @@ def test_bad_input_can_fail_the_run(photos: Photos, tmp_path: Path) -> None:
     assert prepare(*job, tolerance=Tolerance(max_bad=0.25))[1].counts["train"] == 3
     with pytest.raises(UserError, match="none are allowed"):
         prepare(*job, tolerance=Tolerance(on_bad="fail"))
+    (tmp_path / "in" / "a" / "half.pts").unlink()
+    write_face(tmp_path / "in", "a/0", photos[0][0].jpeg, photos[0][0].shapes[0] + 1000)  # seen with its pixels alone
+    with pytest.raises(UserError, match=r"none are allowed \(outside × 1\)"):
+        prepare(*job[:1], str(tmp_path / "late"), *job[2:], tolerance=Tolerance(on_bad="fail"))
+    assert not list((tmp_path / "late").rglob(MANIFEST))
 
 
 def test_what_is_no_picture_is_not_the_same_photo_as_another(photos: Photos, tmp_path: Path) -> None:
@@ -869,6 +876,9 @@ def test_a_rejected_picture_whose_name_two_sources_have_is_not_shown(photos: Pho
     shown = {item.uri: work.picture(item) for item in work.left_out}
     assert shown["x/alone_b.jpg"] == photos[0][1].jpeg
     assert [data for uri, data in shown.items() if uri.startswith("x/1")] == [None]
+    write_face(tmp_path / "b", "x/1", photos[0][1].jpeg, photos[0][1].shapes[0][::-1])
+    work = plan([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "out"), PLAIN)
+    assert [work.picture(item) for item in work.left_out if item.uri == "x/1.pts"] == [None]
 
 
 def test_a_photo_that_changes_while_its_dataset_is_made_ends_the_run(photos: Photos, tmp_path: Path) -> None:
