@@ -324,21 +324,23 @@ def test_a_deleted_shard_is_made_again(dataset: Dataset, annotated: Path, tmp_pa
 
 
 def test_rows_of_a_damaged_shard_are_not_copied(dataset: Dataset, annotated: Path, tmp_path: Path) -> None:
-    """A photo is taken away: its unit is cut anew, and the shard that held it and its neighbours has a wrong byte."""
+    """A photo is taken away: its unit is cut anew, and the shard that held it and its neighbours has wrong bytes."""
     folder = copied(annotated, tmp_path)
     out = tmp_path / "out"
     _, manifest = prepare([str(folder)], str(out), SETTINGS, 1)
-    for unit in manifest.shards():
-        path = out / unit.shard
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
     for suffix in ("jpg", "pts"):
-        (folder / f"lfpw/trainset/1.{suffix}").unlink()
-    made = prepare([str(folder)], str(out), SETTINGS, 1)
-    fresh = prepare([str(folder)], str(tmp_path / "fresh"), SETTINGS, 1)
-    assert made[1] == fresh[1]
-    for shard in {unit.shard for unit in fresh[1].shards()} - {unit.shard for unit in manifest.shards()}:
+        (folder / f"lfpw/trainset/0.{suffix}").unlink()
+    _, fresh = prepare([str(folder)], str(tmp_path / "fresh"), SETTINGS, 1)
+    before, now = ({unit.shard for unit in made.shards()} for made in (manifest, fresh))
+    assert before & now
+    assert now - before
+    for shard in before - now:
+        data = bytearray((out / shard).read_bytes())
+        for tenth in range(1, 10):
+            data[tenth * len(data) // 10] ^= 1
+        (out / shard).write_bytes(data)
+    assert prepare([str(folder)], str(out), SETTINGS, 1)[1] == fresh
+    for shard in now - before:
         assert (out / shard).read_bytes() == (tmp_path / "fresh" / shard).read_bytes()
 
 
