@@ -670,9 +670,13 @@ def test_bad_input_can_fail_the_run(photos: Photos, tmp_path: Path) -> None:
         prepare(*job, tolerance=Tolerance(on_bad="fail"))
     (tmp_path / "in" / "a" / "half.pts").unlink()
     write_face(tmp_path / "in", "a/0", photos[0][0].jpeg, photos[0][0].shapes[0] + 1000)  # seen with its pixels alone
+    late = ([str(tmp_path / "in")], str(tmp_path / "late"), PLAIN, 1)
     with pytest.raises(UserError, match=r"none are allowed \(outside × 1\)"):
-        prepare(*job[:1], str(tmp_path / "late"), *job[2:], tolerance=Tolerance(on_bad="fail"))
+        prepare(*late, tolerance=Tolerance(on_bad="fail"))
     assert not list((tmp_path / "late").rglob(MANIFEST))
+    assert prepare(*late)[1].counts["train"] == 2
+    with pytest.raises(UserError, match=r"none are allowed \(outside × 1\)"):
+        prepare(*late, tolerance=Tolerance(on_bad="fail"))
 
 
 def test_what_is_no_picture_is_not_the_same_photo_as_another(photos: Photos, tmp_path: Path) -> None:
