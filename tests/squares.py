@@ -18,6 +18,7 @@ class Squares:
     upright: bool = False
     name: ClassVar[str] = "hog"
     resolution: ClassVar[float] = 10.0
+    scores: ClassVar[tuple[float, float]] = (0.0, 255.0)
 
     def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
         grey = rgb.max(axis=2)

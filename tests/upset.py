@@ -22,6 +22,7 @@ class Upset:
     patient: bool = False
     name: ClassVar[str] = "hog"
     resolution: ClassVar[float] = HogDetector.resolution
+    scores: ClassVar[tuple[float, float]] = HogDetector.scores
 
     def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
         height, width = rgb.shape[:2]

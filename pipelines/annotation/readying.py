@@ -7,6 +7,7 @@ from typing import Final
 from msrrn.openvino import has_openvino
 from pipelines.archives import Input
 from pipelines.detection import Detector, open_detector
+from pipelines.errors import UsageError
 from pipelines.models import Model
 from pipelines.progress import Progress
 from pipelines.settings import MANY_PICTURES, AnnotateSettings
@@ -23,11 +24,18 @@ def prepared(
     listed to know.
 
     Raises:
+        UsageError: the detector gives no score as large as the least that is asked for.
         UserError: the detector, the model or this machine cannot do what the settings ask for, or the archive cannot
             be listed.
     """
     model = model.in_precision(settings.precision)
     detector = open_detector(settings.detector, model.precision)
+    least, most = detector.scores
+    if settings.min_score is not None and settings.min_score > most:
+        raise UsageError(
+            f"--min-score {settings.min_score:g}: the scores of detector {detector.name} are from {least:g} to "
+            f"{most:g}, so no face would be found; give less, or leave it out"
+        )
     engine = settings.engine
     if engine == "auto":
         first: list[Input] = []

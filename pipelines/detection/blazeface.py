@@ -106,6 +106,7 @@ class BlazeFaceDetector:
     precision: Precision = "float32"
     name: ClassVar[str] = "blazeface"
     resolution: ClassVar[float] = 12.0
+    scores: ClassVar[tuple[float, float]] = (MIN_SCORE, 1.0)
 
     def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
         """Faces of an upright picture (H, W, 3) uint8, largest box first, ties by x0, then y0.

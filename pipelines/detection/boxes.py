@@ -33,11 +33,12 @@ class Detector(Protocol):
     """Finds faces. Picklable, and holds its model's bytes: a worker elsewhere needs no file.
 
     `resolution` is how many pixels a side a face has to have: a picture may be reduced until its smallest faces
-    that are worth finding have no more.
+    that are worth finding have no more. `scores` are the least and the largest score that it gives.
     """
 
     name: ClassVar[str]
     resolution: ClassVar[float]
+    scores: ClassVar[tuple[float, float]]
 
     def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
         """Faces of an upright picture (H, W, 3) uint8, in the convention of `expected_box`, as `ordered`.

@@ -1,5 +1,6 @@
 """dlib's convolutional detector: finds turned and partly hidden faces, and takes its time on a CPU."""
 
+import math
 import tempfile
 from dataclasses import dataclass, field
 from functools import cache
@@ -36,6 +37,7 @@ class CnnDetector:
     model: bytes = field(repr=False)
     name: ClassVar[str] = "cnn"
     resolution: ClassVar[float] = 80.0
+    scores: ClassVar[tuple[float, float]] = (0.0, math.inf)
 
     def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
         """Faces of an upright picture (H, W, 3) uint8, largest box first, ties by x0, then y0.

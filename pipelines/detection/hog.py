@@ -1,5 +1,6 @@
 """dlib's HOG detector and the policy by which pictures of any size are searched."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -56,6 +57,7 @@ class HogDetector:
 
     name: ClassVar[str] = "hog"
     resolution: ClassVar[float] = 80.0
+    scores: ClassVar[tuple[float, float]] = (SURE, math.inf)
 
     def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
         """Faces of an upright picture (H, W, 3) uint8, largest box first, ties by x0, then y0.

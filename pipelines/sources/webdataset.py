@@ -10,7 +10,8 @@ A sample is a picture with a `.pts` (1-based) or a `.json` (0-based) of the same
 - `sha256` (may be absent): that of the picture which was annotated;
 - `faces`: instead of points and box, a list of objects that each have them, as `msrrn export` writes it.
 
-Where a sample has both, the points are the `.pts`'s.
+Where a sample has both, the points are the `.pts`'s. Of several annotations of one kind the first is taken: faces of
+one picture are written as a list.
 """
 
 import json
@@ -58,7 +59,7 @@ class WebDataset:
         return any(_has_points(files, annotations[0]) for _, annotations in islice(whole, LOOKED_AT))
 
     def scan(self) -> Iterator[AnnotatedPhoto | Rejected]:
-        """See `AnnotatedSource.scan`; every picture, and every `.pts` and `.json` without one, is a row."""
+        """See `AnnotatedSource.scan`; every picture, and every annotation that was taken for none, is a row."""
         files = open_files(self.url)
         samples = _samples(files)
         if not any(all(_parts(names)) for names in samples.values()):
@@ -70,7 +71,8 @@ class WebDataset:
         rows: list[tuple[str, list[str], list[str]]] = [(uri, [], []) for uri in unreadable]
         for names in samples.values():
             pictures, annotations = _parts(names)  # once: thousands of `shot.0001.jpg` are one sample
-            rows += [(uri, pictures, annotations) for uri in pictures or annotations]
+            others = [name for name in annotations[1:] if _is_json(name) == _is_json(annotations[0])]
+            rows += [(uri, pictures, annotations) for uri in ([*pictures, *others] if pictures else annotations)]
         for uri, pictures, annotations in sorted(rows, key=lambda row: row[0]):
             if uri in unreadable:
                 yield unreadable[uri]
@@ -84,6 +86,9 @@ class WebDataset:
             yield Rejected(uri, "no_image", "an annotation without a picture of the same key")
         elif not annotations:
             yield Rejected(uri, "no_annotation", "a picture without a .pts or .json of the same key")
+        elif not is_picture(uri):
+            if not _is_json(uri) or _has_points(files, uri):  # else it tells of other things than faces
+                yield Rejected(uri, "face_twice", f"{annotations[0]} was taken for the annotation of this key")
         elif uri != pictures[0]:
             yield Rejected(uri, "second_image", f"its annotation was taken for {pictures[0]}")
         else:
@@ -118,17 +123,19 @@ def _samples(files: Files) -> dict[str, list[str]]:
 
 def _parts(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """A sample's pictures and its annotations, a `.pts` first."""
-    annotations = sorted(
-        (name for name in names if not is_picture(name)), key=lambda name: name.lower().endswith(".json")
-    )
+    annotations = sorted((name for name in names if not is_picture(name)), key=_is_json)
     return [name for name in names if is_picture(name)], annotations
+
+
+def _is_json(name: str) -> bool:
+    return name.lower().endswith(".json")
 
 
 def _photos(files: Files, uri: str, annotations: Sequence[str]) -> Iterator[AnnotatedPhoto | Rejected]:
     """A sample's faces; raises `BadAnnotation` before the first where what they share is wrong."""
     said: dict[str, Any] = {}
     for name in annotations:
-        if name.lower().endswith(".json"):
+        if _is_json(name):
             said = _object(files.read(name, MAX_JSON))
             break
     split, subset, sha256 = said.get("split"), said.get("subset"), said.get("sha256", "")
@@ -139,7 +146,7 @@ def _photos(files: Files, uri: str, annotations: Sequence[str]) -> Iterator[Anno
     if not isinstance(sha256, str):
         raise BadAnnotation("syntax", "sha256 is not a text")
     annotation, name = annotations[0], subset or root_parts(files.url)[-1]
-    if annotation.lower().endswith(".pts"):
+    if not _is_json(annotation):
         shape = parse_pts(files.read(annotation))
         yield AnnotatedPhoto(files.url, uri, annotation, name, split, shape, box_of(said.get("box")), sha256)
     elif FACES not in said:

@@ -98,6 +98,20 @@ def test_a_png_is_turned_as_its_xmp_says() -> None:
     assert decode(picture(SCENE, pnginfo=told)).orientation == 6
 
 
+def test_a_png_is_turned_as_exif_in_its_text_says() -> None:
+    """As ImageMagick writes it."""
+    data = _exif(6).tobytes()
+    told = PngImagePlugin.PngInfo()
+    told.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n", zip=True)
+    assert decode(picture(SCENE, pnginfo=told)).orientation == 6
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_pixels_beside_a_broken_exif_are_sound(kind: str) -> None:
+    photo = decode(picture(SCENE, kind, exif=b"Exif\0\0no table of tags"))
+    assert (photo.orientation, photo.size) == (1, (WIDTH, HEIGHT))
+
+
 def test_grey() -> None:
     grey = SCENE[..., 0]
     for kind in ("PNG", "TIFF", "BMP"):
@@ -327,7 +341,8 @@ def test_heic_without_its_extra_is_explained(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_samples_without_a_defined_white_are_refused() -> None:
-    assert _reason(picture(np.ones((8, 8), np.float32), "TIFF")) == "not_an_image"
+    for kind in (np.float32, np.int32):
+        assert _reason(picture(np.ones((8, 8), kind), "TIFF")) == "not_an_image"
 
 
 @pytest.mark.parametrize("start", [b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"])
@@ -468,6 +483,20 @@ def test_a_jpeg_is_reduced_while_it_is_large_enough(longer: int, reduction: int)
     photo = decode(picture(SCENE, "JPEG"), enough=lambda found: longer if found == WIDTH else 0)
     assert photo.reduction == reduction
     assert max(photo.rgb.shape) == WIDTH // reduction
+
+
+@pytest.mark.parametrize("width", [WIDTH, 1])
+def test_what_opencv_does_not_reduce_is_told_by_its_size(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flags by which it is asked to are of one of its versions."""
+    data = picture(SMOOTH[:, :width], "JPEG")
+    reduced, full = _reduced(data, 4), decode(data)
+    monkeypatch.setattr(decoding, "_COLOUR", dict.fromkeys(decoding._COLOUR, cv2.IMREAD_COLOR_RGB))
+    monkeypatch.setattr(decoding, "_GREY", dict.fromkeys(decoding._GREY, cv2.IMREAD_GRAYSCALE))
+    photo = _reduced(data, 4)
+    assert (reduced.reduction, photo.reduction, photo.size) == (4, 1, (width, HEIGHT))
+    np.testing.assert_array_equal(photo.rgb, full.rgb)
+    with pytest.raises(Undecodable, match="can be decoded reduced alone"):
+        decode_grey(data, reduced, 2)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])

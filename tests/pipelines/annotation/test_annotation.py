@@ -24,6 +24,7 @@ from msrrn.prediction import Prediction, Predictor
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation import readying
 from pipelines.annotation import run as driver
+from pipelines.annotation.readying import prepared
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.rehearsal import rehearse
 from pipelines.annotation.run import annotate
@@ -33,8 +34,10 @@ from pipelines.annotation.work import Again
 from pipelines.decoding import decode
 from pipelines.detection import Detector, HogDetector, open_detector
 from pipelines.detection.blazeface import BlazeFaceDetector
+from pipelines.detection.cnn import CnnDetector
+from pipelines.detection.yunet import YuNetDetector
 from pipelines.disk import TEMP_PREFIX
-from pipelines.errors import UserError
+from pipelines.errors import UsageError, UserError
 from pipelines.lease import LEASE, Lease, hold
 from pipelines.models import Model
 from pipelines.settings import AnnotateSettings
@@ -474,6 +477,9 @@ def test_what_waits_behind_a_limit_still_does_when_others_are_done_again(
     assert annotate(*ended, again=Again("quarantined", "timeout")).waiting == 1
     again = annotate(*ended, again=Again("quarantined"), limit=done[1].images)
     assert (again.throughput and again.throughput.pictures, again.waiting) == (3, 1)
+    (folder / "b/0.jpg").write_bytes(face + b"replaced")
+    assert annotate(*call, again=Again("quarantined", "timeout")).waiting == 2
+    assert annotate(*call, limit=known).waiting == 1
 
 
 def test_a_limit_of_more_than_there_is_tells_of_the_whole_archive(
@@ -831,6 +837,26 @@ def test_what_cannot_be_is_said_before_an_archive_is_listed(
         monkeypatch.setattr(f"pipelines.annotation.{name}.list_inputs", lambda *_: map(pytest.fail, ["it is listed"]))
         with pytest.raises(UserError, match="OpenVINO is not installed"):
             job(str(tmp_path), model=model, settings=asked, workers=1)
+
+
+def test_a_score_that_its_detector_never_gives_is_refused(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else no picture would have a face, and nobody would be told why."""
+    (tmp_path / "a.jpg").touch()
+    surest, more = (SETTINGS.model_copy(update={"min_score": score}) for score in (1.0, 1.5))
+    detectors: list[Detector] = [HogDetector(), CnnDetector(b""), BlazeFaceDetector(b""), YuNetDetector(b"")]
+    for detector in detectors:
+        monkeypatch.setattr(readying, "open_detector", lambda *_, one=detector: one)
+        assert prepared(model, surest, iter(()), Mock())[0] is detector
+        if detector.name in {"hog", "cnn"}:
+            assert prepared(model, more, iter(()), Mock())[0] is detector
+            continue
+        said = f"^--min-score 1.5: the scores of detector {detector.name} are from {detector.scores[0]} to 1, so"
+        for job in (rehearse, partial(annotate, out=str(tmp_path / "out"))):
+            with pytest.raises(UsageError, match=said):
+                job(str(tmp_path), model=model, settings=more, workers=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_missing_on_a_machine_ends_the_run_and_no_picture(

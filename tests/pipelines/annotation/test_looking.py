@@ -169,6 +169,12 @@ def _stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.asarray(image.transpose(turns[orientation]) if orientation > 1 else image, np.uint8)
 
 
+def test_a_large_face_of_a_picture_that_is_not_reduced_is_cropped_from_that() -> None:
+    data = picture(textured(700, 600, [(50, 50, 480, 240)]))
+    (face,) = view(look(data, FIND, AnnotateSettings(), MARGIN)).faces
+    np.testing.assert_array_equal(face.crop, crop(decode(data).rgb, face.frame))
+
+
 @dataclass(frozen=True)
 class Spy(Squares):
     """Notes what it is shown, and how small a face may be in it."""

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.annotation.plan import make_plan, read_plan
+from pipelines.annotation.plan import fingerprint, make_plan, read_plan
 from pipelines.archives import Input
 from pipelines.errors import UserError
 from pipelines.storage import Store
@@ -27,19 +28,22 @@ def test_rows_without_names_are_those_that_older_plans_named_by_fewer_digits(tmp
     out = Store(str(tmp_path))
     older = [row(f"{number:02}", number) for number in range(11)]
     older += [row(f"in/X.PARQUET/{number}", number, "in/X.PARQUET") for number in range(2)]
-    before = planned(out, [*older, row("0000000007", 3, "y.parquet")])  # a name of its own that looks like one
+    before = planned(out, [*older, row("007", 3, "y.parquet")])  # a name of its own that looks like one
     now = [row(f"{number:010}", number) for number in range(12)]
     now += [row(f"in/X.PARQUET/{number:010}", number, "in/X.PARQUET") for number in range(2)]
-    assert planned(out, [*now, row("0000000007", 3, "y.parquet")]) == [*before, "0000000011"]
+    assert planned(out, [*now, row("007", 3, "y.parquet")]) == [*before, "0000000011"]
 
 
-def test_a_picture_that_was_replaced_by_one_of_the_same_size_is_done_again(tmp_path: Path) -> None:
-    out = Store(str(tmp_path))
-    planned(out, [row("a", 0), row("b", 1)])
-    plan = make_plan(iter([row("a", 0), row("b", 1, version="2")]), out, 2)
-    assert plan.addition is not None
-    assert plan.addition["uri"].to_pylist() == ["b"]
-    assert [item.version for unit in plan.units() for item in unit.inputs] == ["1", "2"]
+@pytest.mark.parametrize("change", [{"version": "2"}, {"problem": "forbidden"}, {"size": 1}, {"offset": 2}])
+def test_a_picture_that_was_replaced_is_done_again(change: dict[str, Any], tmp_path: Path) -> None:
+    out, replaced = Store(str(tmp_path)), replace(row("b", 1), **change)
+    for before, now in ((row("b", 1), replaced), (replaced, row("b", 1))):
+        planned(out, [row("a", 0), before])
+        plan = make_plan(iter([row("a", 0), now]), out, 2)
+        assert plan.addition is not None
+        assert plan.addition["uri"].to_pylist() == ["b"]
+        assert [item for unit in plan.units() for item in unit.inputs] == [row("a", 0), now]
+        assert fingerprint(before) != fingerprint(now)
 
 
 def test_of_two_that_planned_at_once_one_is_told(tmp_path: Path) -> None:

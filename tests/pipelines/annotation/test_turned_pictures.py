@@ -127,7 +127,7 @@ def test_a_picture_that_changes_meanwhile_keeps_what_was_seen_first(tmp_path: Pa
 
     def sureness(crop: NDArray[np.uint8]) -> float:
         if becomes == "other":
-            put(tmp_path, a=square(200))
+            put(tmp_path, a=np.rot90(square(200), 2))
         elif becomes == "broken":
             (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         else:

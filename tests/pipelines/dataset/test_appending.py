@@ -28,10 +28,10 @@ def put(folder: Path, name: str, photo: SyntheticPhoto, jpeg: bytes = b"") -> No
     write_face(folder, name, jpeg or photo.jpeg, photo.shapes[0])
 
 
-def smaller(photo: SyntheticPhoto) -> bytes:
+def smaller(photo: SyntheticPhoto, quality: int = 60) -> bytes:
     """The same photograph with other bytes."""
     sink = io.BytesIO()
-    Image.open(io.BytesIO(photo.jpeg)).save(sink, "JPEG", quality=60)
+    Image.open(io.BytesIO(photo.jpeg)).save(sink, "JPEG", quality=quality)
     return sink.getvalue()
 
 
@@ -108,6 +108,15 @@ def test_a_photo_keeps_its_name(photos: Photos, tmp_path: Path) -> None:
     assert "by another name" in grown.left_out[0].message
 
 
+def test_a_photo_that_comes_again_stays_what_it_was_declared(photos: Photos, tmp_path: Path) -> None:
+    for index in range(2):
+        put(tmp_path / "first", f"a/{index}", photos[0][index])
+        put(tmp_path / "second", f"a/{index}", photos[0][index])
+    (tmp_path / "first" / "val.txt").write_text("a/0\n")
+    old = made([tmp_path / "first"], tmp_path / "out")
+    assert made([tmp_path / "second"], tmp_path / "out", old.name) == old
+
+
 def test_a_test_photo_that_shows_what_is_trained_on_is_refused(photos: Photos, tmp_path: Path) -> None:
     put(tmp_path / "first", "a/0", photos[0][0])
     put(tmp_path / "first", "a/1", photos[0][1])
@@ -123,10 +132,11 @@ def test_a_test_photo_that_shows_what_is_trained_on_is_refused(photos: Photos, t
 
 def test_a_photo_cannot_become_another_ones_split(parts: tuple[Path, Path], photos: Photos, tmp_path: Path) -> None:
     old = made([parts[0]], tmp_path / "out")
-    put(tmp_path / "third", "c/x", photos[0][4])
-    (tmp_path / "third" / "val.txt").write_text("c/x\n")
-    with pytest.raises(UserError, match=rf"c/x\.jpg is declared val, and {old.name} has it as lfpw/testset/0\.jpg"):
-        made([tmp_path / "third"], tmp_path / "out", old.name)
+    for shape in (photos[0][4].shapes[0], photos[0][4].shapes[0][::-1]):  # the other one is refused
+        write_face(tmp_path / "third", "c/x", photos[0][4].jpeg, shape)
+        (tmp_path / "third" / "val.txt").write_text("c/x\n")
+        with pytest.raises(UserError, match=rf"c/x\.jpg is declared val, and {old.name} has it as lfpw/testset/0"):
+            made([tmp_path / "third"], tmp_path / "out", old.name)
 
 
 def test_what_is_held_out_is_forgotten_too(parts: tuple[Path, Path], photos: Photos, tmp_path: Path) -> None:
@@ -172,6 +182,17 @@ def test_what_shows_the_same_in_val_and_test_is_no_trouble_later(photos: Photos,
     (tmp_path / "first" / "val.txt").write_text("lfpw/trainset/0\n")
     old = made([tmp_path / "first"], tmp_path / "out")
     assert (old.counts["train"], old.counts["val"], len(old.held)) == (1, 1, 1)
+    put(tmp_path / "second", "a/2", photos[0][2])
+    put(tmp_path / "second", "lfpw/testset/1", photos[0][0], smaller(photos[0][0], 50))
+    grown = made([tmp_path / "second"], tmp_path / "out", old.name)
+    assert grown == made([tmp_path / "first", tmp_path / "second"], tmp_path / "whole")
+
+
+def test_what_was_left_out_for_its_pixels_is_so_once(photos: Photos, tmp_path: Path) -> None:
+    put(tmp_path / "first", "a/0", photos[0][0])
+    write_face(tmp_path / "first", "a/1", photos[0][1].jpeg, photos[0][1].shapes[0] + 1000)
+    old = made([tmp_path / "first"], tmp_path / "out")
+    assert [item.reason for item in old.left_out] == ["outside"]
     put(tmp_path / "second", "a/2", photos[0][2])
     grown = made([tmp_path / "second"], tmp_path / "out", old.name)
     assert grown == made([tmp_path / "first", tmp_path / "second"], tmp_path / "whole")

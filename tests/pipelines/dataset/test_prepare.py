@@ -36,6 +36,7 @@ from pipelines.decoding import decode
 from pipelines.detection import expected_box
 from pipelines.errors import UserError
 from pipelines.lease import LEASE, Lease, hold
+from pipelines.outages import MissingError, OutageError
 from pipelines.settings import PrepareSettings, Tolerance
 from pipelines.sources import AnnotatedPhoto
 from pipelines.sources.pts import format_pts, parse_pts
@@ -198,18 +199,20 @@ def test_two_workers_make_the_same_bytes_from_relative_paths(
 
 
 def test_the_order_of_sources_changes_nothing(photos: Photos, tmp_path: Path) -> None:
-    """Two sources use the same names for one photo and its two faces, and for different photos."""
+    """Two sources use the same names for one photo and its two faces, for different photos, and others for one."""
     single, double = photos
     for source, shape in zip("ab", double[0].shapes, strict=True):
         write_face(tmp_path / source, "x/twice", double[0].jpeg, shape)
     for source, photo in zip("ab", single, strict=False):
         write_face(tmp_path / source, "x/other", photo.jpeg, photo.shapes[0])
+        write_face(tmp_path / source, f"x/{source}", single[2].jpeg, single[2].shapes[0])
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     first = prepare([a, b], str(tmp_path / "ab"), PLAIN, workers=1)
     second = prepare([b, a], str(tmp_path / "ba"), PLAIN, workers=1)
     assert first[1].name == second[1].name
     assert tree(out_of(first)) == tree(out_of(second))
-    assert first[1].counts["train"] == 4
+    assert first[1].counts["train"] == 5
+    assert [item.uri for item in first[1].left_out] == ["x/b.pts"], "of two annotations of a face the first stays"
 
 
 def test_the_order_of_sources_changes_no_name_where_two_are_left_out_alike(photos: Photos, tmp_path: Path) -> None:
@@ -321,21 +324,23 @@ def test_a_deleted_shard_is_made_again(dataset: Dataset, annotated: Path, tmp_pa
 
 
 def test_rows_of_a_damaged_shard_are_not_copied(dataset: Dataset, annotated: Path, tmp_path: Path) -> None:
-    """A photo is taken away: its unit is cut anew, and the shard that held it and its neighbours has a wrong byte."""
+    """A photo is taken away: its unit is cut anew, and the shard that held it and its neighbours has wrong bytes."""
     folder = copied(annotated, tmp_path)
     out = tmp_path / "out"
     _, manifest = prepare([str(folder)], str(out), SETTINGS, 1)
-    for unit in manifest.shards():
-        path = out / unit.shard
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
     for suffix in ("jpg", "pts"):
-        (folder / f"lfpw/trainset/1.{suffix}").unlink()
-    made = prepare([str(folder)], str(out), SETTINGS, 1)
-    fresh = prepare([str(folder)], str(tmp_path / "fresh"), SETTINGS, 1)
-    assert made[1] == fresh[1]
-    for shard in {unit.shard for unit in fresh[1].shards()} - {unit.shard for unit in manifest.shards()}:
+        (folder / f"lfpw/trainset/0.{suffix}").unlink()
+    _, fresh = prepare([str(folder)], str(tmp_path / "fresh"), SETTINGS, 1)
+    before, now = ({unit.shard for unit in made.shards()} for made in (manifest, fresh))
+    assert before & now
+    assert now - before
+    for shard in before - now:
+        data = bytearray((out / shard).read_bytes())
+        for tenth in range(1, 10):
+            data[tenth * len(data) // 10] ^= 1
+        (out / shard).write_bytes(data)
+    assert prepare([str(folder)], str(out), SETTINGS, 1)[1] == fresh
+    for shard in now - before:
         assert (out / shard).read_bytes() == (tmp_path / "fresh" / shard).read_bytes()
 
 
@@ -663,6 +668,15 @@ def test_bad_input_can_fail_the_run(photos: Photos, tmp_path: Path) -> None:
     assert prepare(*job, tolerance=Tolerance(max_bad=0.25))[1].counts["train"] == 3
     with pytest.raises(UserError, match="none are allowed"):
         prepare(*job, tolerance=Tolerance(on_bad="fail"))
+    (tmp_path / "in" / "a" / "half.pts").unlink()
+    write_face(tmp_path / "in", "a/0", photos[0][0].jpeg, photos[0][0].shapes[0] + 1000)  # seen with its pixels alone
+    late = ([str(tmp_path / "in")], str(tmp_path / "late"), PLAIN, 1)
+    with pytest.raises(UserError, match=r"none are allowed \(outside × 1\)"):
+        prepare(*late, tolerance=Tolerance(on_bad="fail"))
+    assert not list((tmp_path / "late").rglob(MANIFEST))
+    assert prepare(*late)[1].counts["train"] == 2
+    with pytest.raises(UserError, match=r"none are allowed \(outside × 1\)"):
+        prepare(*late, tolerance=Tolerance(on_bad="fail"))
 
 
 def test_what_is_no_picture_is_not_the_same_photo_as_another(photos: Photos, tmp_path: Path) -> None:
@@ -694,13 +708,18 @@ def test_one_bad_row_of_a_table_stops_nothing(photos: Photos, tmp_path: Path) ->
     (tmp_path / "run" / "0.jpg").write_bytes(photos[0][3].jpeg)
     row = {"uri": "0.jpg", "landmarks": photos[0][3].shapes[0].ravel().tolist()}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "run" / "faces" / "0.parquet")
-    images = [{"uri": "0.jpg", "status": "annotated"}, {"uri": "1.jpg", "status": "quarantined"}]
+    images = [
+        {"uri": "0.jpg", "status": "annotated", "reason": None},
+        {"uri": "1.jpg", "status": "quarantined", "reason": None},
+        {"uri": "2.jpg", "status": "quarantined", "reason": "sunspots"},
+    ]
     pq.write_table(pa.Table.from_pylist(images), tmp_path / "run" / "images" / "0.parquet")
     sources = [str(tmp_path / "web"), str(tmp_path / "run")]
     manifest = prepare(sources, str(tmp_path / "out"), PLAIN, 1)[1]
     assert manifest.counts["train"] == 2
     assert {item.uri: item.reason for item in manifest.left_out} == {
         "1.jpg": "quarantined",
+        "2.jpg": "quarantined",
         "box.jpg": "syntax",
         "far.jpg": "not_finite",
     }
@@ -750,6 +769,10 @@ def test_near_duplicates_are_in_one_split_where_nothing_is_declared() -> None:
         "f" * 64: "val",
         "e" * 64: "train",
     }
+    some = assign_splits([[photo("0")], [photo("f", "val")]], 0.5)
+    assert some == {"0" * 64: "train", "f" * 64: "val"}, "there is one to validate on"
+    more = assign_splits([[photo("8")], [photo("9")], [photo("f", settled="val")]], 1e-9)
+    assert more == {"8" * 64: "train", "9" * 64: "train", "f" * 64: "val"}, "there is one already"
     declared = assign_splits([[photo("0"), photo("f", "val")], [photo("1", "train"), photo("2", "test")]], 0.5)
     assert declared == {"0" * 64: "shadowed", "f" * 64: "val", "1" * 64: "shadowed", "2" * 64: "test"}
     grown = assign_splits([[photo("0"), photo("f", settled="train")], [photo("1", settled="val")]], 0.5)
@@ -859,6 +882,9 @@ def test_a_rejected_picture_whose_name_two_sources_have_is_not_shown(photos: Pho
     shown = {item.uri: work.picture(item) for item in work.left_out}
     assert shown["x/alone_b.jpg"] == photos[0][1].jpeg
     assert [data for uri, data in shown.items() if uri.startswith("x/1")] == [None]
+    write_face(tmp_path / "b", "x/1", photos[0][1].jpeg, photos[0][1].shapes[0][::-1])
+    work = plan([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "out"), PLAIN)
+    assert [work.picture(item) for item in work.left_out if item.uri == "x/1.pts"] == [None]
 
 
 def test_a_photo_that_changes_while_its_dataset_is_made_ends_the_run(photos: Photos, tmp_path: Path) -> None:
@@ -873,6 +899,23 @@ def test_a_photo_that_changes_while_its_dataset_is_made_ends_the_run(photos: Pho
     with pytest.raises(UserError, match=r"a/1\.jpg changed while its dataset was made: run again"):
         prepare([str(tmp_path / "in")], str(tmp_path / "out"), PLAIN, 1, progress)
     assert not list((tmp_path / "out").rglob(MANIFEST))
+
+
+def test_a_photo_is_left_out_when_it_is_gone_and_never_when_the_storage_fails(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_face(tmp_path, "a", photos[0][0].jpeg, photos[0][0].shapes[0])
+    error: UserError = MissingError("a.jpg does not exist")
+
+    def read(_: AnnotatedPhoto) -> bytes:
+        raise error
+
+    monkeypatch.setattr(AnnotatedPhoto, "read", read)
+    groups, left_out = read_photos([str(tmp_path)], 1)
+    assert (groups, [item.reason for item in left_out]) == ([], ["unreadable"])
+    error = OutageError("S3 failed")
+    with pytest.raises(OutageError):
+        read_photos([str(tmp_path)], 1)
 
 
 def test_a_picture_that_changed_since_it_was_annotated_says_so(photos: Photos, tmp_path: Path) -> None:

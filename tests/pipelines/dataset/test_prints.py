@@ -83,6 +83,10 @@ def test_a_mirrored_copy_is_another_picture(pictures: list[bytes]) -> None:
 
 def test_what_shows_nothing_has_no_print() -> None:
     assert photo_print(picture(np.full((90, 90, 3), 77, np.uint8))) == ""
+    dull = np.rint(np.linspace(70, 85, 90 * 90)).reshape(90, 90)  # as in fog
+    assert photo_print(picture(dull.astype(np.uint8))) != ""
+    noise = np.random.default_rng(0).integers(77, 80, (90, 90), np.uint8)  # as under a lid
+    assert photo_print(picture(noise)) == ""
 
 
 @pytest.mark.parametrize("data", [b"", b"Dear grandmother", b"\xff\xd8\xff"])

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 
 from msrrn.synthetic.anatomy import MEAN
 from pipelines.dataset.photos import PhotoGroup, Seen
 from pipelines.dataset.screening import screened
 from pipelines.sources import AnnotatedPhoto
+from pipelines.sources.corrections import PREDICTIONS
 from tests.factories import calls_of
 
 
@@ -22,9 +25,16 @@ def test_a_face_costs_no_more_in_a_larger_crowd() -> None:
 
 
 def test_in_a_crowd_the_face_that_is_there_twice_is_found() -> None:
+    """Not beside one that is refused, and the others stay in their order, whoever drew them."""
     crowd = _crowd(80)
-    again = AnnotatedPhoto("root", "a.jpg", "b.pts", "crowd", None, crowd.faces[41].shape + 2)
-    (kept,), (left_out,) = screened([PhotoGroup(crowd.seen, (*crowd.faces, again))])
-    assert kept.faces == crowd.faces
-    assert (left_out.uri, left_out.reason) == ("b.pts", "face_twice")
-    assert left_out.message.startswith("the face of a.jpg.0041.pts: ")
+    first, *others = crowd.faces
+    faces = (replace(first, subset=PREDICTIONS), *others)
+    broken, again = (
+        replace(faces[41], annotation_uri=f"{name}.pts", shape=shape)
+        for name, shape in (("broken", faces[41].shape[::-1]), ("again", faces[41].shape + 2))
+    )
+    (kept,), left_out = screened([PhotoGroup(crowd.seen, (broken, *faces, again))])
+    assert kept.faces == faces
+    assert [item.uri for item in left_out] == ["broken.pts", "again.pts"]
+    assert left_out[1].reason == "face_twice"
+    assert left_out[1].message.startswith("the face of a.jpg.0041.pts: ")

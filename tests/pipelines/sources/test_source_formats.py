@@ -203,3 +203,6 @@ def test_an_annotation_is_left_out_when_it_is_gone_and_never_when_the_storage_fa
     error = OutageError("S3 failed")
     with pytest.raises(OutageError):
         list(sources[0].scan())
+    if name == "a.json":  # by what is in it, it is recognised
+        with pytest.raises(OutageError):
+            open_annotated(str(tmp_path / "here"))
