@@ -10,7 +10,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from prefect import task
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact
 from prefect.events import emit_event
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
@@ -18,6 +18,7 @@ from prefect.input import RunInput
 from prefect.settings import get_current_settings
 from pydantic import Field, ValidationError
 
+from flows import artifacts
 from flows.progress import say
 from flows.tasks import STATION
 from pipelines.errors import UsageError, UserError
@@ -28,6 +29,7 @@ from pipelines.promotion.gate import Approval, Ask, Judgement
 from pipelines.promotion.page import CHANGED, LEGEND, SCATTER
 from pipelines.registry.turns import whoami
 from pipelines.registry.versions import ModelVersion
+from pipelines.showable import no_markup
 
 REGISTERED: Final = "msrrn.model.registered"
 """The event that says that there is a new version to be judged."""
@@ -45,12 +47,12 @@ def judge(challenge: Challenge) -> Judgement:
     version, decision = judgement.version, judgement.decision
     title = f"{version.name} {version.version}: {decision.verdict}"
     say(f"{version.name} version {version.version}: {decision.verdict}. {decision.reason}")
-    create_markdown_artifact(key="promotion", markdown=f"**{title}.** {decision.reason}")
+    artifacts.words("promotion", title, decision.reason)
     if decision.rows:
-        create_table_artifact(
-            key="promotion-figures",
-            table=[shown(row) for row in decision.rows],
-            description=f"{title}. The first row decides, the others are floors. MLflow run {judgement.run}",
+        artifacts.table(
+            "promotion-figures",
+            [shown(row) for row in decision.rows],
+            f"{title}. The first row decides, the others are floors. MLflow run {judgement.run}",
         )
     pictures = {
         SCATTER: ("promotion-errors", "image/svg+xml", "Every face: error of the champion and of the challenger"),
@@ -129,7 +131,8 @@ def _pause(judgement: Judgement, hours: float) -> Approval:
     version = judgement.version
     form: Any = RunInput.subclass_from_base_model_type(_Answer)
     question = form.with_initial_data(
-        description=f"**Promote {version.name} version {version.version}?**\n\n{judgement.decision.reason}\n\n"
+        description=f"**Promote {no_markup(version.name)} version {version.version}?**\n\n"
+        f"{no_markup(judgement.decision.reason)}\n\n"
         f"The table and the faces are artifacts of this run, and in MLflow run `{judgement.run}`.",
     )
     while True:

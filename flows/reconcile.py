@@ -3,9 +3,9 @@
 from typing import Annotated
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
 from pydantic import Field
 
+from flows import artifacts
 from flows.dead_runs import free_dead_runs
 from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
 from flows.parameters import ModelName, Place, Workers
@@ -50,9 +50,9 @@ def reconcile(
     for each in found:
         say(f"{each.where}: {each.what}: {each.done}")
     if found:
-        create_table_artifact(
-            key="reconciled",
-            table=[each.model_dump() for each in found],
-            description=f"{len(found)} things that were not as they should be, and what was done about them",
+        artifacts.table(
+            "reconciled",
+            [each.model_dump() for each in found],
+            f"{len(found)} things that were not as they should be, and what was done about them",
         )
     return found

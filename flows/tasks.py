@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from prefect import task
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_table_artifact,
-)
+from prefect.artifacts import create_image_artifact, create_link_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows import artifacts
 from flows.limits import outlive_leases
 from flows.progress import epoch_progress, progress, say
 from pipelines.annotation.run import annotate
@@ -69,10 +66,10 @@ def prepare_dataset(
         dataset, manifest = prepare(sources, out, settings, workers, update, source_format)
     require_validation(manifest)
     say(f"dataset {manifest.name}: " + ", ".join(f"{count} {name}" for name, count in manifest.counts.items()))
-    create_table_artifact(
-        key="dataset",
-        table=[{"source": source, **splits} for source, splits in manifest.faces_by_source.items()],
-        description=f"Dataset {manifest.name} at {dataset.url}: {manifest.counts}",
+    artifacts.table(
+        "dataset",
+        [{"source": source, **splits} for source, splits in manifest.faces_by_source.items()],
+        f"Dataset {manifest.name} at {dataset.url}: {manifest.counts}",
     )
     return dataset, manifest
 
@@ -97,13 +94,13 @@ def evaluate_model(
     """Detector and model on the photos held out of training."""
     with progress("evaluating, photos") as update:
         evaluation = evaluate(model, sources, "val", workers, update, val_share, source_format, unseen_by=[model])
-    create_table_artifact(
-        key="evaluation",
-        table=[
+    artifacts.table(
+        "evaluation",
+        [
             {"subset": name, **{key: value for key, value in row.items() if not isinstance(value, dict)}}
             for name, row in evaluation.table().items()
         ],
-        description=f"{evaluation.model}, {evaluation.selection} faces, fractions. "
+        f"{evaluation.model}, {evaluation.selection} faces, fractions. "
         f"Boxes: {evaluation.detector}; ip: over the distance of the pupils.",
     )
     return evaluation
@@ -121,10 +118,10 @@ def annotate_archive(source: str, out: str, model: Model, settings: AnnotateSett
         f"annotations {out}: {summary.images} pictures = {summary.annotated} annotated + {summary.no_face} "
         f"without a face + {summary.quarantined} quarantined; {summary.faces} faces"
     )
-    create_table_artifact(
-        key="annotations",
-        table=[summary.model_dump(exclude={"settings", "reasons", "throughput"})],
-        description=f"Annotations at {out}. Quarantined: {summary.reasons or 'none'}",
+    artifacts.table(
+        "annotations",
+        [summary.model_dump(exclude={"settings", "reasons", "throughput"})],
+        f"Annotations at {out}. Quarantined: {summary.reasons or 'none'}",
     )
     return summary
 
@@ -144,13 +141,13 @@ def compare_runs(
         return str(error)
     page = write_drift(report, Store(out))
     say(f"drift: {report.verdict} {', '.join(report.named('drifted'))}")
-    create_table_artifact(
-        key="drift",
-        table=[
+    artifacts.table(
+        "drift",
+        [
             feature.model_dump(include={"name", "verdict", "base", "psi", "psi_noise", "ks", "ks_noise", "note"})
             for feature in report.features
         ],
-        description=f"{report.verdict}: {len(report.runs)} runs against {report.dataset or report.reference}. {page}",
+        f"{report.verdict}: {len(report.runs)} runs against {report.dataset or report.reference}. {page}",
     )
     return report, page
 

@@ -7,11 +7,18 @@ _UNSHOWABLE: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 """Controls, what ends a line or changes its direction, and the lone surrogates of undecodable file names."""
+_MARKS: Final = re.compile(r"([\\`*_{}\[\]()#+!|<>&~])")
+"""What means something to Markdown."""
 
 
 def showable(text: str) -> str:
     """Text that any viewer can show: what is not a visible character is spelt out, as in `\\x00`."""
     return _UNSHOWABLE.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def no_markup(text: object) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return _MARKS.sub(r"\\\1", " ".join(showable(str(text)).split()))
 
 
 def counted(count: int, what: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pipelines.annotation.page import annotation_page
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.summary import summary_before, totals
-from pipelines.annotation.tables import PAGE, SUMMARY, TABLES, Annotations, part_key, without
+from pipelines.annotation.tables import PAGE, SUMMARY, TABLES, Annotations, part_key, unit_of, without
 from pipelines.annotation.unit import read_record, write_unit
 from pipelines.forgotten import Forgot, forgot_at, read_forgotten, remember, remember_found
 from pipelines.lease import hold
@@ -49,12 +49,12 @@ def _drop_unfinished(place: Store) -> None:
 
     What was staged is put in its place.
     """
-    records = {key.removeprefix(f"{RECORDS}/").removesuffix(".json"): key for key in place.keys(RECORDS)}
+    records = {unit: key for key in place.keys(RECORDS) if (unit := unit_of(key))}
     recorded = {unit for unit in records if read_record(place, unit) is not None}
     finished = recorded & Annotations(place).whole_units()
     kept = {part_key(table, unit) for table in TABLES for unit in finished}
-    stray = {key for table in TABLES for key in place.keys(table)} - kept
-    for key in (*(records[unit] for unit in records.keys() - finished), *stray, *place.keys(STAGED)):
+    stray = {key for folder in (*TABLES, STAGED) for key in place.keys(folder) if unit_of(key)} - kept
+    for key in (*(records[unit] for unit in records.keys() - finished), *stray):
         place.delete(key)
 
 

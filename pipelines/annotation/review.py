@@ -131,8 +131,11 @@ def _chosen(pictures: AnnotatedPictures, worst: int) -> dict[int, list[int]]:
 
 
 def _anything(out: Store) -> list[str]:
-    """A review among other files, as those of the archive, would be taken for some of them."""
-    return [key for key in out.keys("") if key != MARK]
+    """A review among other files, as those of the archive, would be taken for some of them.
+
+    A link for `images` leads to files that are not seen here.
+    """
+    return [key for key in (*out.keys(""), *out.present(IMAGES)) if key != MARK]
 
 
 def _written(pictures: AnnotatedPictures, chosen: dict[int, list[int]], out: Store) -> Iterator[Shown]:

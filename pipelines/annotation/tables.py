@@ -38,7 +38,6 @@ REASONS: Final = frozenset(
 )
 """Why a picture may be quarantined."""
 
-_RECORD: Final = re.compile(rf"{RECORDS}/(\d{{6,}})\.json")
 _METADATA: Final = {
     "msrrn.schema": SCHEMA_VERSION,
     "msrrn.scheme": SCHEME,
@@ -94,6 +93,11 @@ clockwise; `brightness`, the mean grey value, and `sharpness`, the variance of t
 """
 TABLES: Final = {"images": IMAGES, "faces": FACES}
 
+_TABLE: Final = "|".join(TABLES)
+_OF_A_UNIT: Final = re.compile(
+    rf"(?:{RECORDS}/(\d{{6,}})\.json|(?:(?:{_TABLE})/part|{STAGED}/(?:{_TABLE}))-(\d{{6,}})\.parquet)"
+)
+
 
 def forgotten_row(uri: str) -> dict[str, Any]:
     """The row of `IMAGES` for a picture that was forgotten: its name alone."""
@@ -104,6 +108,12 @@ def forgotten_row(uri: str) -> dict[str, Any]:
 def part_key(table: str, unit: str) -> str:
     """Of a unit's part of a table."""
     return f"{table}/part-{unit}.parquet"
+
+
+def unit_of(key: str) -> str:
+    """The unit that a record or a part is of; of anything else, which is not ours to delete, none."""
+    found = _OF_A_UNIT.fullmatch(key)
+    return (found[1] or found[2]) if found else ""
 
 
 def without(
@@ -153,7 +163,7 @@ class Annotations:
 
     def units(self) -> list[str]:
         """Keys of the finished units, in input order."""
-        return [record[1] for key in self.store.keys(RECORDS) if (record := _RECORD.fullmatch(key))]
+        return [unit for key in self.store.keys(RECORDS) if (unit := unit_of(key))]
 
     def whole_units(self) -> set[str]:
         """Keys of the finished units that have their part of each table: the others are done again."""

@@ -1,6 +1,5 @@
 """What of a plan is finished, what is left to do, and that it is done."""
 
-import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from pipelines.annotation.pictures import end_sandbox
 from pipelines.annotation.plan import PLACE, Plan, Unit, fingerprint
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.summary import Summary, Throughput, totals
-from pipelines.annotation.tables import REASONS, STATUSES, SUMMARY, TABLES, Annotations, part_key
+from pipelines.annotation.tables import REASONS, STATUSES, SUMMARY, TABLES, Annotations, part_key, unit_of
 from pipelines.annotation.unit import Job, Pending, annotate_unit, read_record
 from pipelines.engine import run_units
 
@@ -21,8 +20,6 @@ READS_AT_ONCE: Final = 16
 """Records that are read at the same time: on S3 each takes a while."""
 READS_AHEAD: Final = 64
 """Records that wait for their units: each has all of its inputs, and is read faster than it is judged."""
-_OF_A_UNIT: Final = re.compile(rf"(?:{RECORDS}/|(?:{'|'.join(TABLES)})/part-)(\d{{6,}})\.(?:json|parquet)")
-"""The key of a record or of a part, and the unit's own."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Work:
         """pictures that came in or were replaced, and are not to be done now"""
         written = {key: size for folder in (RECORDS, *TABLES) for key, size in job.out.files(folder).items()}
         planned = set(plan.keys())
-        self._strays = [key for key in written if (own := _OF_A_UNIT.fullmatch(key)) and own[1] not in planned]
+        self._strays = [key for key in written if (own := unit_of(key)) and own not in planned]
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
             for unit, record in zip(plan.units(), self._read(pool, plan.keys(), written), strict=True):
                 if record is not None:
@@ -95,7 +92,7 @@ class Work:
         if self._left or self._plan.addition is not None:
             out.delete(SUMMARY)  # until all units are those of the plan, and done, the run is not finished
         self._plan.publish(out)
-        for key in out.keys(STAGED):  # of a unit that was killed before its record
+        for key in filter(unit_of, out.keys(STAGED)):  # of a unit that was killed before its record
             out.delete(key)
         for key in self._strays:  # of a plan that was deleted: their inputs are in other units now
             out.delete(key)

@@ -65,7 +65,9 @@ class Tar:
                     return
                 if member is None:
                     break
-                if not place < member.offset_data <= tar.offset:  # a negative size leads back
+                # Tarfile keeps what any header says of all members, and a negative size leads back.
+                said = sum(len(key) + len(value) for key, value in tar.pax_headers.items())
+                if said > MAX_HEADER or not place < member.offset_data <= tar.offset:
                     yield self._lost(place, "corrupt")
                     return
                 place = member.offset_data

@@ -8,6 +8,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO, Final
 
 from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, read_pieces, unusable
@@ -48,6 +49,8 @@ class Zip:
     def members(self) -> Iterator[Input]:
         """Files, with names for uris and no container, and `TAIL` where the rest of the directory is lost."""
         place, start, block = self._directory, -1, b""
+        told = 0
+        """bytes of members so far"""
         while place < self._end:
             at = place - start
             left = len(block) - at
@@ -61,7 +64,11 @@ class Zip:
                 yield Input(TAIL, "", place, 0, 0, "", "corrupt")
                 return
             member = _member(block[at : at + length], self._shift, self._directory)
-            if member is not None:
+            if member is not None and not member.problem:
+                told += member.packed
+                # Of members that share their bytes a small archive could hold so many that they take days.
+                yield member if told <= self._directory else replace(member, problem="corrupt")
+            elif member is not None:
                 yield member
             place += length
 
@@ -149,10 +156,10 @@ def _member(entry: bytes, shift: int, end: int) -> Input | None:
         problem = "encrypted"
     elif method not in {_STORED, _DEFLATED}:
         problem = "compression"
-    elif offset + shift >= end:
-        problem = "corrupt"
     place, size = min(offset + shift, MAX_NUMBER), min(size, MAX_NUMBER)
     packed = min(packed, MAX_NUMBER) if method == _DEFLATED else size
+    if not problem and place + packed >= end:
+        problem = "corrupt"
     return Input(normal(printable(name)), "", place, size, packed, f"{crc:08x}", problem)
 
 

@@ -1,6 +1,5 @@
 """The card of a dataset: what it is and how to use it, in Markdown with the front matter of Hugging Face's hub."""
 
-import re
 from collections import Counter
 from typing import Final
 
@@ -8,11 +7,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipelines.checks import CHECKS
 from pipelines.dataset.manifest import Manifest
-from pipelines.showable import counted, showable
+from pipelines.showable import counted, no_markup
 
 CARD: Final = "README.md"
 
-_MARKS: Final = re.compile(r"([\\`*_{}\[\]()#+!|<>&~])")
 _SIZES: Final = (
     (10**3, "n<1K"),
     (10**4, "1K<n<10K"),
@@ -20,11 +18,6 @@ _SIZES: Final = (
     (10**6, "100K<n<1M"),
     (10**7, "1M<n<10M"),
 )
-
-
-def _plain(text: object) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return _MARKS.sub(r"\\\1", " ".join(showable(str(text)).split()))
 
 
 _ENVIRONMENT: Final = Environment(
@@ -35,7 +28,7 @@ _ENVIRONMENT: Final = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_ENVIRONMENT.filters |= {"plain": _plain, "counted": counted}
+_ENVIRONMENT.filters |= {"plain": no_markup, "counted": counted}
 _TEMPLATE: Final = _ENVIRONMENT.get_template("dataset/card.md.j2")
 
 

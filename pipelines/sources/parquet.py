@@ -39,6 +39,11 @@ _FORMAT: Final = {b"msrrn.schema": (b"1", b"2"), b"msrrn.scheme": (SCHEME.encode
 """What is read; the second schema has more columns than the first."""
 _REMEDY: Final = "give the folder that `msrrn annotate` wrote, or a faces table"
 
+_ROWS_READ: Final = 8
+"""At once: each gets a copy of its value in a dictionary, which may be small where it is packed."""
+MOST_BYTES: Final = 1 << 16
+"""Of a row; a face of `annotate` has 1 kB."""
+
 _EXPORT: Final = "`msrrn export --format webdataset` writes all pictures with their faces, and is a source"
 
 Row = AnnotatedPhoto | Rejected
@@ -168,7 +173,7 @@ def _groups(files: Files, name: str, columns: Sequence[str], to_row: _ToRow) -> 
                 raise UserError(f"{files.url}/{name}: its {column} is of type {kind}: write {wanted}")
         start = 0
         for index in range(table.num_row_groups):
-            uris = _read(table, index, ["uri"])["uri"].to_pylist()
+            uris = _read(table, index, ["uri"], f"{files.url}/{name}")["uri"].to_pylist()
             if uris:
                 yield _Group(
                     min(_uri(uri, name) for uri in uris), partial(_rows, files, name, index, start, present, to_row)
@@ -176,9 +181,14 @@ def _groups(files: Files, name: str, columns: Sequence[str], to_row: _ToRow) -> 
             start += len(uris)
 
 
-def _read(table: pq.ParquetFile, index: int, columns: Sequence[str]) -> pa.Table:
+def _read(table: pq.ParquetFile, index: int, columns: Sequence[str], where: str) -> pa.Table:
     """A row group. Arrow reads strings that are no UTF-8, too, which Python then fails at."""
-    group = table.read_row_group(index, list(columns))
+    batches = []
+    for batch in table.iter_batches(_ROWS_READ, row_groups=[index], columns=list(columns), use_threads=False):
+        if batch.nbytes > MOST_BYTES * batch.num_rows:
+            raise UserError(f"{where}: rows have more than {MOST_BYTES} bytes each: {_REMEDY}")
+        batches.append(batch)
+    group = pa.Table.from_batches(batches, batches[0].schema if batches else table.schema_arrow).combine_chunks()
     group.validate(full=True)
     return group
 
@@ -211,7 +221,7 @@ def _rows(
     files: Files, name: str, index: int, start: int, columns: Sequence[str], to_row: _ToRow
 ) -> Iterator[tuple[_Key, Row]]:
     with _table(files, name) as table:
-        group = _read(table, index, columns)
+        group = _read(table, index, columns, f"{files.url}/{name}")
     uris = [_uri(uri, name) for uri in group["uri"].to_pylist()]
     faces = group["face_index"].to_pylist() if "face_index" in columns else [0] * len(uris)
     keys: list[_Key] = [

@@ -10,6 +10,10 @@ from pipelines.sources.files import Files
 from pipelines.sources.listed import Entry, OtherKind
 
 _CHUNK: Final = 1 << 16
+MOST_BYTES: Final = 8 << 20
+"""Of one tag or comment: expat holds it until it ends, and an older one reads it from its start with each piece."""
+DEEPEST: Final = 64
+"""Elements within each other, of which expat remembers all: these formats have no more than six."""
 
 
 class XmlListing(ABC):
@@ -27,10 +31,11 @@ class XmlListing(ABC):
         self.done: list[Entry] = []
         self._where = where
         self._begun = False
+        self._fed = self._depth = 0
         self._parser = expat.ParserCreate()
         self._parser.buffer_text = True
         self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self.end
+        self._parser.EndElementHandler = self._end
         self._parser.CharacterDataHandler = self.text
         self._parser.StartDoctypeDeclHandler = self._doctype
 
@@ -57,11 +62,17 @@ class XmlListing(ABC):
         except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: an encoding it does not know
             kind = UserError if self._begun else OtherKind
             raise kind(f"{self._where} is not whole XML ({error}): mend it there, or fetch it again") from error
+        self._fed += len(data)
+        if self._fed - self._parser.CurrentByteIndex > MOST_BYTES:
+            raise self._odd(f"a tag of more than {MOST_BYTES} bytes")
         done, self.done = self.done, []
         return done
 
+    def _odd(self, what: str) -> UserError:
+        return UserError(f"{self._where}, line {self.line}: {what}, which {self.tool} never writes: remove it")
+
     def _doctype(self, *_: object) -> None:
-        raise UserError(f"{self._where}, line {self.line}: a DOCTYPE, which {self.tool} never writes: remove it")
+        raise self._odd("a DOCTYPE")
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         if not self._begun and tag != self.root:
@@ -69,7 +80,14 @@ class XmlListing(ABC):
                 f"{self._where} starts with <{tag[:40]}> instead of {self.tool}'s <{self.root}>: {self.remedy}"
             )
         self._begun = True
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise self._odd(f"elements in each other, {DEEPEST} deep")
         self.start(tag, attributes)
+
+    def _end(self, tag: str) -> None:
+        self._depth -= 1
+        self.end(tag)
 
 
 def read_xml(files: Files, name: str, kind: type[XmlListing]) -> Iterator[Entry]:

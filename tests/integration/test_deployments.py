@@ -324,7 +324,7 @@ def test_table_and_pictures_of_a_comparison_are_artifacts(
     assert result.verdict == "kept"
     found = {each["key"]: each for each in post(f"{api}/artifacts/latest/filter", {})}
     rows = json.loads(found["promotion-figures"]["data"])
-    assert rows[0]["figure"] == "NRMSE (IP)"
+    assert rows[0]["figure"] == r"NRMSE \(IP\)", "Prefect's UI takes it for Markdown"
     assert found["promotion-errors"]["data"].startswith("data:image/svg+xml;base64,")
     assert found["promotion-faces"]["data"].startswith("data:image/jpeg;base64,")
 

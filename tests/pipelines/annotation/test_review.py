@@ -320,6 +320,16 @@ def test_a_review_lies_beside_nothing_of_anybodys_own(key: str, run: Run, tmp_pa
     assert tree(tmp_path / "out") == {key: b"mine"}
 
 
+def test_pictures_behind_a_link_are_not_replaced(run: Run, tmp_path: Path) -> None:
+    for folder in ("photos", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "photos" / "mine.jpg").write_text("mine")
+    (tmp_path / "out" / "images").symlink_to(tmp_path / "photos")
+    with pytest.raises(UserError, match="images is there, and no call like this one"):
+        review(run, 5, "cvat", str(tmp_path / "out"))
+    assert tree(tmp_path / "photos") == {"mine.jpg": b"mine"}
+
+
 def test_a_review_that_was_interrupted_is_made_again(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

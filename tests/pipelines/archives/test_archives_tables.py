@@ -196,3 +196,27 @@ def test_memory_is_not_that_of_the_rows(tmp_path: Path) -> None:
     count, grown = growth(str(tmp_path / "x.parquet"))
     assert count == 50_000
     assert grown < 8_000_000
+
+
+@pytest.mark.parametrize("large", ["image", "path"])
+def test_memory_is_not_that_of_a_dictionary_for_every_row(tmp_path: Path, large: str) -> None:
+    value = 5_000_000 * "a"
+    columns = {"image": (JPEG, pa.binary()), "path": ("a.jpg", pa.string()), large: (value, pa.string())}
+    columns["image"] = (JPEG + value.encode(), pa.binary()) if large == "image" else columns["image"]
+    arrays = {
+        name: pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int8()), pa.array([one], kind))
+        for name, (one, kind) in columns.items()
+    }
+    url = str(tmp_path / "x.parquet")
+    pq.write_table(pa.table(arrays), url, compression="zstd", dictionary_pagesize_limit=1 << 30)
+    usual = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counting)
+    try:
+        items = list(list_inputs(url))
+        found = [len(data) for _, data in read_inputs(url, items) if isinstance(data, bytes)]
+    finally:
+        pa.set_memory_pool(usual)
+    assert found == [len(JPEG) + (len(value) if large == "image" else 0)] * 64
+    assert [item.uri for item in items[:2]] == (["0000000000", "0000000001"] if large == "path" else ["a.jpg"] * 2)
+    assert counting.max_memory() < 6 * len(value)

@@ -295,6 +295,15 @@ def test_a_header_is_not_believed(tmp_path: Path, kind: str) -> None:
         assert found[1][0] == (name if len(name) > 1 else "(end of archive)")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_said_of_all_members_is_bounded(tmp_path: Path, kind: str) -> None:
+    parts = [tarfile.TarInfo.create_pax_global_header({f"a{part}": "a" * 900_000}) for part in range(40)]
+    pieces = [part + tar(member(f"{number}.jpg", b"a"))[:1024] for number, part in enumerate(parts)]
+    found, peak = traced(partial(_read, tmp_path, b"".join(pieces) + bytes(2048), kind))
+    assert peak < 16 << 20
+    assert found == [("0.jpg", b"a"), ("(end of archive)", "corrupt")]
+
+
 def _checked(header: bytearray) -> bytearray:
     header[148:156] = b"        "
     header[148:156] = b"%06o\0 " % sum(header)

@@ -174,6 +174,21 @@ def test_no_number_is_believed(tmp_path: Path) -> None:
             assert read(str(path)) == [("a.jpg", "corrupt")]
 
 
+def test_members_share_no_bytes(tmp_path: Path) -> None:
+    """Else an archive of 300 kB holds 65,000 pictures of 190 MB."""
+    data = zipped(*((f"{number}.jpg", random.Random(number).randbytes(1000)) for number in range(4)))
+    start = data.index(b"PK\1\2")
+    entry = data[start : data.index(b"PK\1\2", start + 1)]
+    end = bytearray(data[data.index(b"PK\5\6") :])
+    again = b"".join(entry.replace(b"0.jpg", f"{number}.jpg".encode()) for number in range(9))
+    end[8:12] = struct.pack("<2H", 9, 9)
+    end[12:16] = struct.pack("<L", len(again))
+    (tmp_path / "x.zip").write_bytes(data[:start] + again + end)
+    found = read(str(tmp_path / "x.zip"))
+    assert [isinstance(content, bytes) for _, content in found] == [True] * 4 + [False] * 5
+    assert found[4:] == [(f"{number}.jpg", "corrupt") for number in range(4, 9)]
+
+
 def test_a_place_outside_the_archive_is_not_gone_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1)
     data = zipped(("good.jpg", b"good"), ("far.jpg", b"far"))

@@ -436,6 +436,16 @@ def test_a_run_that_was_frozen_does_not_bring_back_what_was_forgotten(
     assert summary == Summary.model_validate_json((run / SUMMARY).read_bytes())
 
 
+def test_what_lies_beside_the_files_of_a_run_is_not_touched(run: Path, annotated: Path, model: Model) -> None:
+    own = [run / folder / name for folder in ("images", "faces", "records", "staged") for name in ("a.jpg", "b.json")]
+    for file in own:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    forget_in_run(Store(str(run)), [sha256(annotated / "lfpw/trainset/0.jpg")], quiet)
+    annotate(str(annotated), str(run), model, RUN_SETTINGS, 1)
+    assert [file.read_text() for file in own] == ["mine"] * len(own)
+
+
 def test_a_run_from_the_beginning_gives_what_forgetting_left(
     run: Path, annotated: Path, model: Model, tmp_path: Path
 ) -> None:

@@ -121,6 +121,26 @@ def test_declarations_are_refused(head: str, tmp_path: Path) -> None:
         _source(tmp_path, xml).scan()
 
 
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (b"<image file='" + b"a" * (9 << 20) + b"'/>", "a tag of more than 8388608 bytes"),
+        (b"<!--" + b" " * (9 << 20) + b"-->", "a tag of more than 8388608 bytes"),
+        (b"<images>" * 64 + b"</images>" * 64, "elements in each other, 64 deep"),
+    ],
+    ids=["tag", "comment", "depth"],
+)
+def test_what_expat_would_remember_is_bounded(odd: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"list\.xml, line \d+: {message}, .*remove it"):
+        _source(tmp_path, ONE.replace(b"<images>", b"<images>" + odd)).scan()
+
+
+def test_a_file_of_any_size_is_read(tmp_path: Path) -> None:
+    short = (b"<images>" * 10 + b"</images>" * 10 + b" " * 1000) * 10_000
+    (face,) = faces_of(_source(tmp_path, ONE.replace(b"<images>", b"<images>" + short)))
+    assert face.uri == "a.jpg"
+
+
 def test_a_cut_file_is_refused_as_a_whole(tmp_path: Path) -> None:
     for cut in (len(ONE) // 2, len(ONE) - 3):
         with pytest.raises(UserError, match=r"list\.xml is not whole XML .*line \d+"):

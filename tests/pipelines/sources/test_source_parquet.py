@@ -281,6 +281,21 @@ def test_rows_are_sorted_whatever_the_tables_order_and_few_are_held(tmp_path: Pa
             assert peak < 10 * 100 * 136 * 4
 
 
+def test_a_dictionary_is_not_copied_for_every_row(tmp_path: Path) -> None:
+    """It may be small where it is packed."""
+    text = "m" * 500_000
+    write(tmp_path / "faces.parquet", [face("a.jpg", index, model=text) for index in range(500)], group=500)
+    usual = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counting)
+    try:
+        with pytest.raises(UserError, match=r"faces\.parquet: rows have more than 65536 bytes each: give the folder"):
+            scan(tmp_path)
+    finally:
+        pa.set_memory_pool(usual)
+    assert counting.max_memory() < 50 * len(text)
+
+
 def test_the_pictures_are_those_that_were_annotated_wherever_one_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
