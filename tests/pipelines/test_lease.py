@@ -163,10 +163,10 @@ def test_who_beats_is_waited_for_beyond_all_patience(tmp_path: Path) -> None:
             record = {"token": "x", "host": "elsewhere", "pid": 1, "started": 1.0, "beat": next(beats)}
         except StopIteration:
             raise WaitedError from None
-        store.publish(KEY, json.dumps(record).encode())
+        store.publish(LEASE, json.dumps(record).encode())
 
-    store.publish(KEY, b"{}")
-    with pytest.raises(WaitedError), hold(store, KEY, beat, beat=0.01, patience=0.1):
+    store.publish(LEASE, b"{}")
+    with pytest.raises(WaitedError), hold(store, beat, beat=0.01, patience=0.1):
         pass
 
 

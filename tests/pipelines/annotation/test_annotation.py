@@ -477,9 +477,9 @@ def test_what_waits_behind_a_limit_still_does_when_others_are_done_again(
     assert annotate(*ended, again=Again("quarantined", "timeout")).waiting == 1
     again = annotate(*ended, again=Again("quarantined"), limit=done[1].images)
     assert (again.throughput and again.throughput.pictures, again.waiting) == (3, 1)
-    (folder / "b/0.jpg").write_bytes(face + b"replaced")
-    assert annotate(*call, again=Again("quarantined", "timeout")).waiting == 2
-    assert annotate(*call, limit=known).waiting == 1
+    (tmp_path / "in" / "b" / "0.jpg").write_bytes(face + b"replaced")
+    assert annotate(*ended, again=Again("quarantined", "timeout")).waiting == 2
+    assert annotate(*ended, limit=done[1].images).waiting == 1
 
 
 def test_a_limit_of_more_than_there_is_tells_of_the_whole_archive(
