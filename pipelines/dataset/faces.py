@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from pipelines.dataset.manifest import Manifest, UnitEntry
-from pipelines.dataset.shards import images, landmarks
+from pipelines.dataset.shards import images, landmarks, open_shard
 from pipelines.drawing import TRUTH, Picture, draw_shape
 from pipelines.pyramid import CROP
 from pipelines.storage import Store
@@ -154,7 +154,7 @@ def tiles(pool: Store, faces: Iterable[Face]) -> dict[str, Picture]:
 def copies(pool: Store, face: Face, most: int = SHOWN) -> list[tuple[Picture, dict[str, Any]]]:
     """The first copies of a face, each with how it was drawn."""
     made: list[tuple[Picture, dict[str, Any]]] = []
-    with pool.open(face.unit.shard) as file:
+    with open_shard(pool, face.unit.shard) as file:
         groups = pq.ParquetFile(file)
         for group in range(min(most, groups.num_row_groups)):
             table = groups.read_row_group(group, ["face_id", "image_200", "landmarks", *_DRAWN])
@@ -165,7 +165,7 @@ def copies(pool: Store, face: Face, most: int = SHOWN) -> list[tuple[Picture, di
 
 def _read(pool: Store, unit: UnitEntry, columns: Sequence[str]) -> pa.Table:
     """Copy 0 of a shard: its first row group."""
-    with pool.open(unit.shard) as file:
+    with open_shard(pool, unit.shard) as file:
         return pq.ParquetFile(file).read_row_group(0, list(columns))
 
 

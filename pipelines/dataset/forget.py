@@ -10,7 +10,6 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
@@ -22,6 +21,7 @@ from pipelines.dataset.manifest import MANIFEST, Manifest, made_with, unit_of
 from pipelines.dataset.page import NOT_REJECTED, PAGE, dataset_page
 from pipelines.dataset.photos import Seen, clusters
 from pipelines.dataset.prepare import NoFaceError, prepare
+from pipelines.dataset.shards import open_shard
 from pipelines.dataset.unit_records import UnitRecord
 from pipelines.errors import UserError
 from pipelines.forgotten import Forgot, forgot_at, read_forgotten, remember, remember_found, write_forgotten
@@ -90,12 +90,10 @@ def _holding(place: Store, wanted: Collection[str]) -> tuple[set[str], list[str]
 def _rows(place: Store, shard: str) -> Counter[str]:
     """SHA-256 of the photos in a shard → its rows of each; nothing where there is no such shard."""
     try:
-        with place.open(shard) as file:
+        with open_shard(place, shard, "delete it, and forget again") as file:
             counts = pc.value_counts(pq.read_table(file, columns=["photo_sha256"])["photo_sha256"])
     except MissingError:
         return Counter()
-    except pa.ArrowException as error:
-        raise UserError(f"{place.url}/{shard} cannot be read ({error}): delete it, and forget again") from error
     return Counter(dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)))
 
 

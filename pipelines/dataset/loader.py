@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.dataset.manifest import Manifest, UnitEntry, refuse_renamed
-from pipelines.dataset.shards import SCHEMA, Split, images, landmarks
+from pipelines.dataset.shards import SCHEMA, Split, images, landmarks, open_shard
 from pipelines.errors import UserError
 from pipelines.outages import MissingError
 from pipelines.storage import Store
@@ -282,8 +282,12 @@ class Loader:
     def _explained(self, entry: UnitEntry) -> Iterator[BinaryIO]:
         """The shard, open; what pyarrow finds wrong with it becomes a `UserError`. One may have been forgotten."""
         pool = self._dataset.parent
+        remedy = (
+            "delete it and the manifest, and run the same `msrrn prepare` again; `msrrn verify "
+            f"{self._dataset.url}` finds all such shards"
+        )
         try:
-            with pool.open(entry.shard) as file:
+            with open_shard(pool, entry.shard, remedy) as file:
                 yield file
         except MissingError:
             refuse_renamed(self._dataset)
@@ -291,11 +295,3 @@ class Loader:
                 f"{pool.url}/{entry.shard} is gone: run the same `msrrn prepare` again, which makes it; `msrrn "
                 f"verify {self._dataset.url}` finds all such shards"
             ) from None
-        except (pa.ArrowException, OSError) as error:
-            # Failures of the disk or the network have a number or a class of their own: they are not damage.
-            if not isinstance(error, pa.ArrowException) and (error.errno or type(error) is not OSError):
-                raise
-            raise UserError(
-                f"{pool.url}/{entry.shard}: damaged ({str(error).splitlines()[0]}); delete it and the manifest, and "
-                f"run the same `msrrn prepare` again; `msrrn verify {self._dataset.url}` finds all such shards"
-            ) from error

@@ -6,9 +6,10 @@ order meets many faces before it meets a second copy of one.
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
-from typing import Any, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import LEVELS
 from msrrn.landmarks import NUM_LANDMARKS, SCHEME
+from pipelines.errors import UserError
+from pipelines.storage import Store
 
 SCHEMA_VERSION: Final = "2"
 
@@ -111,3 +114,18 @@ def landmarks(table: pa.Table) -> NDArray[np.float32]:
     """The column `landmarks` as (N, 68, 2) float32 in [0, 1] of the crop."""
     flat = [np.asarray(chunk.flatten(), np.float32) for chunk in table["landmarks"].chunks]
     return np.concatenate(flat or [np.zeros(0, np.float32)]).reshape(-1, NUM_LANDMARKS, 2)
+
+
+@contextmanager
+def open_shard(
+    pool: Store, shard: str, remedy: str = "delete it, and run the `msrrn prepare` again that made it"
+) -> Iterator[BinaryIO]:
+    """A shard as a file; what pyarrow finds wrong with it becomes a `UserError` that says what to do."""
+    try:
+        with pool.open(shard) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        # Failures of the disk or the network have a number or a class of their own: they are not damage.
+        if not isinstance(error, pa.ArrowException) and (error.errno or type(error) is not OSError):
+            raise
+        raise UserError(f"{pool.url}/{shard}: damaged ({str(error).splitlines()[0]}); {remedy}") from error

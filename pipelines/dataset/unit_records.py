@@ -6,7 +6,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.dataset.manifest import LeftOut, UnitEntry
 from pipelines.dataset.photos import Seen
-from pipelines.dataset.shards import Split
+from pipelines.dataset.shards import Split, open_shard
 from pipelines.forgotten import MESSAGE, REASON
 from pipelines.storage import Store
 
@@ -65,7 +65,7 @@ def forgotten_faces(out: Store, unit: UnitEntry, photo: PhotoRecord) -> list[Lef
     """All faces of a photo that a unit holds, as `prepare` names them that finds the photo again."""
     names = [item.uri for item in photo.left_out]
     if photo.faces:
-        with out.open(unit.shard) as file:
+        with open_shard(out, unit.shard) as file:
             rows = pq.ParquetFile(file).read_row_group(0, ["photo_sha256", "annotation_uri"])
         names += rows.filter(pc.equal(rows["photo_sha256"], photo.sha256))["annotation_uri"].to_pylist()
     return [LeftOut(uri=name, reason=REASON, message=MESSAGE) for name in names]

@@ -323,6 +323,22 @@ def test_a_deleted_shard_is_made_again(dataset: Dataset, annotated: Path, tmp_pa
     assert tree(tmp_path) == tree(out_of(dataset))
 
 
+def test_a_damaged_shard_that_stays_is_named(dataset: Dataset, annotated: Path, tmp_path: Path) -> None:
+    folder = copied(annotated, tmp_path)
+    out = tmp_path / "out"
+    _, manifest = prepare([str(folder)], str(out), SETTINGS, 1)
+    for suffix in ("jpg", "pts"):
+        (folder / f"lfpw/trainset/0.{suffix}").unlink()
+    _, fresh = prepare([str(folder)], str(tmp_path / "fresh"), SETTINGS, 1)
+    kept = min({unit.shard for unit in manifest.shards()} & {unit.shard for unit in fresh.shards()})
+    size = (out / kept).stat().st_size
+    (out / kept).write_bytes(b"\0" * size)
+    with pytest.raises(UserError, match=rf"{kept}: damaged \(.+\); delete it, and run the `msrrn prepare` again"):
+        prepare([str(folder)], str(out), SETTINGS, 1)
+    (out / kept).unlink()
+    assert prepare([str(folder)], str(out), SETTINGS, 1)[1] == fresh
+
+
 def test_rows_of_a_damaged_shard_are_not_copied(dataset: Dataset, annotated: Path, tmp_path: Path) -> None:
     """A photo is taken away: its unit is cut anew, and the shard that held it and its neighbours has wrong bytes."""
     folder = copied(annotated, tmp_path)
