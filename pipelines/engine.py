@@ -48,6 +48,8 @@ def start_ray(workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Of units that fail at the same time, as on a full disk, one is told; of the others it would print the stack.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # That a machine fell silent, as without power, it would see after seven minutes. Nodes take one ping a minute,
     # and hang up on who sends more.
     for name, milliseconds in (("time_ms", "75000"), ("timeout_ms", "30000")):

@@ -1,4 +1,6 @@
 import errno
+import gc
+import logging
 import os
 import signal
 import socket
@@ -260,3 +262,23 @@ def test_an_error_of_the_work_arrives_as_it_is(ray_of_two: int) -> None:
 
     with pytest.raises(UserError, match=r"^photo\.jpg: field x: remedy$"):
         list(run_units(work, None, range(4), ray_of_two))
+
+
+def test_of_units_that_fail_at_once_the_first_one_is_told_and_no_stack(
+    ray_of_two: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work(shared: None, unit: int) -> None:
+        time.sleep(0.3)
+        raise UserError("disk full")
+
+    list(run_units(lambda shared, unit: unit, None, range(2), ray_of_two))  # its workers are there
+    logging.getLogger("ray").addHandler(caplog.handler)
+    try:
+        for _ in range(3):
+            with pytest.raises(UserError, match="disk full"):
+                list(run_units(work, None, range(8), ray_of_two))
+            gc.collect()
+            time.sleep(0.7)  # by then Ray would have told of the others
+    finally:
+        logging.getLogger("ray").removeHandler(caplog.handler)
+    assert "Unhandled error" not in caplog.text
