@@ -323,30 +323,33 @@ def test_a_deleted_shard_is_made_again(dataset: Dataset, annotated: Path, tmp_pa
     assert tree(tmp_path) == tree(out_of(dataset))
 
 
-def test_a_damaged_shard_that_stays_is_named(dataset: Dataset, annotated: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def smaller(annotated: Path, tmp_path: Path) -> tuple[str, Path, Manifest, Manifest]:
+    """Photos of which one was taken away since their dataset was made at `out`: they, that place, its manifest, and
+    that of a dataset of what is left, at `fresh`."""
     folder = copied(annotated, tmp_path)
-    out = tmp_path / "out"
-    _, manifest = prepare([str(folder)], str(out), SETTINGS, 1)
+    _, manifest = prepare([str(folder)], str(tmp_path / "out"), SETTINGS, 1)
     for suffix in ("jpg", "pts"):
         (folder / f"lfpw/trainset/0.{suffix}").unlink()
-    _, fresh = prepare([str(folder)], str(tmp_path / "fresh"), SETTINGS, 1)
+    return str(folder), tmp_path / "out", manifest, prepare([str(folder)], str(tmp_path / "fresh"), SETTINGS, 1)[1]
+
+
+def test_a_damaged_shard_that_stays_is_named(smaller: tuple[str, Path, Manifest, Manifest]) -> None:
+    folder, out, manifest, fresh = smaller
     kept = min({unit.shard for unit in manifest.shards()} & {unit.shard for unit in fresh.shards()})
     size = (out / kept).stat().st_size
     (out / kept).write_bytes(b"\0" * size)
     with pytest.raises(UserError, match=rf"{kept}: damaged \(.+\); delete it, and run the `msrrn prepare` again"):
-        prepare([str(folder)], str(out), SETTINGS, 1)
+        prepare([folder], str(out), SETTINGS, 1)
     (out / kept).unlink()
-    assert prepare([str(folder)], str(out), SETTINGS, 1)[1] == fresh
+    assert prepare([folder], str(out), SETTINGS, 1)[1] == fresh
 
 
-def test_rows_of_a_damaged_shard_are_not_copied(dataset: Dataset, annotated: Path, tmp_path: Path) -> None:
-    """A photo is taken away: its unit is cut anew, and the shard that held it and its neighbours has wrong bytes."""
-    folder = copied(annotated, tmp_path)
-    out = tmp_path / "out"
-    _, manifest = prepare([str(folder)], str(out), SETTINGS, 1)
-    for suffix in ("jpg", "pts"):
-        (folder / f"lfpw/trainset/0.{suffix}").unlink()
-    _, fresh = prepare([str(folder)], str(tmp_path / "fresh"), SETTINGS, 1)
+def test_rows_of_a_damaged_shard_are_not_copied(
+    smaller: tuple[str, Path, Manifest, Manifest], tmp_path: Path
+) -> None:
+    """A unit is cut anew, and the shard that held its photos and another one has wrong bytes."""
+    folder, out, manifest, fresh = smaller
     before, now = ({unit.shard for unit in made.shards()} for made in (manifest, fresh))
     assert before & now
     assert now - before
@@ -355,7 +358,7 @@ def test_rows_of_a_damaged_shard_are_not_copied(dataset: Dataset, annotated: Pat
         for tenth in range(1, 10):
             data[tenth * len(data) // 10] ^= 1
         (out / shard).write_bytes(data)
-    assert prepare([str(folder)], str(out), SETTINGS, 1)[1] == fresh
+    assert prepare([folder], str(out), SETTINGS, 1)[1] == fresh
     for shard in now - before:
         assert (out / shard).read_bytes() == (tmp_path / "fresh" / shard).read_bytes()
 
