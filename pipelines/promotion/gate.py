@@ -192,7 +192,9 @@ def judged_where_registered(
 
 
 def _digest(challenge: Challenge, old: ModelVersion | None) -> str:
-    parts = (old.version if old else 0, challenge.evaluation.faces_digest, challenge.settings.model_dump_json())
+    # With the name: a version that was copied to another model has the tags of the first one.
+    champion_version = f"{challenge.version.name}/{old.version if old else 0}"
+    parts = (champion_version, challenge.evaluation.faces_digest, challenge.settings.model_dump_json())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

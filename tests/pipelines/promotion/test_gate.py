@@ -275,6 +275,16 @@ def test_a_challenger_that_is_overtaken_is_judged_anew(artifacts: dict[str, str]
     ]
 
 
+def test_a_version_that_was_copied_to_another_model_is_judged_there(
+    artifacts: dict[str, str], sources: list[str]
+) -> None:
+    assert pass_gate(challenge(artifacts["good"], sources, "staging"))[0].promote
+    tracking.client().copy_model_version("models:/staging/1", "production")
+    assert pass_gate(challenge("models:/production/1", sources, "production"))[0].promote
+    assert (known := champion("production")) is not None
+    assert known.version == 1
+
+
 @pytest.mark.parametrize(("approve", "verdict"), [(True, "promoted"), (False, "kept")])
 def test_a_person_has_the_last_word(
     artifacts: dict[str, str], sources: list[str], approve: bool, verdict: str
