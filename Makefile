@@ -30,7 +30,7 @@ lint: $(INSTALLED) ## linter, formatter and type checker
 	$(BIN)/mypy
 
 test: lint ## environment, linter, type checker, tests
-	$(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 line: $(INSTALLED) ## the whole line on real servers, while they die: some minutes
 	$(BIN)/python -m pytest -m line
