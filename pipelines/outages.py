@@ -53,8 +53,9 @@ def explained(url: str, key: str) -> Iterator[None]:
         if error.errno in FULL:
             why, remedy = "disk full", "Free some space"
             if error.errno == errno.EFBIG:
-                why, remedy = "file too large", "Raise the limit (ulimit -f), or take a disk that holds larger files"
-            raise UserError(f"{why}: {name} was not written; nothing half-written was left. {remedy}") from error
+                why, remedy = "file too large", "Raise the limit (ulimit -f) or take a disk that holds larger files"
+            text = f"{why}: {name} was not written; nothing half-written was left. {remedy}, and run again"
+            raise UserError(text) from error
         if isinstance(error, PermissionError) or error.errno in _REFUSED:
             what = "the S3 credentials" if remote else "the path"
             raise UserError(f"{name}: {_said(error)}; check {what} and the rights there") from None
