@@ -157,9 +157,7 @@ def _models(commands: Commands) -> None:
 
 def _reconcile(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
-        from flows.gate import ask_here, asking, has_server
         from flows.progress import say
-        from flows.reconcile import reconcile as flow
         from pipelines.errors import UserError
         from pipelines.promotion.gate import judged_where_registered
         from pipelines.promotion.reconcile import reconcile
@@ -169,10 +167,15 @@ def _reconcile(commands: Commands) -> None:
             if not Store(url).exists():
                 raise UserError(f"{url} does not exist: give the --out of `prepare`, `train` or `annotate`")
         settings = gate_settings(call)
-        if asking(call.approve) and has_server():
+        ask = None
+        if call.approve:
+            from flows.gate import asking, has_server  # brings in Prefect
+            from flows.reconcile import reconcile as flow
+
+            ask = asking(True)
+        if ask and has_server():
             found = flow(call.name, call.place, call.minutes, settings, approve=True, workers=call.workers)
         else:
-            ask = ask_here if call.approve else None
             found = reconcile(
                 lambda version: judged_where_registered(version, call.workers, settings, ask),
                 call.name,

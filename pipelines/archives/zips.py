@@ -64,11 +64,11 @@ class Zip:
                 yield Input(TAIL, "", place, 0, 0, "", "corrupt")
                 return
             member = _member(block[at : at + length], self._shift, self._directory)
-            if member is not None and not member.problem:
-                told += member.packed
-                # Of members that share their bytes a small archive could hold so many that they take days.
-                yield member if told <= self._directory else replace(member, problem="corrupt")
-            elif member is not None:
+            if member is not None:
+                told += 0 if member.problem else member.packed
+                if told > self._directory and not member.problem:
+                    # Of members that share their bytes a small archive could hold so many that they take days.
+                    member = replace(member, problem="corrupt")
                 yield member
             place += length
 

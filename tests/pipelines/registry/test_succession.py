@@ -1,6 +1,7 @@
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +72,19 @@ def start(name: str, version: int | str, champion: int = 0, crash: int = NEVER, 
     process = forked(work, name, version, champion, crash, run, tracking_uri())
     process.start()
     return process
+
+
+@contextmanager
+def killed_in(owner: object, attribute: str) -> Iterator[None]:
+    """What is done within dies where it calls this."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, attribute, killed)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def crashed(name: str, version: int | str, champion: int = 0, crash: int = 0, run: str = "") -> None:
@@ -182,14 +196,9 @@ def test_of_a_champion_that_was_lost_no_way_leads_back_to_what_was_rolled_back(n
         rollback(name, "misses them still", "ann")
 
 
-def test_a_champion_was_lost_only_where_there_was_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(turns, "_apply", killed)
-        with pytest.raises(KeyboardInterrupt):
-            settle(name, "promoted", 1, None, "first", "me")
+def test_a_champion_was_lost_only_where_there_was_one(name: str) -> None:
+    with killed_in(turns, "_apply"):
+        settle(name, "promoted", 1, None, "first", "me")
     assert succession.lost_champion(name) is None
     tracking.client().set_registered_model_alias(name, "previous", "2")  # who had a champion before msrrn did this
     assert "no champion any more (there was one)" in (succession.lost_champion(name) or "")
@@ -326,14 +335,8 @@ def test_a_rollback_that_an_heir_finished_is_not_undone_by_calling_it_again(name
 
 def test_a_rollback_that_was_given_up_can_be_called_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     promote_two(name)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(turns, "_apply", killed)
-        with pytest.raises(KeyboardInterrupt):
-            rollback(name, "misses profiles", "ann")
+    with killed_in(turns, "_apply"):
+        rollback(name, "misses profiles", "ann")
     tracking.client().set_registered_model_alias(name, "champion", "3")
     monkeypatch.setattr(turns, "PATIENCE_SECONDS", 0.2)
     rollback(name, "misses them, too", "ann")
@@ -410,18 +413,10 @@ def test_what_a_person_moved_by_hand_stays(name: str) -> None:
     assert aliases(name) == {"champion": 1, "previous": 2}
 
 
-def test_a_champion_that_a_person_deleted_meanwhile_is_said_to_be_none(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_champion_that_a_person_deleted_meanwhile_is_said_to_be_none(name: str) -> None:
     promote_two(name)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(turns, "_apply", killed)
-        with pytest.raises(KeyboardInterrupt):
-            settle(name, "promoted", 3, 2, "better", "me")
+    with killed_in(turns, "_apply"):
+        settle(name, "promoted", 3, 2, "better", "me")
     tracking.client().delete_model_version(name, "2")
     line = finish_turn(name, patience=0)
     assert line is not None
@@ -470,16 +465,10 @@ def test_a_decision_about_a_model_that_was_deleted_is_none_about_its_namesake(na
         settle(name, "promoted", 2, 1, "better", "me", run="of both", known=2)
 
 
-def test_what_a_person_put_back_stays_where_it_can_be_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_person_put_back_stays_where_it_can_be_told(name: str) -> None:
     promote_two(name)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "set_model_version_tag", killed)
-        with pytest.raises(KeyboardInterrupt):
-            rollback(name, "misses profiles", "ann")
+    with killed_in(MlflowClient, "set_model_version_tag"):
+        rollback(name, "misses profiles", "ann")
     assert aliases(name) == {"champion": 1, "previous": 2}
     tracking.client().set_registered_model_alias(name, "champion", "2")
     line = finish_turn(name, patience=0)
