@@ -11,11 +11,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import chain, islice
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from pipelines.errors import UserError
 
@@ -48,8 +47,6 @@ def start_ray(workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Of units that fail at the same time, as on a full disk, one is told; of the others it would print the stack.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # That a machine fell silent, as without power, it would see after seven minutes. Nodes take one ping a minute,
     # and hang up on who sends more.
     for name, milliseconds in (("time_ms", "75000"), ("timeout_ms", "30000")):
@@ -144,6 +141,8 @@ def run_units(
     `shared` is sent to each worker machine once. With one worker, or one unit, everything runs in this
     process. Units are taken as they are needed: memory is bounded by two of them a worker. A unit that fails with
     an `OSError`, as disks and networks do for a moment, is run again; any other exception of `work` ends the job.
+    What the workers hold then, they do: `ray.cancel` of a task that ends meanwhile aborts this process
+    (https://github.com/ray-project/ray/pull/54798).
 
     Raises:
         UserError: a unit's worker died, or failed with an `OSError`, and again each time it was retried; or Ray
@@ -160,17 +159,19 @@ def run_units(
 
     remote = ray.remote(num_cpus=1, max_retries=UNIT_RETRIES)(_run_one)
     reference = ray.put(shared)
-    running: list[ray.ObjectRef] = []
+    running: set[Future[Result]] = set()
     try:
         while True:
-            for unit in islice(waiting, 2 * workers - len(running)):
-                running.append(remote.remote(work, reference, unit))
+            running.update(
+                remote.remote(work, reference, unit).future() for unit in islice(waiting, 2 * workers - len(running))
+            )
             if not running:
                 return
-            # In a thread: while it waits, Ray knows of no exception of a signal's but Ctrl-C's, and a flow that was
-            # cancelled failed, and began again.
-            result, running = in_a_thread(partial(_first_done, running)).result()
-            yield result
+            # Not by `ray.wait`, which knows of no exception of a signal's but Ctrl-C's: a flow that was cancelled
+            # failed, and began again.
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
@@ -182,17 +183,6 @@ def run_units(
         raise UserError(
             "Ray died on this machine, perhaps for want of memory; what is finished is kept: run again"
         ) from error
-    finally:
-        for reference_left in running:
-            ray.cancel(reference_left, force=False)
-
-
-def _first_done(running: list[Any]) -> tuple[Any, list[Any]]:
-    """Of Ray's references: what the first one gives, and those that are left."""
-    import ray
-
-    done, left = ray.wait(running, num_returns=1)
-    return ray.get(done[0]), left
 
 
 def _run_one(work: Callable[[Shared, Unit], Result], shared: Shared, unit: Unit) -> Result:

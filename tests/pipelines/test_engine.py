@@ -268,17 +268,17 @@ def test_of_units_that_fail_at_once_the_first_one_is_told_and_no_stack(
     ray_of_two: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     def work(shared: None, unit: int) -> None:
-        time.sleep(0.3)
+        time.sleep(0.01)  # so that others end while an error is on its way
         raise UserError("disk full")
 
     list(run_units(lambda shared, unit: unit, None, range(2), ray_of_two))  # its workers are there
     logging.getLogger("ray").addHandler(caplog.handler)
     try:
-        for _ in range(3):
+        for _ in range(80):
             with pytest.raises(UserError, match="disk full"):
                 list(run_units(work, None, range(8), ray_of_two))
-            gc.collect()
-            time.sleep(0.7)  # by then Ray would have told of the others
+        gc.collect()
+        time.sleep(0.7)  # by then Ray would have told of the others
     finally:
         logging.getLogger("ray").removeHandler(caplog.handler)
     assert "Unhandled error" not in caplog.text
