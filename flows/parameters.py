@@ -1,7 +1,8 @@
 """Types of the flows' parameters: what the UI's form says of each, and refuses before a run starts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from prefect.utilities import callables
 from pydantic import Field
 
 from pipelines.secrecy import USERINFO
@@ -26,3 +27,15 @@ Sources = Annotated[
 Format = Annotated[
     Literal["auto", SourceFormat], Field(description="of the annotated photos; auto: found out by looking at them")
 ]
+
+
+class _Closed(callables.ParameterSchema):
+    """Knows no parameters but those of the flow: by Prefect's own, a misspelt one is found when a run crashes."""
+
+    additionalProperties: bool  # noqa: N815, as JSON Schema spells it
+
+    def __init__(self, **schema: Any) -> None:
+        super().__init__(**schema, additionalProperties=False)  # what is not given here is not sent to the server
+
+
+callables.ParameterSchema = _Closed  # type: ignore[misc]  # whoever deploys a flow loads it, and comes by here
