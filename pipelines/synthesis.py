@@ -4,9 +4,9 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from msrrn.synthetic import draw_photo
 from pipelines.engine import run_units
@@ -25,12 +25,20 @@ CLAIM: Final = "synthetic-claim.json"
 PHOTOS_PER_UNIT: Final = 16
 
 
-class SyntheticSet(BaseModel):
-    """`synthetic.json`, written last: what the folder holds."""
+class _Claim(BaseModel):
+    """`synthetic-claim.json`, written first: what the folder is to hold."""
 
     photos: int
     seed: int
+
+
+class SyntheticSet(_Claim):
+    """`synthetic.json`, written last: what the folder holds."""
+
     faces: int
+
+
+_Written = TypeVar("_Written", bound=_Claim)
 
 
 def synthesise(
@@ -45,20 +53,20 @@ def synthesise(
     A photo with several faces is written once for each, `ID_1.jpg` beside `ID_1.pts`, as AFW does.
 
     Raises:
-        UserError: `out` holds another set, or a part of one.
+        UserError: `out` holds another set, or a part of one; what says which is damaged.
     """
     store = Store(out)
-    claim = {"photos": photos, "seed": seed}
+    claim = _Claim(photos=photos, seed=seed)
     # Claimed first: the photos of a run that was killed must not mix with another seed's.
-    if not store.create(CLAIM, json.dumps(claim).encode()):
-        there = json.loads(store.read_bytes(CLAIM))
+    if not store.create(CLAIM, json.dumps(claim.model_dump()).encode()):
+        there = _read(store, CLAIM, _Claim, "give another folder, or delete that one")
         if there != claim:
             raise UserError(
-                f"{out} holds {there['photos']} photos of seed {there['seed']}, not {photos} of seed {seed}; "
+                f"{out} holds {there.photos} photos of seed {there.seed}, not {photos} of seed {seed}; "
                 "give another folder, or delete that one"
             )
     if store.exists(RECORD):
-        return SyntheticSet.model_validate_json(store.read_bytes(RECORD)), True
+        return _read(store, RECORD, SyntheticSet, "delete it and run again"), True
     units = [range(start, min(start + PHOTOS_PER_UNIT, photos)) for start in range(0, photos, PHOTOS_PER_UNIT)]
     faces = done = 0
     for drawn, count in run_units(_draw_unit, (store.absolute(), seed), units, workers):
@@ -68,6 +76,13 @@ def synthesise(
     made = SyntheticSet(photos=photos, seed=seed, faces=faces)
     store.publish(RECORD, made.model_dump_json().encode())
     return made, False
+
+
+def _read(store: Store, key: str, kind: type[_Written], remedy: str) -> _Written:
+    try:
+        return kind.model_validate_json(store.read_bytes(key))
+    except ValidationError:
+        raise UserError(f"{store.url}/{key} is damaged: {remedy}") from None
 
 
 def _draw_unit(shared: tuple[Store, int], unit: Sequence[int]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from pipelines.decoding import Undecodable, decode
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, open_annotated
 from pipelines.sources.pts import parse_pts
-from pipelines.synthesis import RECORD, SYNTHETIC, synthesise, synthetic_archive
+from pipelines.synthesis import CLAIM, RECORD, SYNTHETIC, synthesise, synthetic_archive
 from tests.factories import killed_at_write, times, tree
 
 Photos = tuple[list[SyntheticPhoto], list[SyntheticPhoto]]
@@ -68,6 +68,21 @@ def test_a_killed_run_goes_on_and_mixes_with_no_other(tmp_path: Path) -> None:
         synthesise(str(killed), 2, 6, 1)
     synthesise(str(killed), 2, 5, 1)
     assert tree(killed) == tree(whole)
+
+
+@pytest.mark.parametrize("text", ["", '{"photos": 1', "[1]", '{"seed": 5}'])
+def test_what_is_damaged_is_said_with_what_to_do(quick: list[SyntheticPhoto], text: str, tmp_path: Path) -> None:
+    synthesise(str(tmp_path), 1, 5, 1)
+    whole = tree(tmp_path)
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(UserError, match=rf"{RECORD} is damaged: delete it and run again"):
+        synthesise(str(tmp_path), 1, 5, 1)
+    (tmp_path / RECORD).unlink()
+    synthesise(str(tmp_path), 1, 5, 1)
+    assert tree(tmp_path) == whole
+    (tmp_path / CLAIM).write_text(text)
+    with pytest.raises(UserError, match=rf"{CLAIM} is damaged: give another folder, or delete that one"):
+        synthesise(str(tmp_path), 1, 5, 1)
 
 
 def test_the_archive_holds_pictures_and_what_is_none(quick: list[SyntheticPhoto], tmp_path: Path) -> None:
