@@ -1,6 +1,7 @@
 """Where the MLflow store is: what can be said without MLflow, which takes a second to import."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def sqlite_file() -> Path | None:
     if not os.environ.get(STORE):
         return Path.cwd() / DEFAULT
     uri = tracking_uri()
-    if not uri.startswith("sqlite:"):
+    if not re.match(r"sqlite(\+\w+)?:", uri):  # SQLAlchemy lets one name the driver, too
         return None
     return Path(database_address().database or DEFAULT).absolute()
 

@@ -435,9 +435,10 @@ def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
         mlflow.pyfunc.load_model(str(tmp_path / "model"))
 
 
-def test_looking_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite"])
+def test_looking_makes_no_store(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}:///mlflow.db")
     assert registry.models(None) == registry.models("msrrn") == []
     assert registry.names(None) == registry.names("msrrn") == []
     with pytest.raises(UserError, match=r"there is no MLflow store at .*mlflow\.db"):
