@@ -1,6 +1,8 @@
 """The compose files: their schema, and what an operator relies on."""
 
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +128,34 @@ def test_whatever_is_written_goes_to_a_volume_or_to_memory() -> None:
         assert {"/tmp", image_environment()["HOME"]} <= set(mounts), name
         if metrics := service["environment"].get("MSRRN_METRICS_DIR"):
             assert metrics in mounts
+
+
+def size(text: str) -> float:
+    """Bytes of `512m` or `2g`; of `0`, as many as there are."""
+    return int(text[:-1]) * 1024.0 ** " kmg".index(text[-1]) if text != "0" else math.inf
+
+
+@pytest.mark.parametrize(
+    ("said", "of_ray", "of_worker"),
+    [({}, math.inf, size("8g")), ({"MSRRN_RAY_MEMORY": "24g", "MSRRN_WORKER_MEMORY": "6g"}, size("24g"), size("6g"))],
+)
+def test_no_service_takes_the_memory_of_another(said: dict[str, str], of_ray: float, of_worker: float) -> None:
+    services = compose(SECRETS | said)
+    limits = {name: size(service["mem_limit"]) for name, service in services.items()}
+    assert (limits["ray-head"], limits["worker"]) == (of_ray, of_worker)
+    assert all(limit < math.inf for name, limit in limits.items() if name != "ray-head")
+    for name, service in services.items():
+        sizes = [re.findall(r"\bsize=(\w+)", mount) for mount in service.get("tmpfs", [])]
+        assert all(len(each) == 1 for each in sizes), name
+        in_memory = sum(size(each) for (each,) in sizes) + size(service.get("shm_size", "64m"))
+        assert in_memory < limits[name] * 0.6, name  # processes need some, too
+
+
+def test_what_ray_keeps_of_objects_is_in_shared_memory() -> None:
+    services = compose(SECRETS)
+    for name in ("ray-head", "worker"):
+        (stored,) = re.findall(r"--object-store-memory\W+(\d+)", str(services[name]["command"]))
+        assert int(stored) < size(services[name]["shm_size"]), name  # else Ray puts them into /tmp
 
 
 def test_with_tls_every_address_of_a_client_is_encrypted() -> None:
