@@ -126,7 +126,7 @@ def _models(commands: Commands) -> None:
         from dataclasses import asdict
 
         from pipelines.registry.succession import log
-        from pipelines.registry.versions import models, names
+        from pipelines.registry.versions import champion, models, names
         from pipelines.texts import log_text, models_text
 
         if call.log:
@@ -134,7 +134,8 @@ def _models(commands: Commands) -> None:
             if call.json:
                 print_json({name: [line.model_dump() for line in each] for name, each in lines.items()})
             else:
-                print(log_text(lines))
+                best = {name: champion(name) for name in lines}
+                print(log_text(lines, {name: known.version if known else None for name, known in best.items()}))
             return
         versions = models(call.name)
         if call.json:

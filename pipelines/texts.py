@@ -188,18 +188,23 @@ def drift_text(report: "DriftReport") -> str:
     return "\n".join([table, *notes, *report.notes])
 
 
-def log_text(lines: "Mapping[str, Sequence[Line]]") -> str:
-    """The ledger of every model, oldest first: of each decision when, what, who and how it ended, below it why."""
+def log_text(lines: "Mapping[str, Sequence[Line]]", champions: Mapping[str, int | None]) -> str:
+    """The ledger of every model, oldest first: of each decision when, what, who and how it ended, below it why.
+
+    `champions` are those of now, whom a person may have given since.
+    """
     said = []
     for name, each in lines.items():
-        for before, line in zip([None, *each], each, strict=False):
+        champion_of = [*(line.turn.champion for line in each), champions[name]]
+        for line, then in zip(each, champion_of[1:], strict=True):
             turn = line.turn
-            if before and before.done and turn.champion != before.turn.champion_after:
-                moved = f"from version {before.turn.champion_after} to {turn.champion}"
-                said.append(_folded(f"{name}: champion moved by hand, {moved}"))
             decision = f"{turn.what}, version {turn.version}, by {turn.who}"
             said.append(_folded(f"{name} {line.number}: {turn.when} {decision}: {line.end or 'no end yet'}"))
             said.append(_folded(f"  {turn.reason}"))
+            if line.done and then != turn.champion_after:
+                was = f"version {turn.champion_after}" if turn.champion_after else "none"
+                moved = f"from {was} to {then or 'none'}"
+                said.append(_folded(f"{name}: champion moved by hand, {moved}"))
     return "\n".join(said) or "nothing was decided yet"
 
 

@@ -101,14 +101,20 @@ def test_a_rollback_that_was_finished_for_the_dead_is_told_without_the_bad_versi
 def test_the_log_tells_of_a_champion_that_a_person_gave(capsys: pytest.CaptureFixture[str]) -> None:
     make_versions("given", 3)
     promote_two("given")
+
+    def rows() -> list[str]:
+        assert main(["models", "--log", "--name", "given"]) == 0
+        return [row for row in capsys.readouterr().out.splitlines() if row.startswith("given")]
+
+    assert "moved by hand" not in str(rows())
     client().set_registered_model_alias("given", "champion", "3")
+    assert rows()[2:] == ["given: champion moved by hand, from version 2 to 3"]
     rollback("given", "misses profiles", "ann")
     rollback("given", "no, it does not", "ann")
-    assert main(["models", "--log", "--name", "given"]) == 0
-    rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("given")]
-    by_hand = [number for number, row in enumerate(rows) if "moved by hand" in row]
-    assert by_hand == [2]
-    assert rows[2] == "given: champion moved by hand, from version 2 to 3"
+    assert [number for number, row in enumerate(rows()) if "moved by hand" in row] == [2]
+    assert rows()[2] == "given: champion moved by hand, from version 2 to 3"
+    client().delete_registered_model_alias("given", "champion")
+    assert rows()[-1] == "given: champion moved by hand, from version 3 to none"
 
 
 def test_what_is_told_of_models_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
