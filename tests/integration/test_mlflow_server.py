@@ -1,4 +1,6 @@
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.examples import due
 from tests.faulty import FaultyEndpoint, serve_faulty
+from tests.infra.files import INFRA
 from tests.pipelines.registry.test_succession import crashed, make_versions, start
 from tests.servers import free_ports, serving
 
@@ -85,6 +88,28 @@ def test_a_model_goes_through_a_server(
     # Everything is on the server: nothing was written where the client runs.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "cache"]
     assert capsys.readouterr().out == ""  # it is for what a command gives to machines
+
+
+def test_what_a_person_deleted_is_gone_for_good_as_the_runbook_says(
+    server: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    run = tracking.open_run("forgets", "key", {}, {})
+    tracking.log_files(run, {"examples/epoch_0001.jpg": b"a face"})
+    tracking.client().delete_run(run.run_id)
+    assert list(folder.rglob("epoch_0001.jpg"))
+    runbook = (INFRA / "README.md").read_text("utf-8")
+    (command,) = re.findall(r"^dc exec mlflow (sh -c '[^']*mlflow gc[^']*')$", runbook, re.MULTILINE)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    of_container = {
+        "PATH": path,
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder / 'server.db'}",
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": "secret",
+    }
+    done = subprocess.run(shlex.split(command), env=os.environ | of_container, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert not list(folder.rglob("epoch_0001.jpg"))
 
 
 def test_files_that_a_server_lost_are_told_with_what_is_left_to_do(
