@@ -691,7 +691,7 @@ def _retry(album: str, out: str, model: Model) -> None:
     annotate(album, out, model, SETTINGS, 1, again=Again("quarantined", "truncated"))
 
 
-@pytest.mark.parametrize("text", ["done", "annotated:x", "quarantined:", "no_face:small", ""])
+@pytest.mark.parametrize("text", ["done", "annotated", "annotated:x", "quarantined:", "no_face:small", ""])
 def test_what_cannot_be_retried_is_said(text: str) -> None:
     if text == "quarantined:":
         assert Again.parse(text) == Again("quarantined")
