@@ -140,7 +140,7 @@ def rehearsal_text(rehearsal: "Rehearsal", model: str, workers: int) -> str:
         f"of {rehearsal.looked_at} drawn at random: {listed(rehearsal.statuses)}; {counted(rehearsal.faces, 'face')} "
         f"by {model}" + (f"; quarantined as {listed(rehearsal.reasons)}" if rehearsal.reasons else ""),
         f"{rehearsal.seconds_per_picture:g} s a picture; with {counted(workers, 'worker')} like this one it would "
-        f"take some {_duration(rehearsal.hours)}. Nothing was written",
+        f"take some {_duration(rehearsal.hours)}, beside their start. Nothing was written",
     ]
     return showable("\n".join(lines))
 

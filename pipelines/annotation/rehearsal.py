@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from math import ceil
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -50,7 +51,7 @@ class Rehearsal(BaseModel):
     seconds_per_picture: float
     """of one worker"""
     hours: float
-    """expected for those to do, with the workers asked for"""
+    """expected for those to do, with the workers asked for, once they are started"""
 
 
 def rehearse(
@@ -79,6 +80,7 @@ def rehearse(
     counted = census.of(inputs, progress)
     left = _left(place, counted, settings) if place and begun else sum(1 for _ in counted)
     drawn = sorted(census.drawn, key=lambda item: (item.container, item.offset, item.uri))
+    busy = min(workers, ceil(left / settings.images_per_unit)) or 1  # a unit is one worker's
     seen, each = _looked_at(task, asked.for_workers(), drawn, progress)
     return Rehearsal(
         pictures=census.pictures,
@@ -93,7 +95,7 @@ def rehearse(
         reasons=dict(Counter(rows.image["reason"] for rows in seen if rows.image["reason"]).most_common()),
         faces=sum(len(rows.faces) for rows in seen),
         seconds_per_picture=round(each, 4),
-        hours=round(each * left / workers / 3600, 3),
+        hours=round(each * left / busy / 3600, 3),
     )
 
 

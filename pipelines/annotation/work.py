@@ -12,7 +12,7 @@ from pipelines.annotation.pictures import end_sandbox
 from pipelines.annotation.plan import PLACE, Plan, Unit, fingerprint
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.summary import Summary, Throughput, totals
-from pipelines.annotation.tables import REASONS, STATUSES, SUMMARY, TABLES, Annotations, part_key, unit_of
+from pipelines.annotation.tables import REASONS, SUMMARY, TABLES, Annotations, part_key, unit_of
 from pipelines.annotation.unit import Job, Pending, annotate_unit, read_record
 from pipelines.engine import run_units
 
@@ -33,7 +33,7 @@ class Again:
     def parse(cls, text: str) -> "Again":
         """`quarantined`, `quarantined:timeout` or `no_face`; raises ValueError for anything else."""
         status, _, reason = text.partition(":")
-        if status not in STATUSES or (reason and status != "quarantined"):
+        if status not in {"no_face", "quarantined"} or (reason and status != "quarantined"):
             raise ValueError(
                 f"{text!r}: write no_face, quarantined, or quarantined:REASON, as in quarantined:timeout"
             )

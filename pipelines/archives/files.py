@@ -5,17 +5,21 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
-from pipelines.archives.inputs import PROBLEMS, Input, unopened, unusable
+from pipelines.archives.inputs import Input, unopened, unusable
 from pipelines.archives.patience import Content, Patience
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
-from pipelines.outages import OutageError
+from pipelines.outages import MissingError, OutageError
 from pipelines.storage import Store
 
 AHEAD: Final = 8
 """Files that are on their way while one is looked at: a core looks at some 60 a second, a bucket takes 100 ms."""
 LARGEST: Final = 8 << 20
 """Bytes of a file that is read ahead; a larger one is read when it is wanted, so that few are in memory."""
+
+_MISSING: Final = Undecodable(
+    "unreadable", "no file is there, or no longer; relative paths of a list are seen from its folder"
+)
 
 
 def read_files(
@@ -76,7 +80,7 @@ def _read(store: Store, key: str, expected: int, limit: int) -> Content:
 
 def _without_bytes(store: Store, key: str) -> Content:
     """Of an empty file, or of what is none: on S3 a folder reads as an empty file."""
-    return b"" if store.version(key) is not None else Undecodable("unreadable", PROBLEMS["unreadable"])
+    return b"" if store.version(key) is not None else _MISSING
 
 
 def _explained(read: Callable[[], Content]) -> Content:
@@ -84,5 +88,7 @@ def _explained(read: Callable[[], Content]) -> Content:
         return read()
     except OutageError:
         raise
+    except MissingError:
+        return _MISSING
     except UserError as error:
         return unopened(error)

@@ -17,7 +17,7 @@ from msrrn.prediction import STAGES
 from pipelines.errors import UserError
 from pipelines.evaluation.ert import Ert
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.honesty import expected_and_true, rank_correlation
+from pipelines.evaluation.honesty import MIN_RANKED, expected_and_true, rank_correlation
 from pipelines.evaluation.results import Evaluation, crops_of
 from pipelines.evaluation.robustness import RobustnessRow, robustness
 from pipelines.models import ON_GPU, Model
@@ -138,13 +138,16 @@ class Benchmark:
             for index, stage in enumerate(STAGES)
         ]
 
-    def honesty(self) -> dict[str, float]:
-        """How well the expected error tells the true one: rank correlation, failures among the least certain 5 %."""
+    def honesty(self) -> dict[str, float | None]:
+        """How well the expected error tells the true one: rank correlation, failures among the least certain 5 %.
+
+        Fewer than 3 faces have no rank correlation.
+        """
         expected, true = expected_and_true(self.evaluation.faces)
         least = np.argsort(-expected, kind="stable")[: max(1, round(0.05 * len(true)))]
         failures = failed(true)
         return {
-            "rank correlation": round(rank_correlation(expected, true), 3),
+            "rank correlation": round(rank_correlation(expected, true), 3) if len(true) >= MIN_RANKED else None,
             "failures": int(failures.sum()),
             "failures among the least certain 5 %": int(failures[least].sum()),
             "share of failures": round(failure_rate(true), 4),

@@ -124,7 +124,7 @@ def _robustness(page: Page, result: Benchmark) -> None:
 
 def _confidence(page: Page, result: Benchmark) -> None:
     page.section("Does it know?", "The error that the model expects of each face, against the true one.")
-    page.facts([(name, str(value)) for name, value in result.honesty().items()])
+    page.facts([(name, "-" if value is None else str(value)) for name, value in result.honesty().items()])
     points = result.reliability()
     top = max(max(point) for point in points)
     page.figure(

@@ -1,6 +1,7 @@
 """How well a model knows its own error: what it expects beside what it makes."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from pipelines.evaluation.results import FaceResult
 
 Errors = NDArray[np.float64]
 
+MIN_RANKED: Final = 3
+"""Faces: of fewer, ranks tell nothing."""
+
 
 def expected_and_true(faces: Sequence[FaceResult]) -> tuple[Errors, Errors]:
     """(faces,) each: the NRMSE (IP) that the model expects, and the true one."""
@@ -19,7 +23,7 @@ def expected_and_true(faces: Sequence[FaceResult]) -> tuple[Errors, Errors]:
 
 
 def rank_correlation(first: Errors, second: Errors) -> float:
-    """Spearman's coefficient of (faces,) each; 0 where one is constant or not a number, or there are fewer than 3."""
-    if len(first) < 3 or not (np.ptp(first) > 0 and np.ptp(second) > 0):
+    """Spearman's coefficient of (faces,) each; 0 where one is constant or no number, or there are too few faces."""
+    if len(first) < MIN_RANKED or not (np.ptp(first) > 0 and np.ptp(second) > 0):
         return 0.0
     return float(np.corrcoef(rankdata([first, second], axis=-1))[0, 1])

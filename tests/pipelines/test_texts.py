@@ -41,7 +41,7 @@ def test_nothing_that_others_wrote_is_an_order_to_the_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hours", "said"), [(0, "1 second."), (0.01, "36 seconds"), (0.017, "1 minute."), (3, "3.0 h")]
+    ("hours", "said"), [(0, "1 second,"), (0.01, "36 seconds"), (0.017, "1 minute,"), (3, "3.0 h")]
 )
 def test_what_a_run_would_take_is_said_in_plain_words(hours: float, said: str) -> None:
     counts = {"pictures": 9, "begun": False, "to_do": 9, "bytes": 1, "ignored": 1, "looked_at": 9, "faces": 1}
@@ -55,6 +55,7 @@ def test_what_a_run_would_take_is_said_in_plain_words(hours: float, said: str) -
     }
     text = rehearsal_text(Rehearsal.model_validate(counts | found), "msrrn", 1)
     assert f"would take some {said}" in text
+    assert ", beside their start." in text
     assert "; 1 file ignored, " in text
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from msrrn.prediction import Prediction, Predictor
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.annotation import readying
+from pipelines.annotation import readying, rehearsal
 from pipelines.annotation import run as driver
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
@@ -691,7 +691,7 @@ def _retry(album: str, out: str, model: Model) -> None:
     annotate(album, out, model, SETTINGS, 1, again=Again("quarantined", "truncated"))
 
 
-@pytest.mark.parametrize("text", ["done", "annotated:x", "quarantined:", "no_face:small", ""])
+@pytest.mark.parametrize("text", ["done", "annotated", "annotated:x", "quarantined:", "no_face:small", ""])
 def test_what_cannot_be_retried_is_said(text: str) -> None:
     if text == "quarantined:":
         assert Again.parse(text) == Again("quarantined")
@@ -1023,6 +1023,15 @@ def test_a_rehearsal_tells_and_writes_nothing(
     assert told.hours == pytest.approx(told.seconds_per_picture * 11 / 4 / 3600, abs=1e-3)
     assert (told.begun, told.to_do) == (False, 11)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(("pictures", "hours"), [(3, 11 / 4), (6, 11 / 2), (64, 11)])
+def test_workers_for_whom_there_is_no_unit_shorten_nothing(
+    pictures: int, hours: float, album: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "_looked_at", lambda *_: ([], 3600.0))
+    settings = AnnotateSettings(images_per_unit=pictures)
+    assert rehearse(str(album), model, settings, workers=4).hours == hours
 
 
 def test_a_rehearsal_knows_what_is_done(ended: Call, face: bytes, model: Model, tmp_path: Path) -> None:

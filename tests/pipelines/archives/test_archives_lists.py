@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.archives import list_inputs
+from pipelines.archives import list_inputs, read_inputs
+from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 from pipelines.storage import Store
 from tests.pipelines.containers import growth, packed, publish, read
@@ -87,6 +88,17 @@ def test_an_object_whose_name_begins_with_a_slash_is_another_one(s3: str) -> Non
         "a.jpg": b"photos/a.jpg",
         "x//a.jpg": names[2].encode(),
     }
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_path_that_is_seen_from_another_folder_is_told_from_which(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = str(tmp_path) if place == "local" else request.getfixturevalue("s3")
+    publish(url, {"photos/a.jpg": b"a", "lists/todo.txt": b"photos/a.jpg\n"})
+    ((_, content),) = read_inputs(f"{url}/lists/todo.txt", list(list_inputs(f"{url}/lists/todo.txt")))
+    assert isinstance(content, Undecodable)
+    assert "relative paths of a list are seen from its folder" in content.message
 
 
 def test_what_a_list_cannot_name_is_a_row(tmp_path: Path) -> None:

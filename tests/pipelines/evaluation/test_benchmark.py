@@ -1,5 +1,6 @@
 """The benchmark on drawn faces: tables, page, and what they are made of."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,12 @@ def test_what_the_model_expects_is_held_against_the_truth() -> None:
     for expected, true in honest.reliability():
         assert expected == pytest.approx(true, rel=1e-6)
     assert result(*(face("lfpw", error, error) for error in errors)).honesty()["rank correlation"] == -1
+
+
+def test_two_faces_do_not_show_that_the_model_knows_nothing() -> None:
+    few = result(face("lfpw", 0.02, 0.8), face("lfpw", 0.2, 0.2))
+    assert few.honesty()["rank correlation"] is None
+    assert re.search(r"rank correlation</dt>\s*<dd>-</dd>", benchmark_page(few))
 
 
 def test_what_is_no_number_is_a_failure_everywhere() -> None:
