@@ -56,12 +56,17 @@ def test_what_no_other_dataset_lists_goes_with_one(grown: tuple[Path, Manifest, 
 def test_without_a_name_what_no_dataset_lists_goes(grown: tuple[Path, Manifest, Manifest]) -> None:
     place, first, second = grown
     shutil.rmtree(place / first.name)  # by hand
-    foreign = {place / "shards" / "000.tar", place / "shards" / "mine.parquet"}
+    foreign = [place / key for key in ("shards/000.tar", "shards/mine.parquet", "records/mine.json")]
+    foreign.append(place / f"{second.name} of May" / "notes.txt")
     for path in foreign:
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"not ours")
+    faceless = next((place / "records").glob("*/")) / f"train-{'0' * 16}.json"  # there is no shard of such a unit
+    faceless.write_text("{}")
     assert datasets(str(place)).unlisted_units
-    assert delete_datasets(str(place), []).units == len({*first.units} - {*second.units})
+    assert delete_datasets(str(place), []).units == len({*first.units} - {*second.units}) + 1
     assert all(path.exists() for path in foreign)
+    assert not faceless.exists()
     assert verify(f"{place}/{second.name}").problems == []
 
 
@@ -104,6 +109,7 @@ def test_nothing_goes_while_nobody_knows_what_is_needed(grown: tuple[Path, Manif
         delete_datasets(str(place), [])
     manifest.with_name("lease.json").rename(manifest)
     assert tree(place) == before
+    manifest.unlink()  # what is in the making goes where it is named
     assert set(delete_datasets(str(place), [first.name, second.name]).datasets) == {first.name, second.name}
     assert tree(place) == {}
 
