@@ -80,12 +80,14 @@ def test_half_a_standard_deviation_is_where_the_thresholds_lie() -> None:
         "drifted",
     ]
     between = np.rint(1e6 * np.diff(stats.norm.cdf(edges, loc=0.47))).astype(np.int64)
-    assert difference(counts[0], between, DEFAULT).verdict == "warning"
+    for told in (DEFAULT, DriftSettings(ks_warning=0.19), DriftSettings(psi_warning=0.24)):  # either is enough
+        assert difference(counts[0], between, told).verdict == "warning"
 
 
 def test_with_few_nothing_is_said_and_with_one_bin_nothing_differs() -> None:
     assert difference(np.array([99, 0]), np.array([0, 1000]), DEFAULT).verdict == "unknown"
     assert difference(np.array([0, 1000]), np.array([99, 0]), DEFAULT).psi is None
+    assert difference(np.array([100, 0]), np.array([0, 100]), DEFAULT).verdict == "drifted"
     same = difference(np.array([0, 500, 0]), np.array([0, 400, 0]), DEFAULT)
     assert (same.verdict, same.ks) == ("stable", 0)
     assert difference(np.array([0, 500, 0]), np.array([400, 0, 0]), DEFAULT).verdict == "drifted"
