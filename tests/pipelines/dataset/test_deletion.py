@@ -57,6 +57,8 @@ def test_without_a_name_what_no_dataset_lists_goes(grown: tuple[Path, Manifest, 
     place, first, second = grown
     shutil.rmtree(place / first.name)  # by hand
     foreign = [place / key for key in ("shards/000.tar", "shards/mine.parquet", "records/mine.json")]
+    gone = next(unit for unit in first.units if unit not in second.units)
+    foreign += [place / f"{gone.shard}.md", (place / gone.shard).with_suffix(".csv")]
     foreign.append(place / f"{second.name} of May" / "notes.txt")
     for path in foreign:
         path.parent.mkdir(exist_ok=True)
