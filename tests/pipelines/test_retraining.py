@@ -1,6 +1,6 @@
 import errno
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -10,16 +10,18 @@ import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.config import PRESETS
-from pipelines import retraining
+from pipelines import engine, retraining
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import MANIFEST, Manifest
 from pipelines.errors import UserError
 from pipelines.models import PHOTO_DIGITS, Model, initial_weights, read_model
 from pipelines.opening import open_model
 from pipelines.registry import tracking
-from pipelines.retraining import annotator, begun_from, require_unseen, require_validation, train_tracked
+from pipelines.registry.tracking import RunRecord
+from pipelines.retraining import annotator, begun_from, followed, require_unseen, require_validation, train_tracked
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
+from pipelines.training.epochs import Epoch
 from pipelines.training.outcome import TrainedModel
 from pipelines.training.train import Followed, run_name, train_model
 from tests.factories import TINY, write_model
@@ -64,9 +66,12 @@ def test_the_run_of_a_model_that_is_found_says_the_dataset_of_the_model(dataset:
     first = train_tracked(dataset[0].url, str(tmp_path), settings, 0, "found", lambda metrics: None)
     same_shards = Store(f"{tmp_path}/datasets/other")
     same_shards.publish(MANIFEST, dataset[1].model_copy(update={"name": "other"}).model_dump_json().encode())
-    again = train_tracked(same_shards.url, str(tmp_path), settings, 0, "found", lambda metrics: None)
+    again = train_tracked(same_shards.url, str(tmp_path), settings, 0, "another", lambda metrics: None)
     assert again.reused
-    assert run_of("found", first.name).data.tags["msrrn.dataset"] == again.card.training.dataset == dataset[1].name
+    for name in ("found", "another"):
+        run = run_of(name, first.name)
+        assert run.data.tags["msrrn.dataset"] == again.card.training.dataset == dataset[1].name
+        assert run.data.metrics["loss"] == first.history[-1]["loss"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -98,6 +103,43 @@ def test_a_training_outlives_a_disk_that_takes_no_pictures(
     (run,) = mlflow.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert len(mlflow.get_metric_history(run.info.run_id, "loss")) == 2
+
+
+def test_what_an_outage_kept_back_is_logged_with_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves: list[list[float]] = []
+    files: list[dict[str, bytes]] = []
+    tried, logged = Event(), Event()
+
+    def log_files(run: RunRecord, pictures: dict[str, bytes]) -> None:
+        if not tried.is_set():
+            tried.set()
+            raise UserError("No MLflow server answers")
+        files.append(pictures)
+        logged.set()
+
+    monkeypatch.setattr(retraining, "log_history", lambda run, rows: curves.append([row["epoch"] for row in rows]))
+    monkeypatch.setattr(retraining, "log_files", log_files)
+    with followed(RunRecord("1", "kept back")) as tell:
+        tell(Epoch({"epoch": 1}, b"first"))
+        assert tried.wait(60)
+        tell(Epoch({"epoch": 2}, b"second"))
+        assert logged.wait(60)
+        tell(Epoch({"epoch": 3}, None))
+    assert curves == [[1], [1, 2], [3]]
+    assert files == [{"examples/epoch_0001.jpg": b"first", "examples/epoch_0002.jpg": b"second"}, {}]
+
+
+def test_nothing_follows_a_training_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Future[None]] = []
+
+    def in_a_thread(work: Callable[[], None]) -> Future[None]:
+        started.append(engine.in_a_thread(work))
+        return started[-1]
+
+    monkeypatch.setattr(retraining, "in_a_thread", in_a_thread)
+    with pytest.raises(UserError, match="the loss is nan"), followed(RunRecord("1", "failed")):
+        raise UserError("the loss is nan")
+    started[0].result(60)
 
 
 @pytest.mark.parametrize(
