@@ -41,6 +41,7 @@ def of_dataset(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, byte
 def test_what_no_other_dataset_lists_goes_with_one(grown: tuple[Path, Manifest, Manifest]) -> None:
     place, first, second = grown
     before = tree(place)
+    assert datasets(str(place)).unlisted_units == 0
     alone = {unit.key: unit for unit in first.units if unit not in second.units}
     size = sum(unit.bytes for unit in alone.values())
     wanted = Deleted([first.name], len(alone), sum(unit.rows > 0 for unit in alone.values()), size)
