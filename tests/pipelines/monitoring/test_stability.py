@@ -38,6 +38,7 @@ def test_groups_hold_their_share_and_nothing_is_lost(pairs: list[tuple[int, int]
     assert now_groups.sum() == now.sum()
     assert (base_groups >= base.sum() / most).all() or len(base_groups) == 1
     np.testing.assert_array_equal(grouped(base, base, most)[1], base_groups)
+    assert difference(base, now, DriftSettings(least=1, bins=most)).psi == psi(base_groups, now_groups)
 
 
 @given(st.integers(2, 10), st.integers(100, 5000), st.integers(100, 5000), st.floats(0.0001, 0.2))
