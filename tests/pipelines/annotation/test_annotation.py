@@ -22,15 +22,19 @@ from PIL import Image
 
 from msrrn.prediction import Prediction, Predictor
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.annotation import readying
+from pipelines.annotation import readying, rehearsal
 from pipelines.annotation import run as driver
+from pipelines.annotation.pictures import Rows
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
-from pipelines.annotation.rehearsal import rehearse
+from pipelines.annotation.rehearsal import LOOKED_AT, rehearse
 from pipelines.annotation.run import annotate
+from pipelines.annotation.sightings import Task
 from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import FACES, IMAGES, PAGE, RUN, STATUSES, SUMMARY, Annotations
 from pipelines.annotation.work import Again
+from pipelines.archives import Input, Listing
+from pipelines.asked import Asked
 from pipelines.decoding import decode
 from pipelines.detection import Detector, HogDetector, open_detector
 from pipelines.detection.blazeface import BlazeFaceDetector
@@ -40,6 +44,7 @@ from pipelines.disk import TEMP_PREFIX
 from pipelines.errors import UsageError, UserError
 from pipelines.lease import LEASE, Lease, hold
 from pipelines.models import Model
+from pipelines.progress import Progress
 from pipelines.settings import AnnotateSettings
 from pipelines.sources import AnnotatedPhoto, open_annotated
 from pipelines.sources.corrections import PREDICTIONS
@@ -260,8 +265,13 @@ def test_another_run_into_the_same_place_is_refused(
         annotate(str(tmp_path / "elsewhere"), str(out), model, SETTINGS, 1)
     assert tree(out) == before
     (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / RUN).write_bytes(b"#!/bin/sh\n")
-    with pytest.raises(UserError, match=rf"{RUN}.* give another place"):
+    for content, remedy in ((b"#!/bin/sh\n", "give another place"), (b"{}", "delete it, or give another --out")):
+        (tmp_path / "foreign" / RUN).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{RUN} is not the record of a run.* {remedy}"):
+            annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
+    older = json.loads(before[RUN]) | {"schema": "1"}
+    (tmp_path / "foreign" / RUN).write_text(json.dumps(older))
+    with pytest.raises(UserError, match="holds a run with schema = 1, this one has 2; ask for the same, give"):
         annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
 
 
@@ -615,7 +625,13 @@ def test_an_archive_is_known_by_its_place_however_it_is_written(
     with pytest.raises(UserError, match=r"holds a run with source = .*/here/album, this one has .*/there/album"):
         annotate("album", "../out", model, SETTINGS, 1)
     shutil.rmtree(tmp_path / "here")  # now it was moved
-    assert annotate("album", "../out", model, SETTINGS, 1).digest == first.digest
+    shutil.copytree("album", "other")
+    del older["archive"]  # as runs of before were recorded
+    for record, then in ((begun, ".*/here/album"), (older, "album")):
+        (tmp_path / "out" / RUN).write_text(json.dumps(record))
+        assert annotate("album", "../out", model, SETTINGS, 1).digest == first.digest
+        with pytest.raises(UserError, match=f"holds a run with source = {then}, this one has .*/there/other"):
+            annotate("other", "../out", model, SETTINGS, 1)
 
 
 def test_a_picture_that_upsets_crashes_or_hangs_costs_only_itself(
@@ -1014,15 +1030,35 @@ def test_a_rehearsal_tells_and_writes_nothing(
     done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
 ) -> None:
     before = tree(tmp_path)
-    told = rehearse(str(album), model, SETTINGS, workers=4)
+    told = rehearse(str(album), model, SETTINGS, workers=4, out=str(tmp_path / "new"))
     assert (told.pictures, told.ignored, told.looked_at) == (11, 2, 11)
     assert told.statuses == {status: getattr(done[1], status) for status in STATUSES}
     assert told.faces == done[1].faces
     assert told.reasons == {"empty": 1, "not_an_image": 1, "truncated": 1}
     assert told.suffixes == {".jpg": 9, ".doc": 1, ".png": 1}
-    assert told.hours == pytest.approx(told.seconds_per_picture * 11 / 4 / 3600, abs=1e-3)
+    assert told.bytes == sum(row["bytes"] for row in tables(done[0])[0])
     assert (told.begun, told.to_do) == (False, 11)
     assert tree(tmp_path) == before
+
+
+def test_a_rehearsal_looks_at_pictures_of_the_whole_archive(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    """However many there are; of their time it makes what those to do will take."""
+    names = [f"{number}{'.JPG' if number % 2 else '.jpg'}" for number in range(1000)]
+    inputs = [Input(name, "", 0, 10, 10, "", "unsafe_member" if name == "7.JPG" else "") for name in names]
+    monkeypatch.setattr(rehearsal, "list_inputs", lambda *_: Listing(iter(inputs)))
+    looked_at: list[int] = []
+
+    def look(task: Task, asked: Asked, drawn: list[Input], progress: Progress) -> tuple[list[Rows], float]:
+        looked_at.extend(int(item.uri.partition(".")[0]) for item in drawn)
+        return [], 7.2
+
+    monkeypatch.setattr(rehearsal, "_looked_at", look)
+    settings = SETTINGS.model_copy(update={"detector": "hog", "engine": "native"})
+    told = rehearse("archive", model, settings, workers=4)
+    assert len(set(looked_at)) == len(looked_at) == LOOKED_AT
+    assert 300 < np.mean(looked_at) < 700
+    assert told.suffixes == {".jpg": 1000}
+    assert (told.unusable, told.bytes, told.hours) == ({"unsafe_member": 1}, 10_000, 0.5)
 
 
 def test_a_rehearsal_knows_what_is_done(ended: Call, face: bytes, model: Model, tmp_path: Path) -> None:
