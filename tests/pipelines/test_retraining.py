@@ -18,7 +18,15 @@ from pipelines.models import PHOTO_DIGITS, Model, initial_weights, read_model
 from pipelines.opening import open_model
 from pipelines.registry import tracking
 from pipelines.registry.tracking import RunRecord
-from pipelines.retraining import annotator, begun_from, followed, require_unseen, require_validation, train_tracked
+from pipelines.retraining import (
+    annotator,
+    begun_from,
+    followed,
+    require_unseen,
+    require_validation,
+    started_from,
+    train_tracked,
+)
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.epochs import Epoch
@@ -235,7 +243,29 @@ def test_an_alias_that_leads_to_what_the_same_call_made_is_not_started_from(
     again = trained("models:/msrrn@champion")
     assert (again.name, again.reused) == (second.name, True)
     assert second.name != first.name
+    for alias, place in (("other", out), ("champion", f"{out}/elsewhere")):  # of another call, or not made there
+        assert begun_from(f"models:/msrrn@{alias}", settings, dataset[0].url, place)[1] is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(retraining, "made_before", lambda *_: True)
+        longer = TrainSettings(epochs=2, batch=8)
+        assert begun_from("models:/msrrn@champion", longer, dataset[0].url, out)[1] is not None
     assert not trained("models:/msrrn/2").reused  # a version is what was meant
+
+
+def test_what_a_training_starts_from_is_known_by_its_alias_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version is always the same one, and a place may hold an @; `best` starts from a model that nobody names."""
+    opened: list[str] = []
+    monkeypatch.setattr(retraining, "open_model", lambda name: opened.append(name) or model)
+    aliases = {"models:/msrrn@champion": "models:/msrrn@champion", "models:/msrrn/2": "", "/home/me@work/model": ""}
+    for name, alias in aliases.items():
+        init = started_from(name, TrainSettings())[0].init
+        assert init is not None
+        assert (init.version, init.alias) == (model.version, alias)
+    assert started_from(None, TrainSettings()) == (TrainSettings(), None)
+    assert started_from(None, TrainSettings(preset="best"))[1] is not None
+    assert opened == [*aliases, "synthetic"]
 
 
 def test_a_model_is_opened_wherever_it_is(model: Model, tmp_path: Path, s3: str) -> None:
