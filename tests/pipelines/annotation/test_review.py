@@ -338,6 +338,8 @@ def test_a_review_that_was_interrupted_is_made_again(
     with pytest.raises(ZeroDivisionError):
         review(run, 5, "cvat", str(tmp_path / "out"))
     monkeypatch.undo()
+    with pytest.raises(UserError, match="no call like this one is known"):  # two files would be of one review
+        review(run, 1, "coco", str(tmp_path / "out"))
     review(run, 1, "cvat", str(tmp_path / "out"))
     assert tree(tmp_path / "out").keys() == tree(tmp_path / "whole").keys()
 
@@ -413,9 +415,11 @@ def test_a_review_of_a_place_whose_name_is_no_utf_8(made: ReviewFormat, run: Run
     place = tmp_path / os.fsdecode(b"caf\xe9")
     (tmp_path / "run").rename(place)
     told = json.loads((place / "run.json").read_bytes())
-    (place / "run.json").write_text(json.dumps(told | {"archive": f"{place}/archive"}))
+    (place / "run.json").write_text(json.dumps(told | {"archive": f"{place}/archive", "model": "tiny 1"}))
     review(Run(Store(str(place)), run.files), 1, made, str(place / "out"))
     assert rf"--data 300w {tmp_path}/caf\xe9/out" in (place / "out" / "README.txt").read_text()
+    remembered = json.loads((place / "out" / "review.json").read_bytes())
+    assert (remembered["source"], remembered["model"]) == (rf"{tmp_path}/caf\xe9/archive", "tiny 1")
     assert subsets(place / "out") == {"0001": ["predictions"]}
 
 
