@@ -132,6 +132,8 @@ def test_what_openvino_runs_is_kept_for_this_model_precision_and_code(
     assert [each.in_engine("openvino").graph for each in asked] == [b"0", b"1", b"2", b"0"]
     monkeypatch.setattr("msrrn.__file__", str(tmp_path / "__init__.py"))  # another version of the package
     assert model.in_engine("openvino").graph == b"3"
+    monkeypatch.setattr(models, "version", lambda name: "another")  # of what exports it
+    assert model.in_engine("openvino").graph == b"4"
 
 
 def test_a_worker_that_asks_openvino_loads_no_torch(artifact: Path, tmp_path: Path) -> None:
@@ -232,6 +234,7 @@ def test_a_card_of_before_chains_were_cut_stays_what_it_is(artifact: Path) -> No
         said = {"version": str(generation), "dataset": "d", "faces_by_source": {}, "licence": "any"}
         chain = said | ({"init": chain} if chain else {})
     card["training"] |= {"settings": {"init": chain}, "photos": f"{'a' * PHOTO_DIGITS} {'b' * PHOTO_DIGITS}"}
+    card["training"] |= {"dataset": "of day 100", "faces_by_source": {"afw": {"train": 3}}}
     (artifact / CARD).write_text(json.dumps(card))
     model = read_model(artifact)
     before = model.card.training.settings.init
@@ -240,6 +243,8 @@ def test_a_card_of_before_chains_were_cut_stays_what_it_is(artifact: Path) -> No
     _, init = initial_weights(model)
     assert told(init) == [model.version, *map(str, range(99, 100 - GENERATIONS, -1))]
     assert init.photos == ("a" * PHOTO_DIGITS, "b" * PHOTO_DIGITS)
+    assert (init.dataset, init.faces_by_source) == ("of day 100", {"afw": {"train": 3}})
+    assert [model.saw(digit * 64) for digit in "abc"] == [True, True, False]
 
 
 def told(init: InitialWeights | None) -> list[str]:
