@@ -24,6 +24,7 @@ from msrrn.prediction import Prediction, Predictor
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation import readying, rehearsal
 from pipelines.annotation import run as driver
+from pipelines.annotation.claim import claim_of, publish_claim
 from pipelines.annotation.pictures import Rows
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
@@ -245,8 +246,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 
 def test_another_run_into_the_same_place_is_refused(
-    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before the archive is listed, which may take an hour; and once more by whoever begins at the same moment."""
+    monkeypatch.setattr(driver, "list_inputs", lambda *_: pytest.fail("it is listed"))
     out = done[0]
     mean = np.full((68, 2), 0.5, np.float32)
     other = tiny_model(tmp_path / "other", mean, seed=1)
@@ -259,6 +262,10 @@ def test_another_run_into_the_same_place_is_refused(
     ):
         with pytest.raises(UserError, match=f"holds a run with {field}"):
             annotate(str(album), str(out), *job, 1)
+    begun = AnnotateSettings.model_validate(done[1].settings)
+    publish_claim(Store(str(out)), claim_of(str(album), model, begun))
+    with pytest.raises(UserError, match="holds a run with model = msrrn tiny0, this one has msrrn tiny1"):
+        publish_claim(Store(str(out)), claim_of(str(album), other, begun))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.jpg").write_bytes(b"another picture")
     with pytest.raises(UserError, match="holds a run with source"):
