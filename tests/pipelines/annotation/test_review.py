@@ -294,6 +294,7 @@ def test_a_second_file_beside_the_first_is_refused(run: Run, tmp_path: Path) -> 
 
 
 def test_work_in_a_review_is_never_overwritten(run: Run, tmp_path: Path) -> None:
+    Store(str(tmp_path / "out")).publish(MARK, b'["csv"]')  # of an export that was deleted
     review(run, 1, "cvat", str(tmp_path / "out"))
     edit(tmp_path / "out", "cvat", "0001", 0, move_three)
     before = tree(tmp_path / "out")
