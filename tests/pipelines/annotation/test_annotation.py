@@ -45,6 +45,7 @@ from pipelines.disk import TEMP_PREFIX
 from pipelines.errors import UsageError, UserError
 from pipelines.lease import LEASE, Lease, hold
 from pipelines.models import Model
+from pipelines.opening import open_model
 from pipelines.progress import Progress
 from pipelines.settings import AnnotateSettings
 from pipelines.sources import AnnotatedPhoto, open_annotated
@@ -260,7 +261,8 @@ def test_another_run_into_the_same_place_is_refused(
         ((retrained, SETTINGS), f"model_sha256 = {model.digest}, this one has {retrained.digest}"),
         ((model, AnnotateSettings(images_per_unit=4)), "images_per_unit = 3, this one has 4"),
     ):
-        with pytest.raises(UserError, match=f"holds a run with {field}"):
+        how = r" \(--model models:/NAME/VERSION, or its artifact\)" if field.startswith("model") else ""
+        with pytest.raises(UserError, match=f"holds a run with {field}; ask for the same{how}, give"):
             annotate(str(album), str(out), *job, 1)
     begun = AnnotateSettings.model_validate(done[1].settings)
     publish_claim(Store(str(out)), claim_of(str(album), model, begun))
@@ -276,10 +278,13 @@ def test_another_run_into_the_same_place_is_refused(
         (tmp_path / "foreign" / RUN).write_bytes(content)
         with pytest.raises(UserError, match=rf"{RUN} is not the record of a run.* {remedy}"):
             annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
-    older = json.loads(before[RUN]) | {"schema": "1"}
-    (tmp_path / "foreign" / RUN).write_text(json.dumps(older))
-    with pytest.raises(UserError, match="holds a run with schema = 1, this one has 2; ask for the same, give"):
-        annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
+    for told, said in (
+        ({"schema": "1"}, "schema = 1, this one has 2; ask for the same, give"),
+        ({"model_sha256": open_model("synthetic").digest}, r"ask for the same \(--model synthetic\), give"),
+    ):
+        (tmp_path / "foreign" / RUN).write_text(json.dumps(json.loads(before[RUN]) | told))
+        with pytest.raises(UserError, match=f"holds a run with .*{said}"):
+            annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
 
 
 def test_a_lost_part_and_a_damaged_record_are_made_again(

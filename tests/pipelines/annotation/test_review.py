@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from msrrn.augmentation import AugmentationSettings
 from msrrn.geometry import Similarity
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.annotation.exports import MARK, export
+from pipelines.annotation.exports import MARK, cvat, export
 from pipelines.annotation.review import review
 from pipelines.annotation.tables import SUMMARY, Annotations
 from pipelines.dataset.photos import PhotoGroup, Seen, read_photos
@@ -115,6 +115,11 @@ def test_the_least_certain_faces_with_all_of_their_pictures(made: ReviewFormat, 
     if made == "cvat":
         root = check_cvat(files[FILES[made]])
         assert [image.get("name") for image in root.iter("image")] == ["0001-z.jpg", "0002-_.jpg"]
+        assert {a.get("name") for a in root.iterfind("image/points/attribute")} == {
+            *cvat.ATTRIBUTES,
+            "doubtful",
+            "checked",
+        }
         marks = {
             name: [a.text for a in root.iter("attribute") if a.get("name") == name]
             for name in ("doubtful", "checked")
