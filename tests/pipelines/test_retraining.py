@@ -10,6 +10,7 @@ import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.config import PRESETS
+from msrrn.provenance import InitialWeights
 from pipelines import engine, retraining
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import MANIFEST, Manifest
@@ -185,18 +186,22 @@ def test_an_interrupted_training_is_seen_to_be_and_says_how_to_go_on(
     def unreachable(*arguments: object) -> None:
         raise UserError("No MLflow server answers")
 
-    name, key = f"interrupted-{reached}", run_name(dataset[1], TrainSettings())
+    settings = TrainSettings(init=InitialWeights(version="7", dataset="", faces_by_source={}, licence="any"))
+    name, key = f"interrupted-{reached}", run_name(dataset[1], settings)
     monkeypatch.setattr(retraining, "train_model", interrupted)
     if not reached:
         monkeypatch.setattr(retraining, "finish_run", unreachable)
     with pytest.raises(KeyboardInterrupt) as said:
-        train_tracked(dataset[0].url, f"{tmp_path}/my work", TrainSettings(), 0, name, lambda metrics: None)
+        train_tracked(dataset[0].url, f"{tmp_path}/my work", settings, 0, name, lambda metrics: None)
     call = f"msrrn train --resume {key} --out '{tmp_path}/my work'"
     assert str(said.value).splitlines()[1].strip() == call
     client = tracking.client()
     (experiment,) = client.search_experiments(filter_string=f"name = '{name}'")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == ("KILLED" if reached else "RUNNING")
+    assert (run.data.params["init"], run.data.params["dataset.seed"]) == ("7", "0")
+    assert run.data.tags["msrrn.code_version"] == dataset[1].code_version
+    assert run.data.tags["msrrn.boxes"] == dataset[1].settings["detector"]
 
 
 def test_who_waits_for_another_training_says_nothing_of_it_to_mlflow(dataset: Dataset, tmp_path: Path) -> None:
