@@ -274,7 +274,8 @@ def test_another_run_into_the_same_place_is_refused(
         annotate(str(tmp_path / "elsewhere"), str(out), model, SETTINGS, 1)
     assert tree(out) == before
     (tmp_path / "foreign").mkdir()
-    for content, remedy in ((b"#!/bin/sh\n", "give another place"), (b"{}", "delete it, or give another --out")):
+    anothers = "give another place"
+    for content, remedy in ((b"#!/bin/sh\n", anothers), (b"[1]", anothers), (b"{}", "delete it, or give another")):
         (tmp_path / "foreign" / RUN).write_bytes(content)
         with pytest.raises(UserError, match=rf"{RUN} is not the record of a run.* {remedy}"):
             annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
