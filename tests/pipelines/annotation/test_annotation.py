@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -1040,9 +1041,10 @@ def test_a_bucket_that_fails_a_tenth_of_its_requests(
 
 
 def test_a_rehearsal_tells_and_writes_nothing(
-    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(tmp_path)
+    monkeypatch.setattr(rehearsal, "time", SimpleNamespace(monotonic=iter([100.0, 122.0]).__next__))
     told = rehearse(str(album), model, SETTINGS, workers=4, out=str(tmp_path / "new"))
     assert (told.pictures, told.ignored, told.looked_at) == (11, 2, 11)
     assert told.statuses == {status: getattr(done[1], status) for status in STATUSES}
@@ -1050,7 +1052,7 @@ def test_a_rehearsal_tells_and_writes_nothing(
     assert told.reasons == {"empty": 1, "not_an_image": 1, "truncated": 1}
     assert told.suffixes == {".jpg": 9, ".doc": 1, ".png": 1}
     assert told.bytes == sum(row["bytes"] for row in tables(done[0])[0])
-    assert (told.begun, told.to_do) == (False, 11)
+    assert (told.begun, told.to_do, told.seconds_per_picture) == (False, 11, 2.0)
     assert tree(tmp_path) == before
 
 
