@@ -688,6 +688,21 @@ def test_an_archive_in_a_bucket_lies_where_its_url_says(
     assert Annotations(Store(str(tmp_path))).lies_in(Store(place)) == within
 
 
+def test_an_archive_that_was_moved_is_looked_for_where_one_works_and_then_beside_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, here, place = folders = [tmp_path / name for name in ("first", "here", "run")]
+    for folder in folders:
+        (folder / "photos").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    (place / RUN).write_text(json.dumps({"source": "photos", "archive": str(first / "photos")}))
+    run = Annotations(Store(str(place)))
+    for folder in folders:
+        assert [other for other in folders if run.lies_in(Store(str(other)))] == [folder]
+        shutil.rmtree(folder / "photos")
+    assert run.lies_in(Store(str(here)))  # it is nowhere, and said to be where it would be
+
+
 def test_a_run_whose_plan_was_deleted_knows_no_picture(tmp_path: Path) -> None:
     run = Annotations(run_of(tmp_path, SHAPES).store)
     shutil.rmtree(tmp_path / "plan")
