@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 import re
@@ -53,6 +54,9 @@ def file(exported: bytes, tmp_path: Path) -> Path:
 def test_a_model_travels(artifact: Path) -> None:
     model = read_model(artifact)
     expected = model.predictor.predict(CROPS)
+    files = [(name, (artifact / name).read_bytes()) for name in (WEIGHTS, CARD)]
+    whole = b"".join(f"{name} {len(data)}\n".encode() + data for name, data in files)
+    assert model.digest == hashlib.sha256(whole).hexdigest()  # a run that is begun knows its model by it
     shutil.rmtree(artifact)
     copy: Model = pickle.loads(pickle.dumps(model))  # noqa: S301
     assert copy == model
