@@ -21,7 +21,7 @@ from msrrn.synthetic import SyntheticPhoto
 from pipelines import models
 from pipelines.decoding import decode
 from pipelines.errors import UserError
-from pipelines.models import GENERATIONS, PHOTO_DIGITS, Model, export_model, initial_weights, read_model
+from pipelines.models import GENERATIONS, Model, export_model, initial_weights, read_model
 from pipelines.opening import open_model
 from pipelines.pyramid import crop, frame_around, padding
 from pipelines.settings import VAL_SHARE
@@ -237,7 +237,7 @@ def test_a_card_of_before_chains_were_cut_stays_what_it_is(artifact: Path) -> No
     for generation in range(100):
         said = {"version": str(generation), "dataset": "d", "faces_by_source": {}, "licence": "any"}
         chain = said | ({"init": chain} if chain else {})
-    card["training"] |= {"settings": {"init": chain}, "photos": f"{'a' * PHOTO_DIGITS} {'b' * PHOTO_DIGITS}"}
+    card["training"] |= {"settings": {"init": chain}, "photos": f"{'a' * 12} {'b' * 12}"}
     card["training"] |= {"dataset": "of day 100", "faces_by_source": {"afw": {"train": 3}}}
     (artifact / CARD).write_text(json.dumps(card))
     model = read_model(artifact)
@@ -246,7 +246,7 @@ def test_a_card_of_before_chains_were_cut_stays_what_it_is(artifact: Path) -> No
     assert before.model_dump() == chain
     _, init = initial_weights(model)
     assert told(init) == [model.version, *map(str, range(99, 100 - GENERATIONS, -1))]
-    assert init.photos == ("a" * PHOTO_DIGITS, "b" * PHOTO_DIGITS)
+    assert init.photos == ("a" * 12, "b" * 12)
     assert (init.dataset, init.faces_by_source) == ("of day 100", {"afw": {"train": 3}})
     assert [model.saw(digit * 64) for digit in "abc"] == [True, True, False]
 
