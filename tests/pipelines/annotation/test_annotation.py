@@ -1086,19 +1086,26 @@ def test_a_rehearsal_knows_what_is_done(
     told = rehearse(str(folder), model, SETTINGS, 1, out=str(out))
     assert (told.pictures, told.begun, told.to_do) == (12, True, 2)
     assert tree(out) == before
+    monkeypatch.setattr(rehearsal, "_looked_at", lambda *_: ([], 3600.0))
+    record = out / "records" / "000003.json"  # of two pictures, one of which was replaced
+    whole = record.read_text()
+    for damaged in ("{", json.dumps(json.loads(whole) | {"inputs": []})):
+        record.write_text(damaged)
+        assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 3
+    record.write_text(whole)
     (out / "records" / "000000.json").unlink()
     assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 5
     first = rehearse(str(folder), model, SETTINGS, 1, limit=1, out=str(out))
     assert (first.pictures, first.to_do) == (1, 1)
     (out / "faces" / "part-000001.parquet").unlink()
-    monkeypatch.setattr(rehearsal, "_looked_at", lambda *_: ([], 3600.0))
     told = rehearse(str(folder), model, SETTINGS, 2, out=str(out))
     assert (told.to_do, told.hours) == (8, 4.0)
 
 
 def test_a_rehearsal_counts_what_waits_since_some_were_done_again(
-    ended: Call, face: bytes, model: Model, tmp_path: Path
+    ended: Call, face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rehearsal, "_looked_at", lambda *_: ([], 3600.0))
     folder, out = tmp_path / "in", tmp_path / "out"
     for name in ("a/empty.jpg", "c/half.jpg", "d.jpg"):
         (folder / name).write_bytes(face)
@@ -1106,6 +1113,9 @@ def test_a_rehearsal_counts_what_waits_since_some_were_done_again(
     before = tree(out)
     assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 2
     assert tree(out) == before
+    (folder / "a/empty.jpg").rename(tmp_path / "away")  # it was replaced, and is no more
+    assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 1
+    (tmp_path / "away").rename(folder / "a/empty.jpg")
     done = annotate(*ended)
     assert done.throughput is not None
     assert done.throughput.pictures == 2
