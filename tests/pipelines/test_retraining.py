@@ -262,7 +262,12 @@ def test_what_a_training_starts_from_is_known_by_its_alias_alone(
 ) -> None:
     """A version is always the same one, and a place may hold an @; `best` starts from a model that nobody names."""
     opened: list[str] = []
-    monkeypatch.setattr(retraining, "open_model", lambda name: opened.append(name) or model)
+
+    def opening(name: str) -> Model:
+        opened.append(name)
+        return model
+
+    monkeypatch.setattr(retraining, "open_model", opening)
     aliases = {"models:/msrrn@champion": "models:/msrrn@champion", "models:/msrrn/2": "", "/home/me@work/model": ""}
     for name, alias in aliases.items():
         init = started_from(name, TrainSettings())[0].init
