@@ -1,5 +1,6 @@
 """What a run has come to, as the records of its units say it."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def test_totals_are_the_same_in_whatever_order_records_come() -> None:
     assert (told["images"], told["annotated"], told["no_face"], told["quarantined"]) == (8, 4, 0, 4)
     assert told["faces"] == 6
     assert list(told["reasons"].items()) == [("timeout", 2), ("empty", 1), ("truncated", 1)]  # the most common first
+    assert told["digest"] == hashlib.sha256(b"2143").hexdigest()  # by unit, and by table
     turned = first.model_copy(update={"parts": {"faces": "2", "images": "1"}})
     assert totals({"000001": second, "000000": turned}) == told
     assert totals({"000000": second, "000001": first})["digest"] != told["digest"]
