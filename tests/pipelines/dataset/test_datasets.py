@@ -56,6 +56,13 @@ def test_a_dataset_without_manifest_is_unfinished(dataset: Dataset, place: Path)
     assert found.unlisted_bytes == sum(unit.bytes for unit in manifest.units)
 
 
+def test_datasets_are_listed_by_name(tmp_path: Path) -> None:
+    names = [digit * 16 for digit in "9307a1f"]
+    for name in names:
+        Store(str(tmp_path)).publish(f"{name}/lease.json", b"{}")
+    assert [info.name for info in datasets(str(tmp_path)).datasets] == sorted(names)
+
+
 def test_shards_that_no_dataset_lists_are_counted(dataset: Dataset, place: Path) -> None:
     faceless = UnitEntry(key="train-89ab", split="train", photos=1)  # it has a record alone
     listing = dataset[1].model_copy(update={"units": [*dataset[1].units, faceless]})
