@@ -49,7 +49,9 @@ def test_what_no_other_dataset_lists_goes_with_one(grown: tuple[Path, Manifest, 
     assert tree(place) == before
     assert delete_datasets(str(place), [first.name]) == wanted
     assert tree(place) == of_dataset(before, second)
+    assert not (place / first.name).exists()
     assert verify(f"{place}/{second.name}").problems == []
+    (place / second.name / "a person's").mkdir()  # its folder stays then
     assert delete_datasets(str(place), [second.name]).datasets == [second.name]
     assert tree(place) == {}
 
