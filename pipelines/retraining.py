@@ -153,7 +153,7 @@ def _begun(dataset: str, settings: TrainSettings, name: str, of: str | None = No
     manifest = read_manifest(Store(dataset))
     key = run_name(manifest, settings)
     parameters = {
-        **settings.model_dump(exclude={"init"}),
+        **settings.model_dump(),
         "init": settings.init.version if settings.init else "",
         **{f"dataset.{name}": value for name, value in manifest.settings.items() if name != "augmentation"},
         **manifest.settings["augmentation"],

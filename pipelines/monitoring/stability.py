@@ -80,7 +80,7 @@ def grouped(base: Counts, now: Counts, most: int) -> tuple[Counts, Counts]:
     held = 0
     for index, count in enumerate(base.tolist()):
         held += count
-        if held >= share and index + 1 < len(base):
+        if held >= share:
             starts.append(index + 1)
             held = 0
     if len(starts) > 1 and base[starts[-1] :].sum() < share:

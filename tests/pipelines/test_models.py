@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 import re
@@ -20,7 +21,7 @@ from msrrn.synthetic import SyntheticPhoto
 from pipelines import models
 from pipelines.decoding import decode
 from pipelines.errors import UserError
-from pipelines.models import GENERATIONS, PHOTO_DIGITS, Model, export_model, initial_weights, read_model
+from pipelines.models import GENERATIONS, Model, export_model, initial_weights, read_model
 from pipelines.opening import open_model
 from pipelines.pyramid import crop, frame_around, padding
 from pipelines.settings import VAL_SHARE
@@ -53,6 +54,9 @@ def file(exported: bytes, tmp_path: Path) -> Path:
 def test_a_model_travels(artifact: Path) -> None:
     model = read_model(artifact)
     expected = model.predictor.predict(CROPS)
+    files = [(name, (artifact / name).read_bytes()) for name in (WEIGHTS, CARD)]
+    whole = b"".join(f"{name} {len(data)}\n".encode() + data for name, data in files)
+    assert model.digest == hashlib.sha256(whole).hexdigest()  # a run that is begun knows its model by it
     shutil.rmtree(artifact)
     copy: Model = pickle.loads(pickle.dumps(model))  # noqa: S301
     assert copy == model
@@ -132,6 +136,8 @@ def test_what_openvino_runs_is_kept_for_this_model_precision_and_code(
     assert [each.in_engine("openvino").graph for each in asked] == [b"0", b"1", b"2", b"0"]
     monkeypatch.setattr("msrrn.__file__", str(tmp_path / "__init__.py"))  # another version of the package
     assert model.in_engine("openvino").graph == b"3"
+    monkeypatch.setattr(models, "version", lambda name: "another")  # of what exports it
+    assert model.in_engine("openvino").graph == b"4"
 
 
 def test_a_worker_that_asks_openvino_loads_no_torch(artifact: Path, tmp_path: Path) -> None:
@@ -231,7 +237,8 @@ def test_a_card_of_before_chains_were_cut_stays_what_it_is(artifact: Path) -> No
     for generation in range(100):
         said = {"version": str(generation), "dataset": "d", "faces_by_source": {}, "licence": "any"}
         chain = said | ({"init": chain} if chain else {})
-    card["training"] |= {"settings": {"init": chain}, "photos": f"{'a' * PHOTO_DIGITS} {'b' * PHOTO_DIGITS}"}
+    card["training"] |= {"settings": {"init": chain}, "photos": f"{'a' * 12} {'b' * 12}"}
+    card["training"] |= {"dataset": "of day 100", "faces_by_source": {"afw": {"train": 3}}}
     (artifact / CARD).write_text(json.dumps(card))
     model = read_model(artifact)
     before = model.card.training.settings.init
@@ -239,7 +246,9 @@ def test_a_card_of_before_chains_were_cut_stays_what_it_is(artifact: Path) -> No
     assert before.model_dump() == chain
     _, init = initial_weights(model)
     assert told(init) == [model.version, *map(str, range(99, 100 - GENERATIONS, -1))]
-    assert init.photos == ("a" * PHOTO_DIGITS, "b" * PHOTO_DIGITS)
+    assert init.photos == ("a" * 12, "b" * 12)
+    assert (init.dataset, init.faces_by_source) == ("of day 100", {"afw": {"train": 3}})
+    assert [model.saw(digit * 64) for digit in "abc"] == [True, True, False]
 
 
 def told(init: InitialWeights | None) -> list[str]:

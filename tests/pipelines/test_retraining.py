@@ -1,6 +1,6 @@
 import errno
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -10,16 +10,27 @@ import pytest
 
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.config import PRESETS
-from pipelines import retraining
+from msrrn.provenance import InitialWeights
+from pipelines import engine, retraining
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import MANIFEST, Manifest
 from pipelines.errors import UserError
 from pipelines.models import PHOTO_DIGITS, Model, initial_weights, read_model
 from pipelines.opening import open_model
 from pipelines.registry import tracking
-from pipelines.retraining import annotator, begun_from, require_unseen, require_validation, train_tracked
+from pipelines.registry.tracking import RunRecord
+from pipelines.retraining import (
+    annotator,
+    begun_from,
+    followed,
+    require_unseen,
+    require_validation,
+    started_from,
+    train_tracked,
+)
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
+from pipelines.training.epochs import Epoch
 from pipelines.training.outcome import TrainedModel
 from pipelines.training.train import Followed, run_name, train_model
 from tests.factories import TINY, write_model
@@ -64,9 +75,12 @@ def test_the_run_of_a_model_that_is_found_says_the_dataset_of_the_model(dataset:
     first = train_tracked(dataset[0].url, str(tmp_path), settings, 0, "found", lambda metrics: None)
     same_shards = Store(f"{tmp_path}/datasets/other")
     same_shards.publish(MANIFEST, dataset[1].model_copy(update={"name": "other"}).model_dump_json().encode())
-    again = train_tracked(same_shards.url, str(tmp_path), settings, 0, "found", lambda metrics: None)
+    again = train_tracked(same_shards.url, str(tmp_path), settings, 0, "another", lambda metrics: None)
     assert again.reused
-    assert run_of("found", first.name).data.tags["msrrn.dataset"] == again.card.training.dataset == dataset[1].name
+    for name in ("found", "another"):
+        run = run_of(name, first.name)
+        assert run.data.tags["msrrn.dataset"] == again.card.training.dataset == dataset[1].name
+        assert run.data.metrics["loss"] == first.history[-1]["loss"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -98,6 +112,43 @@ def test_a_training_outlives_a_disk_that_takes_no_pictures(
     (run,) = mlflow.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert len(mlflow.get_metric_history(run.info.run_id, "loss")) == 2
+
+
+def test_what_an_outage_kept_back_is_logged_with_the_next_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves: list[list[float]] = []
+    files: list[dict[str, bytes]] = []
+    tried, logged = Event(), Event()
+
+    def log_files(run: RunRecord, pictures: dict[str, bytes]) -> None:
+        if not tried.is_set():
+            tried.set()
+            raise UserError("No MLflow server answers")
+        files.append(pictures)
+        logged.set()
+
+    monkeypatch.setattr(retraining, "log_history", lambda run, rows: curves.append([row["epoch"] for row in rows]))
+    monkeypatch.setattr(retraining, "log_files", log_files)
+    with followed(RunRecord("1", "kept back")) as tell:
+        tell(Epoch({"epoch": 1}, b"first"))
+        assert tried.wait(60)
+        tell(Epoch({"epoch": 2}, b"second"))
+        assert logged.wait(60)
+        tell(Epoch({"epoch": 3}, None))
+    assert curves == [[1], [1, 2], [3]]
+    assert files == [{"examples/epoch_0001.jpg": b"first", "examples/epoch_0002.jpg": b"second"}, {}]
+
+
+def test_nothing_follows_a_training_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Future[None]] = []
+
+    def in_a_thread(work: Callable[[], None]) -> Future[None]:
+        started.append(engine.in_a_thread(work))
+        return started[-1]
+
+    monkeypatch.setattr(retraining, "in_a_thread", in_a_thread)
+    with pytest.raises(UserError, match="the loss is nan"), followed(RunRecord("1", "failed")):
+        raise UserError("the loss is nan")
+    started[0].result(60)
 
 
 @pytest.mark.parametrize(
@@ -135,18 +186,22 @@ def test_an_interrupted_training_is_seen_to_be_and_says_how_to_go_on(
     def unreachable(*arguments: object) -> None:
         raise UserError("No MLflow server answers")
 
-    name, key = f"interrupted-{reached}", run_name(dataset[1], TrainSettings())
+    settings = TrainSettings(init=InitialWeights(version="7", dataset="", faces_by_source={}, licence="any"))
+    name, key = f"interrupted-{reached}", run_name(dataset[1], settings)
     monkeypatch.setattr(retraining, "train_model", interrupted)
     if not reached:
         monkeypatch.setattr(retraining, "finish_run", unreachable)
     with pytest.raises(KeyboardInterrupt) as said:
-        train_tracked(dataset[0].url, f"{tmp_path}/my work", TrainSettings(), 0, name, lambda metrics: None)
+        train_tracked(dataset[0].url, f"{tmp_path}/my work", settings, 0, name, lambda metrics: None)
     call = f"msrrn train --resume {key} --out '{tmp_path}/my work'"
     assert str(said.value).splitlines()[1].strip() == call
     client = tracking.client()
     (experiment,) = client.search_experiments(filter_string=f"name = '{name}'")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == ("KILLED" if reached else "RUNNING")
+    assert (run.data.params["init"], run.data.params["dataset.seed"]) == ("7", "0")
+    assert run.data.tags["msrrn.code_version"] == dataset[1].code_version
+    assert run.data.tags["msrrn.boxes"] == dataset[1].settings["detector"]
 
 
 def test_who_waits_for_another_training_says_nothing_of_it_to_mlflow(dataset: Dataset, tmp_path: Path) -> None:
@@ -193,7 +248,34 @@ def test_an_alias_that_leads_to_what_the_same_call_made_is_not_started_from(
     again = trained("models:/msrrn@champion")
     assert (again.name, again.reused) == (second.name, True)
     assert second.name != first.name
+    for alias, place in (("other", out), ("champion", f"{out}/elsewhere")):  # of another call, or not made there
+        assert begun_from(f"models:/msrrn@{alias}", settings, dataset[0].url, place)[1] is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(retraining, "made_before", lambda *_: True)
+        longer = TrainSettings(epochs=2, batch=8)
+        assert begun_from("models:/msrrn@champion", longer, dataset[0].url, out)[1] is not None
     assert not trained("models:/msrrn/2").reused  # a version is what was meant
+
+
+def test_what_a_training_starts_from_is_known_by_its_alias_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version is always the same one, and a place may hold an @; `best` starts from a model that nobody names."""
+    opened: list[str] = []
+
+    def opening(name: str) -> Model:
+        opened.append(name)
+        return model
+
+    monkeypatch.setattr(retraining, "open_model", opening)
+    aliases = {"models:/msrrn@champion": "models:/msrrn@champion", "models:/msrrn/2": "", "/home/me@work/model": ""}
+    for name, alias in aliases.items():
+        init = started_from(name, TrainSettings())[0].init
+        assert init is not None
+        assert (init.version, init.alias) == (model.version, alias)
+    assert started_from(None, TrainSettings()) == (TrainSettings(), None)
+    assert started_from(None, TrainSettings(preset="best"))[1] is not None
+    assert opened == [*aliases, "synthetic"]
 
 
 def test_a_model_is_opened_wherever_it_is(model: Model, tmp_path: Path, s3: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -24,13 +25,18 @@ from msrrn.prediction import Prediction, Predictor
 from msrrn.synthetic import SyntheticPhoto
 from pipelines.annotation import readying, rehearsal
 from pipelines.annotation import run as driver
+from pipelines.annotation.claim import claim_of, publish_claim
+from pipelines.annotation.pictures import Rows
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
-from pipelines.annotation.rehearsal import rehearse
+from pipelines.annotation.rehearsal import LOOKED_AT, rehearse
 from pipelines.annotation.run import annotate
+from pipelines.annotation.sightings import Task
 from pipelines.annotation.summary import Summary
 from pipelines.annotation.tables import FACES, IMAGES, PAGE, RUN, STATUSES, SUMMARY, Annotations
 from pipelines.annotation.work import Again
+from pipelines.archives import Input, Listing
+from pipelines.asked import Asked
 from pipelines.decoding import decode
 from pipelines.detection import Detector, HogDetector, open_detector
 from pipelines.detection.blazeface import BlazeFaceDetector
@@ -40,6 +46,8 @@ from pipelines.disk import TEMP_PREFIX
 from pipelines.errors import UsageError, UserError
 from pipelines.lease import LEASE, Lease, hold
 from pipelines.models import Model
+from pipelines.opening import open_model
+from pipelines.progress import Progress
 from pipelines.settings import AnnotateSettings
 from pipelines.sources import AnnotatedPhoto, open_annotated
 from pipelines.sources.corrections import PREDICTIONS
@@ -240,8 +248,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 
 def test_another_run_into_the_same_place_is_refused(
-    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before the archive is listed, which may take an hour; and once more by whoever begins at the same moment."""
+    monkeypatch.setattr(driver, "list_inputs", lambda *_: pytest.fail("it is listed"))
     out = done[0]
     mean = np.full((68, 2), 0.5, np.float32)
     other = tiny_model(tmp_path / "other", mean, seed=1)
@@ -252,17 +262,31 @@ def test_another_run_into_the_same_place_is_refused(
         ((retrained, SETTINGS), f"model_sha256 = {model.digest}, this one has {retrained.digest}"),
         ((model, AnnotateSettings(images_per_unit=4)), "images_per_unit = 3, this one has 4"),
     ):
-        with pytest.raises(UserError, match=f"holds a run with {field}"):
+        how = r" \(--model models:/NAME/VERSION, or its artifact\)" if field.startswith("model") else ""
+        with pytest.raises(UserError, match=f"holds a run with {field}; ask for the same{how}, give"):
             annotate(str(album), str(out), *job, 1)
+    begun = AnnotateSettings.model_validate(done[1].settings)
+    publish_claim(Store(str(out)), claim_of(str(album), model, begun))
+    with pytest.raises(UserError, match="holds a run with model = msrrn tiny0, this one has msrrn tiny1"):
+        publish_claim(Store(str(out)), claim_of(str(album), other, begun))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.jpg").write_bytes(b"another picture")
     with pytest.raises(UserError, match="holds a run with source"):
         annotate(str(tmp_path / "elsewhere"), str(out), model, SETTINGS, 1)
     assert tree(out) == before
     (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / RUN).write_bytes(b"#!/bin/sh\n")
-    with pytest.raises(UserError, match=rf"{RUN}.* give another place"):
-        annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
+    anothers = "give another place"
+    for content, remedy in ((b"#!/bin/sh\n", anothers), (b"[1]", anothers), (b"{}", "delete it, or give another")):
+        (tmp_path / "foreign" / RUN).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{RUN} is not the record of a run.* {remedy}"):
+            annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
+    for told, said in (
+        ({"schema": "1"}, "schema = 1, this one has 2; ask for the same, give"),
+        ({"model_sha256": open_model("synthetic").digest}, r"ask for the same \(--model synthetic\), give"),
+    ):
+        (tmp_path / "foreign" / RUN).write_text(json.dumps(json.loads(before[RUN]) | told))
+        with pytest.raises(UserError, match=f"holds a run with .*{said}"):
+            annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
 
 
 def test_a_lost_part_and_a_damaged_record_are_made_again(
@@ -615,7 +639,13 @@ def test_an_archive_is_known_by_its_place_however_it_is_written(
     with pytest.raises(UserError, match=r"holds a run with source = .*/here/album, this one has .*/there/album"):
         annotate("album", "../out", model, SETTINGS, 1)
     shutil.rmtree(tmp_path / "here")  # now it was moved
-    assert annotate("album", "../out", model, SETTINGS, 1).digest == first.digest
+    shutil.copytree("album", "other")
+    del older["archive"]  # as runs of before were recorded
+    for record, then in ((begun, ".*/here/album"), (older, "album")):
+        (tmp_path / "out" / RUN).write_text(json.dumps(record))
+        assert annotate("album", "../out", model, SETTINGS, 1).digest == first.digest
+        with pytest.raises(UserError, match=f"holds a run with source = {then}, this one has .*/there/other"):
+            annotate("other", "../out", model, SETTINGS, 1)
 
 
 def test_a_picture_that_upsets_crashes_or_hangs_costs_only_itself(
@@ -1011,17 +1041,18 @@ def test_a_bucket_that_fails_a_tenth_of_its_requests(
 
 
 def test_a_rehearsal_tells_and_writes_nothing(
-    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path
+    done: tuple[Path, Summary], album: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(tmp_path)
-    told = rehearse(str(album), model, SETTINGS, workers=4)
+    monkeypatch.setattr(rehearsal, "time", SimpleNamespace(monotonic=iter([100.0, 122.0]).__next__))
+    told = rehearse(str(album), model, SETTINGS, workers=4, out=str(tmp_path / "new"))
     assert (told.pictures, told.ignored, told.looked_at) == (11, 2, 11)
     assert told.statuses == {status: getattr(done[1], status) for status in STATUSES}
     assert told.faces == done[1].faces
     assert told.reasons == {"empty": 1, "not_an_image": 1, "truncated": 1}
     assert told.suffixes == {".jpg": 9, ".doc": 1, ".png": 1}
-    assert told.hours == pytest.approx(told.seconds_per_picture * 11 / 4 / 3600, abs=1e-3)
-    assert (told.begun, told.to_do) == (False, 11)
+    assert told.bytes == sum(row["bytes"] for row in tables(done[0])[0])
+    assert (told.begun, told.to_do, told.seconds_per_picture) == (False, 11, 2.0)
     assert tree(tmp_path) == before
 
 
@@ -1034,7 +1065,30 @@ def test_workers_for_whom_there_is_no_unit_shorten_nothing(
     assert rehearse(str(album), model, settings, workers=4).hours == hours
 
 
-def test_a_rehearsal_knows_what_is_done(ended: Call, face: bytes, model: Model, tmp_path: Path) -> None:
+def test_a_rehearsal_looks_at_pictures_of_the_whole_archive(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    """However many there are; of their time it makes what those to do will take."""
+    names = [f"{number}{'.JPG' if number % 2 else '.jpg'}" for number in range(998)]
+    names += ["998", "999.photograph"]
+    inputs = [Input(name, "", 0, 10, 10, "", "unsafe_member" if name == "7.JPG" else "") for name in names]
+    monkeypatch.setattr(rehearsal, "list_inputs", lambda *_: Listing(iter(inputs)))
+    looked_at: list[int] = []
+
+    def look(task: Task, asked: Asked, drawn: list[Input], progress: Progress) -> tuple[list[Rows], float]:
+        looked_at.extend(int(item.uri.partition(".")[0]) for item in drawn)
+        return [], 7.2
+
+    monkeypatch.setattr(rehearsal, "_looked_at", look)
+    settings = SETTINGS.model_copy(update={"detector": "hog", "engine": "native"})
+    told = rehearse("archive", model, settings, workers=4)
+    assert len(set(looked_at)) == len(looked_at) == LOOKED_AT
+    assert 300 < np.mean(looked_at) < 700
+    assert told.suffixes == {".jpg": 998, "other": 2}
+    assert (told.unusable, told.bytes, told.hours) == ({"unsafe_member": 1}, 10_000, 0.5)
+
+
+def test_a_rehearsal_knows_what_is_done(
+    ended: Call, face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     (folder / "c/half.jpg").write_bytes(face)
     (folder / "d.jpg").write_bytes(face)
@@ -1042,17 +1096,26 @@ def test_a_rehearsal_knows_what_is_done(ended: Call, face: bytes, model: Model, 
     told = rehearse(str(folder), model, SETTINGS, 1, out=str(out))
     assert (told.pictures, told.begun, told.to_do) == (12, True, 2)
     assert tree(out) == before
+    monkeypatch.setattr(rehearsal, "_looked_at", lambda *_: ([], 3600.0))
+    record = out / "records" / "000003.json"  # of two pictures, one of which was replaced
+    whole = record.read_text()
+    for damaged in ("{", json.dumps(json.loads(whole) | {"inputs": []})):
+        record.write_text(damaged)
+        assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 3
+    record.write_text(whole)
     (out / "records" / "000000.json").unlink()
     assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 5
     first = rehearse(str(folder), model, SETTINGS, 1, limit=1, out=str(out))
     assert (first.pictures, first.to_do) == (1, 1)
     (out / "faces" / "part-000001.parquet").unlink()
-    assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 8
+    told = rehearse(str(folder), model, SETTINGS, 2, out=str(out))
+    assert (told.to_do, told.hours) == (8, 4.0)
 
 
 def test_a_rehearsal_counts_what_waits_since_some_were_done_again(
-    ended: Call, face: bytes, model: Model, tmp_path: Path
+    ended: Call, face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rehearsal, "_looked_at", lambda *_: ([], 3600.0))
     folder, out = tmp_path / "in", tmp_path / "out"
     for name in ("a/empty.jpg", "c/half.jpg", "d.jpg"):
         (folder / name).write_bytes(face)
@@ -1060,6 +1123,9 @@ def test_a_rehearsal_counts_what_waits_since_some_were_done_again(
     before = tree(out)
     assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 2
     assert tree(out) == before
+    (folder / "a/empty.jpg").rename(tmp_path / "away")  # it was replaced, and is no more
+    assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 1
+    (tmp_path / "away").rename(folder / "a/empty.jpg")
     done = annotate(*ended)
     assert done.throughput is not None
     assert done.throughput.pictures == 2

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -664,8 +665,48 @@ def test_a_webdataset_does_not_replace_the_archive_of_its_run(archive: str, tmp_
     run = run_of(tmp_path / "run", SHAPES)
     place = tmp_path / "run" / RUN
     place.write_text(json.dumps(json.loads(place.read_bytes()) | {"source": str(tmp_path / archive)}))
-    with pytest.raises(UserError, match="holds the pictures of this run"):
-        export(run, "webdataset", str(tmp_path / "in"))
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in ("in", "link"):
+        with pytest.raises(UserError, match="holds the pictures of this run"):
+            export(run, "webdataset", str(tmp_path / out))
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "within"),
+    [
+        ("s3://faces/in", "s3://faces/in", True),
+        ("s3://faces/in/more/photos.tar", "s3://faces/in", True),
+        ("s3://faces/in", "s3://faces/in/out", False),
+        ("s3://faces/in of May", "s3://faces/in", False),
+        ("s3://faces/in", "/faces/in", False),
+    ],
+)
+def test_an_archive_in_a_bucket_lies_where_its_url_says(
+    source: str, place: str, within: bool, tmp_path: Path
+) -> None:
+    (tmp_path / RUN).write_text(json.dumps({"source": source}))
+    assert Annotations(Store(str(tmp_path))).lies_in(Store(place)) == within
+
+
+def test_an_archive_that_was_moved_is_looked_for_where_one_works_and_then_beside_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, here, place = folders = [tmp_path / name for name in ("first", "here", "run")]
+    for folder in folders:
+        (folder / "photos").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    (place / RUN).write_text(json.dumps({"source": "photos", "archive": str(first / "photos")}))
+    run = Annotations(Store(str(place)))
+    for folder in folders:
+        assert [other for other in folders if run.lies_in(Store(str(other)))] == [folder]
+        shutil.rmtree(folder / "photos")
+    assert run.lies_in(Store(str(here)))  # it is nowhere, and said to be where it would be
+
+
+def test_a_run_whose_plan_was_deleted_knows_no_picture(tmp_path: Path) -> None:
+    run = Annotations(run_of(tmp_path, SHAPES).store)
+    shutil.rmtree(tmp_path / "plan")
+    assert (list(run.names()), list(run.pictures(SHAPES)), run.finished) == ([], [], False)
 
 
 def test_a_run_that_goes_on_does_not_change_an_export(tmp_path: Path) -> None:

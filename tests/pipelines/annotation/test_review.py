@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from msrrn.augmentation import AugmentationSettings
 from msrrn.geometry import Similarity
 from msrrn.synthetic import SyntheticPhoto
-from pipelines.annotation.exports import MARK, export
+from pipelines.annotation.exports import MARK, cvat, export
 from pipelines.annotation.review import review
 from pipelines.annotation.tables import SUMMARY, Annotations
 from pipelines.dataset.photos import PhotoGroup, Seen, read_photos
@@ -115,6 +115,11 @@ def test_the_least_certain_faces_with_all_of_their_pictures(made: ReviewFormat, 
     if made == "cvat":
         root = check_cvat(files[FILES[made]])
         assert [image.get("name") for image in root.iter("image")] == ["0001-z.jpg", "0002-_.jpg"]
+        assert {a.get("name") for a in root.iterfind("image/points/attribute")} == {
+            *cvat.ATTRIBUTES,
+            "doubtful",
+            "checked",
+        }
         marks = {
             name: [a.text for a in root.iter("attribute") if a.get("name") == name]
             for name in ("doubtful", "checked")
@@ -135,8 +140,9 @@ def test_the_least_certain_faces_with_all_of_their_pictures(made: ReviewFormat, 
 
 
 def test_copies_of_a_picture_are_reviewed_once(tmp_path: Path) -> None:
-    names = ["a.jpg", "sure.jpg", "copy of a.jpg", "b.jpg", "a again.jpg"]
-    data = {name: b"sure" if name == "sure.jpg" else b"b" if name == "b.jpg" else b"a" for name in names}
+    long = f"{'b' * 300}.png"
+    names = ["a.jpg", "sure.jpg", "copy of a.jpg", long, "a again.jpg"]
+    data = dict.fromkeys(names, b"a") | {"sure.jpg": b"sure", long: b"b"}
     confidence = {b"a": 0.2, b"b": 0.4, b"sure": 0.9}
     images = [looked_at(name, 640, 480, 1, data[name]) for name in names]
     # A network that is asked about others beside it may round in another way.
@@ -149,7 +155,7 @@ def test_copies_of_a_picture_are_reviewed_once(tmp_path: Path) -> None:
     assert (result.pictures, result.faces, result.doubtful) == (2, 2, 2)
     assert sorted(key for key in tree(tmp_path / "out") if key.startswith("images/")) == [
         "images/0001-a.jpg",
-        "images/0002-b.jpg",
+        f"images/0002-{'b' * 60}.png",
     ]
 
 
@@ -294,6 +300,7 @@ def test_a_second_file_beside_the_first_is_refused(run: Run, tmp_path: Path) -> 
 
 
 def test_work_in_a_review_is_never_overwritten(run: Run, tmp_path: Path) -> None:
+    Store(str(tmp_path / "out")).publish(MARK, b'["csv"]')  # of an export that was deleted
     review(run, 1, "cvat", str(tmp_path / "out"))
     edit(tmp_path / "out", "cvat", "0001", 0, move_three)
     before = tree(tmp_path / "out")
@@ -338,6 +345,8 @@ def test_a_review_that_was_interrupted_is_made_again(
     with pytest.raises(ZeroDivisionError):
         review(run, 5, "cvat", str(tmp_path / "out"))
     monkeypatch.undo()
+    with pytest.raises(UserError, match="no call like this one is known"):  # two files would be of one review
+        review(run, 1, "coco", str(tmp_path / "out"))
     review(run, 1, "cvat", str(tmp_path / "out"))
     assert tree(tmp_path / "out").keys() == tree(tmp_path / "whole").keys()
 
@@ -413,9 +422,11 @@ def test_a_review_of_a_place_whose_name_is_no_utf_8(made: ReviewFormat, run: Run
     place = tmp_path / os.fsdecode(b"caf\xe9")
     (tmp_path / "run").rename(place)
     told = json.loads((place / "run.json").read_bytes())
-    (place / "run.json").write_text(json.dumps(told | {"archive": f"{place}/archive"}))
+    (place / "run.json").write_text(json.dumps(told | {"archive": f"{place}/archive", "model": "tiny 1"}))
     review(Run(Store(str(place)), run.files), 1, made, str(place / "out"))
     assert rf"--data 300w {tmp_path}/caf\xe9/out" in (place / "out" / "README.txt").read_text()
+    remembered = json.loads((place / "out" / "review.json").read_bytes())
+    assert (remembered["source"], remembered["model"]) == (rf"{tmp_path}/caf\xe9/archive", "tiny 1")
     assert subsets(place / "out") == {"0001": ["predictions"]}
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipelines.annotation import unit as station
 from pipelines.annotation.pictures import Rows
 from pipelines.annotation.plan import Unit
-from pipelines.annotation.tables import Annotations, part_key
+from pipelines.annotation.tables import Annotations, part_key, unit_of
 from pipelines.annotation.unit import Job, Pending, annotate_unit, write_unit
 from pipelines.archives import Input
 from pipelines.errors import UserError
@@ -122,3 +122,21 @@ def test_a_table_without_its_footer_is_named(tmp_path: Path) -> None:
     path.write_bytes(data[:start] + b"\xff" * 40 + data[start + 40 :])
     with pytest.raises(UserError, match=f"{part_key('images', KEY)} is damaged .*: delete it and run"):
         Annotations(store).images(KEY)
+
+
+@pytest.mark.parametrize(
+    ("key", "unit"),
+    [
+        ("records/000007.json", "000007"),
+        ("records/1000000.json", "1000000"),  # after a million units
+        ("images/part-000007.parquet", "000007"),
+        ("faces/part-1000000.parquet", "1000000"),
+        ("staged/faces-000007.parquet", "000007"),
+        ("records/000007.json.bak", ""),
+        ("images/part-7.parquet", ""),
+        ("photos/part-000007.parquet", ""),
+        ("images/000007.jpg", ""),
+    ],
+)
+def test_what_is_of_no_unit_is_not_taken_for_a_part_of_one(key: str, unit: str) -> None:
+    assert unit_of(key) == unit

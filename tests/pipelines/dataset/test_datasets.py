@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.dataset.inventory import DatasetInfo, Datasets, datasets
-from pipelines.dataset.manifest import MANIFEST, Manifest
+from pipelines.dataset.manifest import MANIFEST, Manifest, UnitEntry
 from pipelines.errors import UserError
 from pipelines.storage import Store
 from tests.factories import SETTINGS
@@ -56,13 +56,25 @@ def test_a_dataset_without_manifest_is_unfinished(dataset: Dataset, place: Path)
     assert found.unlisted_bytes == sum(unit.bytes for unit in manifest.units)
 
 
-def test_shards_that_no_dataset_lists_are_counted(place: Path) -> None:
-    (place / "shards" / "train-0123.parquet").write_bytes(b"0123456789")
+def test_datasets_are_listed_by_name(tmp_path: Path) -> None:
+    names = [digit * 16 for digit in "9307a1f"]
+    for name in names:
+        Store(str(tmp_path)).publish(f"{name}/lease.json", b"{}")
+    assert [info.name for info in datasets(str(tmp_path)).datasets] == sorted(names)
+
+
+def test_shards_that_no_dataset_lists_are_counted(dataset: Dataset, place: Path) -> None:
+    faceless = UnitEntry(key="train-89ab", split="train", photos=1)  # it has a record alone
+    listing = dataset[1].model_copy(update={"units": [*dataset[1].units, faceless]})
+    (place / listing.name / MANIFEST).write_text(listing.model_dump_json())
     (place / "records" / "recipe").mkdir()
-    (place / "records" / "recipe" / "train-0123.json").write_text("{}")
+    for unit in ("train-0123", faceless.key):
+        (place / "records" / "recipe" / f"{unit}.json").write_text("{}")
+    (place / "shards" / "train-0123.parquet").write_bytes(b"0123456789")
+    (place / "shards" / "train-4567.parquet").write_bytes(b"0123")  # its record was not written yet
     found = datasets(str(place))
     assert [info.state for info in found.datasets] == ["finished"]
-    assert (found.unlisted_units, found.unlisted_shards, found.unlisted_bytes) == (1, 1, 10)
+    assert (found.unlisted_units, found.unlisted_shards, found.unlisted_bytes) == (1, 2, 14)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +86,9 @@ def test_a_damaged_manifest_is_a_row(dataset: Dataset, place: Path, content: byt
     good = dataset[1].name
     (place / "broken").mkdir()
     (place / "broken" / MANIFEST).write_bytes(content)
-    broken, whole = sorted(datasets(str(place)).datasets, key=lambda info: info.name != "broken")
+    found = datasets(str(place)).datasets
+    assert [info.name for info in found] == sorted(["broken", good])
+    broken, whole = sorted(found, key=lambda info: info.name != "broken")
     assert (broken.name, broken.state) == ("broken", "damaged")
     assert f"broken/{MANIFEST}" in broken.note
     assert (whole.name, whole.state) == (good, "finished")
@@ -90,18 +104,19 @@ def test_settings_of_any_kind_are_shown_as_far_as_they_go(dataset: Dataset, plac
 
 
 def test_a_dataset_whose_shards_are_gone_is_damaged(dataset: Dataset, place: Path) -> None:
-    first, second = dataset[1].shards()[:2]
+    first, second, third = dataset[1].shards()[:3]
     (place / first.shard).unlink()
     (place / second.shard).write_bytes(b"cut short")
+    (place / third.shard).write_bytes(b"longer" * third.bytes)
     (info,) = datasets(str(place)).datasets
     assert info.state == "damaged"
-    assert info.note.startswith(f"2 of {len(dataset[1].shards())} shards are missing or cut short")
+    assert info.note.startswith(f"3 of {len(dataset[1].shards())} shards are missing or cut short")
 
 
 def test_what_is_no_dataset_is_not_listed(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(b"a")
-    (tmp_path / "README.md").write_text("hello")
+    for key in ("photos/a.jpg", "README.md", "0" * 16, "0123abcd/a.jpg", f"{'1' * 16} of May/a.jpg"):
+        (tmp_path / key).parent.mkdir(exist_ok=True)
+        (tmp_path / key).write_bytes(b"a")
     assert datasets(str(tmp_path)) == Datasets([], 0, 0, 0)
     with pytest.raises(UserError, match="does not exist: give the place"):
         datasets(str(tmp_path / "nowhere"))

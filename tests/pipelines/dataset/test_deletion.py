@@ -41,6 +41,7 @@ def of_dataset(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, byte
 def test_what_no_other_dataset_lists_goes_with_one(grown: tuple[Path, Manifest, Manifest]) -> None:
     place, first, second = grown
     before = tree(place)
+    assert datasets(str(place)).unlisted_units == 0
     alone = {unit.key: unit for unit in first.units if unit not in second.units}
     size = sum(unit.bytes for unit in alone.values())
     wanted = Deleted([first.name], len(alone), sum(unit.rows > 0 for unit in alone.values()), size)
@@ -48,7 +49,9 @@ def test_what_no_other_dataset_lists_goes_with_one(grown: tuple[Path, Manifest, 
     assert tree(place) == before
     assert delete_datasets(str(place), [first.name]) == wanted
     assert tree(place) == of_dataset(before, second)
+    assert not (place / first.name).exists()
     assert verify(f"{place}/{second.name}").problems == []
+    (place / second.name / "a person's").mkdir()  # its folder stays then
     assert delete_datasets(str(place), [second.name]).datasets == [second.name]
     assert tree(place) == {}
 
@@ -56,12 +59,19 @@ def test_what_no_other_dataset_lists_goes_with_one(grown: tuple[Path, Manifest, 
 def test_without_a_name_what_no_dataset_lists_goes(grown: tuple[Path, Manifest, Manifest]) -> None:
     place, first, second = grown
     shutil.rmtree(place / first.name)  # by hand
-    foreign = {place / "shards" / "000.tar", place / "shards" / "mine.parquet"}
+    foreign = [place / key for key in ("shards/000.tar", "shards/mine.parquet", "records/mine.json")]
+    gone = next(unit for unit in first.units if unit not in second.units)
+    foreign += [place / f"{gone.shard}.md", (place / gone.shard).with_suffix(".csv")]
+    foreign.append(place / f"{second.name} of May" / "notes.txt")
     for path in foreign:
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"not ours")
+    faceless = next((place / "records").glob("*/")) / f"train-{'0' * 16}.json"  # there is no shard of such a unit
+    faceless.write_text("{}")
     assert datasets(str(place)).unlisted_units
-    assert delete_datasets(str(place), []).units == len({*first.units} - {*second.units})
+    assert delete_datasets(str(place), []).units == len({*first.units} - {*second.units}) + 1
     assert all(path.exists() for path in foreign)
+    assert not faceless.exists()
     assert verify(f"{place}/{second.name}").problems == []
 
 
@@ -71,7 +81,7 @@ def test_a_call_that_was_killed_is_made_again(
     place, first, second = grown
     before = tree(place)
     delete = Store.delete
-    left = 3
+    left = 5  # a unit's shard and record, and all of the dataset but its manifest
 
     def killed(store: Store, key: str) -> None:
         nonlocal left
@@ -104,6 +114,7 @@ def test_nothing_goes_while_nobody_knows_what_is_needed(grown: tuple[Path, Manif
         delete_datasets(str(place), [])
     manifest.with_name("lease.json").rename(manifest)
     assert tree(place) == before
+    manifest.unlink()  # what is in the making goes where it is named
     assert set(delete_datasets(str(place), [first.name, second.name]).datasets) == {first.name, second.name}
     assert tree(place) == {}
 

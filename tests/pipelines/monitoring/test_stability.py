@@ -38,14 +38,15 @@ def test_groups_hold_their_share_and_nothing_is_lost(pairs: list[tuple[int, int]
     assert now_groups.sum() == now.sum()
     assert (base_groups >= base.sum() / most).all() or len(base_groups) == 1
     np.testing.assert_array_equal(grouped(base, base, most)[1], base_groups)
+    assert difference(base, now, DriftSettings(least=1, bins=most)).psi == psi(base_groups, now_groups)
 
 
-@given(st.integers(100, 5000), st.integers(100, 5000), st.floats(0.0001, 0.2))
-def test_noise_is_the_quantile_of_the_tests_by_name(n: int, m: int, chance: float) -> None:
-    base, now = np.full(10, n), np.full(10, m)
+@given(st.integers(2, 10), st.integers(100, 5000), st.integers(100, 5000), st.floats(0.0001, 0.2))
+def test_noise_is_the_quantile_of_the_tests_by_name(bins: int, n: int, m: int, chance: float) -> None:
+    base, now = np.full(bins, n), np.full(bins, m)
     found = difference(base, now, DriftSettings(chance=chance))
-    scale = 1 / (10 * n) + 1 / (10 * m)
-    assert found.psi_noise == pytest.approx(stats.chi2.isf(chance, 9) * scale)
+    scale = 1 / (bins * n) + 1 / (bins * m)
+    assert found.psi_noise == pytest.approx(stats.chi2.isf(chance, bins - 1) * scale)
     assert found.ks_noise == pytest.approx(stats.kstwobign.isf(chance) * np.sqrt(scale))
 
 
@@ -80,22 +81,24 @@ def test_half_a_standard_deviation_is_where_the_thresholds_lie() -> None:
         "drifted",
     ]
     between = np.rint(1e6 * np.diff(stats.norm.cdf(edges, loc=0.47))).astype(np.int64)
-    assert difference(counts[0], between, DEFAULT).verdict == "warning"
+    for told in (DEFAULT, DriftSettings(ks_warning=0.19), DriftSettings(psi_warning=0.24)):  # either is enough
+        assert difference(counts[0], between, told).verdict == "warning"
 
 
 def test_with_few_nothing_is_said_and_with_one_bin_nothing_differs() -> None:
     assert difference(np.array([99, 0]), np.array([0, 1000]), DEFAULT).verdict == "unknown"
     assert difference(np.array([0, 1000]), np.array([99, 0]), DEFAULT).psi is None
+    assert difference(np.array([100, 0]), np.array([0, 100]), DEFAULT).verdict == "drifted"
     same = difference(np.array([0, 500, 0]), np.array([0, 400, 0]), DEFAULT)
     assert (same.verdict, same.ks) == ("stable", 0)
     assert difference(np.array([0, 500, 0]), np.array([400, 0, 0]), DEFAULT).verdict == "drifted"
 
 
 def test_names_have_no_order() -> None:
-    base, now = np.array([900, 90, 0, 10]), np.array([700, 90, 0, 210])
+    base, now = np.array([900, 90, 0, 10, 0]), np.array([700, 90, 0, 200, 10])
     found = difference(base, now, DEFAULT, ordered=False)
     assert found.ks is None
-    assert found.psi == pytest.approx(psi(np.array([900, 90, 10]), np.array([700, 90, 210])))
+    assert found.psi == pytest.approx(psi(np.array([900, 90, 10, 0]), np.array([700, 90, 200, 10])))
     assert found.verdict == "drifted"
 
 
