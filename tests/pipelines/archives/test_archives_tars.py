@@ -310,6 +310,30 @@ def test_what_is_said_of_all_members_is_bounded(tmp_path: Path, kind: str) -> No
     assert found == [("0.jpg", b"a"), ("(end of archive)", "corrupt")]
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [b"3 \n" * 8_000 + b"x=", b"5 a=\n6000 b=" + b"9" * 5000 + b"\n", b"10 b=" + b"9" * 5000 + b"\n"],
+    ids=["shared", "beyond", "short"],
+)
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+def test_attributes_that_are_none_cost_nothing(attributes: bytes, kind: bytes, tmp_path: Path) -> None:
+    """Parsed as older versions of Python do, 24 kB take 100 MB, and digits so many steps as their square."""
+    parts = [tar(member(name, b"a"))[:1024] for name in ("a.jpg", "b.jpg")]
+    told = tar(member("told", attributes, kind), style=tarfile.USTAR_FORMAT)
+    header = told[: 512 * (1 - -len(attributes) // 512)]
+    found, peak = traced(partial(_read, tmp_path, parts[0] + header + parts[1] + bytes(2048)))
+    assert found == [("a.jpg", b"a"), ("(end of archive)", "corrupt")]
+    assert peak < 4 << 20
+
+
+def test_many_digits_in_attributes_are_none(tmp_path: Path) -> None:
+    told = [
+        tarfile.TarInfo.create_pax_global_header({"comment": "9" * count}) + tar(member(name, b"a"))[:1024]
+        for name, count in (("a.jpg", 255), ("b.jpg", 256))
+    ]
+    assert _read(tmp_path, b"".join(told) + bytes(2048)) == [("a.jpg", b"a"), ("(end of archive)", "corrupt")]
+
+
 def _checked(header: bytearray) -> bytearray:
     header[148:156] = b"        "
     header[148:156] = b"%06o\0 " % sum(header)
