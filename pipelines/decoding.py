@@ -227,7 +227,8 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
         tell_depth_of_planes(image)
         high = high_byte(image)
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # which copies nothing where nothing is to be turned
+    upright = image
     # A PGM of more than 8 bits is opened as one of 32, with its white at that of 16.
     if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PPM") or high is not None:
         less = 4 if isinstance(image, TiffImageFile) and has_12_bits(image) else 8
@@ -237,7 +238,7 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[..., None], 3, axis=-1)
     if upright.mode in {"I", "F"}:
         raise Undecodable("not_an_image", "samples of 32 bits have no defined white: convert to 8 or 16 bits")
-    return np.array(upright.convert("RGB"), np.uint8)
+    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"), np.uint8)
 
 
 def _turned(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -68,6 +68,14 @@ def test_every_orientation_is_turned_upright(kind: str, orientation: int) -> Non
     np.testing.assert_allclose(photo.rgb.astype(int), expected, atol=6 if kind in {"JPEG", "AVIF"} else 0)
 
 
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
+def test_an_upright_picture_is_not_copied_on_its_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a picture as large as may be, of which the file may have 3 kB, each copy is 480 MB."""
+    data = picture(SCENE, kind)
+    monkeypatch.setattr(Image.Image, "copy", lambda image: 1 / 0)
+    assert decode(data).rgb.shape == SCENE.shape
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_upright_points_map_to_the_stored_pixels(orientation: int) -> None:
     photo = decode(picture(SCENE, exif=_exif(orientation)))
