@@ -142,6 +142,14 @@ def test_a_split_may_be_a_field(said: str, split: str | None, tmp_path: Path) ->
     assert (face.declared_split, face.subset) == (split, "web")
 
 
+@pytest.mark.parametrize(("said", "subset"), [("\ud800web", "\\ud800web"), ("s" * 100_000, "s" * 255)])
+def test_a_subset_is_what_a_table_can_hold(said: str, subset: str, tmp_path: Path) -> None:
+    document = _document()
+    document["images"][0]["subset"] = said
+    (face,) = faces_of(_source(tmp_path, document))
+    assert face.subset == subset
+
+
 @pytest.mark.parametrize("pictures", ["val2017", "images/val2017", "images", "annotations", "annotations/images"])
 @pytest.mark.parametrize("place", ["coco", "coco.zip"])
 def test_the_layout_of_coco(pictures: str, place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
