@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import safetensors
 import safetensors.torch
@@ -19,6 +19,11 @@ from msrrn.provenance import Training
 WEIGHTS: Final = "weights.safetensors"
 CARD: Final = "card.json"
 FORMAT: Final = 1
+_LONGEST_REASON: Final = 300
+"""Characters: PyTorch names every tensor that is too many, of which a file may have any number."""
+
+_Quoted = Annotated[str, Field(max_length=200, pattern=r"^\P{Cc}*$")]
+"""What rows of tables, terminals and pages quote: on one line."""
 
 
 class ArtifactError(ValueError):
@@ -31,8 +36,8 @@ class Card(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal[1] = FORMAT
-    name: str = Field("msrrn", description="what annotations quote as the model's name")
-    version: str = Field(description="digest of the weights, what annotations quote as its version")
+    name: _Quoted = Field("msrrn", description="what annotations quote as the model's name")
+    version: _Quoted = Field(description="digest of the weights, what annotations quote as its version")
     weights_sha256: str = Field("", description="of the weights' file; empty in artifacts of before it was told")
     scheme: Literal["ibug-68"] = SCHEME
     levels: tuple[Literal[50], Literal[100], Literal[200]] = LEVELS
@@ -120,7 +125,7 @@ def load(directory: Path) -> tuple[MSRRN, Card]:
     except (OSError, safetensors.SafetensorError, RuntimeError, KeyError) as error:
         # PyTorch's first line says only that it failed, the second which tensor. A KeyError is a kind of number that
         # it does not have.
-        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])[:_LONGEST_REASON]
         raise ArtifactError(f"{path}: weights cannot be loaded ({reason}); copy the artifact again") from None
     if not card.is_of(data):
         raise ArtifactError(f"{path}: not the weights of its {CARD}; copy both files of the artifact again")

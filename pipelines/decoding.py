@@ -35,6 +35,11 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG200
 _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
 _JPEG_START: Final = b"\xff\xd8\xff"
+_JPEG_SCAN: Final = b"\xff\xda"
+_MOST_SCANNED: Final = 5_000_000_000
+"""Pixels of a JPEG times its scans, each of which goes over all of them in ten bytes: some ten seconds. Cameras and
+editors write 14 scans at most.
+"""
 _JPEG_END: Final = b"\xff\xd9"
 _TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8")
@@ -125,6 +130,8 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _check_size(image.size, limits)
+                if image.format in _JPEG and is_slow(data, image.size):
+                    raise Undecodable("too_large", "a JPEG of far more scans over its pixels than pictures have")
                 if isinstance(image, TiffImageFile) and is_preview(image, data):
                     raise Undecodable("not_an_image", _RAW)
                 orientation = _orientation(image, data)
@@ -146,6 +153,11 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
         height, width = upright.shape[:2]
         stored_size = (height, width) if orientation >= 5 else (width, height)
     return Photo(upright, orientation, stored_size, reduction)
+
+
+def is_slow(data: bytes, size: tuple[int, int]) -> bool:
+    """Whether a JPEG (width, height) has so many scans that decoding it would hold a core for long."""
+    return data.count(_JPEG_SCAN) * size[0] * size[1] > _MOST_SCANNED
 
 
 def decode_grey(data: bytes, photo: Photo, reduction: int) -> NDArray[np.uint8]:
@@ -227,7 +239,8 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
         tell_depth_of_planes(image)
         high = high_byte(image)
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # which copies nothing where nothing is to be turned
+    upright = image
     # A PGM of more than 8 bits is opened as one of 32, with its white at that of 16.
     if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PPM") or high is not None:
         less = 4 if isinstance(image, TiffImageFile) and has_12_bits(image) else 8
@@ -237,7 +250,7 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[..., None], 3, axis=-1)
     if upright.mode in {"I", "F"}:
         raise Undecodable("not_an_image", "samples of 32 bits have no defined white: convert to 8 or 16 bits")
-    return np.array(upright.convert("RGB"), np.uint8)
+    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"), np.uint8)
 
 
 def _turned(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

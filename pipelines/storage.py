@@ -165,6 +165,14 @@ class Store(Location):
             found = files_below(self._path(prefix), strict=bool(prefix))
             return dict(sorted((path.relative_to(root).as_posix(), size) for path, size in found))
 
+    def linked(self, prefix: str) -> list[str]:
+        """Keys of links to folders at `prefix` and below it, through which files would lie elsewhere; none on S3."""
+        if self._remote:
+            return []
+        root, top = self._path(""), self._path(prefix)
+        below = (Path(place, name) for place, names, _ in os.walk(top) for name in names)
+        return [path.relative_to(root).as_posix() for path in (top, *below) if path.is_symlink() and path.is_dir()]
+
     def folders(self) -> list[str]:
         """Names of the directories directly below, sorted; none where there is no such place."""
         with explained(self.url, ""):

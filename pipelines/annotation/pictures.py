@@ -18,6 +18,7 @@ from pipelines.annotation.sandbox import Died, Sandbox
 from pipelines.annotation.sightings import Sighting, Task, Wanted, died, sightings
 from pipelines.archives import Input
 from pipelines.asked import Asked
+from pipelines.errors import UserError
 from pipelines.pyramid import sharpness
 
 FACES_AT_ONCE: Final = 256
@@ -102,11 +103,20 @@ def _annotated(task: Task, model: Asked, wanted: Sequence[Wanted]) -> Iterator[R
 
 
 def _with_landmarks(task: Task, model: Asked, waiting: Sequence[Sighting]) -> Iterator[Rows]:
-    """Of a picture that shows faces in several views, those in which the surest is."""
+    """Of a picture that shows faces in several views, those in which the surest is.
+
+    Raises:
+        UserError: the model gives what is no number, which would pass for landmarks in tables and exports.
+    """
     crops = [face.crop for sighting in waiting for view in sighting.views for face in view.faces]
     predicted: Iterator[tuple[NDArray[np.float32], float]] = iter(())
     if crops:
         prediction = model.on_one_core(np.stack(crops))
+        if not all(np.isfinite(found).all() for found in (prediction.shapes, prediction.confidence)):
+            raise UserError(
+                f"{model.name} {model.version} gives landmarks that are not finite numbers: give another --model, "
+                "and another --out"
+            )
         predicted = zip(prediction.shapes, prediction.confidence.tolist(), strict=True)
     made_by = {"detector": task.detector.name, "model": model.name, "model_version": model.version}
     for sighting in waiting:

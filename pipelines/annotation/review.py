@@ -15,7 +15,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from pipelines.annotation.exports import MARK, coco, cvat, mark
+from pipelines.annotation.exports import MARK, coco, cvat, mark, require_own
 from pipelines.annotation.exports.pictures import AnnotatedPictures, Face, Picture, numbers, picture_suffix
 from pipelines.annotation.tables import Annotations
 from pipelines.archives.names import printable
@@ -87,6 +87,7 @@ def review(
     if not chosen:
         raise UserError(f"{annotations.store.url} has no face to review: annotate pictures with faces first")
     mark(store, f"review-{format}", _anything)
+    require_own(store, IMAGES)
     for key in store.keys(IMAGES):  # of one that was cut off, perhaps of other faces
         store.delete(key)
     shown = sorted(_written(pictures, chosen, store), key=lambda it: it.name)

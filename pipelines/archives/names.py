@@ -15,6 +15,8 @@ SIDECARS: Final = frozenset(
     {".pts", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".lst", ".cls", ".xml", ".md", ".html", ".npy"}
 )
 """Suffixes of files that lie beside photographs and are none: counted, not read."""
+MAX_NAME: Final = 4096
+"""Characters: no file system has a longer path. Longer ones, of a megabyte in a tar, would fill tables and memory."""
 _CLUTTER: Final = frozenset({"thumbs.db", "desktop.ini"})
 """What Windows leaves in folders."""
 

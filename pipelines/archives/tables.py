@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from pipelines.archives.inputs import BrokenArchiveError, Input, UnsupportedArchiveError, damaged, unusable
-from pipelines.archives.names import is_safe, printable, row_name
+from pipelines.archives.names import MAX_NAME, is_safe, printable, row_name
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 
@@ -29,8 +29,6 @@ _ROWS_READ: Final = 1
 pictures it is as fast as more at once, and a name costs 40 µs.
 """
 _ROWS_TRIED: Final = 64
-_LONGEST_NAME: Final = 4096
-"""Characters: more than any path has."""
 _BUFFER: Final = 1 << 20
 """Bytes of a column read at once; without a buffer Arrow reads all that a row group has of it."""
 
@@ -86,7 +84,7 @@ class Table:
         """Rows in order, with their names for uris and no container."""
         for row, name in enumerate(self._names()):
             text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
-            uri = "" if name is None or len(text) > _LONGEST_NAME else printable(text).lstrip("/")
+            uri = "" if name is None or len(text) > MAX_NAME else printable(text).lstrip("/")
             uri = uri if uri and is_safe(uri) else row_name(row)
             yield Input(uri, "", row, 0, 0, self._version)
 

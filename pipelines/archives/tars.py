@@ -15,12 +15,17 @@ from pipelines.archives.inputs import (
     read_pieces,
     unusable,
 )
-from pipelines.archives.names import has_suffix, is_safe, normal, printable
+from pipelines.archives.names import MAX_NAME, has_suffix, is_safe, normal, printable
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 
 MAX_HEADER: Final = 1 << 20
 """Bytes of one member's headers, long names and attributes with them; tarfile reads whatever size they state."""
+_PAX: Final = frozenset({b"x", b"g", b"X"})
+"""Types of headers that are attributes of the next member, or of all that follow."""
+_RUNS: Final = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
+_LONGEST_RUN: Final = b"0" * 256
+"""Of digits: more than a number has, or a file's own name."""
 _NOTES: Final = frozenset({b"D", b"V"})
 """Types of members by which GNU tar tells of a folder, in a backup of what changed, and of the archive itself."""
 
@@ -82,9 +87,11 @@ class Tar:
                 elif not self._reaches(member.offset_data + member.size, end):
                     problem = self._broken("truncated")
                 name, version = normal(printable(member.name)), f"{member.mtime}"
+                if len(name) > MAX_NAME:
+                    name, problem = name[:MAX_NAME], problem or "unreadable"
                 size = min(member.size, MAX_NUMBER)
                 yield Input(name, "", member.offset_data, size, size, version, problem)
-                if problem not in {"", "unsafe_member", "hard_link"}:
+                if problem not in {"", "unsafe_member", "hard_link", "unreadable"}:
                     return
             tail = tar.offset
         self._file.seek(tail)
@@ -146,7 +153,7 @@ class _Header(tarfile.TarInfo):
         return member
 
 
-class _TooLong(Exception):  # noqa: N818 - becomes the row of a broken tail
+class _Refused(Exception):  # noqa: N818 - becomes the row of a broken tail
     pass
 
 
@@ -158,13 +165,35 @@ class _Headers:
         self.seek = file.seek
         self.tell = file.tell
         self._read = file.read
+        self._attributes = False
+        """whether such are what is read next"""
 
     def read(self, size: int) -> bytes:
         """As that of a file."""
         self.left -= size
         if self.left < 0:
-            raise _TooLong(f"a header of more than {MAX_HEADER} bytes")
-        return self._read(size)
+            raise _Refused(f"a header of more than {MAX_HEADER} bytes")
+        block = self._read(size)
+        if self._attributes and not _are_attributes(block):
+            raise _Refused("its attributes are damaged")
+        self._attributes = size == tarfile.BLOCKSIZE and block[156:157] in _PAX
+        return block
+
+
+def _are_attributes(block: bytes) -> bool:
+    """Whether a block is made of records, each of the length that it begins with: `11 key=abc` and a line's end.
+
+    Pythons of before 2024's last look for the end of others in all that follows, again for each, and for that of a
+    number from each of its digits: a megabyte took them an hour, or 100 GB.
+    """
+    place = 0
+    while place < len(block) and block[place]:
+        length, blank, _ = block[place : place + 21].partition(b" ")
+        end = place + (int(length) if blank and length.isdigit() else 0)
+        if not (place < end <= len(block) and b"=" in block[place : end - 1] and block[end - 1] == ord("\n")):
+            return False
+        place = end
+    return _LONGEST_RUN not in block.translate(_RUNS)
 
 
 def _is_header(block: bytes, size: int) -> bool:

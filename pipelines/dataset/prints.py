@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.decoding import Limits, decode
+from pipelines.decoding import Limits, decode, is_slow
 
 MAX_DISTANCE: Final = 7
 """Bits in which hashes of one photo's copies may differ: of four blocks of 16 bits, one then differs by 1 at most."""
@@ -95,7 +95,7 @@ def _grey(data: bytes) -> NDArray[np.uint8]:
     except Exception:  # not a JPEG, or hostile: `decode` says
         width = height = 0
     factor = next((factor for factor in _REDUCED if min(width, height) >= factor * _SMALL), 0)
-    if factor and width * height <= Limits().max_pixels:
+    if factor and width * height <= Limits().max_pixels and not is_slow(data, (width, height)):
         grey = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[factor])
         if grey is not None:
             return np.asarray(grey, np.uint8)

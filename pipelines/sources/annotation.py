@@ -11,10 +11,21 @@ from pipelines.errors import UnusableInput
 
 MAX_BYTES: Final = 1 << 20
 """Of a file that holds one face's annotation."""
+_LONGEST_SUBSET: Final = 255
 
 
 class BadAnnotation(UnusableInput):
     """An annotation that cannot be used; its reason is one of `pipelines.checks.CHECKS`."""
+
+
+def as_unicode(text: str) -> str:
+    """JSON may hold halves of characters, which no table can: they are spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def subset_name(said: str) -> str:
+    """What a file calls a subset, as each row of a table can hold it: long ones are cut."""
+    return as_unicode(said)[:_LONGEST_SUBSET]
 
 
 def usable_shape(points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -34,6 +34,12 @@ from pipelines.storage import Store
 
 SUFFIXES: Final = (".json",)
 MAX_BYTES: Final = 1 << 30
+_LEAST: Final = 20
+"""Bytes of text that a list or an object, and an entry of either table, has on average in any real file. An empty one
+takes thirty times its text in memory, and an entry is a row.
+"""
+_FEW: Final = 1 << 17
+"""So many are no burden, however short they are."""
 _START: Final = re.compile(
     rb'(\xef\xbb\xbf)?\s*\{\s*("info"\s*:\s*\{|"(licenses|images|annotations|categories)"\s*:\s*\[)'
 )
@@ -100,15 +106,21 @@ def read_coco(files: Files, name: str) -> Iterator[Entry]:
 
 
 def _document(data: bytes, where: str) -> dict[str, Any]:
+    kind = UserError if _START.match(data) else OtherKind
+    most = max(_FEW, len(data) // _LEAST)
+    hollow = f"{where} has more entries than text for them, as no list of faces has: make it again, or leave it out"
+    if data.count(b"[") + data.count(b"{") > most:
+        raise kind(hollow)
     try:
         document = json.loads(data, object_hook=_slim)
     except (ValueError, RecursionError) as error:
-        kind = UserError if _START.match(data) else OtherKind
         raise kind(f"{where} is not whole JSON ({error}): mend it there, or fetch it again") from error
     if not isinstance(document, dict) or not all(
         isinstance(document.get(k), list) for k in ("images", "annotations")
     ):
         raise OtherKind(f"{where} has no lists images and annotations: {_REMEDY}")
+    if len(document["images"]) + len(document["annotations"]) > most:
+        raise kind(hollow)
     with_points = (isinstance(a, dict) and _has_points(a) for a in document["annotations"])
     if document["annotations"] and not any(with_points):
         raise OtherKind(f"{where} has annotations without keypoints: {_REMEDY}")

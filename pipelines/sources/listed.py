@@ -17,7 +17,7 @@ from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.secrecy import masked
 from pipelines.sources import AnnotatedPhoto, DeclaredSplit, Rejected, rejected_files
-from pipelines.sources.annotation import BadAnnotation
+from pipelines.sources.annotation import BadAnnotation, as_unicode, subset_name
 from pipelines.sources.corrections import Reviewed, review_of, subset_of
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture
 from pipelines.sources.held import root_parts, without_suffix
@@ -196,7 +196,8 @@ def _row(files: Files, uri: str, annotation: str, entry: Entry, faces: int, revi
         own = f"{uri}#{entry.number}" if faces > 1 and uri != annotation else uri
         return Rejected(own, entry.face.reason, f"{annotation}: {entry.face.message}")
     drawn = review.picture(uri) if review else None
-    subset = subset_of(drawn, entry.face, entry.checked) if drawn else entry.subset or _subset(files.url, uri)
+    said = subset_name(entry.subset) or _subset(files.url, uri)
+    subset = subset_of(drawn, entry.face, entry.checked) if drawn else said
     split = entry.split or _split(files.url, _file(annotation), uri, subset)
     sha256 = drawn.sha256 if drawn else ""
     return AnnotatedPhoto(files.url, uri, annotation, subset, split, entry.face, entry.box, sha256)
@@ -207,8 +208,7 @@ def _placed(
 ) -> tuple[str, str, Entry]:
     """The entry with the uri of its picture and its own; one whose picture cannot be had says so."""
     annotation = f"{name}#{entry.number}"
-    # JSON may hold halves of characters, and what is not there is told to whoever reads the dataset's page.
-    image = masked(entry.image.encode("utf-8", "backslashreplace").decode())
+    image = masked(as_unicode(entry.image))  # what is not there is told to whoever reads the dataset's page
     plain = image.strip()
     if not plain:
         missing = BadAnnotation("no_image", "it names no picture")

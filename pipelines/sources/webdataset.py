@@ -29,7 +29,7 @@ from msrrn.geometry import Box
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.sources import AnnotatedPhoto, DeclaredSplit, Rejected, rejected_files
-from pipelines.sources.annotation import BadAnnotation, box_of, points_of, usable_shape
+from pipelines.sources.annotation import BadAnnotation, box_of, points_of, subset_name, usable_shape
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
 from pipelines.sources.held import root_parts
 from pipelines.sources.pts import parse_pts
@@ -145,7 +145,7 @@ def _photos(files: Files, uri: str, annotations: Sequence[str]) -> Iterator[Anno
         raise BadAnnotation("syntax", f"subset is {subset!r}: write a name")
     if not isinstance(sha256, str):
         raise BadAnnotation("syntax", "sha256 is not a text")
-    annotation, name = annotations[0], subset or root_parts(files.url)[-1]
+    annotation, name = annotations[0], subset_name(subset or "") or root_parts(files.url)[-1]
     if not _is_json(annotation):
         shape = parse_pts(files.read(annotation))
         yield AnnotatedPhoto(files.url, uri, annotation, name, split, shape, box_of(said.get("box")), sha256)

@@ -133,6 +133,9 @@ def test_a_missing_field_is_named(artifact: Path, field: str) -> None:
     ("field", "value"),
     [
         ("surprise", 1),
+        ("name", "two\nlines"),
+        ("name", "\x1b[31mred"),
+        ("version", "v" * 201),
         ("format", 2),
         ("scheme", "wflw-98"),
         ("levels", [50, 100, 400]),
@@ -229,6 +232,14 @@ def test_a_missing_and_an_unknown_tensor_are_named(artifact: Path) -> None:
     del tensors["mean_shape"]
     safetensors.torch.save_file(tensors, artifact / WEIGHTS)
     refused(artifact, WEIGHTS, "mean_shape")
+
+
+def test_many_unknown_tensors_are_not_all_named(artifact: Path) -> None:
+    tensors = safetensors.torch.load_file(artifact / WEIGHTS) | {f"more{n}": torch.zeros(0) for n in range(1000)}
+    safetensors.torch.save_file(tensors, artifact / WEIGHTS)
+    with pytest.raises(ArtifactError, match="Unexpected key") as caught:
+        load(artifact)
+    assert len(str(caught.value)) < 1000
 
 
 def test_weights_of_an_unknown_kind_are_refused(artifact: Path) -> None:

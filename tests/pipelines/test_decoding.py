@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from pipelines import decoding
+from pipelines.dataset.prints import photo_print
 from pipelines.decoding import Limits, Photo, Undecodable, decode, decode_grey
 from tests.exif import upright_to_stored
 from tests.factories import picture, saved
@@ -66,6 +67,26 @@ def test_every_orientation_is_turned_upright(kind: str, orientation: int) -> Non
     assert photo.rgb.shape == expected.shape
     assert photo.rgb.flags.c_contiguous
     np.testing.assert_allclose(photo.rgb.astype(int), expected, atol=6 if kind in {"JPEG", "AVIF"} else 0)
+
+
+def test_scans_that_go_over_a_large_picture_again_and_again_are_counted() -> None:
+    """Of a few kB, which kept a core for as long as there are scans."""
+    small = picture(np.zeros((16, 16, 3), np.uint8), "JPEG", progressive=True)
+    size, last = small.find(b"\xff\xc2") + 5, small.rfind(b"\xff\xda")
+    many = small[:-2] + small[last:-2] * 400 + small[-2:]
+    assert decode(many).rgb.shape == (16, 16, 3)
+    large = many[:size] + struct.pack(">HH", 4000, 4000) + many[size + 4 :]
+    assert _reason(large) == "too_large"
+    with pytest.raises(Undecodable, match="far more scans"):
+        photo_print(large)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
+def test_an_upright_picture_is_not_copied_on_its_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a picture as large as may be, of which the file may have 3 kB, each copy is 480 MB."""
+    data = picture(SCENE, kind)
+    monkeypatch.setattr(Image.Image, "copy", lambda image: 1 / 0)
+    assert decode(data).rgb.shape == SCENE.shape
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

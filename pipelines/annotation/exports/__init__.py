@@ -114,3 +114,9 @@ def mark(out: Store, what: str, older: Callable[[Store], list[str]]) -> None:
             "--out, or move it away"
         )
     out.publish(MARK, json.dumps(sorted({*before, what})).encode())
+
+
+def require_own(out: Store, folder: str) -> None:
+    """Raises UserError where a link leads from that folder to another, whose files would be written or removed."""
+    if links := out.linked(folder):
+        raise UserError(f"{out.url}/{links[0]} is a link to another folder: remove it, or give another --out")

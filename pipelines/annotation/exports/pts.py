@@ -13,6 +13,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from pipelines.annotation.exports import require_own
 from pipelines.annotation.exports.pictures import AnnotatedPictures, Face, Picture
 from pipelines.sources.pts import format_pts
 from pipelines.storage import Store
@@ -49,6 +50,7 @@ def write(pictures: AnnotatedPictures, out: Store) -> str:
 
 def older(out: Store) -> list[str]:
     """See `Exporter`."""
+    require_own(out, FOLDER)
     return [key for key in out.keys(FOLDER) if _OURS.search(key)]
 
 

@@ -941,6 +941,27 @@ def test_landmarks_lie_within_the_picture(
     assert places.max(axis=0).tolist() == [width - 1, height - 1]
 
 
+@pytest.mark.parametrize(("field", "number"), [("stages", np.nan), ("stages", -np.inf), ("expected_nrmse", np.nan)])
+def test_what_is_no_number_is_no_landmark(
+    field: str, number: float, face: bytes, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finite weights may give it, and the edge of the picture would make a number of what is infinite."""
+    asked = Predictor.predict
+
+    def broken(predictor: Predictor, crops: NDArray[np.uint8]) -> Prediction:
+        found = asked(predictor, crops)
+        return found._replace(**{field: np.full_like(getattr(found, field), number)})
+
+    monkeypatch.setattr(Predictor, "predict", broken)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "face.jpg").write_bytes(face)
+    with pytest.raises(
+        UserError, match=rf"^{model.label} gives landmarks that are not finite .*: give another --mod"
+    ):
+        annotate(str(tmp_path / "in"), str(tmp_path / "out"), model, SETTINGS, workers=1)
+    assert not (tmp_path / "out" / "faces").exists()
+
+
 def test_hostile_names_stay_inside_the_place(face: bytes, model: Model, tmp_path: Path) -> None:
     long, deep = "n" * 251 + ".jpg", "d/" * 1200
     names = [

@@ -35,7 +35,7 @@ from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
 from pipelines.sources.pts import parse_pts
 from pipelines.storage import Store
 from tests.factories import picture, traced, tree
-from tests.pipelines.listings import a_face, faces_of
+from tests.pipelines.listings import a_face, faces_of, write
 from tests.pipelines.runs import Run, face, looked_at, quarantined, run_of, write_run
 
 Shapes = Mapping[str, Sequence[NDArray[np.floating]]]
@@ -638,6 +638,22 @@ def test_an_export_replaces_an_older_one(made: ExportFormat, tmp_path: Path) -> 
     export(run, made, str(tmp_path / "anew"), min_confidence=0.8)
     assert 0 < few.faces < 7
     assert tree(out) == tree(tmp_path / "anew") | {"pts/mine.pts": b"mine", "mine.tar": b"mine"}
+
+
+@pytest.mark.parametrize("link", ["pts", "pts/b"])
+@pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
+def test_no_pts_is_written_or_removed_behind_a_link(link: str, later: bool, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", SHAPES)
+    out, others = tmp_path / "out", {"b/mine.jpg.0.pts": b"mine", "c d.jpg.0.pts": b"mine"}
+    write(tmp_path / "others", others)
+    if later:
+        export(run, "pts", str(out))
+        shutil.rmtree(out / link)
+    (out / link).parent.mkdir(parents=True, exist_ok=True)
+    (out / link).symlink_to(tmp_path / "others")
+    with pytest.raises(UserError, match=rf"out/{link} is a link to another folder: remove it, or give another --out"):
+        export(run, "pts", str(out))
+    assert tree(tmp_path / "others") == others
 
 
 @pytest.mark.parametrize(

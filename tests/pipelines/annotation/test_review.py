@@ -334,6 +334,9 @@ def test_pictures_behind_a_link_are_not_replaced(run: Run, tmp_path: Path) -> No
     (tmp_path / "out" / "images").symlink_to(tmp_path / "photos")
     with pytest.raises(UserError, match="images is there, and no call like this one"):
         review(run, 5, "cvat", str(tmp_path / "out"))
+    (tmp_path / "out" / MARK).write_text('["review-cvat"]')
+    with pytest.raises(UserError, match="images is a link to another folder: remove it"):
+        review(run, 5, "cvat", str(tmp_path / "out"))
     assert tree(tmp_path / "photos") == {"mine.jpg": b"mine"}
 
 

@@ -127,6 +127,12 @@ def test_long_and_foreign_names(tmp_path: Path) -> None:
     long = "d/" * 90 + "Änne.jpg"
     for style in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         assert _read(tmp_path, tar(member(long, b"x"), style=style)) == [(long, b"x")]
+    for style in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        longer = tar(
+            member("n" * 4092 + ".jpg", b"x"), member("n" * 900_000, b"x"), member("z.jpg", b"z"), style=style
+        )
+        rows = [("n" * 4092 + ".jpg", b"x"), ("n" * 4096, "unreadable"), ("z.jpg", b"z")]
+        assert _read(tmp_path, longer) == rows
     raw = tar(member("nXme.jpg", b"x"), style=tarfile.USTAR_FORMAT)
     info = tarfile.TarInfo("n\udcffme.jpg")
     info.size = 1
@@ -302,6 +308,30 @@ def test_what_is_said_of_all_members_is_bounded(tmp_path: Path, kind: str) -> No
     found, peak = traced(partial(_read, tmp_path, b"".join(pieces) + bytes(2048), kind))
     assert peak < 16 << 20
     assert found == [("0.jpg", b"a"), ("(end of archive)", "corrupt")]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [b"3 \n" * 8_000 + b"x=", b"5 a=\n6000 b=" + b"9" * 5000 + b"\n", b"10 b=" + b"9" * 5000 + b"\n"],
+    ids=["shared", "beyond", "short"],
+)
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+def test_attributes_that_are_none_cost_nothing(attributes: bytes, kind: bytes, tmp_path: Path) -> None:
+    """Parsed as older versions of Python do, 24 kB take 100 MB, and digits so many steps as their square."""
+    parts = [tar(member(name, b"a"))[:1024] for name in ("a.jpg", "b.jpg")]
+    told = tar(member("told", attributes, kind), style=tarfile.USTAR_FORMAT)
+    header = told[: 512 * (1 - -len(attributes) // 512)]
+    found, peak = traced(partial(_read, tmp_path, parts[0] + header + parts[1] + bytes(2048)))
+    assert found == [("a.jpg", b"a"), ("(end of archive)", "corrupt")]
+    assert peak < 4 << 20
+
+
+def test_many_digits_in_attributes_are_none(tmp_path: Path) -> None:
+    told = [
+        tarfile.TarInfo.create_pax_global_header({"comment": "9" * count}) + tar(member(name, b"a"))[:1024]
+        for name, count in (("a.jpg", 255), ("b.jpg", 256))
+    ]
+    assert _read(tmp_path, b"".join(told) + bytes(2048)) == [("a.jpg", b"a"), ("(end of archive)", "corrupt")]
 
 
 def _checked(header: bytearray) -> bytearray:

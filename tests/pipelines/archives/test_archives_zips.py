@@ -40,6 +40,12 @@ def test_a_zip_is_read_in_its_own_order(
     assert read(f"{url}/in.ZIP", items[::-1]) == rows[::-1]
 
 
+def test_a_name_that_is_longer_than_any_path_is_told_by_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "in.zip"
+    path.write_bytes(zipped(("n" * 4092 + ".jpg", b"a"), ("n" * 60_000, b"b"), ("z.jpg", b"z")))
+    assert read(str(path)) == [("n" * 4092 + ".jpg", b"a"), ("n" * 4096, "unreadable"), ("z.jpg", b"z")]
+
+
 @settings(max_examples=40)
 @given(
     files=st.lists(st.tuples(st.text("aä写/.-", max_size=150), st.binary(max_size=2000)), max_size=8),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msrrn.geometry import Box
 from pipelines.errors import UserError
 from pipelines.sources import Rejected, open_annotated
-from pipelines.sources.coco import Coco
+from pipelines.sources.coco import Coco, read_coco
 from pipelines.sources.files import open_files
 from tests.pipelines.listings import (
     a_face,
@@ -142,6 +142,14 @@ def test_a_split_may_be_a_field(said: str, split: str | None, tmp_path: Path) ->
     assert (face.declared_split, face.subset) == (split, "web")
 
 
+@pytest.mark.parametrize(("said", "subset"), [("\ud800web", "\\ud800web"), ("s" * 100_000, "s" * 255)])
+def test_a_subset_is_what_a_table_can_hold(said: str, subset: str, tmp_path: Path) -> None:
+    document = _document()
+    document["images"][0]["subset"] = said
+    (face,) = faces_of(_source(tmp_path, document))
+    assert face.subset == subset
+
+
 @pytest.mark.parametrize("pictures", ["val2017", "images/val2017", "images", "annotations", "annotations/images"])
 @pytest.mark.parametrize("place", ["coco", "coco.zip"])
 def test_the_layout_of_coco(pictures: str, place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -242,6 +250,28 @@ def test_a_missing_picture_says_where_it_was_looked_for(tmp_path: Path) -> None:
 def test_broken_files_are_refused_as_a_whole(data: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"list\.json.* {message}"):
         _source(tmp_path, data).scan()
+
+
+@pytest.mark.parametrize(
+    "images",
+    [b"[" + b"[]," * 140_000 + b"[]]", b"[" + b"{}," * 140_000 + b"{}]", b"[" + b'"",' * 140_000 + b'""]'],
+    ids=["lists", "objects", "texts"],
+)
+def test_a_file_of_nothing_but_empty_entries_is_refused(images: bytes, tmp_path: Path) -> None:
+    """A zip of 60 kB holds twenty million of them, which took gigabytes and hours."""
+    with pytest.raises(UserError, match=r"list\.json has more entries than text for them.*: make it again"):
+        _source(tmp_path, b'{"images": ' + images + b', "annotations": []}').scan()
+
+
+def test_so_much_of_a_whole_body_as_is_empty_is_no_reason_to_refuse_it(tmp_path: Path) -> None:
+    """Bodies without a face or hands, and pictures without bodies, as they are written without blanks."""
+    nothing = {"face_kpts": [0] * 204, "face_box": [0] * 4, "face_valid": False, "segmentation": [], "keypoints": []}
+    document = _document()
+    document["images"] += [{"id": n, "file_name": f"{n}.jpg"} for n in range(100_000, 230_000)]
+    document["annotations"] += [nothing | {"image_id": n} for n in range(100_000, 101_000)]
+    data = json.dumps(document, separators=(",", ":")).encode()
+    assert data.count(b"{") + data.count(b"[") > 1 << 17
+    assert len(list(read_coco(open_files(_source(tmp_path, data).url), "list.json"))) == 1 + 130_000
 
 
 def test_other_documents_beside_it_are_passed_over(tmp_path: Path) -> None:

@@ -55,6 +55,12 @@ def test_samples_of_a_folder_of_tars(tmp_path: Path) -> None:
     assert isinstance(open_annotated(str(folder)), WebDataset)
 
 
+def test_a_subset_is_what_a_table_can_hold(tmp_path: Path) -> None:
+    said = _json(subset="\ud800" + "s" * 100_000)
+    write_tar(tmp_path / "in.tar", {"00.jpg": b"a", "00.json": said})
+    assert _face(tmp_path / "in.tar", "00.jpg").subset == "\\ud800" + "s" * 249
+
+
 @pytest.mark.parametrize("field", ["landmarks", "keypoints", "points"])
 def test_points_are_pairs_or_flat_and_count_from_zero(field: str, tmp_path: Path) -> None:
     for name, value in (("pairs", SHAPE.tolist()), ("flat", SHAPE.ravel().tolist())):
