@@ -35,6 +35,8 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG200
 _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
 _JPEG_START: Final = b"\xff\xd8\xff"
+_JPEG_MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+"""Of those that others may follow, and the end; no length is read behind one that has none."""
 _JPEG_SCAN: Final = b"\xff\xda"
 _MOST_SCANNED: Final = 5_000_000_000
 """Pixels of a JPEG times its scans, each of which goes over all of them in ten bytes: some ten seconds. Cameras and
@@ -157,7 +159,20 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
 
 def is_slow(data: bytes, size: tuple[int, int]) -> bool:
     """Whether a JPEG (width, height) has so many scans that decoding it would hold a core for long."""
-    return data.count(_JPEG_SCAN) * size[0] * size[1] > _MOST_SCANNED
+    most = _MOST_SCANNED // (size[0] * size[1])
+    pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
+    # First whatever looks like one, which costs little: also in the film that phones write behind a photo.
+    looks = sum(int(np.count_nonzero(pair == int.from_bytes(_JPEG_SCAN, "little"))) for pair in pairs)
+    return looks > most and _scans(data) > most
+
+
+def _scans(data: bytes) -> int:
+    """The scans of a JPEG's first picture, as its decoder finds them (ITU-T T.81, B.1.1 and B.2)."""
+    count, place = 0, 0
+    while (marker := _JPEG_MARKER.search(data, place)) and marker[0] != _JPEG_END:
+        count += marker[0] == _JPEG_SCAN
+        place = marker.end() + max(2, int.from_bytes(data[marker.end() : marker.end() + 2]))
+    return count
 
 
 def decode_grey(data: bytes, photo: Photo, reduction: int) -> NDArray[np.uint8]:

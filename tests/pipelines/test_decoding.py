@@ -81,6 +81,17 @@ def test_scans_that_go_over_a_large_picture_again_and_again_are_counted() -> Non
         photo_print(large)
 
 
+def test_a_film_behind_a_photo_and_a_preview_in_it_have_no_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phones write films there, of which every 65,536th pair of bytes looks like a scan's beginning."""
+    monkeypatch.setattr(decoding, "_MOST_SCANNED", 300 * 16 * 16)
+    plain = picture(np.zeros((16, 16, 3), np.uint8), "JPEG")
+    preview = b"\xff\xe1" + struct.pack(">H", 802) + b"\xff\xda" * 400
+    with_preview = plain[:2] + preview + plain[2:]
+    for data in (plain + b"\xff\xda" * 400, with_preview, with_preview + b"\xff\xda" * 400):
+        assert decode(data).rgb.shape == (16, 16, 3)
+        photo_print(data)
+
+
 @pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
 def test_an_upright_picture_is_not_copied_on_its_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a picture as large as may be, of which the file may have 3 kB, each copy is 480 MB."""
