@@ -17,6 +17,8 @@ SIDECARS: Final = frozenset(
 """Suffixes of files that lie beside photographs and are none: counted, not read."""
 MAX_NAME: Final = 4096
 """Characters: no file system has a longer path. Longer ones, of a megabyte in a tar, would fill tables and memory."""
+_NAME_END: Final = 64
+"""Characters that are kept of the end of a longer one, which tells its kind."""
 _CLUTTER: Final = frozenset({"thumbs.db", "desktop.ini"})
 """What Windows leaves in folders."""
 
@@ -52,6 +54,11 @@ def normal(name: str) -> str:
 def printable(name: str) -> str:
     """A name for tables and people: those that are not UTF-8 come with lone surrogates, which no table can hold."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def shortened(name: str) -> str:
+    """A name, of at most `MAX_NAME` characters: of a longer one the beginning and the end."""
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - _NAME_END - 1]}…{name[-_NAME_END:]}"
 
 
 def split_url(url: str) -> tuple[Store, str]:

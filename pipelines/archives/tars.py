@@ -15,7 +15,7 @@ from pipelines.archives.inputs import (
     read_pieces,
     unusable,
 )
-from pipelines.archives.names import MAX_NAME, has_suffix, is_safe, normal, printable
+from pipelines.archives.names import has_suffix, is_safe, normal, printable, shortened
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
 
@@ -86,9 +86,9 @@ class Tar:
                     problem = "unsafe_member"
                 elif not self._reaches(member.offset_data + member.size, end):
                     problem = self._broken("truncated")
-                name, version = normal(printable(member.name)), f"{member.mtime}"
-                if len(name) > MAX_NAME:
-                    name, problem = name[:MAX_NAME], problem or "unreadable"
+                name, version = shortened(whole := normal(printable(member.name))), f"{member.mtime}"
+                if name != whole:
+                    problem = problem or "unreadable"
                 size = min(member.size, MAX_NUMBER)
                 yield Input(name, "", member.offset_data, size, size, version, problem)
                 if problem not in {"", "unsafe_member", "hard_link", "unreadable"}:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import BinaryIO, Final
 
 from pipelines.archives.inputs import MAX_NUMBER, TAIL, BrokenArchiveError, Input, damaged, read_pieces, unusable
-from pipelines.archives.names import MAX_NAME, is_safe, normal, printable
+from pipelines.archives.names import is_safe, normal, printable, shortened
 from pipelines.decoding import Undecodable
 
 # Records of the format, APPNOTE.TXT 4.3.7 to 4.3.16.
@@ -160,10 +160,10 @@ def _member(entry: bytes, shift: int, end: int) -> Input | None:
     packed = min(packed, MAX_NUMBER) if method == _DEFLATED else size
     if not problem and place + packed >= end:
         problem = "corrupt"
-    name = normal(printable(name))
-    if len(name) > MAX_NAME:
-        name, problem = name[:MAX_NAME], problem or "unreadable"
-    return Input(name, "", place, size, packed, f"{crc:08x}", problem)
+    uri = shortened(whole := normal(printable(name)))
+    if uri != whole:
+        problem = problem or "unreadable"
+    return Input(uri, "", place, size, packed, f"{crc:08x}", problem)
 
 
 def _extra(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -77,9 +77,10 @@ def manifests(place: Store, told: str, without: Collection[str] = ()) -> dict[st
 
 def delete_units(place: Store, units: Collection[str]) -> None:
     """Deletes their shards and then their records: a record without its shard stands for nothing."""
-    for key in (*place.keys("shards"), *place.keys("records")):
-        if _OF_A_UNIT.fullmatch(key) and unit_of(key) in units:
-            place.delete(key)
+    for folder, suffix in (("shards", ".parquet"), ("records", ".json")):
+        for key in place.keys(folder):
+            if key.endswith(suffix) and unit_of(key) in units:
+                place.delete(key)
 
 
 def delete_dataset(dataset: Store) -> None:

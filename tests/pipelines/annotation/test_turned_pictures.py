@@ -116,11 +116,6 @@ def test_a_doubtful_face_stays_unless_another_turn_is_surer(tmp_path: Path, else
     assert turns(rows)[1] == 0
 
 
-def test_faces_of_which_nothing_is_known_are_kept(tmp_path: Path) -> None:
-    (row,) = rows_of(put(tmp_path, a=square()), Network(lambda crop: float("nan")), Squares())
-    assert (row.image["status"], row.image["faces"], len(row.faces)) == ("annotated", 1, 1)
-
-
 @pytest.mark.parametrize("becomes", ["other", "broken", "gone"])
 def test_a_picture_that_changes_meanwhile_keeps_what_was_seen_first(tmp_path: Path, becomes: str) -> None:
     put(tmp_path, a=np.rot90(square(), 2))

@@ -129,9 +129,12 @@ def test_long_and_foreign_names(tmp_path: Path) -> None:
         assert _read(tmp_path, tar(member(long, b"x"), style=style)) == [(long, b"x")]
     for style in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         longer = tar(
-            member("n" * 4092 + ".jpg", b"x"), member("n" * 900_000, b"x"), member("z.jpg", b"z"), style=style
+            member("n" * 4092 + ".jpg", b"x"),
+            member("n" * 900_000 + ".png", b"x"),
+            member("z.jpg", b"z"),
+            style=style,
         )
-        rows = [("n" * 4092 + ".jpg", b"x"), ("n" * 4096, "unreadable"), ("z.jpg", b"z")]
+        rows = [("n" * 4092 + ".jpg", b"x"), ("n" * 4031 + "…" + "n" * 60 + ".png", "unreadable"), ("z.jpg", b"z")]
         assert _read(tmp_path, longer) == rows
     raw = tar(member("nXme.jpg", b"x"), style=tarfile.USTAR_FORMAT)
     info = tarfile.TarInfo("n\udcffme.jpg")

@@ -40,10 +40,11 @@ def test_a_zip_is_read_in_its_own_order(
     assert read(f"{url}/in.ZIP", items[::-1]) == rows[::-1]
 
 
-def test_a_name_that_is_longer_than_any_path_is_told_by_its_beginning(tmp_path: Path) -> None:
+def test_a_name_that_is_longer_than_any_path_is_told_by_its_beginning_and_its_end(tmp_path: Path) -> None:
     path = tmp_path / "in.zip"
-    path.write_bytes(zipped(("n" * 4092 + ".jpg", b"a"), ("n" * 60_000, b"b"), ("z.jpg", b"z")))
-    assert read(str(path)) == [("n" * 4092 + ".jpg", b"a"), ("n" * 4096, "unreadable"), ("z.jpg", b"z")]
+    path.write_bytes(zipped(("n" * 4092 + ".jpg", b"a"), ("n" * 60_000 + ".png", b"b"), ("z.jpg", b"z")))
+    told = "n" * 4031 + "…" + "n" * 60 + ".png"
+    assert read(str(path)) == [("n" * 4092 + ".jpg", b"a"), (told, "unreadable"), ("z.jpg", b"z")]
 
 
 @settings(max_examples=40)
