@@ -105,8 +105,8 @@ class Table:
         return bytes(value)
 
     def close(self) -> None:
-        """Closes the file."""
-        self._values = None
+        """Closes the file, and lets go of what was read of it."""
+        self._batches, self._values = iter(()), None
         self._file.close()
 
     def _pictures(self) -> _Column | None:

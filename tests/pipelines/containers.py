@@ -1,5 +1,6 @@
 """Makers of archives with anything in them, and what a source gives when it is listed and read."""
 
+import ctypes
 import gzip
 import io
 import os
@@ -7,11 +8,13 @@ import stat
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 
 from pipelines.archives import Input, list_inputs, read_inputs
 from pipelines.decoding import Undecodable
@@ -119,3 +122,19 @@ def growth(url: str) -> tuple[int, int]:
         count += some
         most = max(most, process.memory_info().rss)
     return count, most - before
+
+
+@contextmanager
+def counted_memory() -> Iterator[pa.MemoryPool]:
+    """What Arrow takes meanwhile, as a pool that counts it.
+
+    It stays for good: a buffer of an open table that outlives its pool ends the process, at some later test.
+    """
+    usual = pa.default_memory_pool()
+    counting = pa.proxy_memory_pool(usual)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(counting))
+    pa.set_memory_pool(counting)
+    try:
+        yield counting
+    finally:
+        pa.set_memory_pool(usual)

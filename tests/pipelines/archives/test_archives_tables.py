@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.archives import list_inputs, read_inputs
 from pipelines.errors import UserError
-from tests.pipelines.containers import growth, packed, publish, read
+from tests.pipelines.containers import counted_memory, growth, packed, publish, read
 
 JPEG = b"\xff\xd8\xff"
 HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -209,14 +209,9 @@ def test_memory_is_not_that_of_a_dictionary_for_every_row(tmp_path: Path, large:
     }
     url = str(tmp_path / "x.parquet")
     pq.write_table(pa.table(arrays), url, compression="zstd", dictionary_pagesize_limit=1 << 30)
-    usual = pa.default_memory_pool()
-    counting = pa.proxy_memory_pool(usual)
-    pa.set_memory_pool(counting)
-    try:
+    with counted_memory() as counting:
         items = list(list_inputs(url))
         found = [len(data) for _, data in read_inputs(url, items) if isinstance(data, bytes)]
-    finally:
-        pa.set_memory_pool(usual)
     assert found == [len(JPEG) + (len(value) if large == "image" else 0)] * 64
     assert [item.uri for item in items[:2]] == (["0000000000", "0000000001"] if large == "path" else ["a.jpg"] * 2)
     assert counting.max_memory() < 6 * len(value)

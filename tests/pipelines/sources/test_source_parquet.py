@@ -14,6 +14,7 @@ from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
 from pipelines.sources.parquet import AnnotationParquet
 from tests.factories import write_tar
+from tests.pipelines.containers import counted_memory
 
 SHAPE = np.random.default_rng(0).uniform(10, 200, (68, 2)).astype(np.float32)
 
@@ -285,14 +286,11 @@ def test_a_dictionary_is_not_copied_for_every_row(tmp_path: Path) -> None:
     """It may be small where it is packed."""
     text = "m" * 500_000
     write(tmp_path / "faces.parquet", [face("a.jpg", index, model=text) for index in range(500)], group=500)
-    usual = pa.default_memory_pool()
-    counting = pa.proxy_memory_pool(usual)
-    pa.set_memory_pool(counting)
-    try:
-        with pytest.raises(UserError, match=r"faces\.parquet: rows have more than 65536 bytes each: give the folder"):
-            scan(tmp_path)
-    finally:
-        pa.set_memory_pool(usual)
+    with (
+        counted_memory() as counting,
+        pytest.raises(UserError, match=r"faces\.parquet: rows have more than 65536 bytes each: give the folder"),
+    ):
+        scan(tmp_path)
     assert counting.max_memory() < 50 * len(text)
 
 
