@@ -216,7 +216,6 @@ class _Interrupt:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not _imports(frame) or self._waits:
-            self._waits = False  # it is answered
             raise KeyboardInterrupt
         self._waits = True
         # Not by `threading`, whose lock the code that was interrupted may hold.
@@ -225,8 +224,8 @@ class _Interrupt:
     def _come_again(self, thread: int) -> None:
         while _imports(sys._current_frames().get(thread)):
             time.sleep(_LOOKS_SECONDS)
-        still, self._waits = self._waits, False
-        if still and signal.getsignal(signal.SIGINT) != signal.SIG_DFL:  # the command did not end meanwhile
+        self._waits = False
+        if signal.getsignal(signal.SIGINT) != signal.SIG_DFL:  # the command did not end meanwhile
             signal.pthread_kill(thread, signal.SIGINT)
 
 
