@@ -1,6 +1,5 @@
 """The program `msrrn`: parses a call, runs one command, turns errors into one line and an exit code."""
 
-import _thread
 import argparse
 import io
 import logging
@@ -9,7 +8,6 @@ import re
 import select
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from types import FrameType
@@ -40,9 +38,6 @@ exit codes: 0 done, 1 the job failed, 2 the call is wrong, 130 interrupted, 141 
 
 _WITHOUT_MEMORY: Final = re.compile("can't start new thread|could not create a primitive|can't allocate memory")
 """What Python, and torch, say where there is none, in errors of any kind of trouble."""
-_IMPORTS: Final = "<frozen importlib._bootstrap>"
-"""The code of Python that every import runs in."""
-_LOOKS_SECONDS: Final = 0.01
 _BROKEN_PIPE: Final = 141
 """What a shell reports of any program whose reader has gone."""
 
@@ -191,8 +186,6 @@ def _fail(message: str) -> None:
 
 def entry() -> NoReturn:
     """The console script."""
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, _Interrupt())
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores the latter
             signal.signal(number, _interrupt)
@@ -202,38 +195,6 @@ def entry() -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             if callable(signal.getsignal(number)):  # all is done and told: nothing is left to be interrupted, but Ray
                 signal.signal(number, signal.SIG_DFL)
-
-
-class _Interrupt:
-    """What Ctrl-C does: in the midst of an import it waits for the end of that; a second one does not.
-
-    Callbacks of `importlib` lose what is raised in them, and so do some modules while they are loaded: the command
-    went on to its end. Others abort the process.
-    """
-
-    def __init__(self) -> None:
-        self._waits = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not _imports(frame) or self._waits:
-            raise KeyboardInterrupt
-        self._waits = True
-        # Not by `threading`, whose lock the code that was interrupted may hold.
-        _thread.start_new_thread(self._come_again, (_thread.get_ident(),))
-
-    def _come_again(self, thread: int) -> None:
-        while _imports(sys._current_frames().get(thread)):
-            time.sleep(_LOOKS_SECONDS)
-        self._waits = False
-        if signal.getsignal(signal.SIGINT) != signal.SIG_DFL:  # the command did not end meanwhile
-            signal.pthread_kill(thread, signal.SIGINT)
-
-
-def _imports(frame: FrameType | None) -> bool:
-    """Whether an import is under way there."""
-    while frame is not None and frame.f_code.co_filename != _IMPORTS:
-        frame = frame.f_back
-    return frame is not None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -4,7 +4,6 @@ The file is the one that `prefect deploy` reads, so that a deployment is describ
 """
 
 import os
-import signal
 from http import HTTPStatus
 from importlib import import_module
 from pathlib import Path
@@ -99,8 +98,6 @@ def serve(file: Path, limit: int) -> None:
             "PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     os.environ.update(environment)  # runs inherit it
-    if callable(signal.getsignal(signal.SIGINT)):  # asyncio ends its tasks in order only in the place of this one
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         prefect.serve(*found, limit=limit)
     except PrefectHTTPStatusError as error:

@@ -491,30 +491,6 @@ def test_sigterm_stops_what_a_script_runs_in_the_background(tmp_path: Path) -> N
     assert (process.returncode, errors.splitlines()[-1][:18]) == (130, "msrrn: interrupted")
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(
-    "deaf",
-    [
-        "try:\n    signal.raise_signal({0})\nexcept BaseException:\n    pass",
-        "weakref.finalize(here := threading.Event(), signal.raise_signal, {0})\ndel here",
-        "signal.raise_signal({0})\nsignal.raise_signal({0})\ntime.sleep(600)",
-    ],
-    ids=["where all errors are dropped", "in a callback", "twice"],
-)
-def test_a_signal_during_an_import_ends_the_command(deaf: str, ending: signal.Signals, tmp_path: Path) -> None:
-    (tmp_path / "deaf.py").write_text(f"import signal, threading, time, weakref\n{deaf.format(int(ending))}\n")
-    program = (
-        "import argparse, time\nfrom flows import cli\n"
-        "class Parser(argparse.ArgumentParser): pass\n"
-        "def run(call):\n    import deaf\n    time.sleep(600)\n"
-        "cli.parser = Parser\nParser.parse_known_args = lambda *_: (argparse.Namespace(run=run, loud=False), [])\n"
-        "cli.entry()"
-    )
-    there = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", program], env=there, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr[:18]) == (130, "msrrn: interrupted")
-
-
 @pytest.mark.parametrize("late", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_after_all_is_told_ends_a_command_without_another_word(late: signal.Signals) -> None:
     """Ray takes a second to end, and crashed when it was interrupted."""
