@@ -114,7 +114,8 @@ class Work:
         if not pictures:
             return None
         rate = round(pictures / seconds, 2)
-        return Throughput(pictures=pictures, seconds=round(seconds, 1), pictures_per_second=rate, workers=workers)
+        busy = min(workers, len(self._left))  # a unit is one worker's
+        return Throughput(pictures=pictures, seconds=round(seconds, 1), pictures_per_second=rate, workers=busy)
 
     def end(self) -> None:
         """Takes away what writers that were killed left half-written."""

@@ -433,9 +433,10 @@ def test_only_what_is_asked_for_is_done_again_and_what_came_in_since_waits(
     )
     for name in (truncated[0], other, "new.jpg"):  # the first two were mended
         (tmp_path / "in" / name).write_bytes(face)
-    retried = annotate(*ended, again=Again("quarantined", "truncated"))
+    retried = annotate(*ended[:-1], workers=2, again=Again("quarantined", "truncated"))
     assert retried.throughput is not None
     assert retried.throughput.pictures == len(truncated)
+    assert retried.throughput.workers == 1, "one unit is one worker's"
     assert (retried.images, retried.waiting) == (len(before), 2)
     assert statuses(tmp_path / "out") == before | {truncated[0]: ("annotated", None)}
     again = annotate(*ended, again=Again("quarantined", "truncated"))
