@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -63,9 +64,11 @@ def start_ray(workers: int) -> None:
         with _ended_as_before():
             ray.init(address=address, log_to_driver=False, logging_level="error", **local)
     except UnicodeEncodeError as error:  # it keeps the command line and the working directory, as UTF-8
+        encoding = sys.getfilesystemencoding()
+        remedy = "rename it" if encoding == "utf-8" else f"names are read as {encoding} here, so set PYTHONUTF8=1"
         raise UserError(
             "Ray takes no name that is not valid UTF-8, neither in the call nor of the folder where it is made: "
-            "rename it, or do without Ray (--workers 1, of a training 0)"
+            f"{remedy}, or do without Ray (--workers 1, of a training 0)"
         ) from error
     except ConnectionError:
         if address is None:

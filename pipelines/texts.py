@@ -195,6 +195,9 @@ def log_text(lines: "Mapping[str, Sequence[Line]]", champions: Mapping[str, int 
     """
     said = []
     for name, each in lines.items():
+        if not each and champions[name]:
+            why = "it became so by hand, or the model was renamed without its experiment, OLDNAME-promotions"
+            said.append(_folded(f"{name}: version {champions[name]} is champion, and no line says so: {why}"))
         champion_of = [*(line.turn.champion for line in each), champions[name]]
         for line, then in zip(each, champion_of[1:], strict=True):
             turn = line.turn

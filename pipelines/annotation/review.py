@@ -102,7 +102,6 @@ def review(
     remembered = Review(
         source=printable(str(run.get("archive") or run.get("source", ""))),
         model=str(run.get("model", "")),
-        asked=worst,
         pictures={f"{IMAGES}/{it.name}": _remembered(it.picture) for it in shown},
     )
     store.publish(REVIEW, remembered.model_dump_json(indent=1).encode())

@@ -92,11 +92,11 @@ def annotate(
         if not lease.is_lost():
             work.end()
             part = not is_whole()
-            ignored, gone, waiting = listing.ignored, int(plan.gone.sum()), work.waiting
+            ignored, gone, new = listing.ignored, int(plan.gone.sum()), plan.waiting
             if before and part:  # a part of the archive does not tell
                 ignored, gone = max(ignored, before.ignored), before.gone
-                waiting = max(waiting, before.waiting - (0 if again else work.left))
-            summary = work.summary(ignored, gone, waiting, throughput)
+                new = max(new, before.images + before.new - plan.inputs)
+            summary = work.summary(ignored, gone, new, throughput)
             # The page first: where the summary says the same as now, the page is of now, too.
             if summary != before or not place.exists(PAGE):
                 place.publish(PAGE, annotation_page(Annotations(place), summary).encode())

@@ -39,6 +39,8 @@ class Summary(BaseModel):
     """images that were in the archive when they were done, and are no longer"""
     waiting: int = 0
     """pictures that came in or were replaced before some were done again, and are still to be done"""
+    new: int = 0
+    """those of them that came in; the others have a row, of what was there"""
     reasons: dict[str, int]
     model: str
     settings: dict[str, Any]

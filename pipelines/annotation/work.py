@@ -63,8 +63,8 @@ class Work:
         self._records: dict[str, UnitRecord] = {}
         self._left: dict[str, tuple[int, ...]] = {}
         self._recorded: set[str] = set()
-        self.waiting = plan.waiting
-        """pictures that came in or were replaced, and are not to be done now"""
+        self._replaced = 0
+        """pictures that were replaced, and are not to be done now"""
         written = {key: size for folder in (RECORDS, *TABLES) for key, size in job.out.files(folder).items()}
         planned = set(plan.keys())
         self._strays = [key for key in written if (own := unit_of(key)) and own not in planned]
@@ -114,14 +114,15 @@ class Work:
         if not pictures:
             return None
         rate = round(pictures / seconds, 2)
-        return Throughput(pictures=pictures, seconds=round(seconds, 1), pictures_per_second=rate, workers=workers)
+        busy = min(workers, len(self._left))  # a unit is one worker's
+        return Throughput(pictures=pictures, seconds=round(seconds, 1), pictures_per_second=rate, workers=busy)
 
     def end(self) -> None:
         """Takes away what writers that were killed left half-written."""
         for folder in (PLACE, RECORDS, STAGED, *TABLES):
             self._job.out.child(folder).sweep(0)
 
-    def summary(self, ignored: int, gone: int, waiting: int, throughput: Throughput | None) -> Summary:
+    def summary(self, ignored: int, gone: int, new: int, throughput: Throughput | None) -> Summary:
         """What all units together have."""
         found = totals(self._records)
         assert found["images"] == self._plan.inputs, (found, self._plan.inputs)
@@ -129,7 +130,8 @@ class Work:
             **found,
             ignored=ignored,
             gone=gone,
-            waiting=waiting,
+            waiting=self._replaced + new,
+            new=new,
             model=self._job.model.label,
             settings=self._job.task.settings.model_dump(),
             throughput=throughput,
@@ -154,7 +156,7 @@ class Work:
         rows = {row for row, (now, then) in enumerate(zip(prints, record.inputs, strict=True)) if now != then}
         if again is not None:
             asked = again.rows(Annotations(self._job.out), unit.key) if again.counts_in(record) else set()
-            self.waiting += len(rows - asked - unit.gone)
+            self._replaced += len(rows - asked - unit.gone)
             rows = asked
         if rows := rows - unit.gone:  # what is known of those stays
             self._left[unit.key] = tuple(sorted(rows))

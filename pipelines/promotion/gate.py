@@ -106,8 +106,9 @@ def settled(challenge: Challenge, version: ModelVersion, old: ModelVersion | Non
         return Decision(verdict="kept", reason=f"{what} is the champion already.")
     if was_rolled_back(version):
         why = tags.get("msrrn.reason", "")
-        back = f"it does not return by itself; to have it back, give it the alias {CHAMPION!r} in MLflow's UI"
-        return Decision(verdict="kept", reason=f"{what} was rolled back ({why}): {back}.")
+        by_hand = f"it becomes champion by hand alone, by the alias {CHAMPION!r} in MLflow's UI"
+        # So is a copy of it, of another model.
+        return Decision(verdict="kept", reason=f"{what} is tagged as rolled back ({why}): {by_hand}.")
     if tags.get(DECISION_TAG) == GIVEN_UP and not challenge.again:
         why = tags.get("msrrn.reason", "")
         return Decision(verdict="kept", reason=f"{what} was given up ({why}): it is judged again with --again.")

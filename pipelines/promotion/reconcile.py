@@ -90,8 +90,12 @@ def _of_model(
     if lost := lost_champion(name):
         yield Finding(where=name, what="its champion is gone", done=f"nothing: {lost}")
         return  # whoever is judged would be the first model
+    known: set[str] = set()
     for version in reversed(versions):
-        yield from _unjudged(version, judge, minutes)
+        digest = version.tags.get(DIGEST_TAG, "")
+        if digest not in known:  # else machines registered an artifact at once: the oldest is judged for all
+            yield from _unjudged(version, judge, minutes)
+        known.add(digest)
 
 
 def _of_place(place: str, patience: float) -> Iterator[Finding]:

@@ -51,7 +51,8 @@ def artifact_digest(artifact: Path) -> str:
 def register(run: RunRecord, name: str, artifact: Path, tags: Mapping[str, str]) -> ModelVersion:
     """Logs the artifact with its serving code to the run, as a new version of `name`.
 
-    An artifact that is registered under `name` already keeps its version, which is returned as it is.
+    An artifact that is registered under `name` already keeps its version, which is returned as it is: the oldest, if
+    machines that did it at once have made several.
 
     Raises:
         UserError: `artifact` is no model artifact, or MLflow refuses the name or cannot be reached.
@@ -59,7 +60,7 @@ def register(run: RunRecord, name: str, artifact: Path, tags: Mapping[str, str])
     _check(artifact)
     digest = artifact_digest(artifact)
     with connected() as mlflow_client, store_lock(), default_store():
-        for known in versions_of(mlflow_client, name):
+        for known in reversed(versions_of(mlflow_client, name)):
             if known.tags.get(DIGEST_TAG) == digest:
                 return known
         try:

@@ -42,8 +42,6 @@ class Review(BaseModel):
     source: str
     """the archive that was annotated"""
     model: str
-    asked: int
-    """how many of the least certain faces were wanted"""
     pictures: dict[str, ReviewedPicture]
 
 

@@ -34,7 +34,10 @@ Seen = tuple[Batch, Disturbance | None]
 """What one update sees."""
 
 SPIKE: Final = 20.0
-"""A loss of so many times the mean of its epoch is no learning any more; also what is not a number ends a run."""
+"""A loss of so many times the usual one is no learning any more; also what is not a number ends a run."""
+USUAL: Final = 10
+"""Batches whose mean is the usual loss, at least, once there were so many. At the peak of the learning rate the loss
+may swing from one batch to the next: tenfold where 47 faces of 300-W made six an epoch."""
 
 HEAT: Final = 0.01
 """Weight of the heat maps' cross entropy beside the objective: more of it costs accuracy."""
@@ -214,12 +217,14 @@ def train(
 
 
 def _require_learning(state: TrainState, loss: float, steps: int) -> None:
-    """Raises DivergedError where the next loss is no number, or far above the mean of this epoch or the last."""
-    usual = loss
-    if state.step:
-        usual = state.loss / state.step
-    elif state.history:
-        usual = state.history[-1]["loss"]
+    """Raises DivergedError where the next loss is no number, or far above the mean of its epoch; while that has few
+    batches, of those before, too."""
+    total, count = state.loss, state.step
+    for epoch in reversed(state.history):
+        if count >= USUAL:
+            break
+        total, count = total + epoch["loss"] * steps, count + steps
+    usual = total / count if count else loss
     if not loss < SPIKE * usual:
         raise DivergedError(
             f"training: the loss is {loss:.4g} at epoch {state.epoch + 1}, batch {state.step + 1} of {steps} (mean "

@@ -117,6 +117,19 @@ def test_the_log_tells_of_a_champion_that_a_person_gave(capsys: pytest.CaptureFi
     assert rows()[-1] == "given: champion moved by hand, from version 3 to none"
 
 
+def test_the_log_of_a_model_that_was_renamed_says_what_else_to_rename(capsys: pytest.CaptureFixture[str]) -> None:
+    make_versions("old", 1)
+    settle("old", "promoted", 1, None, "the first", "me")
+    client().rename_registered_model("old", "renamed")
+    assert main(call := ["models", "--log", "--name", "renamed"]) == 0
+    assert "renamed: version 1 is champion, and no line says so" in capsys.readouterr().out
+    ledger = client().get_experiment_by_name("old-promotions")
+    assert ledger is not None
+    client().rename_experiment(ledger.experiment_id, "renamed-promotions")
+    assert main(call) == 0
+    assert "promoted, version 1, by me: done" in capsys.readouterr().out
+
+
 def test_what_is_told_of_models_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     make_versions("wide", 1)
     client().set_model_version_tag("wide", "1", "msrrn.nrmse_ip", "0.04298")

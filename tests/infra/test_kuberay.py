@@ -98,6 +98,7 @@ def test_pods_run_as_a_normal_user_with_a_root_that_nothing_writes_to(cluster: A
     for name, pod in pods(cluster, job):
         assert pod["securityContext"]["runAsNonRoot"] is True, name
         assert pod["securityContext"]["runAsUser"] == 1000, name
+        assert all("sizeLimit" in volume["emptyDir"] for volume in pod["volumes"]), name
         for container in pod["containers"]:
             confined = container["securityContext"]
             assert confined["readOnlyRootFilesystem"] is True, name

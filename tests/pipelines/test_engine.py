@@ -103,7 +103,20 @@ def test_a_call_that_ray_cannot_write_down_is_named() -> None:
     called = "import sys; from pipelines.engine import start_ray; start_ray(1)"
     program = [sys.executable, "-c", called, os.fsdecode(b"caf\xe9")]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
-    assert "UserError: Ray takes no name that is not valid UTF-8" in ended.stderr
+    assert "UserError: Ray takes no name that is not valid UTF-8, " in ended.stderr
+    assert ": rename it, or do without Ray" in ended.stderr
+
+
+def test_a_call_that_ray_cannot_write_down_for_its_locale_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:  # as it ends where a name is fine, and Python took it for ASCII
+        "caf\udcc3\udca9".encode()
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match="names are read as ascii here, so set PYTHONUTF8=1"):
+        start_ray(2)
 
 
 def test_a_node_that_falls_silent_is_given_up_within_two_minutes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -433,9 +433,10 @@ def test_only_what_is_asked_for_is_done_again_and_what_came_in_since_waits(
     )
     for name in (truncated[0], other, "new.jpg"):  # the first two were mended
         (tmp_path / "in" / name).write_bytes(face)
-    retried = annotate(*ended, again=Again("quarantined", "truncated"))
+    retried = annotate(*ended[:-1], workers=2, again=Again("quarantined", "truncated"))
     assert retried.throughput is not None
     assert retried.throughput.pictures == len(truncated)
+    assert retried.throughput.workers == 1, "one unit is one worker's"
     assert (retried.images, retried.waiting) == (len(before), 2)
     assert statuses(tmp_path / "out") == before | {truncated[0]: ("annotated", None)}
     again = annotate(*ended, again=Again("quarantined", "truncated"))
@@ -497,12 +498,12 @@ def test_a_limit_leaves_what_is_known_of_the_whole_archive(album: Path, ended: C
 def test_what_waits_behind_a_limit_still_does_when_others_are_done_again(
     done: tuple[Path, Summary], ended: Call, face: bytes, tmp_path: Path
 ) -> None:
-    (tmp_path / "in" / "z.jpg").write_bytes(face)
-    assert annotate(*ended, again=Again("quarantined", "timeout")).waiting == 1
+    for name in ("z.jpg", "a/empty.jpg"):
+        (tmp_path / "in" / name).write_bytes(face)
+    assert annotate(*ended, again=Again("quarantined", "timeout")).waiting == 2
     again = annotate(*ended, again=Again("quarantined"), limit=done[1].images)
     assert (again.throughput and again.throughput.pictures, again.waiting) == (3, 1)
     (tmp_path / "in" / "b" / "0.jpg").write_bytes(face + b"replaced")
-    assert annotate(*ended, again=Again("quarantined", "timeout")).waiting == 2
     assert annotate(*ended, limit=done[1].images).waiting == 1
 
 

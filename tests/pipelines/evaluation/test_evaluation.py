@@ -138,6 +138,8 @@ def test_a_missed_face_counts_in_every_figure_but_one(
     assert row["nrmse_ip_detected"] == pytest.approx(np.mean([face.nrmse_ip[-1] for face in seen]))
     nobody = Evaluation("m", "d", {}, "all", tuple(face for face in blind.faces if face.missed), ())
     assert nobody.table()["all"]["nrmse_ip_detected"] is None
+    boxless = replace(nobody, detector="annotated").table()["all"]["protocol"]["boxes"]
+    assert boxless.startswith("annotated; a face that comes without one counts as missed")
     json.dumps(nobody.table(), allow_nan=False)
 
 

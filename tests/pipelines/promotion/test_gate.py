@@ -229,6 +229,9 @@ def test_a_model_that_was_rolled_back_does_not_return_by_itself(
     assert "misses profiles" in decision.reason
     assert (known := champion("back")) is not None
     assert known.version == 1
+    client().copy_model_version("models:/back/2", "elsewhere")
+    decision, _ = pass_gate(challenge("models:/elsewhere/1", sources, "elsewhere"))
+    assert decision.reason.startswith("Version 1 of elsewhere is tagged as rolled back (misses profiles)")
 
 
 def test_where_the_champion_was_deleted_nobody_is_the_first_model(

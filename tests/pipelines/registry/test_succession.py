@@ -35,8 +35,8 @@ def name(mlflow_store: Path, request: pytest.FixtureRequest) -> str:
 def make_versions(name: str, count: int) -> None:
     client = tracking.client()
     client.create_registered_model(name)
-    for _ in range(count):
-        client.create_model_version(name, "s3://nowhere/model", tags={registry.DIGEST_TAG: "0" * 64})
+    for version in range(count):
+        client.create_model_version(name, "s3://nowhere/model", tags={registry.DIGEST_TAG: f"{version:064}"})
 
 
 def promote_two(name: str) -> None:

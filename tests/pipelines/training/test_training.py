@@ -362,6 +362,14 @@ def test_a_jump_at_the_beginning_of_an_epoch_is_one(
     assert len(state.history) == 1
 
 
+def test_a_loss_that_swings_from_batch_to_batch_is_no_jump(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it did with 47 faces of 300-W, which make six batches an epoch."""
+    losses = iter([2.0, 6.0, 2.0, 6.0, 0.2, 5.0, 0.2, 5.0])
+    monkeypatch.setattr(loop, "update", lambda *told: (next(losses), 1.0))
+    settings = SETTINGS.model_copy(update={"epochs": 2})
+    assert [row["loss"] for row in trained(splits, settings).history] == [4.0, 2.6]
+
+
 def test_a_training_of_one_batch_an_epoch_can_be_stopped(splits: Splits) -> None:
     state = started(splits)
     train(state, SETTINGS.model_copy(update={"batch": len(splits[0])}), *splits, lambda now: None, lambda: True)
