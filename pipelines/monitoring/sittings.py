@@ -10,7 +10,7 @@ from pipelines.archives.names import printable
 from pipelines.errors import NothingYetError, UserError
 from pipelines.storage import Store
 
-ALIKE: Final = ("model_sha256", "detector", "min_face", "max_faces", "min_score", "any_rotation")
+ALIKE: Final = ("model_sha256", "detector", "min_face", "max_faces", "min_score", "any_rotation", "recipe")
 """What runs must have in common, so that a difference is one of their pictures."""
 
 
