@@ -76,7 +76,7 @@ def _refuse_another(place: Store, begun: dict[str, Any], mine: dict[str, Any]) -
         return
     if not _is_same_archive(begun, mine):
         raise _another(place, "source", begun.get("archive") or begun.get("source"), mine["archive"])
-    if begun.get("schema") != mine["schema"] or (begun.keys() ^ mine.keys()) - {"archive", "recipe"}:
+    if (begun.keys() ^ mine.keys()) - {"archive", "recipe"}:
         raise _of_another_version(place)
     for field, value in mine.items():
         if field not in {"source", "archive", "recipe"} and begun.get(field) != value:

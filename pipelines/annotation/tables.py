@@ -131,12 +131,15 @@ def runs_at(url: str) -> list[Store]:
 
     Raises:
         NothingYetError: there is none.
+        UserError: one is of another version.
     """
     store = Store(url)
     places = [store] if store.exists(RUN) else [store.child(name) for name in store.folders()]
     runs = [place for place in places if place.exists(RUN)]
     if not runs:
         raise NothingYetError(f"{url} holds no annotation run: give the --out of `msrrn annotate`, or their folder")
+    for place in runs:
+        _ = Annotations(place).run
     return runs
 
 
@@ -151,15 +154,21 @@ class Annotations:
         """What the run is: `source`, `model`, `model_sha256`, `schema`, and its settings.
 
         Raises:
-            UserError: no run wrote here.
+            UserError: no run wrote here, or one of another version.
         """
         if not self.store.exists(RUN):
             raise UserError(f"{self.store.url} has no {RUN}: give the --out of `msrrn annotate`")
         try:
-            return dict(json.loads(self.store.read_bytes(RUN)))
+            run = dict(json.loads(self.store.read_bytes(RUN)))
         except (ValueError, TypeError) as error:
             place = f"{self.store.url}/{RUN}"
             raise UserError(f"{place} is not the record of a run ({error}); give another place") from error
+        if (schema := run.get("schema", SCHEMA_VERSION)) != SCHEMA_VERSION:
+            raise UserError(
+                f"{self.store.url} holds a run of another version of msrrn, with tables of schema {schema}, not "
+                f"{SCHEMA_VERSION}: use that version, or annotate elsewhere anew and delete this run"
+            )
+        return run
 
     def units(self) -> list[str]:
         """Keys of the finished units, in input order."""

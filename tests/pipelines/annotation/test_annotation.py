@@ -282,7 +282,7 @@ def test_another_run_into_the_same_place_is_refused(
             annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
     newer = "holds a run that another version of msrrn began, .*: go on with that version, give another --out, or"
     for told, said in (
-        ({"schema": "1"}, newer),
+        ({"schema": "1"}, "holds a run of another version of msrrn, with tables of schema 1, not 2: use that"),
         ({"unheard_of": True}, newer),
         ({"model_sha256": open_model("synthetic").digest}, r"holds .*ask for the same \(--model synthetic\), give"),
     ):
