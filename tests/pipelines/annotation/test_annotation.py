@@ -304,6 +304,8 @@ def test_a_run_of_another_version_is_found_finished_and_not_gone_on_with(ended: 
         shutil.copy(source / "c" / "face.jpg", source / "new.jpg")
         with pytest.raises(UserError, match=r"run that another version of msrrn began, .* give another --out"):
             annotate(*ended)
+        with pytest.raises(UserError, match=r"run that another version of msrrn began, .* give another --out"):
+            rehearse(ended[0], *ended[2:], out=ended[1])
         (source / "new.jpg").unlink()
         assert tree(out) == before
 
