@@ -131,15 +131,12 @@ def runs_at(url: str) -> list[Store]:
 
     Raises:
         NothingYetError: there is none.
-        UserError: one is of another version.
     """
     store = Store(url)
     places = [store] if store.exists(RUN) else [store.child(name) for name in store.folders()]
     runs = [place for place in places if place.exists(RUN)]
     if not runs:
         raise NothingYetError(f"{url} holds no annotation run: give the --out of `msrrn annotate`, or their folder")
-    for place in runs:
-        _ = Annotations(place).run
     return runs
 
 
@@ -156,19 +153,18 @@ class Annotations:
         Raises:
             UserError: no run wrote here, or one of another version.
         """
-        if not self.store.exists(RUN):
-            raise UserError(f"{self.store.url} has no {RUN}: give the --out of `msrrn annotate`")
-        try:
-            run = dict(json.loads(self.store.read_bytes(RUN)))
-        except (ValueError, TypeError) as error:
-            place = f"{self.store.url}/{RUN}"
-            raise UserError(f"{place} is not the record of a run ({error}); give another place") from error
-        if (schema := run.get("schema", SCHEMA_VERSION)) != SCHEMA_VERSION:
+        run = self._record
+        if not self.is_of_this_version:
             raise UserError(
-                f"{self.store.url} holds a run of another version of msrrn, with tables of schema {schema}, not "
-                f"{SCHEMA_VERSION}: use that version, or annotate elsewhere anew and delete this run"
+                f"{self.store.url} holds a run of another version of msrrn, with tables of schema {run['schema']}, "
+                f"not {SCHEMA_VERSION}: use that version, or annotate elsewhere anew and delete this run"
             )
         return run
+
+    @property
+    def is_of_this_version(self) -> bool:
+        """Whether its tables have the columns that are read here."""
+        return bool(self._record.get("schema", SCHEMA_VERSION) == SCHEMA_VERSION)
 
     def units(self) -> list[str]:
         """Keys of the finished units, in input order."""
@@ -223,6 +219,16 @@ class Annotations:
         if here and there:
             return there.resolve() in {here.resolve(), *here.resolve().parents}
         return f"{archive.url}/".startswith(f"{place.url}/")
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        if not self.store.exists(RUN):
+            raise UserError(f"{self.store.url} has no {RUN}: give the --out of `msrrn annotate`")
+        try:
+            return dict(json.loads(self.store.read_bytes(RUN)))
+        except (ValueError, TypeError) as error:
+            place = f"{self.store.url}/{RUN}"
+            raise UserError(f"{place} is not the record of a run ({error}); give another place") from error
 
     @cached_property
     def _plan(self) -> pa.Table | None:

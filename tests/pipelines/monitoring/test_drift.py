@@ -155,6 +155,7 @@ def test_runs_of_another_model_or_settings_are_set_aside(place: Path, tmp_path: 
     names: dict[str, dict[str, Any]] = {
         "old": old | {"recipe": 0},
         "other": {"min_face": 0.3},
+        "of other tables": {"schema": "1"},
         "new": {},
         "newest": {},
     }
