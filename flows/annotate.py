@@ -4,6 +4,7 @@ from prefect import flow
 
 from flows.parameters import Place, Workers
 from flows.tasks import annotate_archive, load_model
+from pipelines.annotation.claim import RECIPE
 from pipelines.annotation.summary import Summary
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
@@ -23,12 +24,12 @@ def annotate(
         source: a folder, `.tar`, `.tar.gz`, `.zip`, WebDataset shards, `.parquet` with an image column, or a `.txt`
             of URIs; local or `s3://`.
         out: where the tables and the page go; a run that was killed goes on from there. Without `model` it is
-            OUT-VERSION: of each champion a run of its own.
+            OUT-VERSION-RECIPE: of each champion a run of its own, and of code that makes other rows.
         model: an artifact directory, a `models:/name@alias` URI or `box`; without one, the champion of `msrrn`
             where there is one, else the model in the box.
         settings: which faces are found, and in what units the work is done.
         workers: Ray workers.
     """
     chosen = load_model(model)
-    place = out if model else f"{Store(out).url}-{chosen.card.version}"
+    place = out if model else f"{Store(out).url}-{chosen.card.version}-{RECIPE}"
     return annotate_archive(source, place, chosen, settings or AnnotateSettings(), workers)

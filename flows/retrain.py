@@ -14,6 +14,7 @@ from flows.tasks import (
     train_network,
     write_page,
 )
+from pipelines.annotation.claim import RECIPE
 from pipelines.annotation.summary import Summary
 from pipelines.archives import list_inputs
 from pipelines.promotion.challenge import Challenge
@@ -99,7 +100,9 @@ def retrain(
     annotations, summary = None, None
     if archive:
         best = load_model(annotator(name, trained.artifact.url))
-        annotations = place.child("annotations").child(f"{best.card.version}-{short_digest(archive)}")
+        # After an upgrade that makes other rows, a run of its own: it would not go on with that of before.
+        run = f"{best.card.version}-{RECIPE}-{short_digest(archive)}"
+        annotations = place.child("annotations").child(run)
         summary = annotate_archive(archive, annotations.url, best, AnnotateSettings(), workers)
     job = Retraining(manifest, trained, evaluation, meeting, decision, archive, annotations, summary)
     return RetrainResult(

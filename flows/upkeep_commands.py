@@ -95,7 +95,7 @@ def _forget(commands: Commands) -> None:
 
         from flows.progress import progress
         from pipelines.annotation.forget import forget_in_run
-        from pipelines.annotation.tables import runs_at
+        from pipelines.annotation.tables import Annotations, runs_at
         from pipelines.dataset.forget import forget_in_datasets
         from pipelines.dataset.inventory import place_of
         from pipelines.forgotten import Forgot
@@ -106,7 +106,10 @@ def _forget(commands: Commands) -> None:
         digests = sorted(set(call.pictures))
         # All places before any is changed: a slip in the last one shall not leave half of it done.
         in_places = [partial(forget_in_datasets, place_of(url).url, digests, call.workers) for url in call.datasets]
-        in_runs = [partial(forget_in_run, place, digests) for url in call.annotations for place in runs_at(url)]
+        runs = [place for url in call.annotations for place in runs_at(url)]
+        for place in runs:
+            _ = Annotations(place).run
+        in_runs = [partial(forget_in_run, place, digests) for place in runs]
         done: list[Forgot] = []
         try:
             for forget in (*in_places, *in_runs):

@@ -126,7 +126,10 @@ def load(directory: Path) -> tuple[MSRRN, Card]:
         # PyTorch's first line says only that it failed, the second which tensor. A KeyError is a kind of number that
         # it does not have.
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])[:_LONGEST_REASON]
-        raise ArtifactError(f"{path}: weights cannot be loaded ({reason}); copy the artifact again") from None
+        raise ArtifactError(
+            f"{path}: weights cannot be loaded ({reason}): another version made them, or they are damaged; copy the "
+            "artifact again, or train it anew"
+        ) from None
     if not card.is_of(data):
         raise ArtifactError(f"{path}: not the weights of its {CARD}; copy both files of the artifact again")
     broken = next((name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()), None)

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from msrrn.artifact import CARD, WEIGHTS
+from msrrn.artifact import CARD, WEIGHTS, ArtifactError
 from pipelines.errors import UserError
 from pipelines.models import ONNX_SUFFIX, Model, read_model
 from pipelines.registry.store import store_exists
@@ -26,9 +26,7 @@ def open_model(model: str | None) -> Model:
     if model in PACKAGED:
         return read_model(PACKAGED[model])
     if model.startswith("models:"):
-        from pipelines.registry.artifacts import fetch
-
-        return read_model(fetch(model))
+        return _registered(model)
     if local := Store(model).local_path():
         if not local.exists():
             raise UserError(
@@ -45,6 +43,22 @@ def open_model(model: str | None) -> Model:
         for key in (WEIGHTS, CARD):
             Path(folder, key).write_bytes(store.read_bytes(key))
         return read_model(Path(folder))
+
+
+def _registered(uri: str) -> Model:
+    from pipelines.registry.artifacts import fetch
+
+    directory = fetch(uri)
+    try:
+        return read_model(directory)
+    except UserError as error:
+        if not isinstance(error.__cause__, ArtifactError):
+            raise
+        # They are the files that were registered, byte for byte: what registered them could read them.
+        raise UserError(
+            f"{uri} was made by another version of msrrn, and this one cannot read it: use that version, or another "
+            "version of the model (msrrn rollback, or an alias given in MLflow's UI)"
+        ) from error
 
 
 def champion_uri() -> str:

@@ -1,7 +1,7 @@
 """What an annotation run is: archive, model and settings, as `run.json` holds them from its beginning on."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from pipelines.annotation.tables import RUN, SCHEMA_VERSION, Annotations
 from pipelines.errors import UserError
@@ -9,6 +9,10 @@ from pipelines.models import Model, read_model
 from pipelines.opening import PACKAGED
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
+
+RECIPE: Final = 1
+"""Part of every run's record. Raise it with any change of code that changes rows: decoding, detection, crops, the
+network. A run of another recipe, or of before there was one, can be read, but not gone on with."""
 
 
 def _begun_at(place: Store) -> dict[str, Any]:
@@ -45,6 +49,7 @@ def claim_of(source: str, model: Model, settings: AnnotateSettings) -> dict[str,
         "model": model.label,
         "model_sha256": model.digest,
         "schema": SCHEMA_VERSION,
+        "recipe": RECIPE,
         **settings.model_dump(),
     }
 
@@ -53,6 +58,12 @@ def publish_claim(place: Store, claim: dict[str, Any]) -> None:
     """Writes down what the run is, where that is not written yet; raises UserError where another one is."""
     if not place.create(RUN, json.dumps(claim, indent=1).encode()):
         _refuse_another(place, _begun_at(place), claim)
+
+
+def require_recipe(place: Store) -> None:
+    """Raises UserError where other code has made the rows of the run: beside them, those of this one were others."""
+    if _begun_at(place).get("recipe") != RECIPE:
+        raise _of_another_version(place)
 
 
 def _chosen(begun: dict[str, Any], settings: AnnotateSettings) -> AnnotateSettings:
@@ -65,8 +76,10 @@ def _refuse_another(place: Store, begun: dict[str, Any], mine: dict[str, Any]) -
         return
     if not _is_same_archive(begun, mine):
         raise _another(place, "source", begun.get("archive") or begun.get("source"), mine["archive"])
+    if (begun.keys() ^ mine.keys()) - {"archive", "recipe"}:
+        raise _of_another_version(place)
     for field, value in mine.items():
-        if field not in {"source", "archive"} and begun.get(field) != value:
+        if field not in {"source", "archive", "recipe"} and begun.get(field) != value:
             how = _the_same(begun) if field in {"model", "model_sha256"} else ""
             raise _another(place, field, begun.get(field), value, how)
 
@@ -75,6 +88,13 @@ def _another(place: Store, field: str, then: Any, now: Any, how: str = "") -> Us
     return UserError(
         f"{place.url} holds a run with {field} = {then}, this one has {now}; "
         f"ask for the same{how}, give another --out, or delete that one"
+    )
+
+
+def _of_another_version(place: Store) -> UserError:
+    return UserError(
+        f"{place.url} holds a run that another version of msrrn began, whose rows may differ from those of this one: "
+        "go on with that version, give another --out, or delete that one"
     )
 
 

@@ -204,7 +204,7 @@ def read_plan(out: Store) -> pa.Table | None:
     """The plan that is there, sorted by unit and row; None where none was made.
 
     Raises:
-        UserError: one of its tables is damaged, or missing: what the others say is not all.
+        UserError: one of its tables is damaged, of another version, or missing: what the others say is not all.
     """
     keys = _tables(out)
     for number, key in enumerate(keys):
@@ -215,7 +215,12 @@ def read_plan(out: Store) -> pa.Table | None:
 
 
 def _read(out: Store, key: str) -> pa.Table:
-    return read_table(out, key, _whole(out))
+    table = read_table(out, key, _whole(out))
+    if table.schema.names != _SCHEMA.names:
+        raise UserError(
+            f"{out.url}/{key} is of another version of msrrn: use that version, or annotate elsewhere anew"
+        )
+    return table
 
 
 def _whole(out: Store) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
+from pipelines.annotation.claim import require_recipe
 from pipelines.annotation.pictures import Rows, annotated, end_sandbox
 from pipelines.annotation.plan import Unit, fingerprint, keys_of, make_plan, overruled, unit_key
 from pipelines.annotation.readying import prepared
@@ -68,7 +69,7 @@ def rehearse(
     `out` is where the run would write: what lies there is no part of the archive.
 
     Raises:
-        UserError: the archive cannot be listed, or has no input.
+        UserError: the archive cannot be listed, or has no input, or the run at `out` is of another version.
     """
     archive = Store(source).absolute().url
     place = Store(out).absolute() if out else None
@@ -123,7 +124,10 @@ def _left(place: Store, inputs: Iterator[Input], settings: AnnotateSettings) -> 
     if plan.addition is not None:
         touched.update(keys_of(plan.addition))
     touched &= done
-    return unfinished + sum(len(_replaced(place, unit)) for unit in plan.units() if unit.key in touched)
+    left = unfinished + sum(len(_replaced(place, unit)) for unit in plan.units() if unit.key in touched)
+    if left:
+        require_recipe(place)
+    return left
 
 
 def _replaced(place: Store, unit: Unit) -> list[int]:

@@ -8,7 +8,7 @@ all of them. A run that was killed, started again, does the units that have no r
 from functools import cache
 from itertools import islice
 
-from pipelines.annotation.claim import claim_of, continued, publish_claim
+from pipelines.annotation.claim import claim_of, continued, publish_claim, require_recipe
 from pipelines.annotation.page import annotation_page
 from pipelines.annotation.plan import Plan, is_planned, make_plan
 from pipelines.annotation.readying import prepared
@@ -45,8 +45,8 @@ def annotate(
     archive count.
 
     Raises:
-        UserError: the source cannot be listed, or `out` holds a run of another model or other settings; with `again`,
-            none.
+        UserError: the source cannot be listed, or `out` holds a run of another model or other settings, or one that
+            is not finished and of another version; with `again`, none.
     """
     place = Store(out).absolute()
     if again and not is_planned(place):
@@ -81,6 +81,8 @@ def annotate(
         work = Work(job, plan, again)
         if limit is not None:
             _refuse_a_part(place, limit, plan, work)
+        if work.left:
+            require_recipe(place)
         before = summary_before(place)
         work.begin()
 

@@ -151,15 +151,20 @@ class Annotations:
         """What the run is: `source`, `model`, `model_sha256`, `schema`, and its settings.
 
         Raises:
-            UserError: no run wrote here.
+            UserError: no run wrote here, or one of another version.
         """
-        if not self.store.exists(RUN):
-            raise UserError(f"{self.store.url} has no {RUN}: give the --out of `msrrn annotate`")
-        try:
-            return dict(json.loads(self.store.read_bytes(RUN)))
-        except (ValueError, TypeError) as error:
-            place = f"{self.store.url}/{RUN}"
-            raise UserError(f"{place} is not the record of a run ({error}); give another place") from error
+        run = self._record
+        if not self.is_of_this_version:
+            raise UserError(
+                f"{self.store.url} holds a run of another version of msrrn, with tables of schema {run['schema']}, "
+                f"not {SCHEMA_VERSION}: use that version, or annotate elsewhere anew and delete this run"
+            )
+        return run
+
+    @property
+    def is_of_this_version(self) -> bool:
+        """Whether its tables have the columns that are read here."""
+        return bool(self._record.get("schema", SCHEMA_VERSION) == SCHEMA_VERSION)
 
     def units(self) -> list[str]:
         """Keys of the finished units, in input order."""
@@ -214,6 +219,16 @@ class Annotations:
         if here and there:
             return there.resolve() in {here.resolve(), *here.resolve().parents}
         return f"{archive.url}/".startswith(f"{place.url}/")
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        if not self.store.exists(RUN):
+            raise UserError(f"{self.store.url} has no {RUN}: give the --out of `msrrn annotate`")
+        try:
+            return dict(json.loads(self.store.read_bytes(RUN)))
+        except (ValueError, TypeError) as error:
+            place = f"{self.store.url}/{RUN}"
+            raise UserError(f"{place} is not the record of a run ({error}); give another place") from error
 
     @cached_property
     def _plan(self) -> pa.Table | None:

@@ -138,8 +138,8 @@ def read_manifest(dataset: Store) -> Manifest:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"{name}: field `{field}`: {first['msg']}; it is no dataset of msrrn, or a damaged one: "
-            "give the URL that `msrrn prepare` printed"
+            f"{name}: field `{field}`: {first['msg']}; it is no dataset of msrrn, or of another version, or a "
+            "damaged one: give the URL that `msrrn prepare` printed"
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(

@@ -8,9 +8,8 @@ from pipelines.annotation.plan import additions
 from pipelines.annotation.tables import Annotations, runs_at
 from pipelines.archives.names import printable
 from pipelines.errors import NothingYetError, UserError
-from pipelines.storage import Store
 
-ALIKE: Final = ("model_sha256", "detector", "min_face", "max_faces", "min_score", "any_rotation")
+ALIKE: Final = ("model_sha256", "detector", "min_face", "max_faces", "min_score", "any_rotation", "recipe")
 """What runs must have in common, so that a difference is one of their pictures."""
 
 
@@ -32,22 +31,26 @@ class Sitting:
 
 
 def sittings(urls: Sequence[str]) -> list[Sitting]:
-    """What was done at these places, or at those directly below them, oldest first.
+    """What was done at these places, or at those directly below them, oldest first. Runs of another version, whose
+    tables are not read here, are passed over beside others.
 
     Raises:
         NothingYetError: at one of them no run was made, or nothing of it is finished.
+        UserError: all that is there is of another version.
     """
     found: dict[tuple[str, int], Sitting] = {}
     for url in urls:
-        made = {sitting.identity: sitting for run in runs_at(url) for sitting in _sittings(run)}
+        runs = [Annotations(place) for place in runs_at(url)]
+        readable = [run for run in runs if run.is_of_this_version] or runs
+        made = {sitting.identity: sitting for run in readable for sitting in _sittings(run)}
         if not made:
             raise NothingYetError(f"{url}: nothing is finished yet of the annotation run there")
         found |= made
     return sorted(found.values(), key=lambda sitting: sitting.began)
 
 
-def _sittings(store: Store) -> list[Sitting]:
-    run = Annotations(store)
+def _sittings(run: Annotations) -> list[Sitting]:
+    store = run.store
     record, finished = run.run, set(run.units())
     found = []
     for number, (key, units) in enumerate(additions(store)):

@@ -17,12 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.errors import UserError
 from pipelines.evaluation.results import Evaluation
-from pipelines.models import read_model
+from pipelines.opening import open_model
 from pipelines.promotion.challenge import Challenge, beside_the_box, challenge_of, meeting_of
 from pipelines.promotion.comparison import Meeting, pace_row, paired
 from pipelines.promotion.decision import Decision, Verdict, decide, first_model
 from pipelines.promotion.page import decision_files
-from pipelines.registry.artifacts import fetch
 from pipelines.registry.evaluated_on import SOURCES_TAG
 from pipelines.registry.ledger import open_ledger
 from pipelines.registry.succession import AWAITING, OvertakenError, await_approval, log, lost_champion, settle
@@ -86,7 +85,7 @@ def judge(challenge: Challenge) -> Judgement:
             raise UserError(lost)
         decision = first_model(challenge.evaluation, beside_the_box(challenge))
     else:
-        model = read_model(fetch(old.uri))
+        model = open_model(old.uri)
         # Of two shares the smaller holds out photos that the other nearly always holds out, too.
         meeting = meeting_of(challenge, model, min(model.val_share, challenge.model.val_share))
         pair = paired(*meeting)

@@ -115,7 +115,7 @@ def fetch(model: str, cache: Path | None = None) -> Path:
     digest, which is checked every time.
 
     Raises:
-        UserError: no such directory, model, version or alias; no artifact in it; MLflow cannot be reached.
+        UserError: no such directory, model, version or alias; no artifact in a directory; MLflow cannot be reached.
     """
     if not model.startswith("models:"):
         _check(Path(model))
@@ -152,7 +152,6 @@ def _download(model: ModelVersion, cache: Path) -> Path:
             # Another process may have put it there since.
             if not target.is_dir():
                 raise
-    _check(target)
     return target
 
 

@@ -106,7 +106,7 @@ class Ledger:
         """In order.
 
         Raises:
-            UserError: one is damaged.
+            UserError: one is damaged, or of a newer version.
         """
         params: dict[str, str] = self.mlflow.get_run(self.run_id).data.params
         turns: dict[int, Turn] = {}
@@ -115,9 +115,11 @@ class Ledger:
                 turns[int(key.removeprefix(_TURN))] = Turn.model_validate_json(params[key])
             except ValueError as error:
                 raise UserError(
-                    f"the ledger is damaged: in MLflow experiment {self.experiment!r}, parameter {key!r} of run "
-                    f"{self.run_id} is no decision. Restore the database, or rename the experiment, which keeps what "
-                    "it says: the next promotion or rollback begins a new ledger with the aliases as they are"
+                    "the ledger is damaged, or of a newer version of msrrn: in MLflow experiment "
+                    f"{self.experiment!r}, parameter {key!r} of run {self.run_id} is no decision that this version "
+                    "knows. Use the newest. If that says the same, restore the database, or rename the experiment, "
+                    "which keeps what it says: the next promotion or rollback begins a new ledger with the aliases "
+                    "as they are"
                 ) from error
         heirs = Counter(key.rpartition("-")[0] for key in params if key.startswith(_HEIR))
         return [

@@ -69,7 +69,7 @@ def review_of(files: Files, annotation: str) -> Reviewed | None:
     """The review that an annotation file belongs to: beside it, or beside its folder `annotations`, as for pictures.
 
     Raises:
-        UserError: its `review.json` is damaged.
+        UserError: its `review.json` is damaged, or of another version.
     """
     folder = PurePosixPath(annotation).parent
     for place in (folder, *([folder.parent] if folder.name.lower() == "annotations" else [])):
@@ -84,6 +84,6 @@ def _review(files: Files, name: str) -> Review:
         return Review.model_validate_json(files.read(name, MAX_BYTES))
     except ValidationError as error:
         raise UserError(
-            f"{files.url}/{name} is damaged ({error.errors()[0]['msg']}): fetch it again from the review, or "
-            "remove it: then nothing tells what was changed"
+            f"{files.url}/{name} is damaged, or of another version of msrrn ({error.errors()[0]['msg']}): use that "
+            "version, fetch it again from the review, or remove it: then nothing tells what was changed"
         ) from error

@@ -135,5 +135,6 @@ def unfinished(out: str, name: str = "") -> tuple[str, Told]:
         return chosen[0], Told.model_validate_json(data)
     except ValidationError as error:
         raise UserError(
-            f"{runs.url}/{chosen[0]}/{RUN} is damaged: call `train` with --dataset instead, it goes on all the same"
+            f"{runs.url}/{chosen[0]}/{RUN} is damaged, or of another version of msrrn: call `train` with --dataset "
+            "instead, which goes on where it can"
         ) from error

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
-from msrrn.artifact import CARD, WEIGHTS, Card, save
+from msrrn.artifact import CARD, WEIGHTS, Card, card_of, save
 from msrrn.calibration import LEAST_FACES, Calibration
 from msrrn.network import MSRRN
 from msrrn.provenance import DatasetSettings, InitialWeights, Recipe, Training
@@ -141,13 +141,15 @@ def _licence(manifest: Manifest, init: InitialWeights | None) -> str:
 def read_trained(artifact: Store, name: str, reused: bool) -> TrainedModel:
     """The finished run of this name; UserError where its artifact is damaged."""
     try:
-        card = Card.model_validate_json(artifact.read_bytes(CARD))
+        card = card_of(artifact.read_bytes(CARD), CARD)
         history = _HISTORY.validate_json(artifact.read_bytes(HISTORY))
         if not card.is_of(artifact.read_bytes(WEIGHTS)):
             raise ValueError(f"{WEIGHTS} is not that of its {CARD}")
     except (MissingError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        if isinstance(error, ValidationError):
+            reason = f"{HISTORY}: {error.errors()[0]['msg']}"
         raise UserError(
-            f"{artifact.url} is a damaged artifact ({str(error).splitlines()[0]}): copy it again, or delete it to "
-            "train it anew"
+            f"{artifact.url} is a damaged artifact ({reason}): copy it again, or delete it to train it anew"
         ) from error
     return TrainedModel(artifact, name, card, history, reused)

@@ -22,14 +22,17 @@ def test_what_may_pass_is_tried_again(error: Exception, again: bool) -> None:
     assert STATION["retry_condition_fn"](None, None, Failed(data=error)) is again
 
 
-def test_each_champion_annotates_at_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_champion_annotates_at_a_place_of_its_own_and_so_does_code_that_makes_other_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     champion = SimpleNamespace(card=SimpleNamespace(version="9c1e"))
     places: list[str] = []
+    monkeypatch.setattr(station, "RECIPE", 7)
     monkeypatch.setattr(station, "load_model", lambda model: champion)
     monkeypatch.setattr(station, "annotate_archive", lambda source, out, *_: places.append(out))
     station.annotate.fn("photos", "out/annotations/archive/")
     station.annotate.fn("photos", "out/annotations/mine", model="box")
-    assert places == ["out/annotations/archive-9c1e", "out/annotations/mine"]
+    assert places == ["out/annotations/archive-9c1e-7", "out/annotations/mine"]
 
 
 def test_what_is_done_is_not_done_again() -> None:

@@ -280,13 +280,34 @@ def test_another_run_into_the_same_place_is_refused(
         (tmp_path / "foreign" / RUN).write_bytes(content)
         with pytest.raises(UserError, match=rf"{RUN} is not the record of a run.* {remedy}"):
             annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
+    newer = "holds a run that another version of msrrn began, .*: go on with that version, give another --out, or"
     for told, said in (
-        ({"schema": "1"}, "schema = 1, this one has 2; ask for the same, give"),
-        ({"model_sha256": open_model("synthetic").digest}, r"ask for the same \(--model synthetic\), give"),
+        ({"schema": "1"}, "holds a run of another version of msrrn, with tables of schema 1, not 2: use that"),
+        ({"unheard_of": True}, newer),
+        ({"model_sha256": open_model("synthetic").digest}, r"holds .*ask for the same \(--model synthetic\), give"),
     ):
         (tmp_path / "foreign" / RUN).write_text(json.dumps(json.loads(before[RUN]) | told))
-        with pytest.raises(UserError, match=f"holds a run with .*{said}"):
+        with pytest.raises(UserError, match=said):
             annotate(str(album), str(tmp_path / "foreign"), model, SETTINGS, 1)
+
+
+def test_a_run_of_another_version_is_found_finished_and_not_gone_on_with(ended: Call) -> None:
+    """Its rows and those of this version would lie side by side."""
+    source, out = map(Path, ended[:2])
+    summary, record = annotate(*ended), json.loads((out / RUN).read_bytes())
+    for then in ({"recipe": record["recipe"] + 1}, {}):  # at first none was told
+        (out / RUN).write_text(json.dumps({**{k: v for k, v in record.items() if k != "recipe"}, **then}))
+        assert annotate(*ended) == summary
+        before = tree(out)
+        with pytest.raises(UserError, match=r"run that another version of msrrn began, .* give another --out"):
+            annotate(*ended, again=Again("quarantined"))
+        shutil.copy(source / "c" / "face.jpg", source / "new.jpg")
+        with pytest.raises(UserError, match=r"run that another version of msrrn began, .* give another --out"):
+            annotate(*ended)
+        with pytest.raises(UserError, match=r"run that another version of msrrn began, .* give another --out"):
+            rehearse(ended[0], *ended[2:], out=ended[1])
+        (source / "new.jpg").unlink()
+        assert tree(out) == before
 
 
 def test_a_lost_part_and_a_damaged_record_are_made_again(

@@ -676,6 +676,14 @@ def test_what_no_export_wrote_stays(made: ExportFormat, key: str, tmp_path: Path
     assert tree(out) == {key: b"mine"}
 
 
+def test_a_run_of_another_version_is_not_taken_for_one_without_units(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", SHAPES)
+    place = tmp_path / "run" / RUN
+    place.write_text(json.dumps(json.loads(place.read_bytes()) | {"schema": "1"}))
+    with pytest.raises(UserError, match="another version of msrrn, with tables of schema 1, not 2: use that version"):
+        export(run, "csv", str(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("archive", ["in", "in/part-000000.tar", "in/more/photos"])
 def test_a_webdataset_does_not_replace_the_archive_of_its_run(archive: str, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", SHAPES)

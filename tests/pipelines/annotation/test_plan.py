@@ -46,6 +46,16 @@ def test_a_picture_that_was_replaced_is_done_again(change: dict[str, Any], tmp_p
         assert fingerprint(before) != fingerprint(now)
 
 
+def test_a_plan_of_other_columns_is_of_another_version(tmp_path: Path) -> None:
+    out = Store(str(tmp_path))
+    planned(out, [row("a", 0)])
+    table = pq.read_table(tmp_path / "plan" / "00000.parquet")
+    for other in (table.drop_columns(["packed"]), table.append_column("etag", table["uri"])):
+        pq.write_table(other, tmp_path / "plan" / "00000.parquet")
+        with pytest.raises(UserError, match=r"plan/00000\.parquet is of another version of msrrn: use that version"):
+            make_plan(iter([row("a", 0)]), out, 2)
+
+
 def test_of_two_that_planned_at_once_one_is_told(tmp_path: Path) -> None:
     out = Store(str(tmp_path))
     first, second = (make_plan(iter([row(name, 0, "")]), out, 2) for name in ("a", "b"))

@@ -362,11 +362,13 @@ def test_a_picture_that_was_replaced_is_not_trained_on(run: Run, tmp_path: Path)
     assert [item.reason for item in left_out] == ["changed_picture"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"version": "1"}'])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"version": "1"}', b'{"version": "2"}'])
 def test_a_damaged_memory_is_named(damage: bytes, run: Run, tmp_path: Path) -> None:
     review(run, 1, "coco", str(tmp_path / "out"))
     (tmp_path / "out/review.json").write_bytes(damage)
-    with pytest.raises(UserError, match=r"out/review\.json is damaged .*fetch it again"):
+    with pytest.raises(
+        UserError, match=r"review\.json is damaged, or of another version .* use that .* fetch it again"
+    ):
         open_annotated(str(tmp_path / "out")).scan()
 
 

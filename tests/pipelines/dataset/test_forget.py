@@ -17,7 +17,7 @@ from pipelines.annotation.forget import forget_in_run
 from pipelines.annotation.records import UnitRecord
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
-from pipelines.annotation.tables import SUMMARY, TABLES, Annotations
+from pipelines.annotation.tables import RUN, SUMMARY, TABLES, Annotations
 from pipelines.annotation.work import Again
 from pipelines.dataset.faces import FEATURES
 from pipelines.dataset.forget import forget_in_datasets
@@ -535,14 +535,17 @@ def test_the_command(
         main(["forget", "jane.jpg", *where])
 
 
-@pytest.mark.parametrize("slip", ["datasets", "annotations"])
+@pytest.mark.parametrize("slip", ["datasets", "annotations", "a run of another version"])
 def test_the_command_changes_nothing_where_one_of_the_places_is_none(
     annotated: Path, place: Path, run: Path, tmp_path: Path, slip: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digest = sha256(annotated / "lfpw/trainset/0.jpg")
     before = tree(place), tree(run)
     where = {"datasets": [str(place)], "annotations": [str(run)]}
-    where[slip].append(str(tmp_path / "typo"))
+    if slip not in where:
+        (tmp_path / "typo").mkdir()
+        (tmp_path / "typo" / RUN).write_text(json.dumps(json.loads((run / RUN).read_bytes()) | {"schema": "1"}))
+    where[slip if slip in where else "annotations"].append(str(tmp_path / "typo"))
     assert main(["forget", digest, "--datasets", *where["datasets"], "--annotations", *where["annotations"]]) == 1
     assert "typo" in capsys.readouterr().err
     assert (tree(place), tree(run)) == before

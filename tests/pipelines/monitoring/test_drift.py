@@ -151,9 +151,11 @@ def test_only_recent_runs_are_looked_at(place: Path, tmp_path: Path) -> None:
 
 
 def test_runs_of_another_model_or_settings_are_set_aside(place: Path, tmp_path: Path) -> None:
+    old = {"model_sha256": "old", "detector": "cnn", "max_faces": 1, "min_score": 0.9, "any_rotation": True}
     names: dict[str, dict[str, Any]] = {
-        "old": {"model_sha256": "old", "detector": "cnn", "max_faces": 1, "min_score": 0.9, "any_rotation": True},
+        "old": old | {"recipe": 0},
         "other": {"min_face": 0.3},
+        "of other tables": {"schema": "1"},
         "new": {},
         "newest": {},
     }
@@ -165,7 +167,7 @@ def test_runs_of_another_model_or_settings_are_set_aside(place: Path, tmp_path: 
     assert [run.url for run in report.runs] == [str(tmp_path / "newest")]
     assert any(note.startswith("2 runs of another model") for note in report.notes)
     report = compare([str(tmp_path / "newest")], DEFAULT, str(place / "dataset"), str(tmp_path / "old"))
-    differing = "model_sha256, detector, max_faces, min_score, any_rotation"
+    differing = "model_sha256, detector, max_faces, min_score, any_rotation, recipe"
     assert report.notes == [f"The reference run has another {differing}: nothing is compared with it."]
     assert report.named("unknown") == ["relative_size", "confidence", "faces_per_picture", OUTCOMES]
 

@@ -264,7 +264,7 @@ def test_a_ledger_and_a_place_that_a_person_must_mend_stop_nothing(tmp_path: Pat
     place.publish("lease.json", b'{"token": "x", "host": "elsewhere", "pid": 1, "started": 1.0}')
     for freed in ([f"{tmp_path}/lease.json"], []):
         found = {each.where: each for each in mended(None, places=["ftp://place", place.url])}
-        assert found["damaged"].done.startswith("nothing: the ledger is damaged: in MLflow experiment")
+        assert found["damaged"].done.startswith("nothing: the ledger is damaged, or of a newer version of msrrn: in")
         assert found["deleted"].done.startswith("nothing: MLflow experiment 'deleted-promotions' is deleted")
         assert found["ftp://place"].done.startswith("nothing: cannot open 'ftp://place'")
         assert ("models:/later/2" in found) == bool(freed)

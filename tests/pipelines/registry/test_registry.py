@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from safetensors.torch import load_file, save_file
 
 from msrrn.artifact import Card, load, save
 from msrrn.config import ModelConfig
 from msrrn.network import MSRRN
 from msrrn.predictor import TorchPredictor
 from pipelines.errors import UserError
+from pipelines.opening import open_model
 from pipelines.outages import OutageError
 from pipelines.registry import tracking
 from pipelines.registry import versions as registry
@@ -308,6 +310,17 @@ def test_a_changed_store_is_noticed(
     with pytest.raises(UserError, match="not those that were registered"):
         fetch("models:/changed/1", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_that_other_code_made_is_told_with_what_is_left_to_do(
+    run: RunRecord, make_artifact: Callable[[int], Path]
+) -> None:
+    artifact = make_artifact(42)
+    tensors = load_file(artifact / "weights.safetensors") | {"of_then": torch.zeros(1)}
+    save_file(tensors, artifact / "weights.safetensors")
+    register(run, "then", artifact, {})
+    with pytest.raises(UserError, match=r"^models:/then/1 was made by another version of msrrn, .*\(msrrn rollback"):
+        open_model("models:/then/1")
 
 
 @pytest.mark.parametrize(

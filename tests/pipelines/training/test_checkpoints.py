@@ -56,7 +56,9 @@ def test_a_run_is_found_by_its_name_or_as_the_only_one(tmp_path: Path, s3: str, 
 @pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b'{"dataset": "d"}'])
 def test_a_damaged_note_is_named_with_a_remedy(tmp_path: Path, data: bytes) -> None:
     begun(str(tmp_path), "aa").place.publish(RUN, data)
-    with pytest.raises(UserError, match=r"runs/aa/run\.json is damaged: call `train` with --dataset"):
+    with pytest.raises(
+        UserError, match=r"runs/aa/run\.json is damaged, or of another version .*: call `train` with --dataset"
+    ):
         unfinished(str(tmp_path))
 
 
