@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from pipelines import decoding
+from pipelines import bombs, decoding
 from pipelines.dataset.prints import photo_print
 from pipelines.decoding import Limits, Photo, Undecodable, decode, decode_grey
 from tests.exif import upright_to_stored
@@ -83,13 +83,78 @@ def test_scans_that_go_over_a_large_picture_again_and_again_are_counted() -> Non
 
 def test_a_film_behind_a_photo_and_a_preview_in_it_have_no_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Phones write films there, of which every 65,536th pair of bytes looks like a scan's beginning."""
-    monkeypatch.setattr(decoding, "_MOST_SCANNED", 300 * 16 * 16)
+    monkeypatch.setattr(bombs, "_MOST_SCANNED", 300 * 16 * 16)
     plain = picture(np.zeros((16, 16, 3), np.uint8), "JPEG")
     preview = b"\xff\xe1" + struct.pack(">H", 802) + b"\xff\xda" * 400
     with_preview = plain[:2] + preview + plain[2:]
     for data in (plain + b"\xff\xda" * 400, with_preview, with_preview + b"\xff\xda" * 400):
         assert decode(data).rgb.shape == (16, 16, 3)
         photo_print(data)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png_with(chunks: bytes, behind: bytes = b"") -> bytes:
+    data = picture(SCENE)
+    return data[:33] + chunks + data[33:-12] + behind + data[-12:]
+
+
+def _profile(size: int) -> bytes:
+    return _chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(size)))
+
+
+_ORIENTATIONS: Final = b"II*\0\x08\0\0\0" + struct.pack("<3H3L", 1, 274, 3, 600_000, 26, 0) + b"\6\0" * 600_000
+"""EXIF that says it so often: Pillow makes a number of Python's of each."""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P6\n#" + b"c" * 10_000 + b"\n1 1\n255\n" + bytes(3),
+        b"P3\n1 1\n255\n" + b"#\n" * 10_001 + b"1 1 1 ",
+        _png_with(_chunk(b"msRN", b"") * 5_000),
+        _png_with(_chunk(b"tEXt", b"a\0eXIf"), _chunk(b"msRN", b"") * 5_000),
+        _png_with(_profile(8) * 9),
+        _png_with(_chunk(b"eXIf", _ORIENTATIONS)),
+        picture(SCENE, "WEBP", exif=_ORIENTATIONS),
+        b"\xff\xd8" + b"\xff\xe1\0\x08Exif\0\0" * 201 + picture(SCENE, "JPEG")[2:],
+        b"II*\0\x08\0\0\0" + struct.pack("<3H3L", 1, 273, 4, 600_000, 0, 0) + bytes(2_400_000),
+        b"MM\0*\0\0\0\x08" + struct.pack(">3H3L", 1, 273, 4, 600_000, 0, 0) + bytes(2_400_000),
+        b"II+\0\x08\0\0\0" + struct.pack("<2Q2H3Q", 16, 1, 324, 1, 600_000, 0, 0) + bytes(600_000),
+    ],
+    ids=[
+        "header",
+        "comments",
+        "chunks",
+        "behind",
+        "profiles",
+        "exif",
+        "webp",
+        "jpeg",
+        "strips",
+        "big-endian",
+        "bigtiff",
+    ],
+)
+def test_what_few_bytes_make_pillow_do_for_long_is_refused(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to half a minute for a megabyte, or gigabytes of memory for a file within the limit."""
+    monkeypatch.setattr(bombs.Pieces, "_left", 10_000)
+    assert _reason(data) == "too_large"
+    with pytest.raises(Undecodable, match=r"(of|has) far more"):
+        photo_print(data)
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
+def test_a_png_with_a_profile_or_text_of_some_megabytes_is_read(kind: bytes) -> None:
+    packed = zlib.compress(bytes(3_000_000))
+    data = _png_with(_chunk(kind, b"a\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"\0") + packed))
+    np.testing.assert_array_equal(decode(data).rgb, SCENE)
+
+
+def test_a_png_whose_profile_is_a_bomb_is_none() -> None:
+    assert _reason(_png_with(_profile(65 << 20))) == "corrupt"
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
