@@ -227,7 +227,8 @@ def _placed(
         if there:
             return there, annotation, entry
         if _is_below(written) and not _DRIVE.match(image) and not _CONTROLS.search(image):
-            missing = BadAnnotation("no_image", f"{image[:200]!r} is not there (looked in: {', '.join(places)})")
+            looked = ", ".join(places)[:400]  # each may be as long as a file makes a subset's name
+            missing = BadAnnotation("no_image", f"{image[:200]!r} is not there (looked in: {looked})")
             uri = (PurePosixPath(folders[0]) / written).as_posix()
         else:
             missing = BadAnnotation(
