@@ -25,8 +25,9 @@ _MOST_COMMENTS: Final = 10_000
 _LONGEST_LIST: Final = 500_000
 """Numbers of a tag of TIFF. So many tiles of 16 pixels a side make the largest picture that is read."""
 _OFFSETS: Final = (273, 324)
-_OF_BYTES: Final = (1, 2, 6, 7)
-"""Types of tags of which Pillow makes no list."""
+_SIZES: Final = np.array([0, 0, 0, 2, 4, 8, 0, 0, 2, 4, 8, 4, 8, 4, 0, 0, 8, 0])
+"""Bytes of each number, by the type of the tag; 0 where Pillow makes none of it."""
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
 class BombError(Exception):
@@ -55,7 +56,7 @@ class Pieces(io.BytesIO):
 
 def check_parts(data: bytes) -> None:
     """Raises `BombError` for a picture with far more of something than it has use for; `Pieces` sees the others."""
-    if data.startswith(b"\x89PNG") and data.count(b"iCCP") > _MOST_PROFILES:
+    if data.startswith(_PNG) and data.count(b"iCCP") > _MOST_PROFILES:
         raise BombError("a PNG of far more colour profiles than pictures have")
     if data.startswith(b"\xff\xd8") and data.count(b"Exif\0\0") > _MOST_EXIF:
         raise BombError("a JPEG of far more EXIF than pictures have")
@@ -82,8 +83,22 @@ def has_long_lists(data: bytes) -> bool:
     tags = np.dtype(list(zip(("tag", "kind", "count", "value"), fields, strict=True)))
     there = min(int.from_bytes(data[start:first], whole), max(0, len(data) - first) // tags.itemsize)
     found = np.frombuffer(data, tags, there, first) if there else np.empty(0, tags)
-    of_numbers = ~np.isin(found["kind"], _OF_BYTES) | np.isin(found["tag"], _OFFSETS)
-    return bool((found["count"][of_numbers] > _LONGEST_LIST).any())
+    sizes = np.where(np.isin(found["tag"], _OFFSETS), 1, 0)
+    sizes = np.maximum(sizes, _SIZES[np.minimum(found["kind"], len(_SIZES) - 1)])
+    # Damage may state any number, but what leads out of the file is not read.
+    count = found["count"].astype(np.float64)
+    return bool((sizes.astype(bool) & (count > _LONGEST_LIST) & (count * sizes <= len(data))).any())
+
+
+def overstates(data: bytes) -> bool:
+    """Whether a PNG has a chunk of more bytes than all of the file: OpenCV takes the memory for it, up to 4 GB."""
+    place = len(_PNG)
+    while data.startswith(_PNG) and place + 8 <= len(data) and data[place + 4 : place + 8] != b"IEND":
+        size = int.from_bytes(data[place : place + 4])
+        if size > len(data):
+            return True
+        place += size + 12
+    return False
 
 
 def is_slow(data: bytes, size: tuple[int, int]) -> bool:

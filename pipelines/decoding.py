@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from PIL.TiffImagePlugin import TiffImageFile
 
 from msrrn.geometry import Similarity
-from pipelines.bombs import BombError, Pieces, check_parts, has_long_lists, is_slow
+from pipelines.bombs import BombError, Pieces, check_parts, has_long_lists, is_slow, overstates
 from pipelines.errors import UnusableInput
 from pipelines.tiff import has_12_bits, high_byte, is_preview, tell_depth_of_planes, white_is_zero
 
@@ -226,6 +226,8 @@ def _by_opencv(data: bytes, flags: int) -> NDArray[np.uint8] | None:
 
 
 def _imdecode(data: bytes, flags: int) -> NDArray[np.uint8] | None:
+    if overstates(data):
+        return None
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:

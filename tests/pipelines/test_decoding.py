@@ -146,6 +146,21 @@ def test_what_few_bytes_make_pillow_do_for_long_is_refused(data: bytes, monkeypa
         photo_print(data)
 
 
+def test_damage_that_states_a_long_list_is_no_bomb() -> None:
+    """Pillow leaves out what would lead out of the file."""
+    data = picture(SCENE, "TIFF", tiffinfo={ExifTags.Base.XResolution: 72.0})
+    tag = data.index(struct.pack("<HHL", ExifTags.Base.XResolution, 5, 1))
+    np.testing.assert_array_equal(decode(data[: tag + 4] + b"\xff" * 4 + data[tag + 8 :]).rgb, SCENE)
+
+
+def test_a_chunk_of_more_than_its_file_is_not_made_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV took 4 GB for a file of 200 bytes."""
+    data = picture(SCENE)
+    assert data[37:41] == b"IDAT"
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it would be"))
+    np.testing.assert_array_equal(decode(data[:33] + b"\xff" * 4 + data[37:]).rgb, SCENE)
+
+
 @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
 def test_a_png_with_a_profile_or_text_of_some_megabytes_is_read(kind: bytes) -> None:
     packed = zlib.compress(bytes(3_000_000))
