@@ -40,18 +40,13 @@ class Pieces(io.BytesIO):
     It reads a header of PPM byte by byte, and chunks, markers and boxes of other formats one by one.
     """
 
-    _left: int | None = _MOST_PIECES
+    _left = _MOST_PIECES
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if self._left is not None:
-            self._left -= 1
-            if self._left < 0:
-                raise BombError("its header has far more parts than those of pictures")
+        self._left -= 1
+        if self._left < 0:
+            raise BombError("it has far more parts than pictures have")
         return super().read(size)
-
-    def unbound(self) -> None:
-        """For what is read in small pieces though it is sound, as pixels of a PPM are."""
-        self._left = None
 
 
 def check_parts(data: bytes) -> None:

@@ -21,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from msrrn.geometry import Similarity
 from pipelines.bombs import BombError, Pieces, check_parts, has_long_lists, is_slow, overstates
 from pipelines.errors import UnusableInput
+from pipelines.ppm import Scaled
 from pipelines.tiff import has_12_bits, high_byte, is_preview, tell_depth_of_planes, white_is_zero
 
 try:
@@ -32,6 +33,7 @@ else:
     _HEIC = ("HEIF",)
 # Profiles and texts of more than a megabyte are rare, and no bombs: all texts of a picture may have so much together.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+Image.register_decoder("ppm", Scaled)
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", *_HEIC)
 """What is opened at all: raster formats whose decoders start no other program. HEIC where the extra is installed."""
 _JPEG: Final = {"JPEG", "MPO"}
@@ -126,15 +128,13 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
             # Pillow's own bomb warning starts below our limit, EXIF warnings concern tags we do not read.
             warnings.simplefilter("ignore")
             check_parts(data)
-            pieces = Pieces(data)
-            with Image.open(pieces, formats=_FORMATS) as image:
+            with Image.open(Pieces(data), formats=_FORMATS) as image:
                 _check_size(image.size, limits)
                 if image.format in _JPEG and is_slow(data, image.size):
                     raise BombError("a JPEG of far more scans over its pixels than pictures have")
                 if isinstance(image, TiffImageFile) and is_preview(image, data):
                     raise Undecodable("not_an_image", _RAW)
                 orientation = _orientation(image, data)
-                pieces.unbound()
                 reduction = _reduction(image, enough) if enough else 1
                 by_opencv = image.format in _BY_OPENCV or _is_deep_jpeg_2000(image, data)
                 stored = _by_opencv(data, _COLOUR[reduction]) if by_opencv else None

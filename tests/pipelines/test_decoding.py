@@ -142,7 +142,7 @@ def test_what_few_bytes_make_pillow_do_for_long_is_refused(data: bytes, monkeypa
     """Up to half a minute for a megabyte, or gigabytes of memory for a file within the limit."""
     monkeypatch.setattr(bombs.Pieces, "_left", 10_000)
     assert _reason(data) == "too_large"
-    with pytest.raises(Undecodable, match=r"(of|has) far more"):
+    with pytest.raises(Undecodable, match="far more"):
         photo_print(data)
 
 
@@ -244,6 +244,23 @@ def test_a_pgm_of_more_than_8_bits() -> None:
     grey = np.linspace(0, 4095, WIDTH * HEIGHT).astype(np.uint16)
     raw = b"P5 %d %d 4095\n" % (WIDTH, HEIGHT) + grey.astype(">u2").tobytes()
     np.testing.assert_allclose(decode(raw).rgb[..., 0].ravel(), grey / 4095 * 255, atol=1)
+
+
+@pytest.mark.parametrize("white", [1, 3, 254, 256, 1000, 65534])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_ppm_of_another_white_is_read_at_once(bands: int, white: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads and scales it pixel by pixel, to the same."""
+    monkeypatch.setattr(bombs.Pieces, "_left", 100)
+    kind = ">u2" if white > 255 else "u1"
+    most = min(white + 100, np.iinfo(kind).max)  # what is lighter than white is white
+    samples = np.random.default_rng(white).integers(0, most, (HEIGHT, WIDTH, bands), endpoint=True)
+    data = b"P%d %d %d %d\n" % (5 if bands == 1 else 6, WIDTH, HEIGHT, white) + samples.astype(kind).tobytes()
+    deep = bands == 1 and white > 255
+    full = 65535 if deep else 255
+    scaled = [min(full, round(value / white * full)) >> 8 * deep for value in samples.ravel().tolist()]
+    expected = np.array(scaled, np.uint8).reshape(samples.shape)
+    np.testing.assert_array_equal(decode(data).rgb, np.broadcast_to(expected, (HEIGHT, WIDTH, 3)))
+    assert _reason(data[:-1]) == "corrupt"
 
 
 def test_a_negative_tiff_of_16_bits_is_none() -> None:
