@@ -25,6 +25,7 @@ _MOST_COMMENTS: Final = 10_000
 _LONGEST_LIST: Final = 500_000
 """Numbers of a tag of TIFF. So many tiles of 16 pixels a side make the largest picture that is read."""
 _OFFSETS: Final = (273, 324)
+"""Where strips or tiles begin, in numbers of any type: of bytes, too, for libtiff."""
 _SIZES: Final = np.array([0, 0, 0, 2, 4, 8, 0, 0, 2, 4, 8, 4, 8, 4, 0, 0, 8, 0])
 """Bytes of each number, by the type of the tag; 0 where Pillow makes none of it."""
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
