@@ -4,6 +4,7 @@ Heavy libraries are imported inside the commands, so that `--help` and a wrong c
 """
 
 import argparse
+import os
 import shutil
 import sys
 
@@ -30,6 +31,7 @@ from flows.options import (
 )
 from flows.registry_commands import add_registry_commands
 from flows.upkeep_commands import add_upkeep_commands
+from pipelines.errors import UserError
 from pipelines.showable import showable
 
 
@@ -46,11 +48,28 @@ def add_commands(commands: Commands) -> None:
     add_monitor_commands(commands)
 
 
+def _require_home() -> None:
+    """Raises UserError where Prefect has no server, and nowhere to keep its runs: it would try for two minutes."""
+    from prefect.settings import get_current_settings
+
+    from flows.gate import has_server
+
+    settings = get_current_settings()
+    own = settings.server.database.connection_url
+    in_home = own is not None and own.get_secret_value().endswith(f"{settings.home}/prefect.db")
+    if in_home and not (has_server() or os.access(settings.home, os.W_OK)):
+        raise UserError(
+            f"{settings.home} cannot be written, where Prefect keeps what it knows of runs: set PREFECT_HOME to a "
+            "folder that can be"
+        )
+
+
 def _demo(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.demo import demo
         from pipelines.registry.store import shown_uri
 
+        _require_home()
         program = "msrrn" if shutil.which("msrrn") else sys.argv[0]
         made = demo(call.out, call.workers)
         result = made.result
@@ -87,6 +106,7 @@ def _retrain(commands: Commands) -> None:
         from flows.retrain import retrain
         from pipelines.registry.store import shown_uri
 
+        _require_home()
         result = retrain(
             call.data,
             call.out,

@@ -6,7 +6,6 @@ gives up, to tell what is wrong. Samples of 16 bits are scaled to 8. Alpha is dr
 composited: there is no background to choose, and the colours under it are the photograph's.
 """
 
-import io
 import re
 import warnings
 from collections.abc import Callable
@@ -16,11 +15,13 @@ from typing import Final
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from msrrn.geometry import Similarity
+from pipelines.bombs import BombError, Pieces, check_parts, has_long_lists, is_slow, overstates
 from pipelines.errors import UnusableInput
+from pipelines.ppm import Scaled
 from pipelines.tiff import has_12_bits, high_byte, is_preview, tell_depth_of_planes, white_is_zero
 
 try:
@@ -30,18 +31,14 @@ except ImportError:
 else:
     pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
     _HEIC = ("HEIF",)
+# Profiles and texts of more than a megabyte are rare, and no bombs: all texts of a picture may have so much together.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+Image.register_decoder("ppm", Scaled)
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", *_HEIC)
 """What is opened at all: raster formats whose decoders start no other program. HEIC where the extra is installed."""
 _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
 _JPEG_START: Final = b"\xff\xd8\xff"
-_JPEG_MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-"""Of those that others may follow, and the end; no length is read behind one that has none."""
-_JPEG_SCAN: Final = b"\xff\xda"
-_MOST_SCANNED: Final = 5_000_000_000
-"""Pixels of a JPEG times its scans, each of which goes over all of them in ten bytes: some ten seconds. Cameras and
-editors write 14 scans at most.
-"""
 _JPEG_END: Final = b"\xff\xd9"
 _TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8")
@@ -130,10 +127,11 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
         with warnings.catch_warnings():
             # Pillow's own bomb warning starts below our limit, EXIF warnings concern tags we do not read.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            check_parts(data)
+            with Image.open(Pieces(data), formats=_FORMATS) as image:
                 _check_size(image.size, limits)
                 if image.format in _JPEG and is_slow(data, image.size):
-                    raise Undecodable("too_large", "a JPEG of far more scans over its pixels than pictures have")
+                    raise BombError("a JPEG of far more scans over its pixels than pictures have")
                 if isinstance(image, TiffImageFile) and is_preview(image, data):
                     raise Undecodable("not_an_image", _RAW)
                 orientation = _orientation(image, data)
@@ -146,6 +144,8 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
                 stored_size = image.size
     except (Undecodable, MemoryError):
         raise
+    except BombError as error:
+        raise Undecodable("too_large", str(error)) from error
     except Image.DecompressionBombError as error:  # before its size could be asked
         said = re.search(r"\d+ pixels", str(error))
         raise Undecodable("too_large", f"{said[0] if said else 'too many pixels'}, {_allowed(limits)}") from error
@@ -155,24 +155,6 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
         height, width = upright.shape[:2]
         stored_size = (height, width) if orientation >= 5 else (width, height)
     return Photo(upright, orientation, stored_size, reduction)
-
-
-def is_slow(data: bytes, size: tuple[int, int]) -> bool:
-    """Whether a JPEG (width, height) has so many scans that decoding it would hold a core for long."""
-    most = _MOST_SCANNED // (size[0] * size[1])
-    pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
-    # First whatever looks like one, which costs little: also in the film that phones write behind a photo.
-    looks = sum(int(np.count_nonzero(pair == int.from_bytes(_JPEG_SCAN, "little"))) for pair in pairs)
-    return looks > most and _scans(data) > most
-
-
-def _scans(data: bytes) -> int:
-    """The scans of a JPEG's first picture, as its decoder finds them (ITU-T T.81, B.1.1 and B.2)."""
-    count, place = 0, 0
-    while (marker := _JPEG_MARKER.search(data, place)) and marker[0] != _JPEG_END:
-        count += marker[0] == _JPEG_SCAN
-        place = marker.end() + max(2, int.from_bytes(data[marker.end() : marker.end() + 2]))
-    return count
 
 
 def decode_grey(data: bytes, photo: Photo, reduction: int) -> NDArray[np.uint8]:
@@ -220,6 +202,10 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF_MARKS):
         return 1
     try:
+        if image.format == "PNG" and "exif" not in image.info:
+            image.load()  # it may be behind the pixels
+        if has_long_lists((image.info.get("exif") or b"").removeprefix(b"Exif\0\0")):
+            raise BombError("EXIF of far more numbers than pictures have")
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError):  # broken EXIF, perhaps sound pixels
         return 1
@@ -240,6 +226,8 @@ def _by_opencv(data: bytes, flags: int) -> NDArray[np.uint8] | None:
 
 
 def _imdecode(data: bytes, flags: int) -> NDArray[np.uint8] | None:
+    if overstates(data):
+        return None
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from pipelines.showable import showable
 
-_NUMBER: Final = re.compile(r"[-+−±<>≤≥]?\s*\d[\d.,\s]*(e[-+]?\d+)?\s*(%|×|px|ms|s)?", re.IGNORECASE)
+_NUMBER: Final = re.compile(r"[-+−±<>≤≥]?\s*\d[\d.,\s]*(e[-+]?\d+\s*)?(%|×|px|ms|s)?", re.IGNORECASE)
 _BLANK: Final = frozenset({"", "-", "–", "—", "nan"})
 _REFERENCE: Final = re.compile(r'(\sid="|url\(#|href="#)')
 

@@ -9,7 +9,6 @@ Source of the hash: Zauner, "Implementation and Benchmarking of Perceptual Image
 """
 
 import base64
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.decoding import Limits, decode, is_slow
+from pipelines.bombs import Pieces, is_slow
+from pipelines.decoding import Limits, decode
 
 MAX_DISTANCE: Final = 7
 """Bits in which hashes of one photo's copies may differ: of four blocks of 16 bits, one then differs by 1 at most."""
@@ -90,7 +90,7 @@ def near_duplicates(prints: Sequence[str]) -> list[set[int]]:
 def _grey(data: bytes) -> NDArray[np.uint8]:
     """The picture in grey, upright; a JPEG is decoded at the smallest scale that keeps `_SMALL` pixels."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with Image.open(Pieces(data), formats=("JPEG",)) as image:
             width, height = image.size
     except Exception:  # not a JPEG, or hostile: `decode` says
         width = height = 0

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Final, cast
@@ -217,17 +218,16 @@ def _placed(
         # Windows separates folders by what may be part of a name elsewhere, and macOS may write ë as e and its dots;
         # blanks around a name may be its own.
         slashes = plain.replace("\\", "/")
-        written, *forms = map(PurePosixPath, (slashes, normalize("NFC", slashes), normalize("NFD", slashes)))
-        names = dict.fromkeys((PurePosixPath(image), PurePosixPath(plain), written, *forms))
-        paths = [path for path in names if _is_below(path)]
-        below = ((folder / entry.folder, folder) for folder in map(PurePosixPath, folders))
-        places = list(dict.fromkeys(chain.from_iterable(below)))
-        wanted = ((place / path).as_posix() for path in paths for place in places)
+        written = PurePosixPath(slashes)
+        names = dict.fromkeys((image, plain, slashes, normalize("NFC", slashes), normalize("NFD", slashes)))
+        paths = [path.as_posix() for path in map(PurePosixPath, names) if _is_below(path)]
+        places = _places(tuple(folders), entry.folder)
+        wanted = (path if place == "." else f"{place}/{path}" for path in paths for place in places)
         there = next((uri for uri in wanted if _is_short(uri) and is_there(uri)), None)
         if there:
             return there, annotation, entry
         if _is_below(written) and not _DRIVE.match(image) and not _CONTROLS.search(image):
-            looked = ", ".join(place.as_posix() for place in places)
+            looked = ", ".join(places)[:400]  # each may be as long as a file makes a subset's name
             missing = BadAnnotation("no_image", f"{image[:200]!r} is not there (looked in: {looked})")
             uri = (PurePosixPath(folders[0]) / written).as_posix()
         else:
@@ -240,12 +240,19 @@ def _placed(
     return uri, annotation, Entry(image, entry.number, face)
 
 
+@lru_cache(maxsize=1)  # of most lists the same for every entry
+def _places(folders: tuple[str, ...], folder: str) -> list[str]:
+    """Where a picture is looked for: in each of `folders`, below that first in the entry's own."""
+    below = ((place / folder, place) for place in map(PurePosixPath, folders))
+    return [place.as_posix() for place in dict.fromkeys(chain.from_iterable(below))]
+
+
 def _is_below(path: PurePosixPath) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _is_short(uri: str) -> bool:
-    return all(len(part.encode()) <= _LONGEST_NAME for part in PurePosixPath(uri).parts)
+    return all(len(part.encode()) <= _LONGEST_NAME for part in uri.split("/"))
 
 
 def _look_up(files: Files) -> Callable[[str], bool]:

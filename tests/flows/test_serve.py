@@ -1,4 +1,6 @@
+import errno
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import yaml
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows.cli import main
 from flows.serve import deployments
@@ -108,6 +110,29 @@ def test_a_server_that_does_not_answer_is_named(
     assert said.startswith("msrrn: no Prefect server answers at http://127.0.0.1:1/api: start it")
     assert "unset PREFECT_API_URL, whose address ends in /api" in said
     assert "planted" not in said
+
+
+@pytest.mark.parametrize("call", [("demo",), ("retrain", "--data", "photos", "--out", "work")])
+def test_a_home_that_cannot_be_written_is_told_at_once(
+    call: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prefect tells of its database in 200 lines, and then waits for it."""
+    monkeypatch.chdir(tmp_path)
+    with temporary_settings({PREFECT_HOME: Path("/proc/none"), PREFECT_API_URL: None}):
+        assert main(call) == 1
+    assert re.fullmatch("msrrn: /proc/none cannot be written.*PREFECT_HOME.*\n", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_whatever_was_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(file: Path, limit: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("flows.serve.serve", serve)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err.startswith("msrrn: disk full, perhaps where temporary files go (TMPDIR): free")
 
 
 def test_no_part_of_a_password_is_told_as_a_port(capsys: pytest.CaptureFixture[str]) -> None:

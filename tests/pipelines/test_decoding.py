@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from pipelines import decoding
+from pipelines import bombs, decoding
 from pipelines.dataset.prints import photo_print
 from pipelines.decoding import Limits, Photo, Undecodable, decode, decode_grey
 from tests.exif import upright_to_stored
@@ -83,13 +83,93 @@ def test_scans_that_go_over_a_large_picture_again_and_again_are_counted() -> Non
 
 def test_a_film_behind_a_photo_and_a_preview_in_it_have_no_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Phones write films there, of which every 65,536th pair of bytes looks like a scan's beginning."""
-    monkeypatch.setattr(decoding, "_MOST_SCANNED", 300 * 16 * 16)
+    monkeypatch.setattr(bombs, "_MOST_SCANNED", 300 * 16 * 16)
     plain = picture(np.zeros((16, 16, 3), np.uint8), "JPEG")
     preview = b"\xff\xe1" + struct.pack(">H", 802) + b"\xff\xda" * 400
     with_preview = plain[:2] + preview + plain[2:]
     for data in (plain + b"\xff\xda" * 400, with_preview, with_preview + b"\xff\xda" * 400):
         assert decode(data).rgb.shape == (16, 16, 3)
         photo_print(data)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png_with(chunks: bytes, behind: bytes = b"") -> bytes:
+    data = picture(SCENE)
+    return data[:33] + chunks + data[33:-12] + behind + data[-12:]
+
+
+def _profile(size: int) -> bytes:
+    return _chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(size)))
+
+
+_ORIENTATIONS: Final = b"II*\0\x08\0\0\0" + struct.pack("<3H3L", 1, 274, 3, 600_000, 26, 0) + b"\6\0" * 600_000
+"""EXIF that says it so often: Pillow makes a number of Python's of each."""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P6\n#" + b"c" * 10_000 + b"\n1 1\n255\n" + bytes(3),
+        b"P3\n1 1\n255\n" + b"#\n" * 10_001 + b"1 1 1 ",
+        _png_with(_chunk(b"msRN", b"") * 5_000),
+        _png_with(_chunk(b"tEXt", b"a\0eXIf"), _chunk(b"msRN", b"") * 5_000),
+        _png_with(_profile(8) * 9),
+        _png_with(_chunk(b"eXIf", _ORIENTATIONS)),
+        picture(SCENE, "WEBP", exif=_ORIENTATIONS),
+        b"\xff\xd8" + b"\xff\xe1\0\x08Exif\0\0" * 201 + picture(SCENE, "JPEG")[2:],
+        b"II*\0\x08\0\0\0" + struct.pack("<3H3L", 1, 273, 4, 600_000, 0, 0) + bytes(2_400_000),
+        b"MM\0*\0\0\0\x08" + struct.pack(">3H3L", 1, 273, 4, 600_000, 0, 0) + bytes(2_400_000),
+        b"II+\0\x08\0\0\0" + struct.pack("<2Q2H3Q", 16, 1, 324, 1, 600_000, 0, 0) + bytes(600_000),
+    ],
+    ids=[
+        "header",
+        "comments",
+        "chunks",
+        "behind",
+        "profiles",
+        "exif",
+        "webp",
+        "jpeg",
+        "strips",
+        "big-endian",
+        "bigtiff",
+    ],
+)
+def test_what_few_bytes_make_pillow_do_for_long_is_refused(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to half a minute for a megabyte, or gigabytes of memory for a file within the limit."""
+    monkeypatch.setattr(bombs.Pieces, "_left", 10_000)
+    assert _reason(data) == "too_large"
+    with pytest.raises(Undecodable, match="far more"):
+        photo_print(data)
+
+
+def test_damage_that_states_a_long_list_is_no_bomb() -> None:
+    """Pillow leaves out what would lead out of the file."""
+    data = picture(SCENE, "TIFF", tiffinfo={ExifTags.Base.XResolution: 72.0})
+    tag = data.index(struct.pack("<HHL", ExifTags.Base.XResolution, 5, 1))
+    np.testing.assert_array_equal(decode(data[: tag + 4] + b"\xff" * 4 + data[tag + 8 :]).rgb, SCENE)
+
+
+def test_a_chunk_of_more_than_its_file_is_not_made_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV took 4 GB for a file of 200 bytes."""
+    data = picture(SCENE)
+    assert data[37:41] == b"IDAT"
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it would be"))
+    np.testing.assert_array_equal(decode(data[:33] + b"\xff" * 4 + data[37:]).rgb, SCENE)
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
+def test_a_png_with_a_profile_or_text_of_some_megabytes_is_read(kind: bytes) -> None:
+    packed = zlib.compress(bytes(3_000_000))
+    data = _png_with(_chunk(kind, b"a\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"\0") + packed))
+    np.testing.assert_array_equal(decode(data).rgb, SCENE)
+
+
+def test_a_png_whose_profile_is_a_bomb_is_none() -> None:
+    assert _reason(_png_with(_profile(65 << 20))) == "corrupt"
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
@@ -164,6 +244,23 @@ def test_a_pgm_of_more_than_8_bits() -> None:
     grey = np.linspace(0, 4095, WIDTH * HEIGHT).astype(np.uint16)
     raw = b"P5 %d %d 4095\n" % (WIDTH, HEIGHT) + grey.astype(">u2").tobytes()
     np.testing.assert_allclose(decode(raw).rgb[..., 0].ravel(), grey / 4095 * 255, atol=1)
+
+
+@pytest.mark.parametrize("white", [1, 3, 254, 256, 1000, 65534])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_ppm_of_another_white_is_read_at_once(bands: int, white: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads and scales it pixel by pixel, to the same."""
+    monkeypatch.setattr(bombs.Pieces, "_left", 100)
+    kind = ">u2" if white > 255 else "u1"
+    most = min(white + 100, np.iinfo(kind).max)  # what is lighter than white is white
+    samples = np.random.default_rng(white).integers(0, most, (HEIGHT, WIDTH, bands), endpoint=True)
+    data = b"P%d %d %d %d\n" % (5 if bands == 1 else 6, WIDTH, HEIGHT, white) + samples.astype(kind).tobytes()
+    deep = bands == 1 and white > 255
+    full = 65535 if deep else 255
+    scaled = [min(full, round(value / white * full)) >> 8 * deep for value in samples.ravel().tolist()]
+    expected = np.array(scaled, np.uint8).reshape(samples.shape)
+    np.testing.assert_array_equal(decode(data).rgb, np.broadcast_to(expected, (HEIGHT, WIDTH, 3)))
+    assert _reason(data[:-1]) == "corrupt"
 
 
 def test_a_negative_tiff_of_16_bits_is_none() -> None:

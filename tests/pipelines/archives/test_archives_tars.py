@@ -143,6 +143,17 @@ def test_long_and_foreign_names(tmp_path: Path) -> None:
     assert _read(tmp_path, raw) == [("n\\xffme.jpg", b"x")]
 
 
+@pytest.mark.parametrize("letter", "xgXLK")
+@pytest.mark.parametrize("style", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_long_name_is_no_header(style: int, letter: str, tmp_path: Path) -> None:
+    """It has a block of its own, in which a letter of it is where headers have their type."""
+    long = f"{letter * 200}/{letter * 200}.jpg"
+    assert _read(tmp_path, tar(member(long, b"x"), member("z.jpg", b"z"), style=style)) == [
+        (long, b"x"),
+        ("z.jpg", b"z"),
+    ]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_unsafe_members_become_rows_and_touch_nothing(tmp_path: Path, kind: str) -> None:
     names = {

@@ -91,6 +91,16 @@ def test_the_tasks_of_a_project_have_subsets(folder: str | None, tmp_path: Path)
         np.testing.assert_allclose(row.shape, FACE + 9 * places.index(row.uri), rtol=0, atol=0.0051)
 
 
+def test_a_long_name_of_a_subset_is_told_in_part(tmp_path: Path) -> None:
+    """It is a folder in which the picture may lie, below each of ten."""
+    xml = document(("gone.jpg", points())).replace(b"<image ", b'<image subset="' + b"s" * 10_000 + b'" ')
+    (tmp_path / "a.xml").write_bytes(xml)
+    (row,) = Cvat(str(tmp_path)).scan()
+    assert isinstance(row, Rejected)
+    assert row.reason == "no_image"
+    assert len(row.message) < 1000
+
+
 def test_frames_of_a_video_have_their_suffix_on_disk_alone(tmp_path: Path) -> None:
     """As CVAT exports a task that was made of a video ("CVAT for images 1.1", with its images)."""
     xml = document(("frame_000000", points()), ("frame_000010", points(FACE + 9)))
