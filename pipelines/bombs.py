@@ -2,6 +2,8 @@
 
 import io
 import re
+from collections.abc import Iterator
+from itertools import islice, takewhile
 from typing import Final, Literal
 
 import numpy as np
@@ -52,10 +54,12 @@ class Pieces(io.BytesIO):
 
 def check_parts(data: bytes) -> None:
     """Raises `BombError` for a picture with far more of something than it has use for; `Pieces` sees the others."""
-    if data.startswith(_PNG) and data.count(b"iCCP") > _MOST_PROFILES:
+    if sum(kind == b"iCCP" for kind, _ in _chunks(data)) > _MOST_PROFILES:
         raise BombError("a PNG of far more colour profiles than pictures have")
-    if data.startswith(b"\xff\xd8") and data.count(b"Exif\0\0") > _MOST_EXIF:
-        raise BombError("a JPEG of far more EXIF than pictures have")
+    if data.startswith(b"\xff\xd8"):
+        header = takewhile(lambda segment: segment[0] != _SCAN, islice(_segments(data), _MOST_PIECES))
+        if sum(data.startswith(b"Exif\0\0", place) for _, place in header) > _MOST_EXIF:
+            raise BombError("a JPEG of far more EXIF than pictures have")
     if data.startswith((b"P1", b"P2", b"P3")) and data.count(b"#") > _MOST_COMMENTS:
         raise BombError("a PPM of far more comments than pictures have")
     if has_long_lists(data):
@@ -88,13 +92,24 @@ def has_long_lists(data: bytes) -> bool:
 
 def overstates(data: bytes) -> bool:
     """Whether a PNG has a chunk of more bytes than all of the file: OpenCV takes the memory for it, up to 4 GB."""
+    return any(size > len(data) for _, size in _chunks(data))
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """The type of each chunk before the end of a PNG, and the bytes that it says it has (PNG, section 5.3).
+
+    Raises:
+        BombError: they are far too many.
+    """
     place = len(_PNG)
-    while data.startswith(_PNG) and place + 8 <= len(data) and data[place + 4 : place + 8] != b"IEND":
+    for _ in range(_MOST_PIECES):
+        kind = data[place + 4 : place + 8]
+        if not data.startswith(_PNG) or len(kind) < 4 or kind == b"IEND":
+            return
         size = int.from_bytes(data[place : place + 4])
-        if size > len(data):
-            return True
+        yield kind, size
         place += size + 12
-    return False
+    raise BombError("a PNG of far more chunks than pictures have")
 
 
 def is_slow(data: bytes, size: tuple[int, int]) -> bool:
@@ -107,9 +122,13 @@ def is_slow(data: bytes, size: tuple[int, int]) -> bool:
 
 
 def _scans(data: bytes) -> int:
-    """The scans of a JPEG's first picture, as its decoder finds them (ITU-T T.81, B.1.1 and B.2)."""
-    count, place = 0, 0
+    """The scans of a JPEG's first picture, as its decoder finds them."""
+    return sum(marker == _SCAN for marker, _ in _segments(data))
+
+
+def _segments(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """The markers of a JPEG's first picture, and where what they hold begins (ITU-T T.81, B.1.1 and B.2)."""
+    place = 0
     while (marker := _MARKER.search(data, place)) and marker[0] != _END:
-        count += marker[0] == _SCAN
+        yield marker[0], marker.end() + 2
         place = marker.end() + max(2, int.from_bytes(data[marker.end() : marker.end() + 2]))
-    return count
