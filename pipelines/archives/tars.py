@@ -23,8 +23,6 @@ MAX_HEADER: Final = 1 << 20
 """Bytes of one member's headers, long names and attributes with them; tarfile reads whatever size they state."""
 _PAX: Final = frozenset({b"x", b"g", b"X"})
 """Types of headers that are attributes of the next member, or of all that follow."""
-_NAMES: Final = frozenset({b"L", b"K"})
-"""Types of headers, of GNU tar, that are a long name of the next member, or of what it is a link to."""
 _RUNS: Final = bytes(ord("0") if chr(byte) in "0123456789" else ord(" ") for byte in range(256))
 _LONGEST_RUN: Final = b"0" * 256
 """Of digits: more than a number has, or a file's own name."""
@@ -147,6 +145,11 @@ class _Header(tarfile.TarInfo):
     """GNU tar writes times into a backup where other kinds have how a name begins, for which tarfile takes them."""
 
     @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        cast(_Headers, tarfile.fileobj).at_header = True  # which only tarfile knows
+        return super().fromtarfile(tarfile)
+
+    @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         member = super().frombuf(buf, encoding, errors)
         if buf[257:265] == b"ustar  \0":
@@ -167,8 +170,10 @@ class _Headers:
         self.seek = file.seek
         self.tell = file.tell
         self._read = file.read
-        self._kind = b""
-        """the type of the header that was read last, where what it is of is read next"""
+        self.at_header = False
+        """whether one is what is read next"""
+        self._attributes = False
+        """whether such are"""
 
     def read(self, size: int) -> bytes:
         """As that of a file."""
@@ -176,11 +181,11 @@ class _Headers:
         if self.left < 0:
             raise _Refused(f"a header of more than {MAX_HEADER} bytes")
         block = self._read(size)
-        if self._kind in _PAX and not _are_attributes(block):
+        if self._attributes and not _are_attributes(block):
             raise _Refused("its attributes are damaged")
-        # What a header is of may look like one: a name has any letter at the place of the type.
-        is_header = not self._kind and size == tarfile.BLOCKSIZE and block[156:157] in _PAX | _NAMES
-        self._kind = block[156:157] if is_header else b""
+        # What is no header may look like one: a long name has any letter at the place of the type.
+        self._attributes = self.at_header and block[156:157] in _PAX
+        self.at_header = False
         return block
 
 
