@@ -94,11 +94,12 @@ def _forget(commands: Commands) -> None:
         from functools import partial
 
         from flows.progress import progress
-        from pipelines.annotation.forget import forget_in_run
-        from pipelines.annotation.tables import Annotations, runs_at
+        from pipelines.annotation.forget import forget_in_folder, forget_in_run
+        from pipelines.annotation.tables import RUN, Annotations, runs_at
         from pipelines.dataset.forget import forget_in_datasets
         from pipelines.dataset.inventory import place_of
         from pipelines.forgotten import Forgot
+        from pipelines.storage import Store
         from pipelines.texts import forgot_text
 
         if not call.datasets and not call.annotations:
@@ -112,6 +113,10 @@ def _forget(commands: Commands) -> None:
         in_runs = [partial(forget_in_run, place, digests) for place in runs]
         done: list[Forgot] = []
         try:
+            for folder in map(Store, call.annotations):
+                if not folder.exists(RUN):
+                    with progress("forgetting") as update:
+                        forget_in_folder(folder, digests, update)
             for forget in (*in_places, *in_runs):
                 with progress("forgetting") as update:
                     done.append(forget(update))
@@ -141,7 +146,7 @@ def _forget(commands: Commands) -> None:
         action="extend",
         default=[],
         metavar="URL",
-        help="what `annotate` was told with --out, or folders of such",
+        help="what `annotate` was told with --out, or folders of such, also for what begins there later",
     )
     add_workers(parser)
     add_json(parser)

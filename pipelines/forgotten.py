@@ -1,4 +1,4 @@
-"""The pictures that a place must never hold again: `forgotten.json`, beside its datasets or its annotation run."""
+"""The pictures that a place must never hold again: `forgotten.json`, beside its datasets or annotation runs."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
@@ -71,6 +71,15 @@ def read_forgotten(place: Store) -> Forgotten:
             f"{place.url}/{FORGOTTEN} is damaged ({error.errors()[0]['msg']}): restore it from a backup; without it "
             "pictures that were forgotten would come back"
         ) from error
+
+
+def forgotten_of_run(run: Store) -> frozenset[str]:
+    """SHA-256 of what a run leaves out: what was forgotten there, and in the folder of runs that it lies in.
+
+    Raises:
+        UserError: a list is damaged.
+    """
+    return read_forgotten(run).digests | read_forgotten(run.parent).digests
 
 
 def write_forgotten(place: Store, forgotten: Forgotten) -> None:

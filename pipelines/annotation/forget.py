@@ -44,6 +44,13 @@ def forget_in_run(place: Store, digests: Collection[str], progress: Progress) ->
     return forgot_at(place, digests, found)
 
 
+def forget_in_folder(folder: Store, digests: Collection[str], progress: Progress) -> None:
+    """Keeps pictures out of runs that begin in this folder of runs from now on, as that of each new champion does."""
+    folder = folder.absolute()
+    with hold(folder, lambda note: progress(0, 0, f"another call is at work there ({note}): waiting")):
+        remember(folder, digests)
+
+
 def _drop_unfinished(place: Store) -> None:
     """Deletes records without their parts, and parts without a record: the run makes them again.
 

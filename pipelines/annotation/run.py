@@ -19,7 +19,7 @@ from pipelines.annotation.unit import Job
 from pipelines.annotation.work import Again, Work
 from pipelines.archives import list_inputs
 from pipelines.errors import UserError
-from pipelines.forgotten import read_forgotten
+from pipelines.forgotten import forgotten_of_run
 from pipelines.lease import hold
 from pipelines.models import Model
 from pipelines.progress import Progress
@@ -63,7 +63,7 @@ def annotate(
         said = {"detector": detector.name, "precision": asked.precision, "engine": asked.engine}
         chosen = chosen.model_copy(update=said)
         publish_claim(place, claim_of(source, asked, chosen))
-        task = Task(archive, detector, chosen, model.card.crop_margin, read_forgotten(place).digests)
+        task = Task(archive, detector, chosen, model.card.crop_margin, forgotten_of_run(place))
         job = Job(place, asked.for_workers(), task)
 
         @cache

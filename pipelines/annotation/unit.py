@@ -21,7 +21,7 @@ from pipelines.annotation.records import RECORDS, UnitRecord, found_record, stag
 from pipelines.annotation.sightings import Task
 from pipelines.annotation.tables import TABLES, Annotations, part_key, without
 from pipelines.asked import Asked
-from pipelines.forgotten import read_forgotten
+from pipelines.forgotten import forgotten_of_run
 from pipelines.outages import MissingError
 from pipelines.storage import Store
 
@@ -74,7 +74,7 @@ def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
     }
     record = write_unit(job.out, unit.key, inputs, tables, pending.again)
     # Forgetting waits for a run, but not for one that was frozen for longer than its lease.
-    forgotten = read_forgotten(job.out).digests
+    forgotten = forgotten_of_run(job.out)
     if not forgotten.isdisjoint(row["sha256"] for row in tables["images"]):
         record = write_unit(job.out, unit.key, inputs, without(forgotten, **tables), again=True)
     return unit.key, record

@@ -13,7 +13,7 @@ from PIL import Image
 from flows.cli import main
 from msrrn.provenance import Training
 from pipelines.annotation import unit
-from pipelines.annotation.forget import forget_in_run
+from pipelines.annotation.forget import forget_in_folder, forget_in_run
 from pipelines.annotation.records import UnitRecord
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
@@ -418,7 +418,7 @@ def test_a_run_that_was_frozen_does_not_bring_back_what_was_forgotten(
     annotated: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was silent for longer than its lease, while it had seen the picture and not yet written its rows."""
-    digest = sha256(annotated / "lfpw/trainset/0.jpg")
+    digest, other = (sha256(annotated / f"lfpw/trainset/{number}.jpg") for number in (0, 1))
     run = tmp_path / "run"
     write = unit.write_unit
 
@@ -427,12 +427,13 @@ def test_a_run_that_was_frozen_does_not_bring_back_what_was_forgotten(
             monkeypatch.setattr(unit, "write_unit", write)
             (run / LEASE).unlink()
             forget_in_run(Store(str(run)), [digest], quiet)
+            forget_in_folder(Store(str(tmp_path)), [other], quiet)
         return write(*arguments, **named)
 
     monkeypatch.setattr(unit, "write_unit", frozen)
     summary = annotate(str(annotated), str(run), model, RUN_SETTINGS, 1)
-    assert digest not in decoded_rows(run)
-    assert summary.reasons["forgotten"] == 1
+    assert decoded_rows(run).keys().isdisjoint((digest, other))
+    assert summary.reasons["forgotten"] == 2
     assert summary == Summary.model_validate_json((run / SUMMARY).read_bytes())
 
 
@@ -451,8 +452,7 @@ def test_a_run_from_the_beginning_gives_what_forgetting_left(
 ) -> None:
     forget_in_run(Store(str(run)), [sha256(annotated / "lfpw/trainset/0.jpg")], quiet)
     fresh = tmp_path / "fresh"
-    fresh.mkdir()
-    shutil.copy(run / FORGOTTEN, fresh / FORGOTTEN)
+    shutil.copy(run / FORGOTTEN, tmp_path / FORGOTTEN)
     annotate(str(annotated), str(fresh), model, RUN_SETTINGS, 1)
     for folder in ("images", "plan"):
         assert tree(fresh / folder) == tree(run / folder)
@@ -523,7 +523,8 @@ def test_the_command(
     assert main(["forget", digest, "0" * 64, *where, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [picture["rows"] for picture in found[0]["pictures"]] == [SETTINGS.augmentation.copies + 1, 0]
-    assert read_forgotten(Store(str(place))).digests == {digest, "0" * 64}
+    for each in (place, run.parent):  # the latter for runs that begin there later
+        assert read_forgotten(Store(str(each))).digests == {digest, "0" * 64}
     assert [each["earlier"] for each in found] == [[digest], [digest]]
     assert main(["forget", digest, *where]) == 0
     printed = capsys.readouterr().out
