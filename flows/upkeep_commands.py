@@ -94,8 +94,7 @@ def _forget(commands: Commands) -> None:
         from functools import partial
 
         from flows.progress import progress
-        from pipelines.annotation.forget import forget_in_folder, forget_in_run
-        from pipelines.annotation.tables import RUN, Annotations, runs_at
+        from pipelines.annotation.forget import forget_in_run, keep_out, readable_runs
         from pipelines.dataset.forget import forget_in_datasets
         from pipelines.dataset.inventory import place_of
         from pipelines.forgotten import Forgot
@@ -107,16 +106,12 @@ def _forget(commands: Commands) -> None:
         digests = sorted(set(call.pictures))
         # All places before any is changed: a slip in the last one shall not leave half of it done.
         in_places = [partial(forget_in_datasets, place_of(url).url, digests, call.workers) for url in call.datasets]
-        runs = [place for url in call.annotations for place in runs_at(url)]
-        for place in runs:
-            _ = Annotations(place).run
-        in_runs = [partial(forget_in_run, place, digests) for place in runs]
+        in_runs = [partial(forget_in_run, run, digests) for url in call.annotations for run in readable_runs(url)]
         done: list[Forgot] = []
         try:
-            for folder in map(Store, call.annotations):
-                if not folder.exists(RUN):
-                    with progress("forgetting") as update:
-                        forget_in_folder(folder, digests, update)
+            with progress("forgetting") as update:
+                for url in call.annotations:
+                    keep_out(Store(url), digests, update)
             for forget in (*in_places, *in_runs):
                 with progress("forgetting") as update:
                     done.append(forget(update))

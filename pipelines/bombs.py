@@ -21,7 +21,7 @@ _MOST_PIECES: Final = 1_000_000
 _MOST_PROFILES: Final = 8
 """Colour profiles of a PNG, which may have one: Pillow unpacks them all."""
 _MOST_EXIF: Final = 200
-"""Parts that EXIF of a JPEG comes in, of up to 64 kB: Pillow puts them together. Each picture in it may have one."""
+"""Parts that EXIF of a JPEG comes in, of up to 64 kB: Pillow puts them together, one after another."""
 _MOST_COMMENTS: Final = 10_000
 """For each, Pillow copies what follows of up to a megabyte."""
 _LONGEST_LIST: Final = 500_000
@@ -101,10 +101,10 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
     Raises:
         BombError: they are far too many.
     """
-    place = len(_PNG)
+    place = len(_PNG) if data.startswith(_PNG) else len(data)
     for _ in range(_MOST_PIECES):
         kind = data[place + 4 : place + 8]
-        if not data.startswith(_PNG) or len(kind) < 4 or kind == b"IEND":
+        if len(kind) < 4 or kind == b"IEND":
             return
         size = int.from_bytes(data[place : place + 4])
         yield kind, size

@@ -1,11 +1,13 @@
 """The pictures that a place must never hold again: `forgotten.json`, beside its datasets or annotation runs."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import UserError
+from pipelines.outages import DeniedError
 from pipelines.storage import Store
 
 FORGOTTEN: Final = "forgotten.json"
@@ -76,10 +78,15 @@ def read_forgotten(place: Store) -> Forgotten:
 def forgotten_of_run(run: Store) -> frozenset[str]:
     """SHA-256 of what a run leaves out: what was forgotten there, and in the folder of runs that it lies in.
 
+    Of that folder only if it may be read: S3 credentials may be good for the run's place alone.
+
     Raises:
         UserError: a list is damaged.
     """
-    return read_forgotten(run).digests | read_forgotten(run.parent).digests
+    digests = read_forgotten(run).digests
+    with suppress(DeniedError):
+        digests |= read_forgotten(run.parent).digests
+    return digests
 
 
 def write_forgotten(place: Store, forgotten: Forgotten) -> None:

@@ -37,6 +37,10 @@ class MissingError(UserError):
     """Nothing lies there."""
 
 
+class DeniedError(UserError):
+    """Whoever asks has no right to know what lies there."""
+
+
 @contextmanager
 def explained(url: str, key: str) -> Iterator[None]:
     """Errors of what is done with a key of a place, as `Store` tells them."""
@@ -58,7 +62,8 @@ def explained(url: str, key: str) -> Iterator[None]:
             raise UserError(text) from error
         if isinstance(error, PermissionError) or error.errno in _REFUSED:
             what = "the S3 credentials" if remote else "the path"
-            raise UserError(f"{name}: {_said(error)}; check {what} and the rights there") from None
+            kind = DeniedError if isinstance(error, PermissionError) else UserError
+            raise kind(f"{name}: {_said(error)}; check {what} and the rights there") from None
         if not remote:
             error.filename = error.filename or name  # reading names no file
             raise

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pipelines.annotation.page import annotation_page
 from pipelines.annotation.records import RECORDS, STAGED, UnitRecord
 from pipelines.annotation.summary import summary_before, totals
-from pipelines.annotation.tables import PAGE, SUMMARY, TABLES, Annotations, part_key, unit_of, without
+from pipelines.annotation.tables import PAGE, RUN, SUMMARY, TABLES, Annotations, part_key, runs_at, unit_of, without
 from pipelines.annotation.unit import read_record, write_unit
 from pipelines.forgotten import Forgot, forgot_at, read_forgotten, remember, remember_found
 from pipelines.lease import hold
@@ -44,11 +44,25 @@ def forget_in_run(place: Store, digests: Collection[str], progress: Progress) ->
     return forgot_at(place, digests, found)
 
 
-def forget_in_folder(folder: Store, digests: Collection[str], progress: Progress) -> None:
-    """Keeps pictures out of runs that begin in this folder of runs from now on, as that of each new champion does."""
-    folder = folder.absolute()
-    with hold(folder, lambda note: progress(0, 0, f"another call is at work there ({note}): waiting")):
-        remember(folder, digests)
+def readable_runs(url: str) -> list[Store]:
+    """The run at this place, or those directly below it.
+
+    Raises:
+        UserError: there is none, or one is of another version: nothing would be found in it.
+    """
+    runs = runs_at(url)
+    for place in runs:
+        _ = Annotations(place).run  # it raises
+    return runs
+
+
+def keep_out(place: Store, digests: Collection[str], progress: Progress) -> None:
+    """Where a place is a folder of runs: keeps pictures out of those that begin there later, as of a new champion."""
+    place = place.absolute()
+    if place.exists(RUN):
+        return
+    with hold(place, lambda note: progress(0, 0, f"another call is at work there ({note}): waiting")):
+        remember(place, digests)
 
 
 def _drop_unfinished(place: Store) -> None:

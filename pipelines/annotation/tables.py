@@ -154,9 +154,9 @@ class Annotations:
             UserError: no run wrote here, or one of another version.
         """
         run = self._record
-        if not self.is_of_this_version:
+        if (schema := run.get("schema", SCHEMA_VERSION)) != SCHEMA_VERSION:
             raise UserError(
-                f"{self.store.url} holds a run of another version of msrrn, with tables of schema {run['schema']}, "
+                f"{self.store.url} holds a run of another version of msrrn, with tables of schema {schema}, "
                 f"not {SCHEMA_VERSION}: use that version, or annotate elsewhere anew and delete this run"
             )
         return run

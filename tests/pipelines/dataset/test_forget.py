@@ -13,7 +13,7 @@ from PIL import Image
 from flows.cli import main
 from msrrn.provenance import Training
 from pipelines.annotation import unit
-from pipelines.annotation.forget import forget_in_folder, forget_in_run
+from pipelines.annotation.forget import forget_in_run, keep_out
 from pipelines.annotation.records import UnitRecord
 from pipelines.annotation.run import annotate
 from pipelines.annotation.summary import Summary
@@ -28,10 +28,12 @@ from pipelines.dataset.page import PAGE
 from pipelines.dataset.prepare import prepare
 from pipelines.dataset.verify import verify
 from pipelines.errors import UserError
-from pipelines.forgotten import FORGOTTEN, read_forgotten, remember, remember_found
+from pipelines.forgotten import FORGOTTEN, forgotten_of_run, read_forgotten, remember, remember_found
 from pipelines.lease import LEASE
 from pipelines.models import Model
 from pipelines.monitoring.drift import training_dataset
+from pipelines.outages import DeniedError
+from pipelines.s3 import s3_files
 from pipelines.settings import AnnotateSettings
 from pipelines.sources.pts import format_pts, parse_pts
 from pipelines.storage import Store
@@ -427,7 +429,7 @@ def test_a_run_that_was_frozen_does_not_bring_back_what_was_forgotten(
             monkeypatch.setattr(unit, "write_unit", write)
             (run / LEASE).unlink()
             forget_in_run(Store(str(run)), [digest], quiet)
-            forget_in_folder(Store(str(tmp_path)), [other], quiet)
+            keep_out(Store(str(tmp_path)), [other], quiet)
         return write(*arguments, **named)
 
     monkeypatch.setattr(unit, "write_unit", frozen)
@@ -435,6 +437,23 @@ def test_a_run_that_was_frozen_does_not_bring_back_what_was_forgotten(
     assert decoded_rows(run).keys().isdisjoint((digest, other))
     assert summary.reasons["forgotten"] == 2
     assert summary == Summary.model_validate_json((run / SUMMARY).read_bytes())
+
+
+def test_credentials_may_be_good_for_the_place_of_a_run_alone(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 then answers 403 to whoever asks for what lies beside it."""
+    run = Store(f"{s3}/run")
+    remember(run, ["0" * 64])
+    info = s3_files().info
+
+    def denied(path: str) -> Any:
+        if "/run/" not in path:
+            raise PermissionError("Forbidden")
+        return info(path)
+
+    monkeypatch.setattr(s3_files(), "info", denied)
+    with pytest.raises(DeniedError, match="Forbidden; check the S3 credentials and the rights there"):
+        run.parent.exists(FORGOTTEN)
+    assert forgotten_of_run(run) == {"0" * 64}
 
 
 def test_what_lies_beside_the_files_of_a_run_is_not_touched(run: Path, annotated: Path, model: Model) -> None:
