@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.infra.files import INFRA
+from tests.servers import free_ports
 
 
 def postgres_programs() -> Path:
@@ -31,8 +31,8 @@ def postgres(passwords: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """
     programs = postgres_programs()
     user = "postgres" if os.getuid() == 0 else None
-    with tempfile.TemporaryDirectory() as name, socket.create_server(("127.0.0.1", 0)) as free:
-        folder, port = Path(name), str(free.getsockname()[1])
+    with tempfile.TemporaryDirectory() as name:
+        folder, (port,) = Path(name), map(str, free_ports(1))
         (folder / "password").write_text("superuser")
         if user:
             shutil.chown(folder, user)
@@ -42,7 +42,6 @@ def postgres(passwords: Mapping[str, str]) -> Iterator[dict[str, str]]:
         initialise.append(f"--pwfile={folder / 'password'}")
         made = subprocess.run(initialise, user=user, cwd=folder, check=False, capture_output=True, text=True)
         assert made.returncode == 0, made.stderr
-        free.close()
         start = [f"{programs}/postgres", "-D", str(data), "-k", str(folder), "-h", "127.0.0.1", "-p", port, "-F"]
         process = subprocess.Popen(start, user=user, cwd=folder, stderr=subprocess.DEVNULL)
         connection = {"PGHOST": "127.0.0.1", "PGPORT": port, "PGUSER": "postgres", "PGPASSWORD": "superuser"}

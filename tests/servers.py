@@ -1,21 +1,32 @@
 """Servers on loopback, as processes of their own."""
 
+import random
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
+_SERVERS: Final = range(20_000, 32_000)
+"""Ports below those that Linux gives to connections as they begin, and above those of Ray's workers."""
+
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has now."""
+    """Ports that nobody has now, and that no connection gets before a server listens there."""
+    found: list[int] = []
     with ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [server.getsockname()[1] for server in servers]
+        for port in random.SystemRandom().sample(_SERVERS, len(_SERVERS)):
+            if len(found) == count:
+                break
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+    assert len(found) == count, "too few free ports"
+    return found
 
 
 def wait_for(found: Callable[[], Any], seconds: float = 600) -> Any:

@@ -17,7 +17,6 @@ import argparse
 import io
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,7 @@ from pipelines.synthesis import synthesise
 from tests.benchmarks.timeline import Timeline, all_runs, left_to_do
 from tests.cluster import kill_tree
 from tests.integration.prefect_server import PREFECT, ROOT, Server, post, prefect, prefect_server
-from tests.servers import listens, wait_for
+from tests.servers import free_ports, listens, wait_for
 
 FEW, MANY, PICTURES = 48, 240, 100
 PREPARE: Final = PrepareSettings(augmentation=AugmentationSettings(copies=2), val_share=0.3)
@@ -184,8 +183,7 @@ def _short_schedules(folder: Path, pace: int) -> str:
 
 @contextmanager
 def _mlflow_server(folder: Path) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
