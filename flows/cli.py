@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from http import HTTPStatus
+from traceback import walk_stack
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -39,6 +40,8 @@ exit codes: 0 done, 1 the job failed, 2 the call is wrong, 130 interrupted, 141 
 
 _WITHOUT_MEMORY: Final = re.compile("can't start new thread|could not create a primitive|can't allocate memory")
 """What Python, and torch, say where there is none, in errors of any kind of trouble."""
+_INTERRUPTED: Final = 130
+_STOPPED: Final = "interrupted; the same command goes on where this one stopped"
 _BROKEN_PIPE: Final = 141
 """What a shell reports of any program whose reader has gone."""
 
@@ -68,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(_explained(error))
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt as interrupt:
-        _fail(str(interrupt) or "interrupted; the same command goes on where this one stopped")
-        return 130
+        _fail(str(interrupt) or _STOPPED)
+        return _INTERRUPTED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -189,8 +192,9 @@ def _fail(message: str) -> None:
 
 def entry() -> NoReturn:
     """The console script."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores the latter
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # `nohup` ignores the last, the background of a script the first.
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _interrupt)
     try:
         sys.exit(main())
@@ -202,8 +206,23 @@ def entry() -> NoReturn:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """A service manager, a cluster or a terminal that is closed ends a command as Ctrl-C does: training stops at a
-    checkpoint, and what is held is let go. Ctrl-C itself is ignored in the background of a script."""
+    checkpoint, and what is held is let go.
+
+    Of an exception in the midst of an import, Python, Cython and pydantic lose or rename one in fifty, and torch that
+    is half there aborts at the end. While a command does no more than to load its modules, nothing is held: it ends
+    at once.
+    """
+    if _loading(frame):
+        _fail(_STOPPED)
+        os._exit(_INTERRUPTED)
     ctrl_c = signal.getsignal(signal.SIGINT)
-    if not callable(ctrl_c):
+    if not callable(ctrl_c) or ctrl_c is _interrupt:
         raise KeyboardInterrupt
     ctrl_c(signal.SIGINT, frame)
+
+
+def _loading(frame: FrameType | None) -> bool:
+    """Whether what runs there is an import that a command makes itself, outside of all work."""
+    names = [each.f_globals.get("__name__", "") for each, _ in walk_stack(frame)]
+    called = (name for name in reversed(names) if name != "__main__" and not name.startswith("flows."))
+    return next(called, "") == "importlib._bootstrap"

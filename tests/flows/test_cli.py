@@ -491,6 +491,17 @@ def test_sigterm_stops_what_a_script_runs_in_the_background(tmp_path: Path) -> N
     assert (process.returncode, errors.splitlines()[-1][:18]) == (130, "msrrn: interrupted")
 
 
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_interrupted_while_it_is_loaded_ends(ending: signal.Signals, tmp_path: Path) -> None:
+    """There an exception may be lost, or become another one, as in C that is called back."""
+    losing = f"import signal\ntry:\n    signal.raise_signal({ending:d})\nexcept BaseException:\n    pass"
+    (tmp_path / "pydantic.py").write_text(losing, "utf-8")
+    program = f"import sys; from flows.cli import entry; sys.path.insert(0, {str(tmp_path)!r}); entry()"
+    done = subprocess.run([sys.executable, "-c", program, "models"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "msrrn: interrupted; the same command goes on where this one stopped\n"
+
+
 @pytest.mark.parametrize("late", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_after_all_is_told_ends_a_command_without_another_word(late: signal.Signals) -> None:
     """Ray takes a second to end, and crashed when it was interrupted."""
