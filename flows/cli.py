@@ -1,7 +1,6 @@
 """The program `msrrn`: parses a call, runs one command, turns errors into one line and an exit code."""
 
 import argparse
-import errno
 import io
 import logging
 import os
@@ -15,7 +14,7 @@ from traceback import walk_stack
 from types import FrameType
 from typing import Final, NoReturn
 
-from pipelines.errors import UsageError, UserError
+from pipelines.errors import UsageError, UserError, disk_is_full
 from pipelines.secrecy import has_password, without_secrets
 from pipelines.showable import showable
 
@@ -166,7 +165,7 @@ def _explained(error: Exception) -> str:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _WITHOUT_MEMORY.search(str(error))):
         said = f" ({error})" if str(error) else ""
         return f"there is not enough memory{said}: free some, lower --workers, or raise the limit (ulimit -v)"
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if disk_is_full(error):
         return "disk full, perhaps where temporary files go (TMPDIR): free some space, and run again"
     said = without_secrets(str(error).strip())
     return f"{type(error).__name__}: {said or 'no message'}\nRun the command with --debug for details"

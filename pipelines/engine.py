@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from typing import Final, TypeVar
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, disk_is_full
 
 Shared = TypeVar("Shared")
 Unit = TypeVar("Unit")
@@ -150,6 +150,7 @@ def run_units(
     Raises:
         UserError: a unit's worker died, or failed with an `OSError`, and again each time it was retried; or Ray
             itself died.
+        OSError: a unit found a disk full, each time.
     """
     left = iter(units)
     first = list(islice(left, 2))
@@ -203,6 +204,8 @@ def _attempt(work: Callable[[Shared, Unit], Result], shared: Shared, unit: Unit)
     try:
         return work(shared, unit)
     except OSError as error:
+        if disk_is_full(error):  # of temporary files: `Store` names its own
+            raise
         raise UserError(
             f"{error}, {UNIT_RETRIES + 1} times at the same piece of work; "
             "finished units are kept: mend this and run again"

@@ -1,5 +1,7 @@
 """Errors that a person can act on, and what is wrong with an input. All else that escapes is a defect of ours."""
 
+import errno
+
 
 class UserError(Exception):
     """The job cannot be done as things are: one or two lines that name the file, the field and the remedy.
@@ -26,3 +28,8 @@ class UsageError(UserError):
 
 class NothingYetError(UserError):
     """What is to be looked at is not there yet: for a person who asked a mistake, on a schedule an ordinary day."""
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether a disk, or the share of it that its user has, is full: the command line names TMPDIR then."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}

@@ -84,6 +84,11 @@ def reaching_mlflow() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        if re.search("No space left on device|Disk quota exceeded", str(error)):  # not always in its first line
+            raise UserError(
+                f"MLflow at {shown_uri()}: disk full, there or where temporary files go (TMPDIR): free some space, "
+                "and run again"
+            ) from None
         if "too many 500 error responses" in str(error):
             raise OutageError(
                 f"The MLflow server at {shown_uri()} answers 500 again and again: its own log says why, as that its "

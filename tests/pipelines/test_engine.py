@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import ray
 
 from pipelines.engine import default_workers, run_units, start_ray
-from pipelines.errors import UserError
+from pipelines.errors import UserError, disk_is_full
 from pipelines.outages import OutageError
 
 
@@ -265,6 +266,16 @@ def test_a_unit_that_stumbles_each_time_ends_the_job(
     with pytest.raises(UserError, match=r"/mnt/shard.*4 times.*finished units are kept"):
         list(run_units(_stumbles(9), tmp_path, range(3), workers))
     assert len(list(tmp_path.glob("1-*"))) == 4
+
+
+def test_a_unit_that_finds_no_space_for_temporary_files_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line names TMPDIR, which such an error does not."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="No space left") as raised:
+        list(run_units(full, None, range(1), 1))
+    assert disk_is_full(raised.value)
+    assert full.call_count == 4
 
 
 def test_an_error_of_the_work_arrives_as_it_is(ray_of_two: int) -> None:

@@ -1,3 +1,4 @@
+import errno
 import math
 import os
 import shutil
@@ -419,6 +420,18 @@ def test_a_cache_that_cannot_be_written_is_not_put_down_to_mlflow(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=message), tracking.reaching_mlflow(), tracking.store_lock():
         pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        MlflowException("The following failures occurred:\n##### [Errno 28] No space left on device"),
+    ],
+)
+def test_a_full_disk_is_told_with_tmpdir(error: Exception) -> None:
+    with pytest.raises(UserError, match=r"disk full, .* \(TMPDIR\)"), tracking.reaching_mlflow():
+        raise error
 
 
 def test_a_served_model_answers_as_the_predictor(three: list[Path], mlflow_store: Path) -> None:
