@@ -140,7 +140,9 @@ class ThreeHundredW:
         """Folder → the pictures that its list names; the folder is "", the root, or ends in a slash."""
         if files.exists(VALIDATION_LIST):
             return {"": self._checked(files, "", self._listed(files, ""), images)}
-        tops = {f"{PurePosixPath(name).parts[0]}/" for name in files.sizes() if "/" in name}
+        # A folder that may be listed and not entered may not be asked for a list, either, nor has it any photo.
+        readable = (name for name, size in files.sizes().items() if size is not None)
+        tops = {f"{PurePosixPath(name).parts[0]}/" for name in readable if "/" in name}
         lists = {top: self._listed(files, top) for top in sorted(tops) if files.exists(top + VALIDATION_LIST)}
         return {
             top: self._checked(files, top, stems, images)

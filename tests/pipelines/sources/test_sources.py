@@ -1,7 +1,9 @@
+import errno
 import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,6 +288,22 @@ def test_each_folder_of_the_root_may_have_a_list(tmp_path: Path) -> None:
     Store(url).publish("mine/val.txt", b"d\nnone\n")
     with pytest.raises(UserError, match=r"mine/val\.txt lists 1 pictures that do not exist, first 'mine/none'"):
         _scan(url)
+
+
+def test_a_folder_that_may_be_listed_and_not_entered_is_not_asked_for_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(str(tmp_path), "a/1.jpg", "a/1.pts", "listed/2.jpg", "listed/2.pts")
+    plain = os.stat
+
+    def refusing(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if not isinstance(path, int) and Path(path).parent.name == "listed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return plain(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    rows = {row.uri: getattr(row, "reason", "read") for row in _scan(str(tmp_path))}
+    assert rows == {"a/1.jpg": "read", "listed/2.jpg": "forbidden", "listed/2.pts": "forbidden"}
 
 
 def test_a_wrong_validation_list_is_refused(tmp_path: Path) -> None:
