@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
@@ -24,6 +25,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from sqlalchemy import URL, NullPool, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.cache import cache_directory, writing
@@ -69,10 +71,18 @@ def client() -> MlflowClient:
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"MLflow store {database}: {error}; correct MLFLOW_TRACKING_URI") from error
     elif re.match(rf"({'|'.join(DATABASE_ENGINES)})(\+\w+)?://", tracking_uri()):
-        database_address()  # or MLflow would try to reach a wrong one for 100 seconds, and tell a part of a password
+        _require_database(database_address())
     # Two processes that create the tables of one new database at once both fail.
     with reaching_mlflow(), store_lock() if database else nullcontext():
         return MlflowClient(tracking_uri=tracking_uri())
+
+
+@cache
+def _require_database(address: URL) -> None:
+    """Raises UserError where the store is a database that does not answer, or refuses: MLflow, which opens it once in
+    a process, would try for 100 seconds."""
+    with reaching_mlflow(), create_engine(address, poolclass=NullPool).connect():
+        pass
 
 
 @contextmanager

@@ -365,6 +365,7 @@ def test_says_what_is_no_artifact(tmp_path: Path, three: list[Path], run: RunRec
         ("http://127.0.0.1:9", "No MLflow server answers at http://127.0.0.1:9"),
         ("http://user:secret@127.0.0.1:9", "MLFLOW_TRACKING_PASSWORD, not into MLFLOW_TRACKING_URI"),
         ("postgresql://user:secret@db:$PORT/mlflow", r"MLFLOW_TRACKING_URI=postgresql://db:\$PORT/mlflow is no"),
+        ("postgresql://user:secret@127.0.0.1:9/mlflow", "No MLflow server answers at postgresql://127.0.0.1:9/"),
         ("postgresql://user:a@secret@db/mlflow", "=postgresql://db/mlflow: the password holds an @: write %40"),
         ("postgresql+psycopg2://user:a@b/secret@db/mlflow", "=postgresql.*://db/mlflow: the password holds an @"),
         ("sqlite:///{}/junk.db", "not a database"),
@@ -380,6 +381,7 @@ def test_says_when_the_store_cannot_be_used(
     (tmp_path / "junk.db").write_bytes(b"no database at all " * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp_path))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.delattr("mlflow.store.db.utils.time")  # with which it waits for a database, 100 seconds in all
     with pytest.raises(UserError, match=message) as caught:
         fetch("models:/three/1")
     assert "secret" not in "".join(traceback.format_exception(caught.value))
