@@ -48,6 +48,9 @@ def start_ray(workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A process of each training, for a warning of preempted nodes that this one does not ask for: it goes on from its
+    # checkpoint.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # That a machine fell silent, as without power, it would see after seven minutes. Nodes take one ping a minute,
     # and hang up on who sends more.
     for name, milliseconds in (("time_ms", "75000"), ("timeout_ms", "30000")):

@@ -28,6 +28,7 @@ from pipelines.storage import Store
 from tests.environment import be_nobodys
 from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w, write_model
 from tests.faulty import FaultyEndpoint, serve_faulty
+from tests.quick import FORKING
 from tests.seaweedfs import serve_seaweedfs, weed
 
 be_nobodys(os.environ)  # before Prefect, which reads it once, is imported with the first test that needs it
@@ -93,6 +94,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MSRRN_CACHE", raising=False)
         patch.setenv("XDG_CACHE_HOME", str(home))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_sandboxes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.annotation.sandbox.subprocess", FORKING)
         yield
 
 

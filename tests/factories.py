@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -231,8 +232,10 @@ def forked(work: Callable[..., object], *arguments: object) -> ForkServerProcess
     It is a fork of one that has imported what tests do, and keeps the environment of the test that was first.
     """
     context = multiprocessing.get_context("forkserver")
-    stations = ("annotation.run", "dataset.prepare", "promotion.gate")
-    context.set_forkserver_preload([f"pipelines.{station}" for station in stations])
+    context.set_forkserver_preload(["tests.preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # it does not know where this one finds modules
+        ensure_running()
     return context.Process(target=_in_environment, args=(dict(os.environ), work, arguments))
 
 

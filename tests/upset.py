@@ -1,4 +1,7 @@
-"""A detector that chokes on some pictures. It is imported by each process that looks at pictures: so, by itself."""
+"""A detector that chokes on some pictures. It is imported by each process that looks at pictures: so, by itself.
+
+In others it finds a face without looking for one: on a busy machine, that could take longer than a picture may.
+"""
 
 import os
 import signal
@@ -9,6 +12,7 @@ from typing import ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from msrrn.geometry import Box
 from pipelines.detection import Detection, HogDetector
 
 UPSETTING: Final = {"b raises": 41, "c dies": 42, "d hangs": 43}
@@ -32,4 +36,5 @@ class Upset:
             os.kill(os.getpid(), signal.SIGSEGV)
         if height == 40 and width == 43 and not self.patient:
             time.sleep(60)
-        return HogDetector()(rgb, min_side)
+        middle = Box(width / 4, height / 4, width * 3 / 4, height * 3 / 4)
+        return [] if height == 40 else [Detection(middle, 1.0)]

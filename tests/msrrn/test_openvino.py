@@ -20,7 +20,10 @@ from tests.msrrn.test_onnx import CALIBRATION, PIXEL, asked, card, exported_once
 def test_it_gives_what_torch_gives(config: ModelConfig) -> None:
     crops = smooth_crops(9).numpy()
     expected = TorchPredictor(asked(config), CALIBRATION).predict(crops)
-    for graph, batch in ((exported_once(config), 4), (to_onnx(asked(config), card(config), 8), 8)):
+    graphs = {4: exported_once(config)}
+    if config == PRESETS["best"]:  # such a graph of the other: see `tests.pipelines.test_models`
+        graphs[8] = to_onnx(asked(config), card(config), 8)
+    for batch, graph in graphs.items():
         given = OpenVinoPredictor(compiled_prediction(graph, batch), CALIBRATION).predict(crops)
         np.testing.assert_allclose(given.stages, expected.stages, atol=1e-3 * PIXEL, rtol=0)
         np.testing.assert_allclose(given.expected_nrmse, expected.expected_nrmse, rtol=1e-3)

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.annotation import sandbox as station
 from pipelines.annotation.sandbox import BEGUN, Died, Sandbox
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
@@ -30,6 +31,12 @@ def doubled(mark: str, items: Sequence[str]) -> Iterator[str | tuple[str, int]]:
             Path(item[5:]).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         yield f"{mark}{item}", os.getpid()
+
+
+@pytest.fixture(autouse=True)
+def _by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here its process is started as users have it started (see `tests.quick`)."""
+    monkeypatch.setattr(station, "subprocess", subprocess)
 
 
 @pytest.fixture

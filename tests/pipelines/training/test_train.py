@@ -3,8 +3,9 @@ import os
 import shutil
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -472,10 +473,12 @@ def test_two_workers_train_as_one_does_though_one_is_killed(
 ) -> None:
     killed: list[int] = []
     epochs: list[float] = []
+    needless: list[str] = []
 
     def kill_one(epoch: Epoch) -> None:
         epochs.append(epoch.metrics["epoch"])
         workers = [process for process in _descendants() if "RayTrainWorker" in " ".join(process.info["cmdline"])]
+        needless.extend(_needless())
         if not killed and workers:
             killed.append(workers[0].pid)
             os.kill(workers[0].pid, signal.SIGKILL)
@@ -484,6 +487,7 @@ def test_two_workers_train_as_one_does_though_one_is_killed(
     monkeypatch.chdir(tmp_path)
     both = train_model(dataset[0].url, "both", SHARED, ray_of_two, telling(kill_one))
     assert killed
+    assert not needless
     assert set(epochs) == {1, 2, 3}
     assert len(both.history) == 3
     assert_alike(both, alone)
@@ -508,8 +512,19 @@ def test_workers_that_ctrl_c_stopped_leave_a_checkpoint_for_any_number(
     assert_alike(resumed, alone)
 
 
+def _needless() -> Iterator[str]:
+    """What a training on Ray does without, and costs seconds: a process more, and queues that have imported torch."""
+    for process in _descendants():
+        (what, *_) = process.info["cmdline"] or [""]
+        with suppress(OSError):
+            modules = Path(f"/proc/{process.pid}/maps").read_text()
+            if "Preemption" in what or ("Queue" in what and "libtorch" in modules):
+                yield what
+
+
+@pytest.mark.usefixtures("ray_of_two")
 def test_a_training_on_ray_that_is_cancelled_ends_at_a_checkpoint(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_of_two: int
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By what Prefect raises in a flow at SIGTERM: its workers were left to fail, and to be started again."""
     from ray.train.torch import TorchTrainer
@@ -531,7 +546,7 @@ def test_a_training_on_ray_that_is_cancelled_ends_at_a_checkpoint(
                 dataset[0].url,
                 str(tmp_path),
                 SHARED.model_copy(update={"epochs": 1000}),
-                ray_of_two,
+                1,
                 telling(lambda epoch: os.kill(os.getpid(), signal.SIGTERM) if epoch.metrics["epoch"] == 1 else None),
             )
     finally:
@@ -540,10 +555,11 @@ def test_a_training_on_ray_that_is_cancelled_ends_at_a_checkpoint(
     assert resumable(str(tmp_path))[1].epochs == 1000
 
 
-def test_a_loss_that_jumps_ends_a_training_on_ray_at_once(dataset: Dataset, tmp_path: Path, ray_of_two: int) -> None:
+@pytest.mark.usefixtures("ray_of_two")
+def test_a_loss_that_jumps_ends_a_training_on_ray_at_once(dataset: Dataset, tmp_path: Path) -> None:
     settings = TrainSettings(epochs=2, batch=16, learning_rate=1e6)
     with pytest.raises(DivergedError, match=r"the loss is .* at epoch 1, batch 2 of 2 .*; lower --learning-rate"):
-        train_model(dataset[0].url, str(tmp_path), settings, ray_of_two)
+        train_model(dataset[0].url, str(tmp_path), settings, 1)
 
 
 def _descendants() -> list[Any]:
@@ -557,9 +573,8 @@ def _descendants() -> list[Any]:
     return found
 
 
-def test_a_training_on_ray_takes_no_other_checkpoint_for_its_end(
-    dataset: Dataset, tmp_path: Path, ray_of_two: int
-) -> None:
+@pytest.mark.usefixtures("ray_of_two")
+def test_a_training_on_ray_takes_no_other_checkpoint_for_its_end(dataset: Dataset, tmp_path: Path) -> None:
     """As of who took over while this process was frozen, and is not as far."""
     place = Store(f"{tmp_path}/runs/{run_name(dataset[1], SHARED)}")
 
@@ -568,5 +583,5 @@ def test_a_training_on_ray_takes_no_other_checkpoint_for_its_end(
             Checkpoints(place).write(TrainState(SHARED, np.zeros((68, 2), np.float32)))
 
     with pytest.raises(UserError, match="left no last checkpoint"):
-        train_model(dataset[0].url, str(tmp_path), SHARED, ray_of_two, telling(overtaken))
+        train_model(dataset[0].url, str(tmp_path), SHARED, 1, telling(overtaken))
     assert not (tmp_path / "models").exists()
