@@ -19,7 +19,8 @@ from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.epochs import OnEpoch, epoch_done, interruptible
-from pipelines.training.loop import DivergedError, TrainState, train
+from pipelines.training.loop import DivergedError, train
+from pipelines.training.state import TrainState
 
 WORKER_FAILURES: Final = 3
 """Of workers, or of their machines, that a training stands without a checkpoint in between."""

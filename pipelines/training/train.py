@@ -22,9 +22,10 @@ from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.checkpoints import RUNS, Checkpoints, unfinished
 from pipelines.training.epochs import Epoch, OnEpoch, epoch_done, interruptible
-from pipelines.training.loop import DivergedError, TrainState, train
+from pipelines.training.loop import DivergedError, train
 from pipelines.training.on_ray import train_on_ray
 from pipelines.training.outcome import TrainedModel, publish_trained, read_trained
+from pipelines.training.state import TrainState
 from pipelines.training.validation import lean_to_take_off
 
 RECIPE: Final = 13

@@ -31,8 +31,9 @@ from pipelines.training import on_ray, outcome, validation
 from pipelines.training import train as station
 from pipelines.training.checkpoints import RUN, STATE, Checkpoints
 from pipelines.training.epochs import Epoch, OnEpoch
-from pipelines.training.loop import DivergedError, TrainState
+from pipelines.training.loop import DivergedError
 from pipelines.training.outcome import HISTORY, TrainedModel
+from pipelines.training.state import TrainState
 from pipelines.training.train import Followed, resumable, run_name, train_model
 from pipelines.training.validation import calibrate, lean, validate
 from tests.factories import SETTINGS, TINY, times, tree

@@ -19,7 +19,8 @@ from pipelines.dataset.loader import Batch, Loader
 from pipelines.errors import UserError
 from pipelines.settings import TrainSettings
 from pipelines.training import loop
-from pipelines.training.loop import DivergedError, TrainState, batches_seen, learning_rate, train, update
+from pipelines.training.loop import DivergedError, batches_seen, learning_rate, train, update
+from pipelines.training.state import TrainState
 from pipelines.training.validation import VAL_KEYS, lean, validate
 from tests.factories import TINY, Dataset
 from tests.msrrn.test_view import MEAN
