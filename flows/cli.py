@@ -126,6 +126,8 @@ def _quiet(debug: bool) -> None:
         "PREFECT_LOGGING_LEVEL": "INFO" if debug else "CRITICAL",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # As in prefect.yaml: retrainings and people who are asked take hours. One that never answered is not awaited.
+        "PREFECT_CLIENT_MAX_RETRIES": "8",
         "DO_NOT_TRACK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }

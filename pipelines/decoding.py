@@ -15,11 +15,12 @@ from typing import Final
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from PIL.TiffImagePlugin import TiffImageFile
 
 from msrrn.geometry import Similarity
 from pipelines.bombs import BombError, Pieces, check_parts, has_long_lists, is_slow, overstates
+from pipelines.damage import JPEG_START, what_is_wrong
 from pipelines.errors import UnusableInput
 from pipelines.ppm import Scaled
 from pipelines.tiff import has_12_bits, high_byte, is_preview, tell_depth_of_planes, white_is_zero
@@ -38,14 +39,9 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG200
 """What is opened at all: raster formats whose decoders start no other program. HEIC where the extra is installed."""
 _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
-_JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_END: Final = b"\xff\xd9"
-_TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8")
 _SIZE_OF_JPEG_2000: Final = b"\xff\x4f\xff\x51"
 """How its codestream begins; the bits of the first colour, less one, are 42 bytes on."""
-_HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_AVIF_BRANDS: Final = {b"avif", b"avis"}
 _COLOUR: Final = {
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -63,8 +59,6 @@ _FROM_THE_RIGHT: Final = {2, 3, 6, 7}
 """Orientations in which x of the upright image counts from the far end of a stored axis."""
 _FROM_BELOW: Final = {3, 4, 7, 8}
 _RAW: Final = "a camera's raw file, of which only a preview can be read: develop it, or convert it to JPEG"
-_UNKNOWN_TIFF: Final = "the header is damaged, or its samples are of a kind that is not read: convert to 8 or 16 bits"
-_CUT: Final = "the picture ends before its last pixel"
 _PNG_EXIF_MARKS: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
@@ -150,7 +144,7 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
         said = re.search(r"\d+ pixels", str(error))
         raise Undecodable("too_large", f"{said[0] if said else 'too many pixels'}, {_allowed(limits)}") from error
     except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise _explained(error, data) from error
+        raise Undecodable(*what_is_wrong(error, data, bool(_HEIC))) from error
     if reduction == 1:
         height, width = upright.shape[:2]
         stored_size = (height, width) if orientation >= 5 else (width, height)
@@ -215,7 +209,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 def _by_opencv(data: bytes, flags: int) -> NDArray[np.uint8] | None:
     """As stored, or None where OpenCV finds fault. A JPEG may lack its end marker alone."""
     stored = _imdecode(data, flags)
-    if stored is None and data.startswith(_JPEG_START):
+    if stored is None and data.startswith(JPEG_START):
         scan = data.rstrip(_JPEG_END[:1])
         whole = [scan + filler * 4096 + _JPEG_END for filler in (b"\0", b"\x55")]
         # A scan that is whole decodes to the same whatever follows it; one cut short takes it for pixels.
@@ -265,37 +259,3 @@ def _turned(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in _FROM_THE_RIGHT:
         turned = turned[:, ::-1]
     return np.ascontiguousarray(turned)
-
-
-def _explained(error: Exception, data: bytes) -> Undecodable:
-    text = str(error) or type(error).__name__
-    if isinstance(error, UnidentifiedImageError) and not data.startswith(_SIGNATURES):
-        brand = data[8:12] if data[4:8] == b"ftyp" else b""
-        if brand in _HEIC_BRANDS and not _HEIC:
-            return Undecodable(
-                "not_an_image", "HEIC needs an extra: pip install 'msrrn[heic]', or convert it to JPEG"
-            )
-        if brand in _HEIC_BRANDS | _AVIF_BRANDS:
-            cut = _ends_within_a_box(data)
-            return Undecodable("truncated", _CUT) if cut else Undecodable("corrupt", "the header is damaged")
-        return Undecodable("not_an_image", "no known picture format")
-    webp_end = 8 + int.from_bytes(data[4:8], "little") if data.startswith(b"RIFF") else 0
-    ends = isinstance(error, EOFError) or "truncated" in text.lower() or "end of file" in text.lower()
-    if ends or len(data) < webp_end:
-        return Undecodable("truncated", _CUT)
-    if isinstance(error, UnidentifiedImageError):
-        return Undecodable("corrupt", _UNKNOWN_TIFF if data.startswith(_TIFF_STARTS) else "the header is damaged")
-    return Undecodable("corrupt", text)
-
-
-def _ends_within_a_box(data: bytes) -> bool:
-    """Whether a HEIC or AVIF is shorter than the boxes that it is made of."""
-    place = 0
-    while place + 8 <= len(data):
-        size = int.from_bytes(data[place : place + 4], "big")
-        if size == 1:
-            size = int.from_bytes(data[place + 8 : place + 16], "big")
-        if size < 8:  # 0: up to the end
-            return False
-        place += size
-    return place != len(data)

@@ -139,8 +139,8 @@ def train_tracked(
         finish_run(run, "FINISHED")
     except UserError as error:
         raise type(error)(
-            f"{error}\nThe model is trained, at {trained.artifact.url}, and MLflow lacks a part of its curves: start "
-            f"it and train on {dataset} with the same settings again, which finds the model and logs them"
+            f"{error}\nThe model is trained, at {trained.artifact.url}, and MLflow lacks a part of its curves: mend "
+            f"that and train on {dataset} with the same settings again, which finds the model and logs them"
         ) from None
     return trained
 

@@ -221,9 +221,9 @@ def _rendered(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(showable, row))
+        table.add_row(*(showable(" ".join(cell.split())) for cell in row))
     # Names and reasons are other people's: "[/data/new]" is no markup, ":smile:" no picture, and nothing in them an
-    # order to the terminal.
+    # order to the terminal, or a row of its own.
     console = Console(file=io.StringIO(), width=130, markup=False, emoji=False)
     console.print(table)
     assert isinstance(console.file, io.StringIO)

@@ -12,7 +12,7 @@ from pipelines.evaluation.results import seen_note
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.page import Page
 from pipelines.report import add_faces
-from pipelines.showable import counted
+from pipelines.showable import counted, no_formula
 from pipelines.storage import Store
 
 PAGE: Final = "index.html"
@@ -40,8 +40,10 @@ def write_benchmark(result: Benchmark, out: Store) -> None:
 
 
 def _csv(rows: Rows) -> bytes:
+    # A model's name, and those of what it was trained on, are other people's.
+    cells = [{key: no_formula(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows]
     sink = io.BytesIO()
-    pyarrow.csv.write_csv(pa.Table.from_pylist([dict(row) for row in rows]), sink)
+    pyarrow.csv.write_csv(pa.Table.from_pylist(cells), sink)
     return sink.getvalue()
 
 

@@ -136,7 +136,7 @@ def carry_out(
         return decision
     who = whoami()
     if decision.promote and approval is not None:
-        who = approval.who or who
+        who = approval.who.strip() or "somebody who gave no name"  # not the user of a worker, which decided nothing
         said = "Approved" if approval.approve else "Not approved"
         reason = f"{decision.reason} {said} by {who}{approval.note and f': {approval.note}'}."
         verdict: Verdict = "promoted" if approval.approve else "kept"

@@ -122,7 +122,8 @@ def rollback(
 
     What goes is the champion of now. Where another rollback is under way, or the last turn was one that was finished
     for the dead, that was all there is to do, and `on_wait` is told so: to swap once more would bring the bad version
-    back. A person may have deleted that one since: then there is no previous one.
+    back. A person may have deleted that one since: then there is no previous one. What was rolled back before comes
+    back to who asks for it later, and `on_wait` is told so, too.
 
     Raises:
         OvertakenError: another version became champion meanwhile.
@@ -161,6 +162,11 @@ def rollback(
                 raise UserError(
                     f"{name}: version {old} is both {CHAMPION} and {PREVIOUS}: give the alias {PREVIOUS!r} to the "
                     "version to go back to, in MLflow's UI"
+                )
+            if was_rolled_back(back := find_version(mlflow, name, new)):  # as by the second of two who see the same
+                on_wait(
+                    f"{name}: version {new} was rolled back itself, by {back.tags.get('msrrn.who', '?')} "
+                    f"({back.tags.get('msrrn.reason', '?')}): call again if it is not to be champion"
                 )
             # Here the champion comes first: what is urgent is to be rid of the present one.
             moves = _moves(aliases, {CHAMPION: new, PREVIOUS: old}, (CHAMPION, PREVIOUS))

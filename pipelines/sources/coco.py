@@ -29,7 +29,8 @@ from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, pixel_box, usable_shape
 from pipelines.sources.files import Files, open_files
 from pipelines.sources.held import root_parts
-from pipelines.sources.listed import Entry, OtherKind, heads, near, said_split, scan_listed
+from pipelines.sources.listed import Entry, OtherKind, heads, near, scan_listed
+from pipelines.sources.splits import said_split
 from pipelines.storage import Store
 
 SUFFIXES: Final = (".json",)

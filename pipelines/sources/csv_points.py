@@ -33,7 +33,8 @@ from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, pixel_box, usable_shape
 from pipelines.sources.csv_layout import REMEDY, Layout, find_layout
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, open_files
-from pipelines.sources.listed import Entry, OtherKind, heads, near, said_split, scan_listed
+from pipelines.sources.listed import Entry, OtherKind, heads, near, scan_listed
+from pipelines.sources.splits import said_split
 
 SUFFIXES: Final = (".csv", ".tsv")
 _SAMPLE: Final = 32

@@ -26,7 +26,8 @@ from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, number, usable_shape
 from pipelines.sources.files import Files, open_files
-from pipelines.sources.listed import Entry, heads, near, scan_listed, split_in
+from pipelines.sources.listed import Entry, heads, near, scan_listed
+from pipelines.sources.splits import split_in
 from pipelines.sources.xml_listing import XmlListing, read_xml
 
 SUFFIXES: Final = (".xml",)

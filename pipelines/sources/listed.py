@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import PurePosixPath
-from typing import Final, cast
+from typing import Final
 from unicodedata import normalize
 
 import numpy as np
@@ -22,13 +22,10 @@ from pipelines.sources.annotation import BadAnnotation, as_unicode, subset_name
 from pipelines.sources.corrections import Reviewed, review_of, subset_of
 from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture
 from pipelines.sources.held import root_parts, without_suffix
+from pipelines.sources.splits import SPLIT_WORD, split_in
 from pipelines.sources.three_hundred_w import SUBSETS, TEST_FOLDERS
 from pipelines.storage import Store
 
-_SPLIT_WORD: Final = re.compile(
-    r"(?<![a-z])(train(?:ing|set)?|val(?:id(?:ation)?|set)?|test(?:ing|set)?)(\d*)(?![a-z])", re.IGNORECASE
-)
-_SPLITS: Final = {"tr": "train", "va": "val", "te": "test"}
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _LONGEST_NAME: Final = 255
 _LOOKED_AT: Final = 4
@@ -127,7 +124,7 @@ def near(name: str) -> list[str]:
     (`coco_wholebody_val_v1.0.json`).
     """
     path = PurePosixPath(name)
-    splits = [word for match in _SPLIT_WORD.finditer(path.stem) for word in (match[0], match[0].lower())]
+    splits = [word for match in SPLIT_WORD.finditer(path.stem) for word in (match[0], match[0].lower())]
     years = [f"{split}2017" for split in splits if path.stem.lower().startswith("coco_wholebody_")]
     subset = [path.stem.removeprefix(_OF_CVAT)] if path.stem.startswith(_OF_CVAT) else []
     own = dict.fromkeys((path.stem, *splits, *years, *subset))
@@ -140,21 +137,6 @@ def near(name: str) -> list[str]:
             *(base / folder / one for one in own for folder in ("", "images")),
         )
     ]
-
-
-def said_split(value: object) -> DeclaredSplit | None:
-    """The split that a field says, in whatever common word; None for an empty one. Raises `BadAnnotation`: syntax."""
-    text = "" if value is None else str(value).strip().lower()
-    match = _SPLIT_WORD.fullmatch(text)
-    if text and not match:
-        raise BadAnnotation("syntax", f"{text[:40]!r} is no split: write train, val or test")
-    return _split_of(match[1]) if match else None
-
-
-def split_in(text: str) -> DeclaredSplit | None:
-    """The one split that a name has a word for."""
-    said = {_split_of(match[1]) for match in _SPLIT_WORD.finditer(text.lower())}
-    return said.pop() if len(said) == 1 else None
 
 
 def _reviews(files: Files, annotations: Iterable[str]) -> dict[str, Reviewed]:
@@ -296,7 +278,3 @@ def _split(url: str, name: str, uri: str, subset: str) -> DeclaredSplit | None:
     if subset == "ibug" or TEST_FOLDERS & {*folders, *(part.lower() for part in root_parts(url))}:
         return "test"
     return next(filter(None, map(split_in, folders)), None)
-
-
-def _split_of(word: str) -> DeclaredSplit:
-    return cast(DeclaredSplit, _SPLITS[word[:2]])

@@ -16,7 +16,7 @@ from pipelines.errors import UserError
 from pipelines.lease import LEASE
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
-from pipelines.training.loop import TrainState
+from pipelines.training.state import TrainState
 
 RUNS: Final = "runs"
 RUN: Final = "run.json"

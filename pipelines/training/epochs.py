@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pipelines.dataset.loader import Loader
 from pipelines.settings import TrainSettings
 from pipelines.training.examples import due, examples
-from pipelines.training.loop import TrainState
+from pipelines.training.state import TrainState
 from pipelines.training.validation import EpochMetrics
 
 

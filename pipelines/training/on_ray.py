@@ -1,7 +1,6 @@
 """The loop of `pipelines.training.loop` on the workers of Ray Train, elastic on a cluster."""
 
 import os
-import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.epochs import Epoch, OnEpoch, epoch_done, interruptible
-from pipelines.training.loop import DivergedError, TrainState, train
+from pipelines.training.loop import DivergedError, train
+from pipelines.training.state import TrainState
 
 WORKER_FAILURES: Final = 3
 """Of workers, or of their machines, that a training stands without a checkpoint in between."""
@@ -172,21 +172,22 @@ def _worker(config: dict[str, Any]) -> None:
         if rank == 0:
             checkpoints.write(now)
             if now.step == 0:
-                config["reports"].put(pickle.dumps(epoch_done(now, settings, val)))
+                config["reports"].put(tuple(epoch_done(now, settings, val)))
 
     try:
         train(state, settings, data, val, report, wished.is_set, rank, world, prepare_model)
     except DivergedError as error:
         # Ray would try again what ends in the same way.
         if rank == 0:
-            config["reports"].put(pickle.dumps(error))
+            config["reports"].put(str(error))
 
 
 @contextmanager
 def _followed(progress: OnEpoch) -> Iterator[tuple[Future[None], Any, Any]]:
-    """A queue that workers put their epochs into, pickled, and one where they find the wish to stop.
+    """A queue that workers put their epochs into, and one where they find the wish to stop.
 
-    A queue is a process of Ray's, which would import torch to take an epoch in.
+    A queue is a process of Ray's, which would import torch to take in what is of this package: it gets plain tuples,
+    and what a `DivergedError` says.
 
     `progress` is called for each epoch in a thread of this process; its end comes with the queues.
 
@@ -202,11 +203,10 @@ def _followed(progress: OnEpoch) -> Iterator[tuple[Future[None], Any, Any]]:
     reports, wishes = (Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2))
 
     def follow() -> None:
-        while (sent := reports.get()) is not None:
-            told: Epoch | DivergedError = pickle.loads(sent)  # noqa: S301 - of this training's own worker
-            if isinstance(told, DivergedError):
-                raise told
-            progress(told)
+        while (told := reports.get()) is not None:
+            if isinstance(told, str):
+                raise DivergedError(told)
+            progress(Epoch(*told))
 
     following = in_a_thread(follow)
     try:

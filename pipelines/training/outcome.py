@@ -25,7 +25,8 @@ from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import SYNTHETIC
 from pipelines.training.checkpoints import Checkpoints
-from pipelines.training.loop import DivergedError, TrainState
+from pipelines.training.loop import DivergedError
+from pipelines.training.state import TrainState
 from pipelines.training.validation import EpochMetrics, calibrate, lean, validate
 
 HISTORY: Final = "history.json"

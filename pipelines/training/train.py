@@ -15,16 +15,17 @@ from msrrn.artifact import CARD
 from msrrn.config import PRESETS
 from msrrn.network import MSRRN
 from pipelines.dataset.loader import Loader
-from pipelines.dataset.manifest import Manifest, read_manifest
+from pipelines.dataset.manifest import Manifest, read_manifest, refuse_renamed
 from pipelines.errors import UsageError, UserError
 from pipelines.lease import hold
 from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.checkpoints import RUNS, Checkpoints, unfinished
 from pipelines.training.epochs import Epoch, OnEpoch, epoch_done, interruptible
-from pipelines.training.loop import DivergedError, TrainState, train
+from pipelines.training.loop import DivergedError, train
 from pipelines.training.on_ray import train_on_ray
 from pipelines.training.outcome import TrainedModel, publish_trained, read_trained
+from pipelines.training.state import TrainState
 from pipelines.training.validation import lean_to_take_off
 
 RECIPE: Final = 13
@@ -50,17 +51,21 @@ def resumable(out: str, name: str = "") -> tuple[str, TrainSettings, str | None]
 
     Raises:
         UserError: there is none, or more than one and no name says which, or it is of another version, or its dataset
-            is no longer where it was.
+            is no longer where it was, or pictures of that were forgotten.
     """
     name, told = unfinished(out, name)
     settings = told.all_settings()
+    store = Store(told.dataset)
+    remedy = f"has learned from them: delete {out}/{RUNS}/{name}, and train anew"
     try:
-        manifest = read_manifest(Store(told.dataset))
+        refuse_renamed(store)
+        remedy = (
+            "was begun with it: if it lies elsewhere now, call `train` with --dataset and the same settings, which "
+            "goes on all the same"
+        )
+        manifest = read_manifest(store)
     except UserError as error:
-        raise type(error)(
-            f"{error}\nRun {name} was begun with it: if it lies elsewhere now, call `train` with --dataset and the "
-            "same settings, which goes on all the same"
-        ) from error
+        raise type(error)(f"{error}\nRun {name} {remedy}") from error
     if run_name(manifest, settings) != name:
         raise UserError(
             f"run {name} was begun by another version of msrrn, or {told.dataset} is another dataset now: call "

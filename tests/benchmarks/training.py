@@ -21,7 +21,8 @@ from msrrn.config import Preset
 from msrrn.disturbance import draw_disturbance
 from pipelines.dataset.loader import Batch
 from pipelines.settings import Precision, TrainSettings
-from pipelines.training.loop import Seen, TrainState, update
+from pipelines.training.loop import Seen, update
+from pipelines.training.state import TrainState
 
 WARM_UP: Final = 3
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from flows.cli import main, parser
 from flows.options import add_settings, add_train_options, given, train_settings
@@ -45,6 +46,15 @@ def fails(capsys: pytest.CaptureFixture[str], *call: str, code: int = 1) -> str:
     assert "Traceback" not in captured.err
     assert not captured.out
     return captured.err[captured.err.index("msrrn: ") :]
+
+
+def test_commands_outlive_a_prefect_server_that_is_away_as_deployments_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "PREFECT_CLIENT_MAX_RETRIES"
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    main(["datasets", "nowhere"])
+    pool = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text("utf-8"))["definitions"]["pool"]
+    assert os.environ[name] == pool["job_variables"]["env"][name]
 
 
 def test_help_states_the_defaults_that_are_used() -> None:

@@ -25,7 +25,7 @@ from pipelines.settings import PrepareSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.synthesis import synthesise
 from pipelines.training.checkpoints import Checkpoints
-from pipelines.training.loop import TrainState
+from pipelines.training.state import TrainState
 from tests.cluster import kill_tree
 from tests.infra.files import INFRA, read_yaml
 from tests.integration.prefect_server import PREFECT, ROOT, Server, post, prefect_server, runs_of

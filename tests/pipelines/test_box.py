@@ -14,7 +14,7 @@ from pipelines.opening import BOX, PACKAGED, open_model
 from pipelines.registry.tracking import client
 from pipelines.retraining import started_from
 from pipelines.settings import NAME, TrainSettings
-from pipelines.training.loop import TrainState
+from pipelines.training.state import TrainState
 from tests.pipelines.registry.test_succession import make_versions, promote_two
 
 

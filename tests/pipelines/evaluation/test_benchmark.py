@@ -74,6 +74,14 @@ def result(*faces: FaceResult, trained: Mapping[str, Any] = AFW) -> Benchmark:
     return Benchmark(evaluation, None, rows, [Speed("model", "here", "bfloat16", 10.0)])
 
 
+def test_no_name_is_a_formula_in_a_table(tmp_path: Path) -> None:
+    found = result(face("afw", 0.1, 0.5), trained={"dataset": "d", "faces_by_source": {"=cmd()": {"train": 3}}})
+    write_benchmark(replace(found, evaluation=replace(found.evaluation, model="+1 1")), Store(str(tmp_path)))
+    rows = pyarrow.csv.read_csv(tmp_path / "table1.csv").to_pylist()
+    assert {row["method"] for row in rows if row["figures"] == "measured"} == {"mean shape", "./+1 1"}
+    assert {row["trained on"] for row in rows if row["method"] == "./+1 1"} == {"./=cmd() 3"}
+
+
 def test_columns_are_those_that_the_data_have() -> None:
     one = result(face("lfpw", 0.02, 0.9), face("helen", 0.04, 0.5), face("ibug", 0.12, 0.3), face("other", 0.2, 0.2))
     rows = one.table1()

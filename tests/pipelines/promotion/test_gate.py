@@ -326,6 +326,7 @@ def test_what_was_refused_and_awaits_approval_again_can_be_approved(
         pass_gate(replace(better, again=True), dies)
     assert version_of("regret", 2).tags["msrrn.decision"] == "awaits approval"
     assert pass_gate(better, lambda judgement: Approval(approve=True))[0].promote
+    assert version_of("regret", 2).tags["msrrn.who"] == "somebody who gave no name"
 
 
 def test_what_was_given_up_is_judged_only_when_asked(artifacts: dict[str, str], sources: list[str]) -> None:

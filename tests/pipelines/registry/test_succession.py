@@ -134,8 +134,12 @@ def test_champions_follow_each_other_and_come_back(name: str) -> None:
         (5, "rolled back", 3, "done"),
     ]
     assert (lines[-1].turn.who, lines[-1].turn.reason) == ("ann", "worse on beards")
-    rollback(name, "beards are back", "ann")
+    told: list[str] = []
+    rollback(name, "beards are back", "ann", told.append)
     assert aliases(name) == {"champion": 3, "previous": 1}
+    assert told == [
+        f"{name}: version 3 was rolled back itself, by ann (worse on beards): call again if it is not to be champion"
+    ]
 
 
 def test_there_must_be_something_to_move(name: str) -> None:

@@ -8,7 +8,7 @@ from pipelines.errors import UserError
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.checkpoints import RUN, STATE, Checkpoints, unfinished
-from pipelines.training.loop import TrainState
+from pipelines.training.state import TrainState
 from tests.factories import TINY
 
 SETTINGS = TrainSettings(preset="best", epochs=3, checkpoint_steps=7)

@@ -23,6 +23,7 @@ from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare import prepare
 from pipelines.errors import UsageError, UserError
+from pipelines.forgotten import Forgotten, write_forgotten
 from pipelines.models import PHOTO_DIGITS, initial_weights, read_model
 from pipelines.settings import NAME, TrainSettings
 from pipelines.storage import Store
@@ -31,8 +32,9 @@ from pipelines.training import on_ray, outcome, validation
 from pipelines.training import train as station
 from pipelines.training.checkpoints import RUN, STATE, Checkpoints
 from pipelines.training.epochs import Epoch, OnEpoch
-from pipelines.training.loop import DivergedError, TrainState
+from pipelines.training.loop import DivergedError
 from pipelines.training.outcome import HISTORY, TrainedModel
+from pipelines.training.state import TrainState
 from pipelines.training.train import Followed, resumable, run_name, train_model
 from pipelines.training.validation import calibrate, lean, validate
 from tests.factories import SETTINGS, TINY, times, tree
@@ -441,6 +443,14 @@ def test_a_run_of_another_version_is_not_resumed(dataset: Dataset, tmp_path: Pat
 def test_a_run_whose_dataset_has_moved_is_told_how_it_goes_on(tmp_path: Path) -> None:
     Checkpoints(Store(f"{tmp_path}/runs/0123456789abcdef")).begin(Store(f"{tmp_path}/moved"), QUICK, NAME)
     with pytest.raises(UserError, match=r"moved: no manifest.*\nRun 0123456789abcdef .* call `train` with --dataset"):
+        resumable(str(tmp_path))
+
+
+def test_a_run_that_learned_from_what_was_forgotten_is_told_to_be_deleted(tmp_path: Path) -> None:
+    Checkpoints(Store(f"{tmp_path}/runs/0123456789abcdef")).begin(Store(f"{tmp_path}/old"), QUICK, NAME)
+    write_forgotten(Store(str(tmp_path)), Forgotten(renamed={"old": "new"}))
+    said = rf"it is new without them: give that\nRun .* learned from them: delete {tmp_path}/runs/0123456789abcdef,"
+    with pytest.raises(UserError, match=said):
         resumable(str(tmp_path))
 
 
