@@ -334,6 +334,27 @@ def test_a_damaged_list_is_never_taken_for_an_empty_one(annotated: Path, place: 
             work()
 
 
+@pytest.mark.parametrize(
+    ("field", "written"),
+    [
+        ("people", {"people": ["jane"]}),
+        (r"pictures\.0\.print", {"pictures": [{"sha256": "0" * 64, "files": 0, "rows": 0, "print": "f0"}]}),
+    ],
+)
+def test_what_a_newer_version_wrote_down_is_not_lost(field: str, written: dict[str, Any], tmp_path: Path) -> None:
+    """Writing the list back would leave out what is not known; going on without it would bring pictures back."""
+    (tmp_path / FORGOTTEN).write_text(json.dumps(written))
+    for work in (
+        lambda: remember(Store(str(tmp_path)), ["1" * 64]),
+        lambda: forgotten_of_run(Store(f"{tmp_path}/run")),
+    ):
+        with pytest.raises(
+            UserError, match=f"{FORGOTTEN} has the field `{field}`, so another version of msrrn wrote"
+        ):
+            work()
+    assert json.loads((tmp_path / FORGOTTEN).read_bytes()) == written
+
+
 def test_photos_that_show_nearly_the_same_are_named(annotated: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(annotated, tmp_path / "source")) / "lfpw" / "trainset"
     Image.open(source / "0.jpg").save(source / "9.jpg", quality=60)
