@@ -29,7 +29,7 @@ from pipelines.dataset.prepare import prepare
 from pipelines.dataset.verify import verify
 from pipelines.errors import UserError
 from pipelines.forgotten import FORGOTTEN, forgotten_of_run, read_forgotten, remember, remember_found
-from pipelines.lease import LEASE
+from pipelines.lease import LEASE, hold
 from pipelines.models import Model
 from pipelines.monitoring.drift import training_dataset
 from pipelines.outages import DeniedError
@@ -332,6 +332,20 @@ def test_a_damaged_list_is_never_taken_for_an_empty_one(annotated: Path, place: 
     ):
         with pytest.raises(UserError, match="restore it from a backup"):
             work()
+
+
+def test_a_second_call_waits_and_takes_nothing_off_the_list_of_the_first(tmp_path: Path) -> None:
+    """Of two that read the list before either wrote it, one would lose what the other was told."""
+
+    def waits(done: int, total: int, what: str) -> None:
+        raise InterruptedError(what)
+
+    with hold(Store(str(tmp_path)), lambda note: None):
+        remember(Store(str(tmp_path)), ["0" * 64])
+        with pytest.raises(InterruptedError, match="another call is forgetting there: waiting"):
+            forget_in_datasets(str(tmp_path), ["1" * 64], 1, waits)
+    forget_in_datasets(str(tmp_path), ["1" * 64], 1, quiet)
+    assert read_forgotten(Store(str(tmp_path))).digests == {"0" * 64, "1" * 64}
 
 
 @pytest.mark.parametrize(
