@@ -44,13 +44,17 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
     with hold(place, lambda note: progress(0, 0, "another call is forgetting there: waiting")):
         remember(place, digests)
         found = manifests(place, _UNCHANGED)
-        wanted = read_forgotten(place).digests
+        forgotten = read_forgotten(place)
+        wanted = forgotten.digests
         holding, alike = _holding(place, wanted)
         counts = _found(place, holding, wanted)
         remember_found(place, counts)
         stuck: dict[str, UserError] = {}
         made: dict[str, str | None] = {}
         for name, manifest in found.items():
+            if name in forgotten.renamed and forgotten.now(name) in {None, *found}:
+                made[name] = forgotten.renamed[name]  # a call that was killed may have deleted some of the old one
+                continue
             in_units = not holding.isdisjoint(unit.key for unit in manifest.units)
             if not in_units and wanted.isdisjoint(photo.sha256 for photo in manifest.held):
                 _hide_rejected(place.child(name), manifest)
