@@ -18,6 +18,11 @@ def test_what_looks_like_markup_is_printed_as_it_is() -> None:
     assert [line.split(maxsplit=1)[1].strip() for line in lines[1:]] == reasons
 
 
+def test_a_name_of_several_lines_is_one_row() -> None:
+    lines = rows_text([{"subset": "afw\nall\t9", "faces": 1}, {"subset": "lfpw", "faces": 2}]).splitlines()
+    assert [line.split() for line in lines] == [["subset", "faces"], ["afw", "all", "9", "1"], ["lfpw", "2"]]
+
+
 def test_what_a_training_came_to_is_told_in_percent_and_over_what() -> None:
     figures = {"model": "work/models/1", "epoch": 2.0, "loss": 1.8812624, "val_nrmse_ip_stage_3": 0.1500292}
     lines = [line.split() for line in training_text({**figures, "reused": False}).splitlines()]

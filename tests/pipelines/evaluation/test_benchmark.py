@@ -74,6 +74,14 @@ def result(*faces: FaceResult, trained: Mapping[str, Any] = AFW) -> Benchmark:
     return Benchmark(evaluation, None, rows, [Speed("model", "here", "bfloat16", 10.0)])
 
 
+def test_what_others_wrote_is_no_formula_and_no_row_in_a_table(tmp_path: Path) -> None:
+    one = result(face("afw", 0.05, 0.9))
+    written = replace(one.evaluation, model="=1+1", trained_on={"faces_by_source": {"d\n\x1b[2J": {}}})
+    write_benchmark(replace(one, evaluation=written), Store(str(tmp_path)))
+    line = (tmp_path / "table1.csv").read_text().splitlines()[-1]
+    assert line.startswith('"./=1+1","measured","d \\x1b[2J 0"')
+
+
 def test_columns_are_those_that_the_data_have() -> None:
     one = result(face("lfpw", 0.02, 0.9), face("helen", 0.04, 0.5), face("ibug", 0.12, 0.3), face("other", 0.2, 0.2))
     rows = one.table1()
