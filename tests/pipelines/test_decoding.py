@@ -270,11 +270,20 @@ def test_a_negative_tiff_of_16_bits_is_none() -> None:
     np.testing.assert_allclose(decode(data).rgb[..., 0], grey / 257, atol=1)
 
 
-def test_a_tiff_of_12_bits_is_not_dark() -> None:
+def test_a_negative_tiff_of_16_bits_in_big_endian_order_is_none() -> None:
+    grey = np.linspace(0, 65535, WIDTH * HEIGHT).astype(np.uint16)
+    tiff = tiff_of((65535 - grey).astype(">u2").tobytes(), ">", {258: [16], 262: [0], 277: [1]})
+    np.testing.assert_allclose(decode(tiff).rgb[..., 0].ravel(), grey / 257, atol=1)
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_12_bits_is_not_dark(order: str, white_is_zero: bool) -> None:
     """Three bytes hold two samples."""
     grey = np.linspace(0, 4095, WIDTH * HEIGHT).astype(np.uint32)
-    pairs = (grey[::2] << 12 | grey[1::2]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
-    tiff = tiff_of(pairs.tobytes(), "<", {258: [12], 262: [1], 277: [1]})
+    kept = 4095 - grey if white_is_zero else grey
+    pairs = (kept[::2] << 12 | kept[1::2]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
+    tiff = tiff_of(pairs.tobytes(), order, {258: [12], 262: [0 if white_is_zero else 1], 277: [1]})
     np.testing.assert_allclose(decode(tiff).rgb[..., 0].ravel(), grey / 4095 * 255, atol=1)
 
 
