@@ -134,6 +134,10 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
                     raise BombError("a JPEG of far more scans over its pixels than pictures have")
                 if isinstance(image, TiffImageFile) and is_preview(image, data):
                     raise Undecodable("not_an_image", _RAW)
+                if image.format == "HEIF" and _box_cut_in(data) == b"mdat":
+                    raise Undecodable(
+                        "truncated", _CUT
+                    )  # where phones make it of tiles, those that it lacks are black
                 orientation = _orientation(image, data)
                 reduction = _reduction(image, enough) if enough else 1
                 by_opencv = image.format in _BY_OPENCV or _is_deep_jpeg_2000(image, data)
@@ -276,7 +280,7 @@ def _explained(error: Exception, data: bytes) -> Undecodable:
                 "not_an_image", "HEIC needs an extra: pip install 'msrrn[heic]', or convert it to JPEG"
             )
         if brand in _HEIC_BRANDS | _AVIF_BRANDS:
-            cut = _ends_within_a_box(data)
+            cut = _box_cut_in(data) is not None
             return Undecodable("truncated", _CUT) if cut else Undecodable("corrupt", "the header is damaged")
         return Undecodable("not_an_image", "no known picture format")
     webp_end = 8 + int.from_bytes(data[4:8], "little") if data.startswith(b"RIFF") else 0
@@ -288,14 +292,18 @@ def _explained(error: Exception, data: bytes) -> Undecodable:
     return Undecodable("corrupt", text)
 
 
-def _ends_within_a_box(data: bytes) -> bool:
-    """Whether a HEIC or AVIF is shorter than the boxes that it is made of."""
+def _box_cut_in(data: bytes) -> bytes | None:
+    """The type of the box within which a HEIC or AVIF ends; None where it has all that its boxes are to have."""
     place = 0
+    kind = b""
     while place + 8 <= len(data):
+        kind = data[place + 4 : place + 8]
         size = int.from_bytes(data[place : place + 4], "big")
         if size == 1:
             size = int.from_bytes(data[place + 8 : place + 16], "big")
         if size < 8:  # 0: up to the end
-            return False
+            return None
         place += size
-    return place != len(data)
+    if place == len(data):
+        return None
+    return kind if place > len(data) else b""

@@ -459,6 +459,18 @@ def test_heic_comes_upright(orientation: int) -> None:
 
 
 @pytest.mark.skipif(not decoding._HEIC, reason="pip install 'msrrn[heic]'")
+def test_heic_of_tiles_is_whole_or_truncated() -> None:
+    """As phones make it. Tiles that it lacks are left black by its decoder, which says nothing."""
+    scene = np.tile(SMOOTH, (2, 2, 1))
+    data = picture(scene, "HEIF", quality=98, chroma=444, tile_size=64)
+    assert b"grid" in data
+    for behind in (b"", bytes(9), b"a trailer that is no box"):
+        np.testing.assert_allclose(decode(data + behind).rgb.astype(int), scene, atol=8)
+    for lacking in (1, 10, len(data) // 4, len(data) // 2):
+        assert _reason(data[:-lacking]) == "truncated"
+
+
+@pytest.mark.skipif(not decoding._HEIC, reason="pip install 'msrrn[heic]'")
 @pytest.mark.parametrize("mode", ["I;16", "I;12"])
 def test_heic_of_more_bits(mode: str) -> None:
     import pillow_heif

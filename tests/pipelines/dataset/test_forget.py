@@ -591,7 +591,15 @@ def test_the_command(
     assert f"{place}: {digest}: already forgotten: {SETTINGS.augmentation.copies + 1} rows of 1 file\n" in printed
     assert f"{run}: {digest}: already forgotten: 1 row of 1 file\n" in printed
     assert "removed" not in printed
-    twice = ["--datasets", str(place), f"{place}/", "--annotations", str(run), str(run.parent), f"{run}/../{run.name}"]
+    twice = [
+        "--datasets",
+        str(place),
+        f"{place}/",
+        "--annotations",
+        str(run),
+        str(run.parent),
+        f"{run}/../{run.name}",
+    ]
     assert main(["forget", digest, *twice, "--workers", "1"]) == 0
     assert capsys.readouterr().out == printed
     assert main(["forget", digest]) == 2
