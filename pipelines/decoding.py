@@ -63,7 +63,8 @@ _FROM_THE_RIGHT: Final = {2, 3, 6, 7}
 """Orientations in which x of the upright image counts from the far end of a stored axis."""
 _FROM_BELOW: Final = {3, 4, 7, 8}
 _RAW: Final = "a camera's raw file, of which only a preview can be read: develop it, or convert it to JPEG"
-_UNKNOWN_TIFF: Final = "the header is damaged, or its samples are of a kind that is not read: convert to 8 or 16 bits"
+_DAMAGED: Final = "the header is damaged"
+_UNKNOWN: Final = f"{_DAMAGED}, or its samples are of a kind that is not read: convert to 8"
 _CUT: Final = "the picture ends before its last pixel"
 _PNG_EXIF_MARKS: Final = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
@@ -281,14 +282,16 @@ def _explained(error: Exception, data: bytes) -> Undecodable:
             )
         if brand in _HEIC_BRANDS | _AVIF_BRANDS:
             cut = _box_cut_in(data) is not None
-            return Undecodable("truncated", _CUT) if cut else Undecodable("corrupt", "the header is damaged")
+            return Undecodable("truncated", _CUT) if cut else Undecodable("corrupt", _DAMAGED)
         return Undecodable("not_an_image", "no known picture format")
     webp_end = 8 + int.from_bytes(data[4:8], "little") if data.startswith(b"RIFF") else 0
     ends = isinstance(error, EOFError) or "truncated" in text.lower() or "end of file" in text.lower()
     if ends or len(data) < webp_end:
         return Undecodable("truncated", _CUT)
     if isinstance(error, UnidentifiedImageError):
-        return Undecodable("corrupt", _UNKNOWN_TIFF if data.startswith(_TIFF_STARTS) else "the header is damaged")
+        if data.startswith(_TIFF_STARTS):
+            return Undecodable("corrupt", f"{_UNKNOWN} or 16 bits")
+        return Undecodable("corrupt", f"{_UNKNOWN} bits" if data.startswith(_JPEG_START) else _DAMAGED)
     return Undecodable("corrupt", text)
 
 

@@ -295,8 +295,12 @@ def test_the_preview_of_a_raw_file_is_no_picture(tags: dict[int, object]) -> Non
 
 def test_samples_of_an_unknown_kind_are_no_damage_for_sure() -> None:
     _, encoded = cv2.imencode(".tiff", SCENE.astype(np.float32))
-    with pytest.raises(Undecodable, match="kind that is not read: convert"):
+    with pytest.raises(Undecodable, match="kind that is not read: convert to 8 or 16 bits"):
         decode(encoded.tobytes())
+    jpeg = picture(SCENE, "JPEG")
+    depth = jpeg.find(b"\xff\xc0") + 4
+    with pytest.raises(Undecodable, match="kind that is not read: convert to 8 bits"):
+        decode(jpeg[:depth] + b"\x0c" + jpeg[depth + 1 :])
 
 
 @pytest.mark.parametrize("kind", [".png", ".tiff", ".jp2"])
