@@ -21,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from msrrn.geometry import Similarity
 from pipelines.bombs import BombError, Pieces, check_parts, has_long_lists, is_slow, overstates
 from pipelines.errors import UnusableInput
+from pipelines.jpeg import END, lacks_scans
 from pipelines.ppm import Scaled
 from pipelines.tiff import has_12_bits, high_byte, is_preview, tell_depth_of_planes, white_is_zero
 
@@ -39,7 +40,6 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG200
 _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
 _JPEG_START: Final = b"\xff\xd8\xff"
-_JPEG_END: Final = b"\xff\xd9"
 _TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8")
 _SIZE_OF_JPEG_2000: Final = b"\xff\x4f\xff\x51"
@@ -221,11 +221,12 @@ def _by_opencv(data: bytes, flags: int) -> NDArray[np.uint8] | None:
     """As stored, or None where OpenCV finds fault. A JPEG may lack its end marker alone."""
     stored = _imdecode(data, flags)
     if stored is None and data.startswith(_JPEG_START):
-        scan = data.rstrip(_JPEG_END[:1])
-        whole = [scan + filler * 4096 + _JPEG_END for filler in (b"\0", b"\x55")]
+        scan = data.rstrip(END[:1])
+        whole = [scan + filler * 4096 + END for filler in (b"\0", b"\x55")]
         # A scan that is whole decodes to the same whatever follows it; one cut short takes it for pixels.
         first, second = (_imdecode(padded, _COLOUR[1]) for padded in whole)
-        if first is not None and second is not None and np.array_equal(first, second):
+        same = first is not None and second is not None and np.array_equal(first, second)
+        if same and not lacks_scans(whole[0]):
             return _imdecode(whole[0], flags)
     return stored
 

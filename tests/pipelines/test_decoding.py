@@ -552,6 +552,18 @@ def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(progressive: bool) -> N
     assert _reason(data[:-20]) == "truncated"
 
 
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_ends_between_two_scans_is_truncated(mode: str, subsampling: int) -> None:
+    """Those that it has are whole, and show the picture coarsely."""
+    data = saved(Image.fromarray(SCENE).convert(mode), "JPEG", progressive=True, subsampling=subsampling)
+    scans = [place for place in range(len(data)) if data.startswith(b"\xff\xda", place)]
+    for ends in scans[1:]:
+        begins = data.rfind(b"\xff\xc4", 0, ends)  # its Huffman table
+        for cut in (begins, begins + 1, begins + 2, ends - 1, ends, ends + 1, ends + 2, ends + 4):
+            assert _reason(data[:cut]) == "truncated"
+
+
 def test_a_damaged_png_is_corrupt() -> None:
     data = bytearray(picture(SCENE))
     data[data.index(b"IDAT") + 40] ^= 0x10
