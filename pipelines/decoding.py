@@ -20,6 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from msrrn.geometry import Similarity
 from pipelines.bombs import BombError, Pieces, check_parts, has_long_lists, is_slow, overstates
+from pipelines.cut import box_cut_in, is_cut
 from pipelines.errors import UnusableInput
 from pipelines.jpeg import END, lacks_scans
 from pipelines.ppm import Scaled
@@ -41,9 +42,13 @@ _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
 _JPEG_START: Final = b"\xff\xd8\xff"
 _TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SIGNATURES: Final = (_JPEG_START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8")
+_JPEG_2000_START: Final = b"\0\0\0\x0cjP  "
 _SIZE_OF_JPEG_2000: Final = b"\xff\x4f\xff\x51"
 """How its codestream begins; the bits of the first colour, less one, are 42 bytes on."""
+_SIGNATURES: Final = (
+    *(_JPEG_START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8"),
+    *(_JPEG_2000_START, _SIZE_OF_JPEG_2000),
+)
 _HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF_BRANDS: Final = {b"avif", b"avis"}
 _COLOUR: Final = {
@@ -135,7 +140,7 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
                     raise BombError("a JPEG of far more scans over its pixels than pictures have")
                 if isinstance(image, TiffImageFile) and is_preview(image, data):
                     raise Undecodable("not_an_image", _RAW)
-                if image.format == "HEIF" and _box_cut_in(data) == b"mdat":
+                if image.format == "HEIF" and box_cut_in(data) == b"mdat":
                     raise Undecodable(
                         "truncated", _CUT
                     )  # where phones make it of tiles, those that it lacks are black
@@ -282,32 +287,13 @@ def _explained(error: Exception, data: bytes) -> Undecodable:
                 "not_an_image", "HEIC needs an extra: pip install 'msrrn[heic]', or convert it to JPEG"
             )
         if brand in _HEIC_BRANDS | _AVIF_BRANDS:
-            cut = _box_cut_in(data) is not None
-            return Undecodable("truncated", _CUT) if cut else Undecodable("corrupt", _DAMAGED)
+            return Undecodable("truncated", _CUT) if is_cut(data) else Undecodable("corrupt", _DAMAGED)
         return Undecodable("not_an_image", "no known picture format")
-    webp_end = 8 + int.from_bytes(data[4:8], "little") if data.startswith(b"RIFF") else 0
     ends = isinstance(error, EOFError) or "truncated" in text.lower() or "end of file" in text.lower()
-    if ends or len(data) < webp_end:
+    if ends or is_cut(data):
         return Undecodable("truncated", _CUT)
     if isinstance(error, UnidentifiedImageError):
         if data.startswith(_TIFF_STARTS):
             return Undecodable("corrupt", f"{_UNKNOWN} or 16 bits")
         return Undecodable("corrupt", f"{_UNKNOWN} bits" if data.startswith(_JPEG_START) else _DAMAGED)
     return Undecodable("corrupt", text)
-
-
-def _box_cut_in(data: bytes) -> bytes | None:
-    """The type of the box within which a HEIC or AVIF ends; None where it has all that its boxes are to have."""
-    place = 0
-    kind = b""
-    while place + 8 <= len(data):
-        kind = data[place + 4 : place + 8]
-        size = int.from_bytes(data[place : place + 4], "big")
-        if size == 1:
-            size = int.from_bytes(data[place + 8 : place + 16], "big")
-        if size < 8:  # 0: up to the end
-            return None
-        place += size
-    if place == len(data):
-        return None
-    return kind if place > len(data) else b""

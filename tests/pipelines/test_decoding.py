@@ -543,6 +543,36 @@ def test_half_a_picture_is_truncated(kind: str) -> None:
     assert _reason(data[: len(data) // 2]) == "truncated"
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG2000", {}),
+        ("JPEG2000", {"no_jp2": True}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}),
+        ("TIFF", {"compression": "tiff_lzw", "big_tiff": True}),
+    ],
+)
+def test_half_a_picture_of_several_parts_is_truncated(kind: str, options: dict[str, object]) -> None:
+    """The directory of a TIFF may lie behind its pixels."""
+    data = picture(SCENE, kind, **options)
+    for kept in (60, len(data) // 4, len(data) // 2):
+        assert _reason(data[:kept]) == "truncated"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_whose_last_strips_are_missing_is_truncated(order: str) -> None:
+    """Its directory lies before them."""
+    strips = zlib.compress(SCENE[:32].tobytes(), 0) + zlib.compress(SCENE[32:].tobytes(), 0)
+    tags = {258: [8] * 3, 259: [8], 277: [3], 278: [32], 279: [len(strips) // 2] * 2}
+    whole = tiff_of(strips, order, tags)
+    np.testing.assert_array_equal(decode(whole).rgb, SCENE)
+    longer = {**tags, 279: [len(strips) // 2, 99_999]}
+    assert _reason(tiff_of(b"\1" * len(strips), order, tags)) == "corrupt"
+    assert _reason(tiff_of(b"\1" * len(strips), order, longer)) == "truncated"
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(progressive: bool) -> None:
     data = picture(SCENE, "JPEG", progressive=progressive)
