@@ -105,8 +105,12 @@ def _forget(commands: Commands) -> None:
             raise UsageError("say where: give --datasets, --annotations, or both")
         digests = sorted(set(call.pictures))
         # All places before any is changed: a slip in the last one shall not leave half of it done.
-        in_places = [partial(forget_in_datasets, place_of(url).url, digests, call.workers) for url in call.datasets]
-        in_runs = [partial(forget_in_run, run, digests) for url in call.annotations for run in readable_runs(url)]
+        places = {place.absolute(): place for place in map(place_of, call.datasets)}
+        runs = {
+            run.absolute(): run for url in call.annotations for run in readable_runs(url)
+        }  # one may be in a folder
+        in_places = [partial(forget_in_datasets, place.url, digests, call.workers) for place in places.values()]
+        in_runs = [partial(forget_in_run, run, digests) for run in runs.values()]
         done: list[Forgot] = []
         try:
             with progress("forgetting") as update:

@@ -1,17 +1,14 @@
 """Pictures of few bytes that keep a core for long, or take the memory of many, told before they do."""
 
 import io
-import re
 from collections.abc import Iterator
 from itertools import islice, takewhile
 from typing import Final, Literal
 
 import numpy as np
 
-_MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-"""Of those of a JPEG that others may follow, and the end; no length is read behind one that has none."""
-_SCAN: Final = b"\xff\xda"
-_END: Final = b"\xff\xd9"
+from pipelines.jpeg import SCAN, segments
+
 _MOST_SCANNED: Final = 5_000_000_000
 """Pixels of a JPEG times its scans, each of which goes over all of them in ten bytes: some ten seconds. Cameras and
 editors write 14 scans at most.
@@ -57,7 +54,7 @@ def check_parts(data: bytes) -> None:
     if sum(kind == b"iCCP" for kind, _ in _chunks(data)) > _MOST_PROFILES:
         raise BombError("a PNG of far more colour profiles than pictures have")
     if data.startswith(b"\xff\xd8"):
-        header = takewhile(lambda segment: segment[0] != _SCAN, islice(_segments(data), _MOST_PIECES))
+        header = takewhile(lambda segment: segment[0] != SCAN, islice(segments(data), _MOST_PIECES))
         if sum(data.startswith(b"Exif\0\0", place) for _, place in header) > _MOST_EXIF:
             raise BombError("a JPEG of far more EXIF than pictures have")
     if data.startswith((b"P1", b"P2", b"P3")) and data.count(b"#") > _MOST_COMMENTS:
@@ -117,18 +114,10 @@ def is_slow(data: bytes, size: tuple[int, int]) -> bool:
     most = _MOST_SCANNED // (size[0] * size[1])
     pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
     # First whatever looks like one, which costs little: also in the film that phones write behind a photo.
-    looks = sum(int(np.count_nonzero(pair == int.from_bytes(_SCAN, "little"))) for pair in pairs)
+    looks = sum(int(np.count_nonzero(pair == int.from_bytes(SCAN, "little"))) for pair in pairs)
     return looks > most and _scans(data) > most
 
 
 def _scans(data: bytes) -> int:
     """The scans of a JPEG's first picture, as its decoder finds them."""
-    return sum(marker == _SCAN for marker, _ in _segments(data))
-
-
-def _segments(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """The markers of a JPEG's first picture, and where what they hold begins (ITU-T T.81, B.1.1 and B.2)."""
-    place = 0
-    while (marker := _MARKER.search(data, place)) and marker[0] != _END:
-        yield marker[0], marker.end() + 2
-        place = marker.end() + max(2, int.from_bytes(data[marker.end() : marker.end() + 2]))
+    return sum(marker == SCAN for marker, _ in segments(data))

@@ -20,8 +20,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from msrrn.geometry import Similarity
 from pipelines.bombs import BombError, Pieces, check_parts, has_long_lists, is_slow, overstates
-from pipelines.damage import JPEG_START, what_is_wrong
+from pipelines.cut import box_cut_in
+from pipelines.damage import CUT, what_is_wrong
 from pipelines.errors import UnusableInput
+from pipelines.jpeg import END, START, lacks_scans
 from pipelines.ppm import Scaled
 from pipelines.tiff import has_12_bits, high_byte, is_preview, tell_depth_of_planes, white_is_zero
 
@@ -39,7 +41,6 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG200
 """What is opened at all: raster formats whose decoders start no other program. HEIC where the extra is installed."""
 _JPEG: Final = {"JPEG", "MPO"}
 _BY_OPENCV: Final = {*_JPEG, "PNG", "WEBP", "BMP"}
-_JPEG_END: Final = b"\xff\xd9"
 _SIZE_OF_JPEG_2000: Final = b"\xff\x4f\xff\x51"
 """How its codestream begins; the bits of the first colour, less one, are 42 bytes on."""
 _COLOUR: Final = {
@@ -128,6 +129,9 @@ def decode(data: bytes, limits: Limits | None = None, enough: Callable[[int], fl
                     raise BombError("a JPEG of far more scans over its pixels than pictures have")
                 if isinstance(image, TiffImageFile) and is_preview(image, data):
                     raise Undecodable("not_an_image", _RAW)
+                if image.format == "HEIF" and box_cut_in(data) == b"mdat":
+                    # Where phones make it of tiles, those that it lacks would be black.
+                    raise Undecodable("truncated", CUT)
                 orientation = _orientation(image, data)
                 reduction = _reduction(image, enough) if enough else 1
                 by_opencv = image.format in _BY_OPENCV or _is_deep_jpeg_2000(image, data)
@@ -209,12 +213,13 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 def _by_opencv(data: bytes, flags: int) -> NDArray[np.uint8] | None:
     """As stored, or None where OpenCV finds fault. A JPEG may lack its end marker alone."""
     stored = _imdecode(data, flags)
-    if stored is None and data.startswith(JPEG_START):
-        scan = data.rstrip(_JPEG_END[:1])
-        whole = [scan + filler * 4096 + _JPEG_END for filler in (b"\0", b"\x55")]
+    if stored is None and data.startswith(START):
+        scan = data.rstrip(END[:1])
+        whole = [scan + filler * 4096 + END for filler in (b"\0", b"\x55")]
         # A scan that is whole decodes to the same whatever follows it; one cut short takes it for pixels.
         first, second = (_imdecode(padded, _COLOUR[1]) for padded in whole)
-        if first is not None and second is not None and np.array_equal(first, second):
+        same = first is not None and second is not None and np.array_equal(first, second)
+        if same and not lacks_scans(whole[0]):
             return _imdecode(whole[0], flags)
     return stored
 

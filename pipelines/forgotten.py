@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipelines.errors import UserError
 from pipelines.outages import DeniedError
@@ -15,7 +15,13 @@ REASON: Final = "forgotten"
 MESSAGE: Final = "the picture was forgotten: see `msrrn forget`"
 
 
-class ForgottenPicture(BaseModel):
+class _Strict(BaseModel):
+    """What an older version would not write back, or would not heed, it must not read either."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ForgottenPicture(_Strict):
     """A picture by the digest of its bytes, and what was removed of it: `rows` of `files`, tables or shards."""
 
     sha256: str
@@ -23,7 +29,7 @@ class ForgottenPicture(BaseModel):
     rows: int
 
 
-class Forgotten(BaseModel):
+class Forgotten(_Strict):
     """`forgotten.json`. It only grows, in the order in which pictures were forgotten; it has no clock."""
 
     pictures: list[ForgottenPicture] = []
@@ -62,13 +68,18 @@ def read_forgotten(place: Store) -> Forgotten:
     """What was forgotten at a place of datasets, or by a run.
 
     Raises:
-        UserError: the list is damaged. It is never taken for an empty one.
+        UserError: the list is damaged, or of another version. It is never taken for an empty one.
     """
     if not place.exists(FORGOTTEN):
         return Forgotten()
     try:
         return Forgotten.model_validate_json(place.read_bytes(FORGOTTEN))
     except ValidationError as error:
+        if unknown := [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]:
+            raise UserError(
+                f"{place.url}/{FORGOTTEN} has the field `{'.'.join(map(str, unknown[0]))}`, so another version of "
+                "msrrn wrote it: use that version; this one would lose what was asked for there"
+            ) from error
         raise UserError(
             f"{place.url}/{FORGOTTEN} is damaged ({error.errors()[0]['msg']}): restore it from a backup; without it "
             "pictures that were forgotten would come back"

@@ -69,6 +69,7 @@ def retraining_page(job: Retraining) -> str:
 
 def _dataset_section(page: Page, manifest: Manifest) -> None:
     counts = manifest.counts
+    missed = "Came without a box" if manifest.has_given_boxes else "Not found by the detector"
     page.section("What went in")
     page.facts(
         [
@@ -80,7 +81,7 @@ def _dataset_section(page: Page, manifest: Manifest) -> None:
             ),
             ("For validation", f"{counted(counts['val'], 'face')}, not augmented"),
             ("Left out", str(counts["left_out"])),
-            ("Not found by the detector", f"{counted(manifest.missed, 'face')}, boxed from the annotation"),
+            (missed, f"{counted(manifest.missed, 'face')}, boxed from the annotation"),
             ("Split", "by photo (its SHA-256), before augmentation"),
         ]
     )

@@ -16,9 +16,14 @@ def showable(text: str) -> str:
     return _UNSHOWABLE.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
+def one_line(text: str) -> str:
+    """Text that any viewer can show, on one line."""
+    return " ".join(showable(text).split())
+
+
 def no_markup(text: object) -> str:
     """Text that Markdown shows as it is, on one line."""
-    return _MARKS.sub(r"\\\1", " ".join(showable(str(text)).split()))
+    return _MARKS.sub(r"\\\1", one_line(str(text)))
 
 
 def counted(count: int, what: str) -> str:

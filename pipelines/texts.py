@@ -17,7 +17,7 @@ from pipelines.dataset.inventory import Datasets
 from pipelines.evaluation.results import Evaluation, seen_note, shown
 from pipelines.forgotten import Forgot
 from pipelines.location import Location
-from pipelines.showable import counted, showable
+from pipelines.showable import counted, one_line, showable
 
 if TYPE_CHECKING:  # they bring torch and MLflow, seconds to import, and each text is of one result
     from pipelines.annotation.rehearsal import Rehearsal
@@ -221,7 +221,7 @@ def _rendered(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(showable(" ".join(cell.split())) for cell in row))
+        table.add_row(*map(one_line, row))
     # Names and reasons are other people's: "[/data/new]" is no markup, ":smile:" no picture, and nothing in them an
     # order to the terminal, or a row of its own.
     console = Console(file=io.StringIO(), width=130, markup=False, emoji=False)

@@ -14,6 +14,10 @@ OPEN_INFO.update(
         for alpha in (0, 2)
     }
 )
+# Nor one whose white is 0 in big-endian order, or of 12 bits, which are packed alike in either.
+OPEN_INFO[b"MM", 0, (1,), 1, (16,), ()] = OPEN_INFO[b"MM", 1, (1,), 1, (16,), ()]
+_12_BITS = OPEN_INFO[b"II", 1, (1,), 1, (12,), ()]
+OPEN_INFO.update({(order, white, (1,), 1, (12,), ()): _12_BITS for order in (b"II", b"MM") for white in (0, 1)})
 
 
 def tell_depth_of_planes(tiff: TiffImageFile) -> None:

@@ -61,7 +61,7 @@ def keep_out(place: Store, digests: Collection[str], progress: Progress) -> None
     place = place.absolute()
     if place.exists(RUN):
         return
-    with hold(place, lambda note: progress(0, 0, f"another call is at work there ({note}): waiting")):
+    with hold(place, lambda note: progress(0, 0, "another call is forgetting there: waiting")):
         remember(place, digests)
 
 

@@ -40,7 +40,7 @@ class Summary(BaseModel):
     waiting: int = 0
     """pictures that came in or were replaced before some were done again, and are still to be done"""
     new: int = 0
-    """those of them that came in; the others have a row, of what was there"""
+    """those of them that came in, at least: a limit may hide some; the others have a row, of what was there"""
     reasons: dict[str, int]
     model: str
     settings: dict[str, Any]

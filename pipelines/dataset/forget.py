@@ -25,6 +25,7 @@ from pipelines.dataset.shards import open_shard
 from pipelines.dataset.unit_records import UnitRecord
 from pipelines.errors import UserError
 from pipelines.forgotten import Forgot, forgot_at, read_forgotten, remember, remember_found, write_forgotten
+from pipelines.lease import hold
 from pipelines.outages import MissingError, OutageError
 from pipelines.progress import Progress
 from pipelines.storage import Store
@@ -40,28 +41,33 @@ def forget_in_datasets(url: str, digests: Collection[str], workers: int, progres
             cannot be put together anew.
     """
     place = place_of(url).absolute()
-    remember(place, digests)
-    found = manifests(place, _UNCHANGED)
-    wanted = read_forgotten(place).digests
-    holding, alike = _holding(place, wanted)
-    counts = _found(place, holding, wanted)
-    remember_found(place, counts)
-    stuck: dict[str, UserError] = {}
-    made: dict[str, str | None] = {}
-    for name, manifest in found.items():
-        in_units = not holding.isdisjoint(unit.key for unit in manifest.units)
-        if not in_units and wanted.isdisjoint(photo.sha256 for photo in manifest.held):
-            _hide_rejected(place.child(name), manifest)
-            continue
-        try:
-            made[name] = _made_anew(place, name, manifest, workers, progress)
-        except UserError as error:
-            if in_units or isinstance(error, OutageError):
-                stuck[name] = error
-            else:
-                _forget_held(place.child(name), manifest, wanted)
-    _clear(place, holding)
-    place.sweep()
+    with hold(place, lambda note: progress(0, 0, "another call is forgetting there: waiting")):
+        remember(place, digests)
+        found = manifests(place, _UNCHANGED)
+        forgotten = read_forgotten(place)
+        wanted = forgotten.digests
+        holding, alike = _holding(place, wanted)
+        counts = _found(place, holding, wanted)
+        remember_found(place, counts)
+        stuck: dict[str, UserError] = {}
+        made: dict[str, str | None] = {}
+        for name, manifest in found.items():
+            if name in forgotten.renamed and forgotten.now(name) in {None, *found}:
+                made[name] = forgotten.renamed[name]  # a call that was killed may have deleted some of the old one
+                continue
+            in_units = not holding.isdisjoint(unit.key for unit in manifest.units)
+            if not in_units and wanted.isdisjoint(photo.sha256 for photo in manifest.held):
+                _hide_rejected(place.child(name), manifest)
+                continue
+            try:
+                made[name] = _made_anew(place, name, manifest, workers, progress)
+            except UserError as error:
+                if in_units or isinstance(error, OutageError):
+                    stuck[name] = error
+                else:
+                    _forget_held(place.child(name), manifest, wanted)
+        _clear(place, holding)
+        place.sweep()
     if stuck:
         listed = "\n".join(f"{url}/{name} still holds a picture: {error}" for name, error in stuck.items())
         raise UserError(f"{listed}\ndelete what still holds one, and forget again")

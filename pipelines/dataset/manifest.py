@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from msrrn.landmarks import SCHEME
 from pipelines.dataset.shards import SCHEMA_VERSION, Split
+from pipelines.detection.annotated import AnnotatedBoxes
 from pipelines.errors import UserError
 from pipelines.forgotten import read_forgotten
 from pipelines.settings import PrepareSettings
@@ -90,7 +91,7 @@ class Manifest(BaseModel):
     faces_by_source: dict[str, dict[str, int]]
     """source → split → faces"""
     missed: int
-    """faces that the detector missed and that got a box predicted from their annotation"""
+    """faces that the detector missed, or that came without a box, and that got one predicted from their annotation"""
     checks: list[CheckResult]
     """only those that found something, sorted by code"""
     units: list[UnitEntry]
@@ -102,6 +103,11 @@ class Manifest(BaseModel):
     def shards(self, split: Split | None = None) -> list[UnitEntry]:
         """The units that have a shard, of one split or of all, in order."""
         return [unit for unit in self.units if unit.rows and split in (None, unit.split)]
+
+    @property
+    def has_given_boxes(self) -> bool:
+        """Whether boxes are those of the data: no detector looked, and none missed a face."""
+        return bool(self.settings.get("detector") == AnnotatedBoxes.name)
 
     def learned(self, split: Split | None = None) -> str:
         """What names these shards, and so whatever is learned of them alone.

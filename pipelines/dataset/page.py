@@ -58,6 +58,7 @@ def dataset_page(
 
 def _totals(page: Page, manifest: Manifest) -> None:
     counts, settings = manifest.counts, manifest.settings
+    boxes = "of the data; none" if manifest.has_given_boxes else f"of detector {settings.get('detector')}; missed"
     page.section("What is in it")
     page.facts(
         [
@@ -69,10 +70,7 @@ def _totals(page: Page, manifest: Manifest) -> None:
             ),
             ("For validation", f"{counted(counts['val'], 'face')}, not augmented"),
             ("Left out", str(counts["left_out"])),
-            (
-                "Boxes",
-                f"detector {settings.get('detector')}; missed, and boxed from the annotation: {manifest.missed}",
-            ),
+            ("Boxes", f"{boxes}, and boxed from the annotation: {manifest.missed}"),
             ("Split", "by photo (its SHA-256), before augmentation"),
             ("Shards", f"{len(manifest.shards())}, {sum(unit.bytes for unit in manifest.units) / 1e6:,.1f} MB"),
             ("Seed", str(settings.get("seed"))),
@@ -149,7 +147,7 @@ def _sheets(page: Page, found: Survey, pictures: dict[str, Picture]) -> None:
         ),
         ("small", "The smallest faces", lambda face: f"box of {face.side:.0f} px"),
         ("blurred", "The blurriest faces", lambda face: f"sharpness {face.row['sharpness']:.1f}"),
-        ("missed", "Some that the detector missed", lambda face: ""),
+        ("missed", "Some whose box was predicted from the annotation", lambda face: ""),
     ]
     for kind, caption, words_of in hardest:
         if faces := found.chosen[kind]:

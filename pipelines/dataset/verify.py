@@ -78,7 +78,9 @@ def verify(url: str, workers: int = 1, progress: Progress = lambda done, total, 
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in ("settings", *first["loc"]))
-        problems.append(_of_manifest("settings", f"field `{place}`: {first['msg']}; shards were not looked at"))
+        said = f"field `{place}`: {first['msg']}; shards were not looked at"
+        mend = f"verify it with msrrn {manifest.code_version}, which made it, or prepare all sources together"
+        problems.append(Problem(MANIFEST, "settings", f"{said}: {mend}"))
         return Verification(manifest.name, problems, {})
     units = [unit for unit in manifest.shards() if _key_is_sound(unit)]
     checked: list[_Checked] = []

@@ -12,7 +12,7 @@ from pipelines.evaluation.results import seen_note
 from pipelines.figures import ced_figure, curves_figure
 from pipelines.page import Page
 from pipelines.report import add_faces
-from pipelines.showable import counted, no_formula
+from pipelines.showable import counted, no_formula, one_line
 from pipelines.storage import Store
 
 PAGE: Final = "index.html"
@@ -40,10 +40,11 @@ def write_benchmark(result: Benchmark, out: Store) -> None:
 
 
 def _csv(rows: Rows) -> bytes:
-    # A model's name, and those of what it was trained on, are other people's.
-    cells = [{key: no_formula(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows]
+    def cell(value: Any) -> Any:  # what a model is called, and what its card says, is other people's
+        return no_formula(one_line(value)) if isinstance(value, str) else value
+
     sink = io.BytesIO()
-    pyarrow.csv.write_csv(pa.Table.from_pylist(cells), sink)
+    pyarrow.csv.write_csv(pa.Table.from_pylist([{key: cell(row[key]) for key in row} for row in rows]), sink)
     return sink.getvalue()
 
 

@@ -270,11 +270,20 @@ def test_a_negative_tiff_of_16_bits_is_none() -> None:
     np.testing.assert_allclose(decode(data).rgb[..., 0], grey / 257, atol=1)
 
 
-def test_a_tiff_of_12_bits_is_not_dark() -> None:
+def test_a_negative_tiff_of_16_bits_in_big_endian_order_is_none() -> None:
+    grey = np.linspace(0, 65535, WIDTH * HEIGHT).astype(np.uint16)
+    tiff = tiff_of((65535 - grey).astype(">u2").tobytes(), ">", {258: [16], 262: [0], 277: [1]})
+    np.testing.assert_allclose(decode(tiff).rgb[..., 0].ravel(), grey / 257, atol=1)
+
+
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_12_bits_is_not_dark(order: str, white_is_zero: bool) -> None:
     """Three bytes hold two samples."""
     grey = np.linspace(0, 4095, WIDTH * HEIGHT).astype(np.uint32)
-    pairs = (grey[::2] << 12 | grey[1::2]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
-    tiff = tiff_of(pairs.tobytes(), "<", {258: [12], 262: [1], 277: [1]})
+    kept = 4095 - grey if white_is_zero else grey
+    pairs = (kept[::2] << 12 | kept[1::2]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
+    tiff = tiff_of(pairs.tobytes(), order, {258: [12], 262: [0 if white_is_zero else 1], 277: [1]})
     np.testing.assert_allclose(decode(tiff).rgb[..., 0].ravel(), grey / 4095 * 255, atol=1)
 
 
@@ -286,8 +295,12 @@ def test_the_preview_of_a_raw_file_is_no_picture(tags: dict[int, object]) -> Non
 
 def test_samples_of_an_unknown_kind_are_no_damage_for_sure() -> None:
     _, encoded = cv2.imencode(".tiff", SCENE.astype(np.float32))
-    with pytest.raises(Undecodable, match="kind that is not read: convert"):
+    with pytest.raises(Undecodable, match="kind that is not read: convert to 8 or 16 bits"):
         decode(encoded.tobytes())
+    jpeg = picture(SCENE, "JPEG")
+    depth = jpeg.find(b"\xff\xc0") + 4
+    with pytest.raises(Undecodable, match="kind that is not read: convert to 8 bits"):
+        decode(jpeg[:depth] + b"\x0c" + jpeg[depth + 1 :])
 
 
 @pytest.mark.parametrize("kind", [".png", ".tiff", ".jp2"])
@@ -450,6 +463,18 @@ def test_heic_comes_upright(orientation: int) -> None:
 
 
 @pytest.mark.skipif(not decoding._HEIC, reason="pip install 'msrrn[heic]'")
+def test_heic_of_tiles_is_whole_or_truncated() -> None:
+    """As phones make it. Tiles that it lacks are left black by its decoder, which says nothing."""
+    scene = np.tile(SMOOTH, (2, 2, 1))
+    data = picture(scene, "HEIF", quality=98, chroma=444, tile_size=64)
+    assert b"grid" in data
+    for behind in (b"", bytes(9), b"a trailer that is no box"):
+        np.testing.assert_allclose(decode(data + behind).rgb.astype(int), scene, atol=8)
+    for lacking in (1, 10, len(data) // 4, len(data) // 2):
+        assert _reason(data[:-lacking]) == "truncated"
+
+
+@pytest.mark.skipif(not decoding._HEIC, reason="pip install 'msrrn[heic]'")
 @pytest.mark.parametrize("mode", ["I;16", "I;12"])
 def test_heic_of_more_bits(mode: str) -> None:
     import pillow_heif
@@ -518,6 +543,36 @@ def test_half_a_picture_is_truncated(kind: str) -> None:
     assert _reason(data[: len(data) // 2]) == "truncated"
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG2000", {}),
+        ("JPEG2000", {"no_jp2": True}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}),
+        ("TIFF", {"compression": "tiff_lzw", "big_tiff": True}),
+    ],
+)
+def test_half_a_picture_of_several_parts_is_truncated(kind: str, options: dict[str, object]) -> None:
+    """The directory of a TIFF may lie behind its pixels."""
+    data = picture(SCENE, kind, **options)
+    for kept in (60, len(data) // 4, len(data) // 2):
+        assert _reason(data[:kept]) == "truncated"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_whose_last_strips_are_missing_is_truncated(order: str) -> None:
+    """Its directory lies before them."""
+    strips = zlib.compress(SCENE[:32].tobytes(), 0) + zlib.compress(SCENE[32:].tobytes(), 0)
+    tags = {258: [8] * 3, 259: [8], 277: [3], 278: [32], 279: [len(strips) // 2] * 2}
+    whole = tiff_of(strips, order, tags)
+    np.testing.assert_array_equal(decode(whole).rgb, SCENE)
+    longer = {**tags, 279: [len(strips) // 2, 99_999]}
+    assert _reason(tiff_of(b"\1" * len(strips), order, tags)) == "corrupt"
+    assert _reason(tiff_of(b"\1" * len(strips), order, longer)) == "truncated"
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(progressive: bool) -> None:
     data = picture(SCENE, "JPEG", progressive=progressive)
@@ -525,6 +580,18 @@ def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(progressive: bool) -> N
     for missing in (1, 2):
         np.testing.assert_array_equal(decode(data[:-missing]).rgb, whole)
     assert _reason(data[:-20]) == "truncated"
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_ends_between_two_scans_is_truncated(mode: str, subsampling: int) -> None:
+    """Those that it has are whole, and show the picture coarsely."""
+    data = saved(Image.fromarray(SCENE).convert(mode), "JPEG", progressive=True, subsampling=subsampling)
+    scans = [place for place in range(len(data)) if data.startswith(b"\xff\xda", place)]
+    for ends in scans[1:]:
+        begins = data.rfind(b"\xff\xc4", 0, ends)  # its Huffman table
+        for cut in (begins, begins + 1, begins + 2, ends - 1, ends, ends + 1, ends + 2, ends + 4):
+            assert _reason(data[:cut]) == "truncated"
 
 
 def test_a_damaged_png_is_corrupt() -> None:

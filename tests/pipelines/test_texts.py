@@ -18,9 +18,9 @@ def test_what_looks_like_markup_is_printed_as_it_is() -> None:
     assert [line.split(maxsplit=1)[1].strip() for line in lines[1:]] == reasons
 
 
-def test_no_name_makes_a_row_of_its_own() -> None:
-    lines = rows_text([{"subset": "new\nall  99  0.01", "faces": 1}, {"subset": "all", "faces": 1}]).splitlines()
-    assert [line.split() for line in lines[1:]] == [["new", "all", "99", "0.01", "1"], ["all", "1"]]
+def test_a_name_of_several_lines_is_one_row() -> None:
+    lines = rows_text([{"subset": "afw\nall\t9", "faces": 1}, {"subset": "lfpw", "faces": 2}]).splitlines()
+    assert [line.split() for line in lines] == [["subset", "faces"], ["afw", "all", "9", "1"], ["lfpw", "2"]]
 
 
 def test_what_a_training_came_to_is_told_in_percent_and_over_what() -> None:

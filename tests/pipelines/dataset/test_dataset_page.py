@@ -176,6 +176,15 @@ def test_the_card_tells_what_the_manifest_says(dataset: Dataset) -> None:
     assert f"It missed {counted(manifest.missed, 'face')}" in card
 
 
+def test_no_detector_missed_a_face_where_boxes_are_those_of_the_data(dataset: Dataset) -> None:
+    settings = dataset[1].settings | {"detector": "annotated"}
+    manifest = rejecting(dataset, [], settings=settings, missed=1)
+    assert "Boxes are those that came with the data. 1 face came without one;" in dataset_card(manifest)
+    page = Document(page_of(dataset[0], manifest)).text
+    assert "of the data; none, and boxed from the annotation: 1" in page
+    assert "detector" not in page
+
+
 def test_one_face_is_no_faces(dataset: Dataset) -> None:
     counts = dict.fromkeys(dataset[1].counts, 1) | {"rows": 2}
     manifest = rejecting(dataset, [LeftOut(uri="a", reason="syntax", message="m")], counts=counts, missed=1)

@@ -29,7 +29,7 @@ from pipelines.dataset.prepare import prepare
 from pipelines.dataset.verify import verify
 from pipelines.errors import UserError
 from pipelines.forgotten import FORGOTTEN, forgotten_of_run, read_forgotten, remember, remember_found
-from pipelines.lease import LEASE
+from pipelines.lease import LEASE, hold
 from pipelines.models import Model
 from pipelines.monitoring.drift import training_dataset
 from pipelines.outages import DeniedError
@@ -162,26 +162,32 @@ def test_the_same_photos_from_another_source_stay_out_when_appended(
 def test_a_call_that_was_killed_is_finished_by_the_next(
     dataset: tuple[Store, Manifest], annotated: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Wherever it was: each call here deletes one file more."""
     digest = sha256(annotated / "lfpw/trainset/1.jpg")
     clean = Path(shutil.copytree(place, place.parent / "clean"))
     forget_in_datasets(str(clean), [digest], 1, quiet)
-    deletions = 0
+    left = 0
     delete = Store.delete
 
     def dies(store: Store, key: str) -> None:
-        nonlocal deletions
-        deletions += key != LEASE
-        if key != LEASE and deletions in {1, 4}:
+        nonlocal left
+        left -= key != LEASE
+        if left < 0 and key != LEASE:
             raise KeyboardInterrupt
         delete(store, key)
 
     monkeypatch.setattr(Store, "delete", dies)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            forget_in_datasets(str(place), [digest], 1, quiet)
-        (place / "shards" / ".tmp-0").write_bytes(b"of a killed writer")
-    monkeypatch.setattr(Store, "delete", delete)
-    forget_in_datasets(str(place), [digest], 1, quiet)
+    kills = 0
+    for more in (0, *[1] * 100):
+        left = more
+        try:
+            told = forget_in_datasets(str(place), [digest], 1, quiet)
+            break
+        except KeyboardInterrupt:
+            kills += 1
+            (place / "shards" / ".tmp-0").write_bytes(b"of a killed writer")
+    assert kills > 4
+    assert told.datasets.keys() == {dataset[1].name}
     assert tree(place) == tree(clean)
 
 
@@ -332,6 +338,41 @@ def test_a_damaged_list_is_never_taken_for_an_empty_one(annotated: Path, place: 
     ):
         with pytest.raises(UserError, match="restore it from a backup"):
             work()
+
+
+def test_a_second_call_waits_and_takes_nothing_off_the_list_of_the_first(tmp_path: Path) -> None:
+    """Of two that read the list before either wrote it, one would lose what the other was told."""
+
+    def waits(done: int, total: int, what: str) -> None:
+        raise InterruptedError(what)
+
+    with hold(Store(str(tmp_path)), lambda note: None):
+        remember(Store(str(tmp_path)), ["0" * 64])
+        with pytest.raises(InterruptedError, match="another call is forgetting there: waiting"):
+            forget_in_datasets(str(tmp_path), ["1" * 64], 1, waits)
+    forget_in_datasets(str(tmp_path), ["1" * 64], 1, quiet)
+    assert read_forgotten(Store(str(tmp_path))).digests == {"0" * 64, "1" * 64}
+
+
+@pytest.mark.parametrize(
+    ("field", "written"),
+    [
+        ("people", {"people": ["jane"]}),
+        (r"pictures\.0\.print", {"pictures": [{"sha256": "0" * 64, "files": 0, "rows": 0, "print": "f0"}]}),
+    ],
+)
+def test_what_a_newer_version_wrote_down_is_not_lost(field: str, written: dict[str, Any], tmp_path: Path) -> None:
+    """Writing the list back would leave out what is not known; going on without it would bring pictures back."""
+    (tmp_path / FORGOTTEN).write_text(json.dumps(written))
+    for work in (
+        lambda: remember(Store(str(tmp_path)), ["1" * 64]),
+        lambda: forgotten_of_run(Store(f"{tmp_path}/run")),
+    ):
+        with pytest.raises(
+            UserError, match=f"{FORGOTTEN} has the field `{field}`, so another version of msrrn wrote"
+        ):
+            work()
+    assert json.loads((tmp_path / FORGOTTEN).read_bytes()) == written
 
 
 def test_photos_that_show_nearly_the_same_are_named(annotated: Path, tmp_path: Path) -> None:
@@ -550,6 +591,17 @@ def test_the_command(
     assert f"{place}: {digest}: already forgotten: {SETTINGS.augmentation.copies + 1} rows of 1 file\n" in printed
     assert f"{run}: {digest}: already forgotten: 1 row of 1 file\n" in printed
     assert "removed" not in printed
+    twice = [
+        "--datasets",
+        str(place),
+        f"{place}/",
+        "--annotations",
+        str(run),
+        str(run.parent),
+        f"{run}/../{run.name}",
+    ]
+    assert main(["forget", digest, *twice, "--workers", "1"]) == 0
+    assert capsys.readouterr().out == printed
     assert main(["forget", digest]) == 2
     with pytest.raises(SystemExit):
         main(["forget", "jane.jpg", *where])

@@ -356,6 +356,15 @@ def test_an_edited_manifest_is_found(
     assert any(problem.code == code and said in problem.message for problem in problems(copied))
 
 
+def test_a_dataset_of_another_version_is_not_to_be_deleted(copied: Dataset) -> None:
+    """This version would not make it again, nor keep its shards: it knows no such setting."""
+    edit(copied, lambda manifest: manifest["settings"].update(newer=1))
+    (problem,) = problems(copied)
+    assert "field `settings.newer`" in problem.message
+    assert f"verify it with msrrn {copied[1].code_version}, which made it" in problem.message
+    assert "delete" not in problem.message
+
+
 def test_a_dropped_unit_is_missed_in_the_counts(copied: Dataset) -> None:
     edit(copied, lambda m: m["units"].pop(0))
     assert codes(problems(copied)) == {"counts"}
