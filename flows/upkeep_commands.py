@@ -106,16 +106,17 @@ def _forget(commands: Commands) -> None:
         digests = sorted(set(call.pictures))
         # All places before any is changed: a slip in the last one shall not leave half of it done.
         places = {place.absolute(): place for place in map(place_of, call.datasets)}
-        runs = {
-            run.absolute(): run for url in call.annotations for run in readable_runs(url)
-        }  # one may be in a folder
+        for url in call.annotations:
+            readable_runs(url)
         in_places = [partial(forget_in_datasets, place.url, digests, call.workers) for place in places.values()]
-        in_runs = [partial(forget_in_run, run, digests) for run in runs.values()]
         done: list[Forgot] = []
         try:
             with progress("forgetting") as update:
                 for url in call.annotations:
                     keep_out(Store(url), digests, update)
+            # Those, too, that began before that. One that is told may be in a folder that is told as well.
+            runs = {run.absolute(): run for url in call.annotations for run in readable_runs(url)}
+            in_runs = [partial(forget_in_run, run, digests) for run in runs.values()]
             for forget in (*in_places, *in_runs):
                 with progress("forgetting") as update:
                     done.append(forget(update))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from flows.cli import main
 from msrrn.provenance import Training
-from pipelines.annotation import unit
+from pipelines.annotation import forget, unit
 from pipelines.annotation.forget import forget_in_run, keep_out
 from pipelines.annotation.records import UnitRecord
 from pipelines.annotation.run import annotate
@@ -605,6 +605,20 @@ def test_the_command(
     assert main(["forget", digest]) == 2
     with pytest.raises(SystemExit):
         main(["forget", "jane.jpg", *where])
+
+
+def test_a_run_that_began_before_its_folder_knew_of_it_is_seen_to(
+    annotated: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = sha256(annotated / "lfpw/trainset/0.jpg")
+
+    def begins(place: Store, *arguments: Any) -> None:
+        shutil.copytree(run, run.parent / "later")
+        keep_out(place, *arguments)
+
+    monkeypatch.setattr(forget, "keep_out", begins)
+    assert main(["forget", digest, "--annotations", str(run.parent)]) == 0
+    assert digest not in decoded_rows(run.parent)
 
 
 @pytest.mark.parametrize("slip", ["datasets", "annotations", "a run of another version"])
