@@ -40,8 +40,8 @@ def _datasets(commands: Commands) -> None:
         commands,
         "datasets",
         run,
-        "Lists the datasets in a place, or deletes some. Finished, unfinished and damaged ones, and shards that none "
-        "of them uses.",
+        "Lists the datasets in a place, or deletes some. Finished, unfinished and damaged ones, those of another "
+        "version of msrrn, and shards that none of them uses.",
         "  msrrn datasets work/datasets\n  msrrn datasets s3://bucket/datasets --json\n"
         "  msrrn datasets work/datasets --delete 3f2a0c... --dry-run",
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from pipelines.dataset.manifest import MANIFEST, Manifest, read_manifest, unit_of
+from pipelines.dataset.manifest import MANIFEST, Manifest, OtherVersionError, read_manifest, unit_of
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
@@ -18,7 +18,7 @@ class DatasetInfo:
     """One dataset. All but `name`, `state` and `note` is empty unless its manifest can be read."""
 
     name: str
-    state: Literal["finished", "unfinished", "damaged"]
+    state: Literal["finished", "unfinished", "damaged", "other version"]
     note: str = ""
     """what is wrong, and the remedy"""
     counts: dict[str, int] = field(default_factory=dict)
@@ -73,6 +73,9 @@ def datasets(url: str) -> Datasets:
         if f"{name}/{MANIFEST}" in sizes:
             try:
                 manifest = read_manifest(store.child(name))
+            except OtherVersionError as error:
+                found.append(DatasetInfo(name, "other version", str(error)))
+                continue
             except UserError as error:
                 found.append(DatasetInfo(name, "damaged", str(error)))
                 continue

@@ -117,12 +117,16 @@ class Manifest(BaseModel):
         return " ".join(unit.key for unit in self.shards(split))
 
 
+class OtherVersionError(UserError):
+    """A dataset of another version of msrrn: whole, as far as this one knows."""
+
+
 def read_manifest(dataset: Store) -> Manifest:
     """The dataset's manifest.
 
     Raises:
         UserError: there is none (not a dataset, not finished, or it has another name since a picture of it was
-            forgotten), or it has another schema.
+            forgotten), or it has another schema (an `OtherVersionError`).
     """
     if not dataset.exists(MANIFEST):
         refuse_renamed(dataset)
@@ -135,9 +139,9 @@ def read_manifest(dataset: Store) -> Manifest:
         content = json.loads(dataset.read_bytes(MANIFEST))
         version = content.get("schema_version") if isinstance(content, dict) else None
         if version not in (None, SCHEMA_VERSION):
-            raise UserError(
-                f"{name}: field `schema_version` is {version}, this version reads {SCHEMA_VERSION}; "
-                "prepare the dataset again"
+            raise OtherVersionError(
+                f"{name}: field `schema_version` is {version}, this version of msrrn reads {SCHEMA_VERSION}; "
+                "use the other one, or prepare the dataset again"
             )
         return Manifest.model_validate(content)
     except ValidationError as error:
