@@ -32,7 +32,7 @@ from pipelines.progress import Progress
 from pipelines.settings import PrepareSettings
 from pipelines.storage import Store
 
-RECIPE: Final = 7
+RECIPE: Final = 8
 """Part of every dataset's name. Raise it with any change of code that changes shards: detection, cropping, draws."""
 
 
