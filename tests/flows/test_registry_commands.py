@@ -117,6 +117,23 @@ def test_the_log_tells_of_a_champion_that_a_person_gave(capsys: pytest.CaptureFi
     assert rows()[-1] == "given: champion moved by hand, from version 3 to none"
 
 
+def test_a_ledger_that_was_deleted_hides_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("lost-ledger", "whole-ledger"):
+        make_versions(name, 1)
+        settle(name, "promoted", 1, None, "the first", "me")
+    ledger = client().get_experiment_by_name("lost-ledger-promotions")
+    assert ledger is not None
+    client().delete_experiment(ledger.experiment_id)
+    for call in (["models", "--log"], ["models", "--log", "--json"]):
+        assert main(call) == 1
+        said = capsys.readouterr()
+        assert "whole-ledger" in said.out
+        assert "'lost-ledger-promotions' is deleted" in said.err
+    assert main(["models", "--log", "--name", "lost-ledger"]) == 1
+    assert capsys.readouterr().out == ""
+    client().restore_experiment(ledger.experiment_id)
+
+
 def test_the_log_of_a_model_that_was_renamed_says_what_else_to_rename(capsys: pytest.CaptureFixture[str]) -> None:
     make_versions("old", 1)
     settle("old", "promoted", 1, None, "the first", "me")
