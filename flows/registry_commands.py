@@ -17,7 +17,7 @@ from flows.options import (
     gate_settings,
     print_json,
 )
-from pipelines.settings import RECONCILE_MINUTES
+from pipelines.settings import NAME, RECONCILE_MINUTES
 from pipelines.showable import showable
 
 
@@ -117,7 +117,8 @@ def _rollback(commands: Commands) -> None:
         "--reason", required=True, type=_reason, help="why, for whoever reads the registry later; not empty"
     )
     parser.add_argument("--who", help="who decided (default: the user of this process)")
-    add_name(parser)
+    # Any: in MLflow's UI a model may have been given a name that no training takes, and a bad champion there must go.
+    parser.add_argument("--name", default=NAME, help="registered model (default: %(default)s)")
     add_json(parser)
 
 

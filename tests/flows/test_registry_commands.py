@@ -70,6 +70,13 @@ def test_a_registry_from_the_first_model_to_a_rollback(
     assert [each["aliases"] for each in json.loads(capsys.readouterr().out)] == [["previous"], ["champion"]]
 
 
+def test_a_champion_goes_back_whatever_its_model_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    make_versions("Our faces", 2)
+    promote_two("Our faces")
+    assert main(["rollback", "--name", "Our faces", "--reason", "misses profiles"]) == 0
+    assert capsys.readouterr().out == "Our faces: version 1 is champion again, version 2 is previous\n"
+
+
 def test_whoever_waits_for_another_decision_is_told_so(
     artifacts: dict[str, str], annotated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
