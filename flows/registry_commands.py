@@ -17,7 +17,7 @@ from flows.options import (
     gate_settings,
     print_json,
 )
-from pipelines.settings import RECONCILE_MINUTES
+from pipelines.settings import NAME, RECONCILE_MINUTES
 from pipelines.showable import showable
 
 
@@ -117,7 +117,8 @@ def _rollback(commands: Commands) -> None:
         "--reason", required=True, type=_reason, help="why, for whoever reads the registry later; not empty"
     )
     parser.add_argument("--who", help="who decided (default: the user of this process)")
-    add_name(parser)
+    # Any: in MLflow's UI a model may have been given a name that no training takes, and a bad champion there must go.
+    parser.add_argument("--name", default=NAME, help="registered model (default: %(default)s)")
     add_json(parser)
 
 
@@ -125,17 +126,28 @@ def _models(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from dataclasses import asdict
 
+        from pipelines.errors import UserError
+        from pipelines.outages import OutageError
         from pipelines.registry.succession import log
         from pipelines.registry.versions import champion, models, names
         from pipelines.texts import log_text, models_text
 
         if call.log:
-            lines = {name: log(name) for name in ([call.name] if call.name else names(None))}
-            if call.json:
+            lines, unread = {}, []
+            for name in [call.name] if call.name else names(None):
+                try:
+                    lines[name] = log(name)
+                except OutageError:
+                    raise
+                except UserError as error:  # what a person has to mend of one model keeps nobody from the others
+                    unread.append(str(error))
+            if call.json and (lines or not unread):
                 print_json({name: [line.model_dump() for line in each] for name, each in lines.items()})
-            else:
+            elif lines or not unread:
                 best = {name: champion(name) for name in lines}
                 print(log_text(lines, {name: known.version if known else None for name, known in best.items()}))
+            if unread:
+                raise UserError("\n".join(unread))
             return
         versions = models(call.name)
         if call.json:

@@ -9,6 +9,7 @@ What only a person can do (approve, name the photos of a version, choose a champ
 ledger) is said every time, and stops nothing.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -105,7 +106,7 @@ def _of_place(place: str, patience: float) -> Iterator[Finding]:
 
 def _unjudged(version: ModelVersion, judge: Judge, minutes: float) -> list[Finding]:
     where = version.uri
-    promote = f"msrrn promote --name {version.name} --model {where}"
+    promote = shlex.join(["msrrn", "promote", "--name", version.name, "--model", where])
     if CHAMPION in version.aliases:
         return []  # a person may have made it so while it awaited approval, or before it was judged
     if version.tags.get(DECISION_TAG) == AWAITING:

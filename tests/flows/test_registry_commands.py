@@ -70,6 +70,13 @@ def test_a_registry_from_the_first_model_to_a_rollback(
     assert [each["aliases"] for each in json.loads(capsys.readouterr().out)] == [["previous"], ["champion"]]
 
 
+def test_a_champion_goes_back_whatever_its_model_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    make_versions("Our faces", 2)
+    promote_two("Our faces")
+    assert main(["rollback", "--name", "Our faces", "--reason", "misses profiles"]) == 0
+    assert capsys.readouterr().out == "Our faces: version 1 is champion again, version 2 is previous\n"
+
+
 def test_whoever_waits_for_another_decision_is_told_so(
     artifacts: dict[str, str], annotated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +122,23 @@ def test_the_log_tells_of_a_champion_that_a_person_gave(capsys: pytest.CaptureFi
     assert rows()[2] == "given: champion moved by hand, from version 2 to 3"
     client().delete_registered_model_alias("given", "champion")
     assert rows()[-1] == "given: champion moved by hand, from version 3 to none"
+
+
+def test_a_ledger_that_was_deleted_hides_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("lost-ledger", "whole-ledger"):
+        make_versions(name, 1)
+        settle(name, "promoted", 1, None, "the first", "me")
+    ledger = client().get_experiment_by_name("lost-ledger-promotions")
+    assert ledger is not None
+    client().delete_experiment(ledger.experiment_id)
+    for call in (["models", "--log"], ["models", "--log", "--json"]):
+        assert main(call) == 1
+        said = capsys.readouterr()
+        assert "whole-ledger" in said.out
+        assert "'lost-ledger-promotions' is deleted" in said.err
+    assert main(["models", "--log", "--name", "lost-ledger"]) == 1
+    assert capsys.readouterr().out == ""
+    client().restore_experiment(ledger.experiment_id)
 
 
 def test_the_log_of_a_model_that_was_renamed_says_what_else_to_rename(capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,6 +143,14 @@ def test_what_awaits_approval_is_left_to_people() -> None:
     assert mended("held") == []
 
 
+def test_no_name_of_a_model_is_a_command_of_its_own_in_what_is_told() -> None:
+    make_versions("shell; touch x", 1)
+    known_place("shell; touch x", 1)
+    await_approval("shell; touch x", 1, "better")
+    (found,) = mended("shell; touch x")
+    assert "call msrrn promote --name 'shell; touch x' --model 'models:/shell; touch x/1' --approve" in found.done
+
+
 def test_runs_of_decisions_that_died_are_ended() -> None:
     make_versions("run", 1)
     settle("run", "promoted", 1, None, "first", "me")
