@@ -1,5 +1,6 @@
 """Small things that tests of the stations share: synthetic photos in the layout of 300-W, untrained models."""
 
+import errno
 import hashlib
 import io
 import multiprocessing
@@ -186,6 +187,18 @@ def refuse(monkeypatch: pytest.MonkeyPatch, **folders: int) -> None:
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", refusing)
+
+
+def refuse_entry(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    """A folder of this name may be listed and not entered."""
+    plain = os.stat
+
+    def refusing(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if not isinstance(path, int) and Path(path).parent.name == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return plain(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", refusing)
 
 
 def traced(work: Callable[[], Result]) -> tuple[Result, int]:

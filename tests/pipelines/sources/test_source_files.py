@@ -7,7 +7,6 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +20,7 @@ from pipelines.sources import held as held_module
 from pipelines.sources import open_annotated, rejected_files
 from pipelines.sources.files import Files, open_files
 from pipelines.storage import Store
-from tests.factories import refuse
+from tests.factories import refuse, refuse_entry
 from tests.pipelines.containers import link, packed, publish, put, tangle, zipped
 
 FILES = {"a/1.jpg": b"one" * 100, "b/2 _01.jpg": b"two", "c.pts": b""}
@@ -152,14 +151,7 @@ def test_a_folder_that_may_be_listed_and_no_more_is_rows(tmp_path: Path, monkeyp
     Store(str(tmp_path)).publish("a.jpg", b"a")
     Store(str(tmp_path)).publish("listed/b.jpg", b"b")
     (tmp_path / "listed" / "link.jpg").symlink_to(tmp_path / "a.jpg")
-    plain = os.stat
-
-    def refusing(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
-        if not isinstance(path, int) and Path(path).parent.name == "listed":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return plain(path, *arguments, **named)
-
-    monkeypatch.setattr(os, "stat", refusing)
+    refuse_entry(monkeypatch, "listed")
     files = open_files(str(tmp_path))
     assert files.sizes() == {"a.jpg": 1, "listed/b.jpg": None, "listed/link.jpg": None}
     assert files.problems() == dict.fromkeys(["listed/b.jpg", "listed/link.jpg"], "forbidden")

@@ -1,9 +1,7 @@
-import errno
 import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from pipelines.sources import AnnotatedPhoto, Rejected, open_annotated
 from pipelines.sources.annotation import BadAnnotation
 from pipelines.sources.pts import format_pts, parse_pts
 from pipelines.storage import Store
+from tests.factories import refuse_entry
 from tests.msrrn.test_landmarks import FACE
 
 SHAPE = np.random.default_rng(0).uniform(10, 200, (68, 2)).round(3)
@@ -294,14 +293,7 @@ def test_a_folder_that_may_be_listed_and_not_entered_is_not_asked_for_a_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(str(tmp_path), "a/1.jpg", "a/1.pts", "listed/2.jpg", "listed/2.pts")
-    plain = os.stat
-
-    def refusing(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
-        if not isinstance(path, int) and Path(path).parent.name == "listed":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return plain(path, *arguments, **named)
-
-    monkeypatch.setattr(os, "stat", refusing)
+    refuse_entry(monkeypatch, "listed")
     rows = {row.uri: getattr(row, "reason", "read") for row in _scan(str(tmp_path))}
     assert rows == {"a/1.jpg": "read", "listed/2.jpg": "forbidden", "listed/2.pts": "forbidden"}
 
