@@ -1,5 +1,7 @@
 """What changed in an archive since its plan was made, whatever the plan is of."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,3 +83,9 @@ def test_of_two_of_one_name_the_other_stays_what_it_was(tmp_path: Path) -> None:
     plan = make_plan(iter([third, replace(third, size=8)]), out, 2)
     assert [list(unit.inputs) for unit in plan.units()] == [[third, replace(third, size=8)]]
     assert not plan.gone.any()
+
+
+def test_pandas_is_loaded_with_the_command_and_not_in_the_midst_of_its_work() -> None:
+    """An interrupt that comes while it is loaded may be lost; while a command is, it ends that."""
+    asked = "import sys; import pipelines.annotation.plan; print('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout == "True\n"
