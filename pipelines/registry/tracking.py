@@ -74,7 +74,19 @@ def client() -> MlflowClient:
         _require_database(database_address())
     # Two processes that create the tables of one new database at once both fail.
     with reaching_mlflow(), store_lock() if database else nullcontext():
+        if database and not database.stat().st_size:
+            _create(database.resolve())
         return MlflowClient(tracking_uri=tracking_uri())
+
+
+def _create(database: Path) -> None:
+    """Gives a new store its tables, all of them or none: what a process leaves that ends between two of MLflow's
+    migrations, which take seconds, is refused by MLflow from then on."""
+    made = database.with_name(f".{database.name}.new")
+    for left in (made, made.with_name(f"{made.name}-journal")):
+        left.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=f"sqlite:///{made}")
+    made.replace(database)
 
 
 @cache

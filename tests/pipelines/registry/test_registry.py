@@ -2,9 +2,11 @@ import errno
 import math
 import os
 import shutil
+import sqlite3
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partialmethod
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -451,6 +453,28 @@ def test_a_served_model_answers_as_the_predictor(three: list[Path], mlflow_store
     requirements = next((mlflow_store / "mlartifacts").rglob("requirements.txt")).read_text().splitlines()
     assert [line for line in requirements if "+" in line or "==" not in line] == []
     assert not {name for name in files if name.endswith((".pkl", ".pt", ".pth", ".pyc"))}
+
+
+def test_a_new_store_that_was_interrupted_between_two_tables_is_made_anew(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+    def dies(tracking_uri: str) -> None:
+        with closing(sqlite3.connect(tracking_uri.removeprefix("sqlite:///"))) as half:
+            half.execute("CREATE TABLE _alembic_tmp_experiments (id)")
+        raise KeyboardInterrupt
+
+    def quick(tracking_uri: str) -> MlflowClient:
+        path = Path(tracking_uri.removeprefix("sqlite:///"))
+        return MlflowClient(tracking_uri=f"sqlite:///{path if path.exists() else shutil.copy(empty_store, path)}")
+
+    monkeypatch.setattr(tracking, "MlflowClient", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tracking.client()
+    monkeypatch.setattr(tracking, "MlflowClient", quick)
+    assert [each.name for each in tracking.client().search_experiments()] == ["Default"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
 
 
 def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
