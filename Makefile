@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test line search lint lock clean
+.PHONY: help install demo test tests line search lint lock clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,8 +17,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --group dev --editable '.[server]'
-	@# All cores do it here, where pip takes one; a few packages hold files for other Pythons.
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@# All cores do it here, where pip takes one; a few packages hold files for other Pythons. Ours too: where Python is
+	@# told to write no bytecode, each of the many processes that tests start compiled them again.
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib flows msrrn pipelines || true
 	@touch $@
 
 demo: $(INSTALLED) ## the whole line on synthetic photographs
@@ -29,7 +30,11 @@ lint: $(INSTALLED) ## linter, formatter and type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## environment, linter, type checker, tests
+test: $(INSTALLED) ## environment, linter, type checker, tests
+	@# Types keep one core busy for a minute; tests have the other meanwhile.
+	@$(MAKE) --no-print-directory -j 2 lint tests
+
+tests: $(INSTALLED)
 	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 line: $(INSTALLED) ## the whole line on real servers, while they die: some minutes
