@@ -51,7 +51,8 @@ settings.register_profile("search", anywhere, max_examples=1000)
 settings.load_profile("repeatable")
 
 TOGETHER: Final = {
-    # Each network takes half a minute to export.
+    # Each network takes half a minute to export: they share it.
+    "test_box.py": "exporting",
     "test_onnx.py": "exporting",
     "test_openvino.py": "exporting",
     # Nodes of two clusters on one machine take workers' ports from the same range; a local Ray takes any free ones.

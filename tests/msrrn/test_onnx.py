@@ -11,34 +11,40 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from msrrn.artifact import ArtifactError, Card
+from msrrn.artifact import ArtifactError, Card, load
 from msrrn.calibration import Calibration
 from msrrn.config import PRESETS, ModelConfig
 from msrrn.geometry import LEVELS
 from msrrn.network import MSRRN
 from msrrn.onnx import CARD_KEY, OnnxPredictor, read_onnx_card, to_onnx
-from msrrn.prediction import OUTPUTS
+from msrrn.prediction import OUTPUTS, Prediction
 from msrrn.predictor import TorchPredictor
 from tests.msrrn.test_network import smooth_crops
 from tests.msrrn.test_predictor import network
 
 CALIBRATION = Calibration(constant=0.3, own=0.8, disagreement=0.2, narrowness=0.1, spread=0.3, astray=0.2)
+BOX = Path(__file__).parents[2] / "pipelines" / "box"
 PIXEL = 1 / LEVELS[-1]
 
 
-def card(config: ModelConfig) -> Card:
-    return Card(version="1", crop_margin=1.5, detector="hog", config=config, calibration=CALIBRATION)
-
-
-def asked(config: ModelConfig) -> MSRRN:
+def asked(config: ModelConfig) -> tuple[MSRRN, Card]:
+    """Of `best` the model in the box, as users export it; of the other one that learned nothing."""
+    if config == PRESETS["best"]:
+        return load(BOX)
     model = network(config, spread=0.002)
     model.lean.fill_(0.01)
-    return model
+    return model, Card(version="1", crop_margin=1.5, detector="hog", config=config, calibration=CALIBRATION)
 
 
 @cache
 def exported_once(config: ModelConfig) -> bytes:
-    return to_onnx(asked(config), card(config))
+    return to_onnx(*asked(config))
+
+
+def predicted(config: ModelConfig, crops: NDArray[np.uint8]) -> Prediction:
+    """By torch."""
+    model, card = asked(config)
+    return TorchPredictor(model, card.calibration).predict(crops)
 
 
 @pytest.fixture
@@ -50,9 +56,9 @@ def exported() -> bytes:
 def test_both_back_ends_give_the_same_at_any_batch_size(config: ModelConfig) -> None:
     crops = smooth_crops(9).numpy()
     data = exported_once(config)
-    expected = TorchPredictor(asked(config), CALIBRATION).predict(crops)
+    expected = predicted(config, crops)
     for batch in (1, 4, 64):
-        given = OnnxPredictor(data, CALIBRATION, 1, batch).predict(crops)
+        given = OnnxPredictor(data, asked(config)[1].calibration, 1, batch).predict(crops)
         np.testing.assert_allclose(given.stages, expected.stages, atol=1e-3 * PIXEL, rtol=0)
         np.testing.assert_allclose(given.expected_nrmse, expected.expected_nrmse, rtol=1e-3)
         assert given.stages.dtype == expected.stages.dtype == np.float32
@@ -63,7 +69,7 @@ def test_the_file_works_from_plain_onnxruntime(exported: bytes) -> None:
     assert [entry.name for entry in session.get_outputs()] == list(OUTPUTS)
     crops = smooth_crops(3).numpy()
     landmarks, expected_nrmse = session.run(["landmarks", "expected_nrmse"], {"crops": crops})
-    torch_says = TorchPredictor(asked(PRESETS["best"]), CALIBRATION).predict(crops)
+    torch_says = predicted(PRESETS["best"], crops)
     np.testing.assert_allclose(landmarks, torch_says.shapes, atol=1e-3 * PIXEL, rtol=0)
     np.testing.assert_allclose(expected_nrmse, torch_says.expected_nrmse, rtol=1e-3)
 
@@ -73,7 +79,7 @@ def test_it_is_a_valid_file_that_holds_everything(exported: bytes, tmp_path: Pat
     model = onnx.load(io.BytesIO(exported))
     assert {entry.domain for entry in model.opset_import} == {""}
     assert not any(tensor.external_data for tensor in model.graph.initializer)
-    assert read_onnx_card(exported, "face.onnx") == card(PRESETS["best"])
+    assert read_onnx_card(exported, "face.onnx") == asked(PRESETS["best"])[1]
 
 
 def test_what_is_no_export_is_explained(exported: bytes) -> None:

@@ -13,30 +13,31 @@ from msrrn.onnx import to_onnx
 from msrrn.openvino import OpenVinoPredictor, compiled_for, compiled_prediction, openvino
 from msrrn.predictor import TorchPredictor
 from tests.msrrn.test_network import smooth_crops
-from tests.msrrn.test_onnx import CALIBRATION, PIXEL, asked, card, exported_once
+from tests.msrrn.test_onnx import PIXEL, asked, exported_once, predicted
+
+BEST = PRESETS["best"]
+
+
+def predictor(graph: bytes, config: ModelConfig, faces: int) -> OpenVinoPredictor:
+    return OpenVinoPredictor(compiled_prediction(graph, faces), asked(config)[1].calibration)
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 def test_it_gives_what_torch_gives(config: ModelConfig) -> None:
     crops = smooth_crops(9).numpy()
-    expected = TorchPredictor(asked(config), CALIBRATION).predict(crops)
-    graphs = {4: exported_once(config)}
-    if config == PRESETS["best"]:  # such a graph of the other: see `tests.pipelines.test_models`
-        graphs[8] = to_onnx(asked(config), card(config), 8)
-    for batch, graph in graphs.items():
-        given = OpenVinoPredictor(compiled_prediction(graph, batch), CALIBRATION).predict(crops)
-        np.testing.assert_allclose(given.stages, expected.stages, atol=1e-3 * PIXEL, rtol=0)
-        np.testing.assert_allclose(given.expected_nrmse, expected.expected_nrmse, rtol=1e-3)
-        assert given.stages.dtype == expected.stages.dtype == np.float32
+    expected = predicted(config, crops)
+    given = predictor(exported_once(config), config, 4).predict(crops)
+    np.testing.assert_allclose(given.stages, expected.stages, atol=1e-3 * PIXEL, rtol=0)
+    np.testing.assert_allclose(given.expected_nrmse, expected.expected_nrmse, rtol=1e-3)
+    assert given.stages.dtype == expected.stages.dtype == np.float32
 
 
 def test_coordinates_stay_in_single_precision_where_the_network_is_reduced() -> None:
     crops = smooth_crops(9).numpy()
-    whole, reduced = asked(PRESETS["best"]), asked(PRESETS["best"])
-    reduced.reduce()
-    graph = to_onnx(reduced, card(PRESETS["best"]), 9)
-    given = OpenVinoPredictor(compiled_prediction(graph, 9), CALIBRATION).predict(crops)
-    torch_says, exactly = (TorchPredictor(model, CALIBRATION).predict(crops) for model in (reduced, whole))
+    model, card = asked(BEST)
+    model.reduce()
+    given = predictor(to_onnx(model, card, 9), BEST, 9).predict(crops)
+    torch_says, exactly = TorchPredictor(model, card.calibration).predict(crops), predicted(BEST, crops)
     rounded = np.abs(torch_says.stages - exactly.stages).max()
     assert 0 < np.abs(given.stages - exactly.stages).max() < 3 * rounded
     np.testing.assert_allclose(given.expected_nrmse, exactly.expected_nrmse, rtol=0.1)
@@ -44,21 +45,21 @@ def test_coordinates_stay_in_single_precision_where_the_network_is_reduced() -> 
 
 def test_a_face_alone_gets_what_it_gets_among_others() -> None:
     crops = smooth_crops(5).numpy()
-    predictor = OpenVinoPredictor(compiled_prediction(exported_once(PRESETS["best"]), 4), CALIBRATION)
-    together = predictor.predict(crops)
+    asking = predictor(exported_once(BEST), BEST, 4)
+    together = asking.predict(crops)
     for index in range(len(crops)):
-        alone = predictor.predict(crops[index : index + 1])
+        alone = asking.predict(crops[index : index + 1])
         np.testing.assert_array_equal(alone.stages, together.stages[index : index + 1])
     empty: NDArray[np.uint8] = np.zeros((0, 200, 200), np.uint8)
-    assert predictor.predict(empty).stages.shape == (0, 5, 68, 2)
+    assert asking.predict(empty).stages.shape == (0, 5, 68, 2)
 
 
 def test_threads_that_ask_at_once_get_their_own_faces() -> None:
     crops = smooth_crops(24).numpy()
-    predictor = OpenVinoPredictor(compiled_prediction(exported_once(PRESETS["best"]), 4), CALIBRATION)
-    together = predictor.predict(crops).stages
+    asking = predictor(exported_once(BEST), BEST, 4)
+    together = asking.predict(crops).stages
     with ThreadPoolExecutor(8) as threads:
-        alone = list(threads.map(lambda index: predictor.predict(crops[index : index + 1]).stages[0], range(24)))
+        alone = list(threads.map(lambda index: asking.predict(crops[index : index + 1]).stages[0], range(24)))
     np.testing.assert_array_equal(alone, together)
 
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from msrrn.artifact import WEIGHTS
+from msrrn.config import PRESETS
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.models import export_model
 from pipelines.opening import BOX, PACKAGED, open_model
 from pipelines.registry.tracking import client
 from pipelines.retraining import started_from
 from pipelines.settings import NAME, TrainSettings
 from pipelines.training.state import TrainState
+from tests.msrrn.test_onnx import exported_once
 from tests.pipelines.registry.test_succession import make_versions, promote_two
 
 
@@ -49,7 +50,7 @@ def test_it_finds_the_landmarks_of_real_faces(data_root: Path, tmp_path: Path) -
         for path in (annotation, annotation.with_suffix(".jpg")):
             shutil.copy(path, tmp_path)
     faces = evaluate(open_model("box"), [str(tmp_path)], "all", 0).faces
-    Path(tmp_path, "face.onnx").write_bytes(export_model(open_model("box")))
+    Path(tmp_path, "face.onnx").write_bytes(exported_once(PRESETS["best"]))
     for face, same in zip(
         faces, evaluate(open_model(f"{tmp_path}/face.onnx"), [str(tmp_path)], "all", 0).faces, strict=True
     ):
