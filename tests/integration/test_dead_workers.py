@@ -166,6 +166,7 @@ def test_a_run_that_is_about_to_begin_keeps_its_place_while_the_server_is_starte
         client.set_flow_run_state(run, Cancelled())  # the place is others' now
 
 
+@pytest.mark.line
 def test_a_server_that_is_away_while_a_run_ends_costs_it_nothing(
     server: Server, dead: str, worker: Path, photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]], tmp_path: Path
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_server_that_is_away_while_a_run_ends_costs_it_nothing(
     wait_for(lambda: tasks() == {"COMPLETED"})  # the server hears of tasks a little later
 
 
+@pytest.mark.line
 def test_a_run_whose_worker_died_is_crashed_and_the_next_has_its_place_and_its_checkpoint(
     server: Server, dead: str, worker: Path, place: Path
 ) -> None:

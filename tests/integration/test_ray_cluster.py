@@ -23,6 +23,7 @@ def ray_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield made.address
 
 
+@pytest.mark.line
 def test_training_begins_with_the_workers_that_are_there(
     ray_head: str, dataset: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
