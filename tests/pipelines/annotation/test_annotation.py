@@ -722,7 +722,8 @@ def test_a_unit_of_which_all_is_done_again_stays_whole_when_that_is_killed(
     album: Path, face: bytes, model: Model, tmp_path: Path
 ) -> None:
     """What its record says of the parts holds at any moment, though every row of the unit is another one."""
-    folder, settings = shutil.copytree(album, tmp_path / "album"), SETTINGS.model_copy(update={"images_per_unit": 1})
+    folder, settings = tmp_path / "album", SETTINGS.model_copy(update={"images_per_unit": 1})
+    shutil.copytree(album / "c", folder / "c")
     annotate(str(folder), str(tmp_path / "first"), model, settings, 1)
     (folder / "c/half.jpg").write_bytes(face)
     codes = []
