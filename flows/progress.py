@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from pipelines.settings import TrainSettings
 from pipelines.showable import showable
@@ -70,12 +71,13 @@ def progress(what: str) -> Iterator[Update]:
 
 @contextmanager
 def _bar(what: str) -> Iterator[Update]:
+    whole = Column(no_wrap=True)  # on a narrow terminal it is the bar that shrinks, not what a person reads
     columns = (
-        TextColumn("{task.description:<32}", markup=False),
+        TextColumn("{task.description:<20}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        MofNCompleteColumn(table_column=whole),
+        TimeElapsedColumn(table_column=whole),
+        TimeRemainingColumn(table_column=whole),
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(file=_watched())) as bars:
@@ -109,6 +111,7 @@ def epoch_progress(
 ) -> Iterator[tuple[Callable[[Mapping[str, float]], None], Callable[[str], None]]]:
     """Shows the epochs of a training, with loss and validation error; and what another does that is waited for."""
     with progress("training, epochs") as update:
+        update(0, settings.epochs)
 
         def epoch(metrics: Mapping[str, float]) -> None:
             error = metrics.get("val_nrmse_ip_stage_3")

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser, RawTextHelpFormatter
-from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -605,22 +604,3 @@ def test_what_cannot_be_appended_to_is_said(
     assert "field `settings.sharpness`: Extra inputs" in fails(capsys, *call, dataset[1].name)
     manifest.write_text("{")
     assert "delete the file and run the same `msrrn prepare` again" in fails(capsys, *call, dataset[1].name)
-
-
-def test_what_another_run_says_of_itself_is_shown_as_it_is() -> None:
-    """On a terminal, where square brackets could be taken for markup."""
-    program = (
-        "from flows.progress import progress\n"
-        "with progress('annotating') as update: update(1, 2, 'waiting: [/x]', '[red]')"
-    )
-    ours, theirs = os.openpty()
-    with subprocess.Popen([sys.executable, "-c", program], stderr=theirs) as process:
-        os.close(theirs)
-        shown = b""
-        with suppress(OSError):  # the terminal is closed
-            while some := os.read(ours, 4096):
-                shown += some
-    os.close(ours)
-    assert process.returncode == 0, shown
-    assert b"waiting: [/x]" in shown
-    assert b"[red]" in shown
