@@ -193,6 +193,7 @@ def _fail(message: str) -> None:
 
 def entry() -> NoReturn:
     """The console script."""
+    _read_names_as_utf8()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # `nohup` ignores the last, the background of a script the first.
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -203,6 +204,17 @@ def entry() -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             if callable(signal.getsignal(number)):  # all is done and told: nothing is left to be interrupted, but Ray
                 signal.signal(number, signal.SIG_DFL)
+
+
+def _read_names_as_utf8() -> None:
+    """Begins anew in UTF-8 where Python takes names of files for ASCII, as a job that is told PYTHONUTF8=0 may.
+
+    What is not ASCII in them would be no letter, and the pictures quarantined for their names. Ray, and the process
+    that looks at pictures, inherit it.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
