@@ -22,6 +22,7 @@ from pipelines.annotation.sightings import Task
 from pipelines.annotation.tables import RUN, Annotations
 from pipelines.archives import Input, list_inputs
 from pipelines.asked import Asked
+from pipelines.forgotten import forgotten_of_run
 from pipelines.models import Model
 from pipelines.progress import Progress
 from pipelines.settings import AnnotateSettings
@@ -76,7 +77,8 @@ def rehearse(
     place = Store(out).absolute() if out else None
     listing = list_inputs(archive, place)
     detector, asked, inputs = prepared(model, settings, islice(listing, limit), progress)
-    task = Task(archive, detector, settings, model.card.crop_margin)
+    forgotten = forgotten_of_run(place) if place else frozenset()
+    task = Task(archive, detector, settings, model.card.crop_margin, forgotten)
     census = _Census()
     begun = place is not None and place.exists(RUN)
     counted = census.of(inputs, progress)

@@ -44,6 +44,7 @@ from pipelines.detection.cnn import CnnDetector
 from pipelines.detection.yunet import YuNetDetector
 from pipelines.disk import TEMP_PREFIX
 from pipelines.errors import UsageError, UserError
+from pipelines.forgotten import remember
 from pipelines.lease import LEASE, Lease, hold
 from pipelines.models import Model
 from pipelines.opening import open_model
@@ -1156,6 +1157,15 @@ def test_a_rehearsal_knows_what_is_done(
     (out / "faces" / "part-000001.parquet").unlink()
     told = rehearse(str(folder), model, SETTINGS, 2, out=str(out))
     assert (told.to_do, told.hours) == (8, 4.0)
+
+
+def test_a_rehearsal_leaves_alone_what_was_forgotten(face: bytes, model: Model, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(face)
+    remember(Store(str(out)), [hashlib.sha256(face).hexdigest()])
+    told = rehearse(str(folder), model, SETTINGS, 1, out=str(out))
+    assert (told.faces, told.reasons) == (0, {"forgotten": 1})
 
 
 def test_a_rehearsal_counts_what_waits_since_some_were_done_again(
