@@ -487,6 +487,13 @@ def test_heic_of_more_bits(mode: str) -> None:
     np.testing.assert_allclose(rgb, grey / (2**bits - 1) * 255, atol=2)
 
 
+@pytest.mark.skipif(not decoding._HEIC, reason="pip install 'msrrn[heic]'")
+def test_a_heif_of_another_compression_is_not_called_corrupt() -> None:
+    with pytest.raises(Undecodable, match="a HEIF that is compressed in a way that is not read: convert") as caught:
+        decode(picture(SMOOTH, "AVIF").replace(b"ftypavif", b"ftypheic"))
+    assert caught.value.reason == "not_an_image"
+
+
 def test_heic_without_its_extra_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "_HEIC", ())
     with pytest.raises(Undecodable, match=r"pip install 'msrrn\[heic\]'") as caught:
