@@ -117,10 +117,10 @@ def _problem(store: Store, uri: str, entry: str) -> str:
     if has_suffix(entry, ARCHIVE_SUFFIXES + UNSUPPORTED_SUFFIXES + TABLE_SUFFIXES):
         return "nested_archive"
     try:
-        place_of(store, entry)
+        folder, name = place_of(store, entry)
     except UserError:
         return "unsupported_url"
-    return ""
+    return "unreadable" if "\0" in f"{folder.url}/{name}" else ""  # as %00 of a URI
 
 
 def _state(store: Store, name: str) -> tuple[int, str]:

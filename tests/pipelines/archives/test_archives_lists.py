@@ -121,6 +121,7 @@ def test_what_a_list_cannot_name_is_a_row(tmp_path: Path) -> None:
         b"long" * 70_000: "unreadable",
         b"~/a.jpg": "unreadable",
         b"folder/b.jpg/c.jpg": "unreadable",
+        b"file:///photos/n%00.jpg": "unreadable",
         b"https://example.com/a.jpg?X-Amz-Expires=9&X-Amz-Signature=secret": "unsupported_url",
     }
     (tmp_path / "x.txt").write_bytes(b"\n".join(reasons) + b"\nfolder/b.jpg\n")
