@@ -46,6 +46,13 @@ def test_the_heading_of_a_table_is_no_picture(heading: str, tmp_path: Path) -> N
     assert read(str(tmp_path / "x.csv")) == [("a.jpg", b"a")]
 
 
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_the_numbers_that_pandas_writes_before_a_table_are_no_pictures(separator: str, tmp_path: Path) -> None:
+    publish(str(tmp_path), {"a.jpg": b"a", "0": b"no"})
+    (tmp_path / "x.csv").write_text(",path,label\n0,a.jpg,1\n1,,2\n".replace(",", separator))
+    assert read(str(tmp_path / "x.csv")) == [("a.jpg", b"a")]
+
+
 def test_a_cell_of_a_table_may_hold_line_ends(tmp_path: Path) -> None:
     publish(str(tmp_path), {"a.jpg": b"a", "b.jpg": b"b", "c\nd.jpg": b"cd"})
     rows = 'file,caption\r\na.jpg,"two\r\n\r\n# lines, ""said"""\r\n"c\nd.jpg",\n"open,1\nb.jpg,5" tall\n'
