@@ -122,7 +122,8 @@ def _problem(store: Store, uri: str, entry: str) -> str:
         folder, name = place_of(store, entry)
     except UserError:
         return "unsupported_url"
-    return "unreadable" if "\0" in f"{folder.url}/{name}" else ""  # as %00 of a URI
+    # What a URI spells as %00 or %2E%2E.
+    return "unreadable" if name == ".." or "\0" in f"{folder.url}/{name}" else ""
 
 
 def _state(store: Store, name: str) -> tuple[int, str]:

@@ -129,6 +129,8 @@ def test_what_a_list_cannot_name_is_a_row(tmp_path: Path) -> None:
         b"~/a.jpg": "unreadable",
         b"folder/b.jpg/c.jpg": "unreadable",
         b"file:///photos/n%00.jpg": "unreadable",
+        b"file:///photos/%2E%2E": "unreadable",
+        b"file://photos[1]/a.jpg": "unsupported_url",
         b"https://example.com/a.jpg?X-Amz-Expires=9&X-Amz-Signature=secret": "unsupported_url",
     }
     (tmp_path / "x.txt").write_bytes(b"\n".join(reasons) + b"\nfolder/b.jpg\n")
