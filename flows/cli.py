@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from http import HTTPStatus
+from pathlib import Path
 from traceback import walk_stack
 from types import FrameType
 from typing import Final, NoReturn
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             call.refuse(f"unrecognized arguments: {' '.join(unknown)}")
         _quiet(debug or call.loud)
         _without_passwords(call)
+        _require_folder()
         code = int(call.run(call) or 0)
         print(end="", flush=True)  # what cannot be said is an error as well
         return code
@@ -101,6 +103,16 @@ def _without_passwords(call: argparse.Namespace) -> None:
                 f"{name.replace('_', '-')}: no user or password in an address; S3 credentials go into "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
+
+
+def _require_folder() -> None:
+    """Raises UserError where the folder of the call was deleted: torch would end the process, by a word of MKL."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the folder that this is called in was deleted: go to another one (cd), and call again"
+        ) from None
 
 
 def _open_standard_files() -> None:

@@ -279,6 +279,17 @@ def test_a_place_whose_name_is_no_utf_8_is_told(tmp_path: Path, capsys: pytest.C
     assert (place / "faces.csv").is_file()
 
 
+def test_a_folder_that_was_deleted_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "was deleted: go to another one" in fails(
+        capsys, "annotate", str(tmp_path), "--out", str(tmp_path / "out")
+    )
+
+
 def test_names_are_utf_8_where_the_locale_is_ascii(tmp_path: Path) -> None:
     program = [sys.executable, "-c", "from flows.cli import entry; entry()", "datasets", str(tmp_path / "café")]
     ascii_alone = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
