@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from http import HTTPStatus
+from pathlib import Path
 from traceback import walk_stack
 from types import FrameType
 from typing import Final, NoReturn
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             call.refuse(f"unrecognized arguments: {' '.join(unknown)}")
         _quiet(debug or call.loud)
         _without_passwords(call)
+        _require_folder()
         code = int(call.run(call) or 0)
         print(end="", flush=True)  # what cannot be said is an error as well
         return code
@@ -101,6 +103,16 @@ def _without_passwords(call: argparse.Namespace) -> None:
                 f"{name.replace('_', '-')}: no user or password in an address; S3 credentials go into "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
+
+
+def _require_folder() -> None:
+    """Raises UserError where the folder of the call was deleted: torch would end the process, by a word of MKL."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the folder that this is called in was deleted: go to another one (cd), and call again"
+        ) from None
 
 
 def _open_standard_files() -> None:
@@ -193,6 +205,7 @@ def _fail(message: str) -> None:
 
 def entry() -> NoReturn:
     """The console script."""
+    _read_names_as_utf8()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # `nohup` ignores the last, the background of a script the first.
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -203,6 +216,17 @@ def entry() -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             if callable(signal.getsignal(number)):  # all is done and told: nothing is left to be interrupted, but Ray
                 signal.signal(number, signal.SIG_DFL)
+
+
+def _read_names_as_utf8() -> None:
+    """Begins anew in UTF-8 where Python takes names of files for ASCII, as a job that is told PYTHONUTF8=0 may.
+
+    What is not ASCII in them would be no letter, and the pictures quarantined for their names. Ray, and the process
+    that looks at pictures, inherit it.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,8 @@ _JPEG_2000_STARTS: Final = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 _SIGNATURES: Final = (START, b"\x89PNG\r\n", b"RIFF", *_TIFF_STARTS, b"GIF8", *_JPEG_2000_STARTS)
 _HEIC_BRANDS: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _AVIF_BRANDS: Final = {b"avif", b"avis"}
+_NOT_BUILT_IN: Final = "compression format has not been built in"
+"""What libheif says of JPEG, or AV1, in a container that says HEIC."""
 _DAMAGED: Final = "the header is damaged"
 _UNKNOWN: Final = f"{_DAMAGED}, or its samples are of a kind that is not read: convert to 8"
 
@@ -27,6 +29,8 @@ def what_is_wrong(error: Exception, data: bytes, heic: bool) -> tuple[str, str]:
         if brand in _HEIC_BRANDS | _AVIF_BRANDS:
             return ("truncated", CUT) if is_cut(data) else ("corrupt", _DAMAGED)
         return "not_an_image", "no known picture format"
+    if _NOT_BUILT_IN in text:
+        return "not_an_image", "a HEIF that is compressed in a way that is not read: convert it to JPEG"
     ends = isinstance(error, EOFError) or "truncated" in text.lower() or "end of file" in text.lower()
     if ends or is_cut(data):
         return "truncated", CUT

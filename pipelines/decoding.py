@@ -25,7 +25,7 @@ from pipelines.damage import CUT, what_is_wrong
 from pipelines.errors import UnusableInput
 from pipelines.jpeg import END, START, lacks_scans
 from pipelines.ppm import Scaled
-from pipelines.tiff import has_12_bits, high_byte, is_preview, tell_depth_of_planes, white_is_zero
+from pipelines.tiff import has_12_bits, high_byte, is_preview, mend_planes, white_is_zero
 
 try:
     import pillow_heif
@@ -238,7 +238,7 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
     """(H, W, 3), upright; loading a TIFF turns it, for the others `exif_transpose` does."""
     high = None
     if isinstance(image, TiffImageFile):
-        tell_depth_of_planes(image)
+        mend_planes(image)
         high = high_byte(image)
     image.load()
     ImageOps.exif_transpose(image, in_place=True)  # which copies nothing where nothing is to be turned
@@ -252,6 +252,8 @@ def _by_pillow(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[..., None], 3, axis=-1)
     if upright.mode in {"I", "F"}:
         raise Undecodable("not_an_image", "samples of 32 bits have no defined white: convert to 8 or 16 bits")
+    if upright.mode == "La":  # from which Pillow makes nothing else
+        upright = upright.convert("LA")
     return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"), np.uint8)
 
 

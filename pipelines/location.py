@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -37,10 +38,11 @@ class Location:
         if self._remote:
             return None
         if self._by_file_url:
-            parts = urlsplit(self.url)
-            if parts.netloc not in {"", "localhost"}:
-                raise UserError(f"cannot open {self.url!r}: a file URL has three slashes, file:///folder")
-            return Path(unquote(parts.path, errors="surrogateescape") or "/")
+            with suppress(ValueError):  # of brackets where a host would be
+                parts = urlsplit(self.url)
+                if parts.netloc in {"", "localhost"}:
+                    return Path(unquote(parts.path, errors="surrogateescape") or "/")
+            raise UserError(f"cannot open {self.url!r}: a file URL has three slashes, file:///folder")
         try:
             # Not what `Path` makes of ./~name.
             return Path(self.url).expanduser() if self.url.startswith("~") else Path(self.url)

@@ -11,7 +11,7 @@ OPEN_INFO.update(
         (order, white, (1,), 1, (16, 16), (alpha,)): ("RGBA", "RGBA")
         for order in (b"II", b"MM")
         for white in (0, 1)
-        for alpha in (0, 2)
+        for alpha in (0, 1, 2)
     }
 )
 # Nor one whose white is 0 in big-endian order, or of 12 bits, which are packed alike in either.
@@ -20,15 +20,20 @@ _12_BITS = OPEN_INFO[b"II", 1, (1,), 1, (12,), ()]
 OPEN_INFO.update({(order, white, (1,), 1, (12,), ()): _12_BITS for order in (b"II", b"MM") for white in (0, 1)})
 
 
-def tell_depth_of_planes(tiff: TiffImageFile) -> None:
-    """Pillow takes uncompressed planes of 16 bits a sample for such of 8, and shows other pixels."""
+def mend_planes(tiff: TiffImageFile) -> None:
+    """Of uncompressed planes, Pillow takes those of 16 bits a sample for such of 8, and shows other pixels.
+
+    It has no place for a plane of alpha beside grey, nor for one by which colours are multiplied.
+    """
     tags = tiff.tag_v2
-    if tags.get(ExifTags.Base.PlanarConfiguration) == 2 and 16 in tags.get(ExifTags.Base.BitsPerSample, ()):
-        order = "L" if tags.prefix == b"II" else "B"
-        for place, tile in enumerate(tiff.tile):
-            if tile.codec_name == "raw" and isinstance(tile.args, tuple):
-                band, *rest = tile.args
-                tiff.tile[place] = tile._replace(args=(f"{band};16{order}", *rest))
+    if tags.get(ExifTags.Base.PlanarConfiguration) != 2 or tiff.tile[0].codec_name != "raw":
+        return
+    deep = 16 in tags.get(ExifTags.Base.BitsPerSample, ())
+    depth = f";16{'L' if tags.prefix == b'II' else 'B'}" if deep else ""
+    planes = [(tile, *tile.args) for tile in tiff.tile if isinstance(tile.args, tuple)]
+    alpha = set() if tiff.mode == "LAB" else {"A", "a"}
+    tiff.tile = [tile._replace(args=(f"{band}{depth}", *rest)) for tile, band, *rest in planes if band not in alpha]
+    tiff._mode = "L" if tiff.mode in {"LA", "La"} else tiff.mode
 
 
 def high_byte(tiff: TiffImageFile) -> int | None:

@@ -66,6 +66,25 @@ def require_recipe(place: Store) -> None:
         raise _of_another_version(place)
 
 
+def refuse_a_part(place: Store, limit: int, known: int, left: int, anew: bool) -> None:
+    """Raises UserError where a run is more than its first pictures, and these cannot be done alone.
+
+    Args:
+        place: where the run is.
+        limit: how many are the first.
+        known: how many it has, with those that wait.
+        left: how many are to be done.
+        anew: whether its plan was deleted since units were finished.
+    """
+    if anew:
+        raise UserError(f"{place.url} has finished units but no plan: make it anew first, without --limit")
+    if known > limit and left:
+        raise UserError(
+            f"{place.url}: the run has more than these {limit} pictures, and with them {left} to be done, "
+            f"of all {known}; it cannot do the first alone: leave --limit out, or give another --out"
+        )
+
+
 def _chosen(begun: dict[str, Any], settings: AnnotateSettings) -> AnnotateSettings:
     left = {field for field, value in settings if value == "auto"}
     return settings.model_copy(update={field: begun[field] for field in left & begun.keys()})

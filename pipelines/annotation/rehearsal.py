@@ -3,7 +3,7 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from math import ceil
 from pathlib import PurePosixPath
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from pipelines.annotation.claim import require_recipe
+from pipelines.annotation.claim import refuse_a_part, require_recipe
 from pipelines.annotation.pictures import Rows, annotated, end_sandbox
 from pipelines.annotation.plan import Unit, fingerprint, keys_of, make_plan, overruled, unit_key
 from pipelines.annotation.readying import prepared
@@ -22,6 +22,7 @@ from pipelines.annotation.sightings import Task
 from pipelines.annotation.tables import RUN, Annotations
 from pipelines.archives import Input, list_inputs
 from pipelines.asked import Asked
+from pipelines.forgotten import forgotten_of_run
 from pipelines.models import Model
 from pipelines.progress import Progress
 from pipelines.settings import AnnotateSettings
@@ -69,17 +70,22 @@ def rehearse(
     `out` is where the run would write: what lies there is no part of the archive.
 
     Raises:
-        UserError: the archive cannot be listed, or has no input, or the run at `out` is of another version.
+        UserError: the archive cannot be listed, or has no input, or the run at `out` is of another version, or
+            cannot do the first pictures alone.
     """
     archive = Store(source).absolute().url
     place = Store(out).absolute() if out else None
     listing = list_inputs(archive, place)
     detector, asked, inputs = prepared(model, settings, islice(listing, limit), progress)
-    task = Task(archive, detector, settings, model.card.crop_margin)
+    forgotten = forgotten_of_run(place) if place else frozenset()
+    task = Task(archive, detector, settings, model.card.crop_margin, forgotten)
     census = _Census()
     begun = place is not None and place.exists(RUN)
     counted = census.of(inputs, progress)
-    left = _left(place, counted, settings) if place and begun else sum(1 for _ in counted)
+    if place and begun:
+        left = _left(place, counted, settings, limit, lambda: limit is None or next(listing, None) is None)
+    else:
+        left = sum(1 for _ in counted)
     drawn = sorted(census.drawn, key=lambda item: (item.container, item.offset, item.uri))
     busy = min(workers, ceil(left / settings.images_per_unit)) or 1  # a unit is one worker's
     seen, each = _looked_at(task, asked.for_workers(), drawn, progress)
@@ -114,10 +120,13 @@ def _looked_at(task: Task, model: Asked, drawn: Sequence[Input], progress: Progr
     return seen, (time.monotonic() - began) / len(drawn)
 
 
-def _left(place: Store, inputs: Iterator[Input], settings: AnnotateSettings) -> int:
+def _left(
+    place: Store, inputs: Iterator[Input], settings: AnnotateSettings, limit: int | None, is_whole: Callable[[], bool]
+) -> int:
     """Of these pictures, those that a run which was begun at a place has to do: of unfinished units, and replaced."""
-    plan = make_plan(inputs, place, settings.images_per_unit)
-    done = Annotations(place).whole_units()
+    plan = make_plan(inputs, place, settings.images_per_unit, is_whole)
+    run = Annotations(place)
+    done = run.whole_units()
     counts = pc.value_counts(plan.table.filter(pa.array(~plan.gone))["unit"]).to_pylist()
     unfinished = sum(int(each["counts"]) for each in counts if unit_key(each["values"]) not in done)
     touched = overruled(place)  # an earlier run may not have come to all that it saw was replaced
@@ -125,6 +134,8 @@ def _left(place: Store, inputs: Iterator[Input], settings: AnnotateSettings) -> 
         touched.update(keys_of(plan.addition))
     touched &= done
     left = unfinished + sum(len(_replaced(place, unit)) for unit in plan.units() if unit.key in touched)
+    if limit is not None:
+        refuse_a_part(place, limit, plan.inputs, left, anew=plan.is_first and bool(run.units()))
     if left:
         require_recipe(place)
     return left

@@ -8,9 +8,9 @@ all of them. A run that was killed, started again, does the units that have no r
 from functools import cache
 from itertools import islice
 
-from pipelines.annotation.claim import claim_of, continued, publish_claim, require_recipe
+from pipelines.annotation.claim import claim_of, continued, publish_claim, refuse_a_part, require_recipe
 from pipelines.annotation.page import annotation_page
-from pipelines.annotation.plan import Plan, is_planned, make_plan
+from pipelines.annotation.plan import is_planned, make_plan
 from pipelines.annotation.readying import prepared
 from pipelines.annotation.sightings import Task
 from pipelines.annotation.summary import Summary, summary_before
@@ -80,7 +80,7 @@ def annotate(
         )
         work = Work(job, plan, again)
         if limit is not None:
-            _refuse_a_part(place, limit, plan, work)
+            refuse_a_part(place, limit, plan.inputs + plan.waiting, work.left, work.anew)
         if work.left:
             require_recipe(place)
         before = summary_before(place)
@@ -106,15 +106,3 @@ def annotate(
             return summary
     # Whoever took over may have found more to do: what there is now is what counts.
     return annotate(source, out, model, settings, workers, progress, limit=limit, again=again)
-
-
-def _refuse_a_part(place: Store, limit: int, plan: Plan, work: Work) -> None:
-    """Raises UserError where a run is more than its first pictures, and these cannot be done alone."""
-    if work.anew:
-        raise UserError(f"{place.url} has finished units but no plan: make it anew first, without --limit")
-    known = plan.inputs + plan.waiting
-    if known > limit and work.left:
-        raise UserError(
-            f"{place.url}: the run has more than these {limit} pictures, and with them {work.left} to be done, "
-            f"of all {known}; it cannot do the first alone: leave --limit out, or give another --out"
-        )

@@ -2,7 +2,8 @@
 
 It is UTF-8, or UTF-16 with its mark. Relative paths are seen from the list's folder; `file://` and `s3://` are
 followed wherever they lead. Blank lines, and what begins with `#`, are passed over. A table whose first column has a
-heading may have semicolons or tabs between its columns. Nothing is asked of S3 while listing.
+heading may have semicolons or tabs between its columns; one of numbers without a heading may precede it, as pandas
+writes it. Nothing is asked of S3 while listing.
 """
 
 import csv
@@ -65,11 +66,12 @@ def _said(lines: Iterable[str]) -> Iterator[str]:
 def _first_cells(lines: Iterator[str]) -> Iterator[str]:
     """Of a table without its heading; empty ones are left out."""
     first = next(_said(lines), "")
-    headed = (mark for mark in ",;\t" if re.sub(r"[ _-]", "", _first_cell(first, mark).lower()) in _HEADINGS)
+    place = 1 if first.startswith((",", ";")) else 0
+    headed = (mark for mark in ",;\t" if re.sub(r"[ _-]", "", _cell(first, mark, place).lower()) in _HEADINGS)
     separator = next(headed, "")
-    left = lines if separator else chain([f"{first}\n"], lines)
+    left, place = (lines, place) if separator else (chain([f"{first}\n"], lines), 0)
     rows = in_rows(enumerate(left), partial(_is_row, separator=separator or ","))
-    return filter(None, (_first_cell(row, separator or ",") for row in _said(row for _, row in rows)))
+    return filter(None, (_cell(row, separator or ",", place) for row in _said(row for _, row in rows)))
 
 
 def place_of(store: Store, entry: str) -> tuple[Store, str]:
@@ -95,9 +97,9 @@ def _joined(store: Store, entry: str) -> str:
     return f"s3://{bucket}{posixpath.normpath(posixpath.join('/', folder, entry))}"
 
 
-def _first_cell(row: str, separator: str) -> str:
+def _cell(row: str, separator: str, place: int) -> str:
     try:
-        return next(csv.reader([row], delimiter=separator))[0].strip()
+        return next(csv.reader([row], delimiter=separator))[place].strip()
     except (csv.Error, StopIteration, IndexError):
         return row
 
@@ -117,10 +119,11 @@ def _problem(store: Store, uri: str, entry: str) -> str:
     if has_suffix(entry, ARCHIVE_SUFFIXES + UNSUPPORTED_SUFFIXES + TABLE_SUFFIXES):
         return "nested_archive"
     try:
-        place_of(store, entry)
+        folder, name = place_of(store, entry)
     except UserError:
         return "unsupported_url"
-    return ""
+    # What a URI spells as %00 or %2E%2E.
+    return "unreadable" if name == ".." or "\0" in f"{folder.url}/{name}" else ""
 
 
 def _state(store: Store, name: str) -> tuple[int, str]:

@@ -4,6 +4,7 @@ The directory is read piece by piece (`zipfile` holds all of it), and no size in
 members are read: of the other methods one small block may unpack to any size.
 """
 
+import re
 import stat
 import struct
 import zlib
@@ -26,6 +27,10 @@ _LARGE: Final = 0xFFFFFFFF
 _MAX_COMMENT: Final = 0xFFFF
 _ZIP_64: Final = 1
 _UNICODE_NAME: Final = 0x7075
+_NO_LETTER: Final = r"(?<![^\0-\x7f])\\"
+"""A backslash that cannot be the second byte of a letter, as it is in the Shift JIS of 予.jpg: no folder of a file
+`.jpg`, which would be hidden.
+"""
 _ENCRYPTED: Final = 1
 _UTF_8: Final = 1 << 11
 _STORED: Final = 0
@@ -186,10 +191,12 @@ def _name(raw: bytes, flags: int, unicode_name: bytes) -> str:
     """A member's name. Many programs write UTF-8 without its flag, and other text is hardly ever valid UTF-8."""
     if len(unicode_name) > 5 and struct.unpack_from("<L", unicode_name, 1)[0] == zlib.crc32(raw):
         raw, flags = unicode_name[5:], flags | _UTF_8
+    separator = "\\\\"
     try:
         name = raw.decode("utf-8", "surrogateescape" if flags & _UTF_8 else "strict")
     except UnicodeDecodeError:
         name = raw.decode("cp437")
+        separator = _NO_LETTER
     name = name.partition("\0")[0]
     # Some programs for Windows write its own separator, which the format forbids.
-    return name if "/" in name else name.replace("\\", "/")
+    return name if "/" in name else re.sub(separator, "/", name)

@@ -278,6 +278,24 @@ def test_a_place_whose_name_is_no_utf_8_is_told(tmp_path: Path, capsys: pytest.C
     assert (place / "faces.csv").is_file()
 
 
+def test_a_folder_that_was_deleted_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "was deleted: go to another one" in fails(
+        capsys, "annotate", str(tmp_path), "--out", str(tmp_path / "out")
+    )
+
+
+def test_names_are_utf_8_where_the_locale_is_ascii(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "from flows.cli import entry; entry()", "datasets", str(tmp_path / "café")]
+    ascii_alone = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run(program, capture_output=True, timeout=120, env=ascii_alone, check=False)
+    assert f"{tmp_path}/café" in (ended.stdout + ended.stderr).decode()
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_has_gone_is_no_error(dataset: tuple[Store, Manifest], unbuffered: str) -> None:
     program = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())"]

@@ -339,6 +339,29 @@ def tiff_of(samples: bytes, order: str, tags: dict[int, list[int]]) -> bytes:
     return header + samples + lists + count + entries + end
 
 
+@pytest.mark.parametrize("alpha", [1, 2])
+@pytest.mark.parametrize("kept", ["by pixel", "packed", "by plane", "by packed plane"])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_a_tiff_with_alpha(colours: int, kept: str, alpha: int) -> None:
+    """Of kind 1, by which colours are multiplied, and of kind 2."""
+    planes = [*SCENE.transpose(2, 0, 1)[:colours], np.full((HEIGHT, WIDTH), 255, np.uint8)]
+    samples = [plane.tobytes() for plane in (planes if "plane" in kept else [np.dstack(planes)])]
+    tags = {258: [8] * len(planes), 262: [2 if colours == 3 else 1], 277: [len(planes)], 338: [alpha]}
+    tags |= {284: [2]} if "plane" in kept else {}
+    if "packed" in kept:
+        packed = [zlib.compress(each, 0) for each in samples]  # so that all are of one size
+        samples, tags[259] = packed, [8]
+    tiff = tiff_of(b"".join(samples), "<", tags | {279: [len(each) for each in samples]})
+    np.testing.assert_array_equal(decode(tiff).rgb, SCENE if colours == 3 else np.dstack([SCENE[..., 0]] * 3))
+
+
+def test_in_a_tiff_of_lab_a_is_a_colour() -> None:
+    tags = {258: [8] * 3, 262: [8], 277: [3], 279: [WIDTH * HEIGHT] * 3, 284: [2]}
+    planes = (np.repeat([[150], [a], [128]], WIDTH * HEIGHT, axis=1).astype(np.uint8).tobytes() for a in (100, 156))
+    seen = [decode(tiff_of(each, "<", tags)).rgb for each in planes]
+    assert not np.array_equal(seen[0], seen[1])
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("bands", [3, 4])
 def test_a_tiff_of_16_bits_with_a_plane_for_each_colour(bands: int, order: str) -> None:
@@ -351,12 +374,12 @@ def test_a_tiff_of_16_bits_with_a_plane_for_each_colour(bands: int, order: str) 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kept", ["by pixel", "packed", "by plane"])
-@pytest.mark.parametrize("white", [0, 1])
-def test_a_tiff_of_16_bits_that_is_grey_with_alpha(white: int, kept: str, order: str) -> None:
+@pytest.mark.parametrize(("white", "alpha"), [(0, 2), (1, 2), (1, 1)])
+def test_a_tiff_of_16_bits_that_is_grey_with_alpha(white: int, alpha: int, kept: str, order: str) -> None:
     grey = np.linspace(0, 65535, WIDTH * HEIGHT).astype(np.uint16)
     both = np.stack([grey, np.full_like(grey, 300)], axis=0 if kept == "by plane" else 1)
     samples = both.astype(f"{order}u2").tobytes()
-    tags = {258: [16, 16], 262: [white], 277: [2], 338: [2]}
+    tags = {258: [16, 16], 262: [white], 277: [2], 338: [alpha]}
     if kept == "packed":
         samples, tags[259] = zlib.compress(samples), [8]
     if kept == "by plane":
@@ -485,6 +508,13 @@ def test_heic_of_more_bits(mode: str) -> None:
     pillow_heif.from_bytes(mode, (WIDTH, HEIGHT), grey.tobytes()).save(buffer, quality=-1)
     rgb = decode(buffer.getvalue()).rgb[..., 0].ravel()
     np.testing.assert_allclose(rgb, grey / (2**bits - 1) * 255, atol=2)
+
+
+@pytest.mark.skipif(not decoding._HEIC, reason="pip install 'msrrn[heic]'")
+def test_a_heif_of_another_compression_is_not_called_corrupt() -> None:
+    with pytest.raises(Undecodable, match="a HEIF that is compressed in a way that is not read: convert") as caught:
+        decode(picture(SMOOTH, "AVIF").replace(b"ftypavif", b"ftypheic"))
+    assert caught.value.reason == "not_an_image"
 
 
 def test_heic_without_its_extra_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ from pipelines.detection.cnn import CnnDetector
 from pipelines.detection.yunet import YuNetDetector
 from pipelines.disk import TEMP_PREFIX
 from pipelines.errors import UsageError, UserError
+from pipelines.forgotten import remember
 from pipelines.lease import LEASE, Lease, hold
 from pipelines.models import Model
 from pipelines.opening import open_model
@@ -411,10 +412,11 @@ def test_a_call_that_is_refused_changes_nothing(album: Path, model: Model, tmp_p
     annotate(str(folder), str(tmp_path / "out"), model, SETTINGS, 1, limit=4)
     before = result(tmp_path / "out"), tree(tmp_path / "out")
     shutil.copy(folder / "b" / "0.jpg", folder / "0.jpg")  # the first of all
-    with pytest.raises(
-        UserError, match=r"more than these 4 pictures, and with them 1 to be done, of all 5; it cannot"
-    ):
-        annotate(str(folder), str(tmp_path / "out"), model, SETTINGS, 1, limit=4)
+    for job in (annotate, rehearse):
+        with pytest.raises(
+            UserError, match=r"more than these 4 pictures, and with them 1 to be done, of all 5; it cannot"
+        ):
+            job(source=str(folder), out=str(tmp_path / "out"), model=model, settings=SETTINGS, workers=1, limit=4)
     assert (result(tmp_path / "out"), tree(tmp_path / "out")) == before
 
 
@@ -578,6 +580,8 @@ def test_a_damaged_plan_is_made_again_where_it_is_deleted_and_no_picture_is_twic
     before = tree(tmp_path / "out")
     with pytest.raises(UserError, match=r"has finished units but no plan: make it anew first, without --limit"):
         annotate(*call, limit=2)
+    with pytest.raises(UserError, match=r"has finished units but no plan: make it anew first, without --limit"):
+        rehearse(call[0], *call[2:], limit=2, out=call[1])
     with pytest.raises(UserError, match=r"has no plan of a run, and so no picture to do again: leave --retry out"):
         annotate(*call, again=Again("quarantined"))
     assert tree(tmp_path / "out") == before
@@ -1149,11 +1153,20 @@ def test_a_rehearsal_knows_what_is_done(
     record.write_text(whole)
     (out / "records" / "000000.json").unlink()
     assert rehearse(str(folder), model, SETTINGS, 1, out=str(out)).to_do == 5
-    first = rehearse(str(folder), model, SETTINGS, 1, limit=1, out=str(out))
-    assert (first.pictures, first.to_do) == (1, 1)
+    with pytest.raises(UserError, match=r"more than these 1 pictures, and with them 3 to be done, of all 11;"):
+        rehearse(str(folder), model, SETTINGS, 1, limit=1, out=str(out))
     (out / "faces" / "part-000001.parquet").unlink()
     told = rehearse(str(folder), model, SETTINGS, 2, out=str(out))
     assert (told.to_do, told.hours) == (8, 4.0)
+
+
+def test_a_rehearsal_leaves_alone_what_was_forgotten(face: bytes, model: Model, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(face)
+    remember(Store(str(out)), [hashlib.sha256(face).hexdigest()])
+    told = rehearse(str(folder), model, SETTINGS, 1, out=str(out))
+    assert (told.faces, told.reasons) == (0, {"forgotten": 1})
 
 
 def test_a_rehearsal_counts_what_waits_since_some_were_done_again(

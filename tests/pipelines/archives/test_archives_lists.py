@@ -46,6 +46,13 @@ def test_the_heading_of_a_table_is_no_picture(heading: str, tmp_path: Path) -> N
     assert read(str(tmp_path / "x.csv")) == [("a.jpg", b"a")]
 
 
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_the_numbers_that_pandas_writes_before_a_table_are_no_pictures(separator: str, tmp_path: Path) -> None:
+    publish(str(tmp_path), {"a.jpg": b"a", "0": b"no"})
+    (tmp_path / "x.csv").write_text(",path,label\n0,a.jpg,1\n1,,2\n".replace(",", separator))
+    assert read(str(tmp_path / "x.csv")) == [("a.jpg", b"a")]
+
+
 def test_a_cell_of_a_table_may_hold_line_ends(tmp_path: Path) -> None:
     publish(str(tmp_path), {"a.jpg": b"a", "b.jpg": b"b", "c\nd.jpg": b"cd"})
     rows = 'file,caption\r\na.jpg,"two\r\n\r\n# lines, ""said"""\r\n"c\nd.jpg",\n"open,1\nb.jpg,5" tall\n'
@@ -121,6 +128,9 @@ def test_what_a_list_cannot_name_is_a_row(tmp_path: Path) -> None:
         b"long" * 70_000: "unreadable",
         b"~/a.jpg": "unreadable",
         b"folder/b.jpg/c.jpg": "unreadable",
+        b"file:///photos/n%00.jpg": "unreadable",
+        b"file:///photos/%2E%2E": "unreadable",
+        b"file://photos[1]/a.jpg": "unsupported_url",
         b"https://example.com/a.jpg?X-Amz-Expires=9&X-Amz-Signature=secret": "unsupported_url",
     }
     (tmp_path / "x.txt").write_bytes(b"\n".join(reasons) + b"\nfolder/b.jpg\n")

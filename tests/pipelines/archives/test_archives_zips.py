@@ -135,7 +135,12 @@ def test_a_password_is_a_reason(tmp_path: Path) -> None:
 
 def test_names_without_their_flag(tmp_path: Path) -> None:
     """macOS writes UTF-8 without saying so, old programs wrote the code page of DOS; a flag may lie."""
-    for raw, name in (("顔.jpg".encode(), "顔.jpg"), ("ü.jpg".encode("cp437"), "ü.jpg")):
+    for raw, name in (
+        ("顔.jpg".encode(), "顔.jpg"),
+        ("ü.jpg".encode("cp437"), "ü.jpg"),
+        ("予.jpg".encode("shift_jis"), "ù\\.jpg"),  # no hidden file of a folder
+        ("ü\\b\\c.jpg".encode("cp437"), "ü\\b/c.jpg"),
+    ):
         data = zipped(("?" * len(raw), b"x")).replace(b"?" * len(raw), raw)
         (tmp_path / "x.zip").write_bytes(data)
         assert read(str(tmp_path / "x.zip")) == [(name, b"x")]
