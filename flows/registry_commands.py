@@ -96,10 +96,11 @@ def _promote(commands: Commands) -> None:
 def _rollback(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import say
+        from pipelines.registry.artifacts import lost
         from pipelines.registry.succession import rollback
         from pipelines.registry.turns import whoami
 
-        new, old = rollback(call.name, call.reason, call.who or whoami(), say)
+        new, old = rollback(call.name, call.reason, call.who or whoami(), say, lost)
         if call.json:
             print_json({"name": call.name, "champion": new.version, "previous": old.version if old else None})
         else:

@@ -32,7 +32,7 @@ from pipelines.opening import open_model
 from pipelines.outages import OutageError
 from pipelines.registry import tracking
 from pipelines.registry import versions as registry
-from pipelines.registry.artifacts import artifact_digest, fetch, register
+from pipelines.registry.artifacts import artifact_digest, fetch, lost, register
 from pipelines.registry.succession import settle
 from pipelines.registry.tracking import RunRecord
 
@@ -296,7 +296,10 @@ def test_files_that_are_gone_are_told_with_what_is_left_to_do(
     newest = max(
         (mlflow_store / "mlartifacts").rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime_ns
     )
+    version = registry.version_of("lost", 1)
+    assert lost(version) == ""
     shutil.rmtree(newest.parents[2])
+    assert lost(version) == "models:/lost/1: its files are gone from where MLflow keeps artifacts"
     with pytest.raises(UserError, match=r"^models:/lost/1: its files are gone .* put them back, .*msrrn rollback"):
         fetch("models:/lost/1", tmp_path)
     assert list(tmp_path.iterdir()) == []
