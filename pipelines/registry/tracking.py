@@ -120,6 +120,8 @@ def reaching_mlflow() -> Iterator[None]:
             raise OutageError(
                 f"No MLflow server answers at {shown_uri()}: start it, or correct MLFLOW_TRACKING_URI"
             ) from None
+        if "the database system is" in str(error):  # PostgreSQL: starting up, ...
+            raise OutageError(f"The database at {shown_uri()} starts or stops: run again soon") from None
         line = without_secrets(str(error).split("\n")[0])
         raise UserError(f"MLflow at {shown_uri()}: {line[:400]}") from None
 

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from safetensors.torch import load_file, save_file
+from sqlalchemy.exc import OperationalError
 
 from msrrn.artifact import Card, load, save
 from msrrn.config import ModelConfig
@@ -414,6 +415,14 @@ def test_a_server_that_fails_is_not_said_to_be_away(monkeypatch: pytest.MonkeyPa
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_database_that_is_only_starting_is_asked_again() -> None:
+    """By the tasks of flows, as one that is away: `OutageError`."""
+    said = 'connection to server at "db", port 5432 failed: FATAL:  the database system is starting up'
+    told = r"^The database at .* starts or stops: run again soon$"
+    with pytest.raises(OutageError, match=told), tracking.reaching_mlflow():
+        raise OperationalError("", {}, Exception(said))
 
 
 def test_a_cache_that_cannot_be_written_is_not_put_down_to_mlflow(
