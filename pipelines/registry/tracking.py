@@ -122,6 +122,11 @@ def reaching_mlflow() -> Iterator[None]:
             ) from None
         if "the database system is" in str(error):  # PostgreSQL: starting up, ...
             raise OutageError(f"The database at {shown_uri()} starts or stops: run again soon") from None
+        if re.search(r"\(sqlite3\.\w+\) (table \w+ already exists|duplicate column)", str(error)):
+            raise UserError(
+                f"MLflow store {sqlite_file()}: whoever made or upgraded it was stopped half-way. Where it "
+                "was new, nothing is in it yet: delete it, and run again; else put back the copy of before"
+            ) from None
         line = without_secrets(str(error).split("\n")[0])
         raise UserError(f"MLflow at {shown_uri()}: {line[:400]}") from None
 

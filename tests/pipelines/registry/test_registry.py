@@ -375,6 +375,7 @@ def test_says_what_is_no_artifact(tmp_path: Path, three: list[Path], run: RunRec
         ("postgresql://user:a@secret@db/mlflow", "=postgresql://db/mlflow: the password holds an @: write %40"),
         ("postgresql+psycopg2://user:a@b/secret@db/mlflow", "=postgresql.*://db/mlflow: the password holds an @"),
         ("sqlite:///{}/junk.db", "not a database"),
+        ("sqlite:///{}/half.db", r"store .*/half\.db: .* stopped half-way\. .* delete it, and run again"),
         ("sqlite:///{}", "unable to open"),
         ("sqlite:////dev/null/mlflow.db", "/dev/null"),
         ("file:///{}/runs", "filesystem"),
@@ -385,6 +386,8 @@ def test_says_when_the_store_cannot_be_used(
     uri: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "junk.db").write_bytes(b"no database at all " * 100)
+    with closing(sqlite3.connect(tmp_path / "half.db")) as half:  # as of an MLflow that was killed
+        half.execute("CREATE TABLE _alembic_tmp_experiments (name TEXT)")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp_path))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.delattr("mlflow.store.db.utils.time")  # with which it waits for a database, 100 seconds in all
