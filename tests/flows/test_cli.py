@@ -252,6 +252,19 @@ def test_a_database_without_its_driver_is_told(
     assert said == "msrrn: what the call asks for needs the Python package pymysql, which is not installed\n"
 
 
+def test_what_a_flow_refuses_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.retrain import retrain
+
+    def asked(data: object, out: object, *_: object, **__: object) -> None:
+        retrain.validate_parameters({"data": data, "out": out})  # as Prefect does before a run
+
+    monkeypatch.setattr("flows.retrain.retrain", asked)
+    said = fails(capsys, "retrain", "--data", "", "--out", "work")  # as of a variable that is not set
+    assert said == "msrrn: the call gives what cannot be used: data.0: String should have at least 1 character\n"
+
+
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), RuntimeError("can't start new thread"), RuntimeError("could not create a primitive")],  # torch's
