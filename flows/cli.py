@@ -136,6 +136,7 @@ def _quiet(debug: bool) -> None:
     if not debug:
         # Where Prefect is loaded, it would tell each attempt to reach a server, before the one line that says it all.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # likewise, with tracebacks
 
 
 def _nobody_reads() -> bool:

@@ -106,7 +106,9 @@ def reaching_mlflow() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        if re.search("No space left on device|Disk quota exceeded", str(error)):  # not always in its first line
+        if re.search(
+            "No space left on device|Disk quota exceeded|disk is full", str(error)
+        ):  # not always in its first line
             raise UserError(
                 f"MLflow at {shown_uri()}: disk full, there or where temporary files go (TMPDIR): free some space, "
                 "and run again"

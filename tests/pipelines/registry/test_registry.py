@@ -420,6 +420,12 @@ def test_a_server_that_fails_is_not_said_to_be_away(monkeypatch: pytest.MonkeyPa
             thread.join()
 
 
+def test_a_store_whose_disk_is_full_is_told_as_that() -> None:
+    said = "(raised as a result of Query-invoked autoflush)\n(sqlite3.OperationalError) database or disk is full"
+    with pytest.raises(UserError, match="disk full, there or where temporary"), tracking.reaching_mlflow():
+        raise OperationalError("", {}, Exception(said))
+
+
 def test_a_database_that_is_only_starting_is_asked_again() -> None:
     """By the tasks of flows, as one that is away: `OutageError`."""
     said = 'connection to server at "db", port 5432 failed: FATAL:  the database system is starting up'
