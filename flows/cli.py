@@ -148,6 +148,7 @@ def _quiet(debug: bool) -> None:
     if not debug:
         # Where Prefect is loaded, it would tell each attempt to reach a server, before the one line that says it all.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # likewise, with tracebacks
 
 
 def _nobody_reads() -> bool:
@@ -174,6 +175,9 @@ def _explained(error: Exception) -> str:
             "PREFECT_API_URL, or that of a proxy, is no address of a server: give http://HOST:PORT/api; user and "
             "password go into PREFECT_API_AUTH_STRING"
         )
+    if type(error).__name__ == "ParameterTypeError":  # Prefect's, of a flow: its parameters have types of their own
+        refused = "; ".join(line.removeprefix(" - ") for line in str(error).splitlines()[1:])
+        return f"the call gives what cannot be used: {without_secrets(refused)}"
     if isinstance(error, ModuleNotFoundError):  # the driver of a database, that of another storage, ...
         return f"what the call asks for needs the Python package {error.name}, which is not installed"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _WITHOUT_MEMORY.search(str(error))):

@@ -5,17 +5,22 @@ the UI and fills in a form; on a terminal somebody types y. Where there is neith
 """
 
 import base64
+import shlex
 import sys
+import time
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from prefect import task
 from prefect.artifacts import create_image_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.exceptions import FlowPauseTimeout
-from prefect.flow_runs import pause_flow_run
-from prefect.input import RunInput
+from prefect.exceptions import CancelledRun, FlowPauseTimeout
+from prefect.input import RunInput, keyset_from_paused_state
+from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
+from prefect.states import Cancelled, Paused
 from pydantic import Field, ValidationError
 
 from flows import artifacts
@@ -135,19 +140,49 @@ def _pause(judgement: Judgement, hours: float) -> Approval:
         f"{no_markup(judgement.decision.reason)}\n\n"
         f"The table and the faces are artifacts of this run, and in MLflow run `{judgement.run}`.",
     )
+    what = f"{version.name} version {version.version}"
+    call = shlex.join(["msrrn", "promote", "--approve", "--name", version.name, "--model", version.uri])
     while True:
-        say(f"{version.name} version {version.version} waits for approval: resume the paused flow run")
+        say(f"{what} waits for approval: resume the paused flow run")
         try:
-            # A key of its own: a run that died here and was started again is asked anew, and no answer is another
-            # question's.
-            answer = pause_flow_run(
-                question, timeout=round(3600 * hours), poll_interval=POLL_SECONDS, key=uuid4().hex
-            )
+            answer = _resumed(question, hours)
         except ValidationError:
             continue  # nobody answered: it was only said to be running (`flows.dead_runs`)
         except FlowPauseTimeout:
-            raise UserError(
-                f"nobody approved {version.name} version {version.version} within {hours:g} hours: nothing changed, "
-                f"and msrrn promote --approve --name {version.name} --model {version.uri} asks again"
-            ) from None
-        return Approval(approve=answer.approve, note=answer.note, who=answer.who)
+            ended = f"nobody approved {what} within {hours:g} hours"
+        except CancelledRun:
+            ended = f"the flow run that waited for approval of {what} was cancelled"
+        else:
+            return Approval(approve=answer.approve, note=answer.note, who=answer.who)
+        raise UserError(f"{ended}: nothing changed, and {call} asks again")
+
+
+def _resumed(question: Any, hours: float) -> Any:
+    """Pauses this flow run; returns the answer of who resumes it.
+
+    Prefect's own `pause_flow_run` waits on where the run was cancelled, and a run that no worker began is not ended
+    by anybody else.
+
+    Raises:
+        CancelledRun: the run was cancelled.
+        FlowPauseTimeout: nobody resumed it.
+        ValidationError: it goes on without an answer.
+    """
+    # A key of its own: a run that died here and was started again is asked anew, and no answer is another question's.
+    paused: State[Any] = Paused(timeout_seconds=round(3600 * hours), pause_key=uuid4().hex)
+    form: Any = keyset_from_paused_state(paused)
+    paused.state_details.run_input_keyset = form
+    until = time.monotonic() + 3600 * hours
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(flow_run.id), paused)
+        question.save(form)
+        while True:
+            time.sleep(POLL_SECONDS)
+            state = client.read_flow_run(UUID(flow_run.id)).state
+            if state is not None and state.is_running():
+                return question.load(form)
+            if state is not None and (state.is_cancelled() or state.is_cancelling()):
+                client.set_flow_run_state(UUID(flow_run.id), Cancelled(), force=True)  # there is no worker that would
+                raise CancelledRun
+            if time.monotonic() > until:
+                raise FlowPauseTimeout

@@ -81,7 +81,20 @@ def add_name(parser: argparse.ArgumentParser, what: str = "registered model") ->
 
 def _model_name(text: str) -> str:
     if not re.fullmatch(MODEL_NAME, text):
-        raise argparse.ArgumentTypeError(f"{text!r}: a name has letters, digits, - and _ only")
+        raise argparse.ArgumentTypeError(f"{text!r}: a name has letters, digits, - and _ only, at most 100")
+    return text
+
+
+def add_registered_name(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    what = "(default: %(default)s)" if default else "(default: all that msrrn registered)"
+    parser.add_argument("--name", type=_registered_name, default=default, help=f"one registered model {what}")
+
+
+def _registered_name(text: str) -> str:
+    """Any: in MLflow's UI a model may have been given a name that no training takes, and a bad champion there must
+    go. An empty one, as of a variable that is not set, is not all of them."""
+    if not text.strip() or re.search("[/:]", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: the name of a registered model is not empty, and has no / or :")
     return text
 
 

@@ -12,6 +12,7 @@ from flows.options import (
     add_json,
     add_model,
     add_name,
+    add_registered_name,
     add_split,
     add_workers,
     gate_settings,
@@ -96,10 +97,11 @@ def _promote(commands: Commands) -> None:
 def _rollback(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import say
+        from pipelines.registry.artifacts import lost
         from pipelines.registry.succession import rollback
         from pipelines.registry.turns import whoami
 
-        new, old = rollback(call.name, call.reason, call.who or whoami(), say)
+        new, old = rollback(call.name, call.reason, call.who or whoami(), say, lost)
         if call.json:
             print_json({"name": call.name, "champion": new.version, "previous": old.version if old else None})
         else:
@@ -117,8 +119,7 @@ def _rollback(commands: Commands) -> None:
         "--reason", required=True, type=_reason, help="why, for whoever reads the registry later; not empty"
     )
     parser.add_argument("--who", help="who decided (default: the user of this process)")
-    # Any: in MLflow's UI a model may have been given a name that no training takes, and a bad champion there must go.
-    parser.add_argument("--name", default=NAME, help="registered model (default: %(default)s)")
+    add_registered_name(parser, NAME)
     add_json(parser)
 
 
@@ -163,7 +164,7 @@ def _models(commands: Commands) -> None:
         "decision that was ever made, oldest first.",
         "  msrrn models\n  msrrn models --log\n  msrrn models --name msrrn --json",
     )
-    parser.add_argument("--name", help="one registered model (default: all that msrrn registered)")
+    add_registered_name(parser)
     parser.add_argument("--log", action="store_true", help="who became champion, who did not, who went back, and why")
     add_json(parser)
 
@@ -211,7 +212,7 @@ def _reconcile(commands: Commands) -> None:
         "  msrrn reconcile\n  msrrn reconcile --approve\n"
         "  msrrn reconcile --place work/datasets s3://bucket/annotations",
     )
-    parser.add_argument("--name", help="one registered model (default: all that msrrn registered)")
+    add_registered_name(parser)
     parser.add_argument(
         "--place",
         nargs="+",

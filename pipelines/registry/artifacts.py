@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Final
@@ -33,8 +34,17 @@ _SIGNATURE: Final = ModelSignature(
 )
 _SERVING_CODE: Final = Path(__file__).with_name("served_model.py")
 _SERVED_WITH: Final = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
-_LEFT: Final = "put them back, or use another version (msrrn rollback, or an alias given in MLflow's UI)"
-"""What there is to do about files in MLflow's store, which are written there once."""
+
+
+class LostError(UserError):
+    """Nobody can have the files of a version any more; `why` is that alone, the rest what there is to do: they are
+    written to MLflow's store once."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"{why}: put them back, or use another version (msrrn rollback, or an alias given in MLflow's UI)"
+        )
+        self.why = why
 
 
 def artifact_digest(artifact: Path) -> str:
@@ -125,6 +135,19 @@ def fetch(model: str, cache: Path | None = None) -> Path:
         return _download(found, cache or cache_directory() / "models")
 
 
+def lost(version: ModelVersion) -> str:
+    """Why nobody can have the files of a version any more; nothing where they are there, whoever has them in a cache.
+
+    Nor where the store of artifacts cannot be asked: that says nothing of them.
+    """
+    with tempfile.TemporaryDirectory(prefix="msrrn-") as empty, suppress(Exception):
+        try:
+            fetch(version.uri, Path(empty))
+        except LostError as error:
+            return error.why
+    return ""
+
+
 def _download(model: ModelVersion, cache: Path) -> Path:
     digest = model.tags.get(DIGEST_TAG, "")
     if re.fullmatch("[0-9a-f]{64}", digest) is None:
@@ -137,7 +160,7 @@ def _download(model: ModelVersion, cache: Path) -> Path:
     files = f"{model.uri}/artifacts"
     # Asked for first: in a download, each kind of store says in words of its own that they are gone.
     if not mlflow.artifacts.list_artifacts(artifact_uri=files):
-        raise UserError(f"{model.uri}: its files are gone from where MLflow keeps artifacts: {_LEFT}")
+        raise LostError(f"{model.uri}: its files are gone from where MLflow keeps artifacts")
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
         downloads = tempfile.TemporaryDirectory(prefix=".download-", dir=cache)
@@ -145,7 +168,7 @@ def _download(model: ModelVersion, cache: Path) -> Path:
         mlflow.artifacts.download_artifacts(artifact_uri=files, dst_path=folder)
         cards = list(Path(folder).rglob(CARD))
         if len(cards) != 1 or artifact_digest(cards[0].parent) != digest:
-            raise UserError(f"{model.uri}: its files are not those that were registered: {_LEFT}")
+            raise LostError(f"{model.uri}: its files are not those that were registered")
         try:
             cards[0].parent.rename(target)
         except OSError:

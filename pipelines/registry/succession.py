@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from mlflow import MlflowClient
-
 from pipelines.errors import UserError
 from pipelines.metrics_export import export_champion
+from pipelines.registry.before import Lost, before, way_back
 from pipelines.registry.ledger import DONE, Line, Move, Turn, find_ledger, open_ledger, plain
 from pipelines.registry.store import store_exists
 from pipelines.registry.tracking import connected
 from pipelines.registry.turns import (
     Waiting,
-    became_champion,
     finish_last,
     take_turn,
     was_rolled_back,
@@ -116,9 +114,11 @@ def settle(
 
 
 def rollback(
-    name: str, reason: str, who: str, on_wait: Waiting = lambda text: None
+    name: str, reason: str, who: str, on_wait: Waiting = lambda text: None, lost: Lost = lambda version: ""
 ) -> tuple[ModelVersion, ModelVersion | None]:
     """Swaps champion and previous, and returns them as they are then: (champion, previous).
+
+    `lost` is asked about who would be champion (`pipelines.registry.artifacts.lost`).
 
     What goes is the champion of now. Where another rollback is under way, or the last turn was one that was finished
     for the dead, that was all there is to do, and `on_wait` is told so: to swap once more would bring the bad version
@@ -127,7 +127,7 @@ def rollback(
 
     Raises:
         OvertakenError: another version became champion meanwhile.
-        UserError: there is no such model, no champion, or none before it.
+        UserError: there is no such model, no champion, or none before it that anybody could use.
     """
     require_store(f"{name}@{CHAMPION}")
     with connected() as mlflow:
@@ -140,8 +140,8 @@ def rollback(
         bad = aliases_of(mlflow, name).get(CHAMPION)
 
         def plan(lines: list[Line], aliases: dict[str, int]) -> Turn | Line:
-            if CHAMPION not in aliases and (lost := lost_champion(name)):
-                raise UserError(lost)
+            if CHAMPION not in aliases and (gone := lost_champion(name)):
+                raise UserError(gone)
             for line in lines[len(known) :]:
                 if line.turn.what == "rolled back" and line.done and line.turn.version != aliases.get(CHAMPION):
                     on_wait(
@@ -149,7 +149,7 @@ def rollback(
                         "be champion again after all, give it the alias in MLflow's UI)"
                     )
                     return line
-            old, new = aliases.get(CHAMPION), _before(mlflow, name, lines, aliases)
+            old, new = aliases.get(CHAMPION), before(mlflow, name, lines, aliases)
             if old != bad:
                 raise OvertakenError(
                     f"{name}: version {old} became champion while version {bad} was to be rolled back: call again if "
@@ -163,7 +163,10 @@ def rollback(
                     f"{name}: version {old} is both {CHAMPION} and {PREVIOUS}: give the alias {PREVIOUS!r} to the "
                     "version to go back to, in MLflow's UI"
                 )
-            if was_rolled_back(back := find_version(mlflow, name, new)):  # as by the second of two who see the same
+            back = find_version(mlflow, name, new)
+            if why := lost(back):
+                raise UserError(way_back(versions_of(mlflow, name), old, back, why, lost))
+            if was_rolled_back(back):  # as by the second of two who see the same
                 on_wait(
                     f"{name}: version {new} was rolled back itself, by {back.tags.get('msrrn.who', '?')} "
                     f"({back.tags.get('msrrn.reason', '?')}): call again if it is not to be champion"
@@ -268,17 +271,6 @@ def show_champion(name: str, versions: Sequence[ModelVersion], lines: Sequence[L
     when = [line.turn.when for line in lines if line.done and line.turn.what == "promoted"]
     promoted = datetime.fromisoformat(when[-1]).timestamp() if when else None
     export_champion(name, best.version if best else None, best.tags if best else {}, promoted)
-
-
-def _before(mlflow: MlflowClient, name: str, lines: Sequence[Line], aliases: dict[str, int]) -> int | None:
-    """The champion before this one: `previous`; where a person moved `champion` alone, the one of the ledger."""
-    left = {move.alias: move.after for line in lines if line.done for move in line.turn.moves}
-    was, champion, previous = left.get(CHAMPION), aliases.get(CHAMPION), aliases.get(PREVIOUS)
-    if champion in (was, previous) or previous != left.get(PREVIOUS):
-        return previous
-    # One of a model that was deleted may have had its number.
-    known = {each.version for each in versions_of(mlflow, name) if became_champion(each)}
-    return was if was in known else previous
 
 
 def _moves(aliases: dict[str, int], after: dict[str, int | None], order: tuple[str, ...]) -> tuple[Move, ...]:

@@ -106,7 +106,9 @@ def reaching_mlflow() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        if re.search("No space left on device|Disk quota exceeded", str(error)):  # not always in its first line
+        if re.search(
+            "No space left on device|Disk quota exceeded|disk is full", str(error)
+        ):  # not always in its first line
             raise UserError(
                 f"MLflow at {shown_uri()}: disk full, there or where temporary files go (TMPDIR): free some space, "
                 "and run again"
@@ -119,6 +121,13 @@ def reaching_mlflow() -> Iterator[None]:
         if re.search("Max retries exceeded|Connection refused|timed out", str(error)):
             raise OutageError(
                 f"No MLflow server answers at {shown_uri()}: start it, or correct MLFLOW_TRACKING_URI"
+            ) from None
+        if "the database system is" in str(error):  # PostgreSQL: starting up, ...
+            raise OutageError(f"The database at {shown_uri()} starts or stops: run again soon") from None
+        if re.search(r"\(sqlite3\.\w+\) (table \w+ already exists|duplicate column)", str(error)):
+            raise UserError(
+                f"MLflow store {sqlite_file()}: whoever made or upgraded it was stopped half-way. Where it "
+                "was new, nothing is in it yet: delete it, and run again; else put back the copy of before"
             ) from None
         line = without_secrets(str(error).split("\n")[0])
         raise UserError(f"MLflow at {shown_uri()}: {line[:400]}") from None

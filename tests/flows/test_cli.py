@@ -114,6 +114,9 @@ def test_sources_may_follow_one_option_or_several() -> None:
         ["export", "annotations", "--out", "o"],
         ["export", "annotations", "--out", "o", "--format", "csv", "--min-confidence", "2"],
         ["rollback", "--reason", " "],
+        ["rollback", "--reason", "misses profiles", "--name", " "],
+        ["models", "--name", "team/faces"],
+        ["reconcile", "--name", ""],
         ["reconcile", "--minutes", "nan"],
         ["review", "annotations", "--out", "o", "--worst", "0"],
         ["review", "annotations", "--out", "o", "--format", "csv"],
@@ -246,6 +249,19 @@ def test_a_database_without_its_driver_is_told(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+pymysql://who:secret@127.0.0.1/mlflow")
     said = fails(capsys, "models")
     assert said == "msrrn: what the call asks for needs the Python package pymysql, which is not installed\n"
+
+
+def test_what_a_flow_refuses_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.retrain import retrain
+
+    def asked(data: object, out: object, *_: object, **__: object) -> None:
+        retrain.validate_parameters({"data": data, "out": out})  # as Prefect does before a run
+
+    monkeypatch.setattr("flows.retrain.retrain", asked)
+    said = fails(capsys, "retrain", "--data", "", "--out", "work")  # as of a variable that is not set
+    assert said == "msrrn: the call gives what cannot be used: data.0: String should have at least 1 character\n"
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,29 @@ def test_who_resumes_without_an_answer_has_not_said_no(
     assert result.promoted
 
 
+def test_a_promotion_that_is_cancelled_while_it_is_held_ends(
+    api: str, artifact: str, annotated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "POLL_SECONDS", 1)
+
+    def of_this() -> dict[str, Any] | None:
+        return next((run for run in runs_of(api, "promote") if run["parameters"]["name"] == "cancelled"), None)
+
+    def cancel() -> None:
+        run = wait_for(lambda: (run := of_this()) and run["state"]["type"] == "PAUSED" and run)
+        state = {"type": "CANCELLING", "name": "Cancelling"}  # as Prefect's UI asks for
+        post(f"{api}/flow_runs/{run['id']}/set_state", {"state": state})
+
+    person = threading.Thread(target=cancel)
+    person.start()
+    with pytest.raises(UserError, match=r"version 1 was cancelled: .* --model models:/cancelled/1 asks again"):
+        promote(artifact, "cancelled", [str(annotated)], approve=True, workers=1)
+    person.join()
+    assert (run := of_this()) is not None
+    assert run["state"]["type"] not in {"PAUSED", "CANCELLING"}
+    assert champion("cancelled") is None
+
+
 def begun(api: str, parameters: dict[str, Any]) -> str:
     """A run of the deployment `promote` as a worker begins it, its id."""
     create = f"{api}/deployments/{deployment(api, 'promote')['id']}/create_flow_run"

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from safetensors.torch import load_file, save_file
+from sqlalchemy.exc import OperationalError
 
 from msrrn.artifact import Card, load, save
 from msrrn.config import ModelConfig
@@ -32,7 +33,7 @@ from pipelines.opening import open_model
 from pipelines.outages import OutageError
 from pipelines.registry import tracking
 from pipelines.registry import versions as registry
-from pipelines.registry.artifacts import artifact_digest, fetch, register
+from pipelines.registry.artifacts import artifact_digest, fetch, lost, register
 from pipelines.registry.succession import settle
 from pipelines.registry.tracking import RunRecord
 
@@ -296,7 +297,10 @@ def test_files_that_are_gone_are_told_with_what_is_left_to_do(
     newest = max(
         (mlflow_store / "mlartifacts").rglob("weights.safetensors"), key=lambda path: path.stat().st_mtime_ns
     )
+    version = registry.version_of("lost", 1)
+    assert lost(version) == ""
     shutil.rmtree(newest.parents[2])
+    assert lost(version) == "models:/lost/1: its files are gone from where MLflow keeps artifacts"
     with pytest.raises(UserError, match=r"^models:/lost/1: its files are gone .* put them back, .*msrrn rollback"):
         fetch("models:/lost/1", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -371,6 +375,7 @@ def test_says_what_is_no_artifact(tmp_path: Path, three: list[Path], run: RunRec
         ("postgresql://user:a@secret@db/mlflow", "=postgresql://db/mlflow: the password holds an @: write %40"),
         ("postgresql+psycopg2://user:a@b/secret@db/mlflow", "=postgresql.*://db/mlflow: the password holds an @"),
         ("sqlite:///{}/junk.db", "not a database"),
+        ("sqlite:///{}/half.db", r"store .*/half\.db: .* stopped half-way\. .* delete it, and run again"),
         ("sqlite:///{}", "unable to open"),
         ("sqlite:////dev/null/mlflow.db", "/dev/null"),
         ("file:///{}/runs", "filesystem"),
@@ -381,6 +386,8 @@ def test_says_when_the_store_cannot_be_used(
     uri: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "junk.db").write_bytes(b"no database at all " * 100)
+    with closing(sqlite3.connect(tmp_path / "half.db")) as half:  # as of an MLflow that was killed
+        half.execute("CREATE TABLE _alembic_tmp_experiments (name TEXT)")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp_path))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.delattr("mlflow.store.db.utils.time")  # with which it waits for a database, 100 seconds in all
@@ -411,6 +418,20 @@ def test_a_server_that_fails_is_not_said_to_be_away(monkeypatch: pytest.MonkeyPa
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_store_whose_disk_is_full_is_told_as_that() -> None:
+    said = "(raised as a result of Query-invoked autoflush)\n(sqlite3.OperationalError) database or disk is full"
+    with pytest.raises(UserError, match="disk full, there or where temporary"), tracking.reaching_mlflow():
+        raise OperationalError("", {}, Exception(said))
+
+
+def test_a_database_that_is_only_starting_is_asked_again() -> None:
+    """By the tasks of flows, as one that is away: `OutageError`."""
+    said = 'connection to server at "db", port 5432 failed: FATAL:  the database system is starting up'
+    told = r"^The database at .* starts or stops: run again soon$"
+    with pytest.raises(OutageError, match=told), tracking.reaching_mlflow():
+        raise OperationalError("", {}, Exception(said))
 
 
 def test_a_cache_that_cannot_be_written_is_not_put_down_to_mlflow(

@@ -208,6 +208,28 @@ def test_a_champion_was_lost_only_where_there_was_one(name: str) -> None:
     assert "no champion any more (there was one)" in (succession.lost_champion(name) or "")
 
 
+def test_no_version_whose_files_are_lost_becomes_champion_again(name: str) -> None:
+    promote_two(name)
+    settle(name, "promoted", 3, 2, "better", "me")
+    gone = {2}
+
+    def lost(version: registry.ModelVersion) -> str:
+        return "its files are gone" if version.version in gone else ""
+
+    before = r"version 3 stays champion: nobody could use version 2, the one before \(its files are gone\).* "
+    with pytest.raises(UserError, match=before + r"give the alias 'previous' to version 1, which was champion, too"):
+        rollback(name, "misses profiles", "ann", lost=lost)
+    gone.add(1)
+    with pytest.raises(UserError, match=before + r"give the alias 'previous' to a version whose files are there"):
+        rollback(name, "misses profiles", "ann", lost=lost)
+    assert aliases(name) == {"champion": 3, "previous": 2}
+    assert [line.turn.version for line in log(name)] == [1, 2, 3]
+    gone.remove(1)
+    tracking.client().set_registered_model_alias(name, "previous", "1")
+    rollback(name, "misses profiles", "ann", lost=lost)
+    assert aliases(name) == {"champion": 1, "previous": 3}
+
+
 def test_of_one_version_under_both_aliases_there_is_no_way_back(name: str) -> None:
     promote_two(name)
     tracking.client().set_registered_model_alias(name, "champion", "1")
