@@ -24,8 +24,9 @@ import msrrn
 from msrrn.artifact import CARD, ArtifactError, read_card
 from pipelines.cache import cache_directory, writing
 from pipelines.errors import UserError
+from pipelines.registry.reaching import reaching_mlflow
 from pipelines.registry.store import default_store
-from pipelines.registry.tracking import RunRecord, connected, reaching_mlflow, store_lock
+from pipelines.registry.tracking import RunRecord, connected, store_lock
 from pipelines.registry.versions import DIGEST_TAG, ModelVersion, resolve, versions_of
 
 _SIGNATURE: Final = ModelSignature(

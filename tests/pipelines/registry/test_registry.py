@@ -34,6 +34,7 @@ from pipelines.outages import OutageError
 from pipelines.registry import tracking
 from pipelines.registry import versions as registry
 from pipelines.registry.artifacts import artifact_digest, fetch, lost, register
+from pipelines.registry.reaching import reaching_mlflow
 from pipelines.registry.succession import settle
 from pipelines.registry.tracking import RunRecord
 
@@ -422,7 +423,7 @@ def test_a_server_that_fails_is_not_said_to_be_away(monkeypatch: pytest.MonkeyPa
 
 def test_a_store_whose_disk_is_full_is_told_as_that() -> None:
     said = "(raised as a result of Query-invoked autoflush)\n(sqlite3.OperationalError) database or disk is full"
-    with pytest.raises(UserError, match="disk full, there or where temporary"), tracking.reaching_mlflow():
+    with pytest.raises(UserError, match="disk full, there or where temporary"), reaching_mlflow():
         raise OperationalError("", {}, Exception(said))
 
 
@@ -430,7 +431,7 @@ def test_a_database_that_is_only_starting_is_asked_again() -> None:
     """By the tasks of flows, as one that is away: `OutageError`."""
     said = 'connection to server at "db", port 5432 failed: FATAL:  the database system is starting up'
     told = r"^The database at .* starts or stops: run again soon$"
-    with pytest.raises(OutageError, match=told), tracking.reaching_mlflow():
+    with pytest.raises(OutageError, match=told), reaching_mlflow():
         raise OperationalError("", {}, Exception(said))
 
 
@@ -443,7 +444,7 @@ def test_a_cache_that_cannot_be_written_is_not_put_down_to_mlflow(
     with pytest.raises(UserError, match=message):
         fetch("models:/three/3")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=message), tracking.reaching_mlflow(), tracking.store_lock():
+    with pytest.raises(UserError, match=message), reaching_mlflow(), tracking.store_lock():
         pass
 
 
@@ -455,7 +456,7 @@ def test_a_cache_that_cannot_be_written_is_not_put_down_to_mlflow(
     ],
 )
 def test_a_full_disk_is_told_with_tmpdir(error: Exception) -> None:
-    with pytest.raises(UserError, match=r"disk full, .* \(TMPDIR\)"), tracking.reaching_mlflow():
+    with pytest.raises(UserError, match=r"disk full, .* \(TMPDIR\)"), reaching_mlflow():
         raise error
 
 
