@@ -487,7 +487,7 @@ def test_two_workers_train_as_one_does_though_one_is_killed_and_ctrl_c_stops_bot
         if not killed:
             killed.append(workers[0].pid)
             os.kill(workers[0].pid, signal.SIGKILL)
-        elif epoch.metrics["epoch"] == 2:
+        elif len(epochs) == 2:  # one that is killed while it measures an epoch tells nothing of it
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(on_ray, "WORKER_FAILURES", 0)  # Ray gives up, and there was a checkpoint since it began
@@ -496,11 +496,10 @@ def test_two_workers_train_as_one_does_though_one_is_killed_and_ctrl_c_stops_bot
         train_model(dataset[0].url, "both", SHARED, ray_of_two, telling(kill_one_then_stop))
     assert killed
     assert not needless
-    assert {1, 2} <= set(epochs)
     found, settings, _ = resumable("both")
     later: list[float] = []
     resumed = train_model(found, "both", settings, 0, telling(lambda epoch: later.append(epoch.metrics["epoch"])))
-    assert not {1, 2} & set(later)
+    assert not {*epochs} & {*later}
     assert_alike(resumed, train_model(dataset[0].url, "alone", SHARED, 0))
     assert read_model(local(resumed)).card.version == resumed.card.version
     assert not (tmp_path / "both" / "runs" / resumed.name).exists()
