@@ -23,6 +23,7 @@ from msrrn.perturbation import draw, perturb
 from msrrn.predictor import area_halve
 from pipelines.dataset.loader import Batch, Loader, share_of
 from pipelines.errors import UserError
+from pipelines.memory import keep_memory
 from pipelines.settings import TrainSettings
 from pipelines.training.state import TrainState, parts_of
 from pipelines.training.validation import over_ranks, validate
@@ -74,6 +75,7 @@ def train(
             f"batch {settings.batch} does not fit {len(data)} samples on {world} workers: it must not exceed the "
             "samples, nor be exceeded by the workers; change --batch, or prepare more faces or copies"
         )
+    keep_memory()
     model = parallel(state.model)
     device = state.model.mean_shape.device
     wishes = 0.0

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from msrrn.config import Preset
 from msrrn.disturbance import draw_disturbance
 from pipelines.dataset.loader import Batch
+from pipelines.memory import keep_memory
 from pipelines.settings import Precision, TrainSettings
 from pipelines.training.loop import Seen, update
 from pipelines.training.state import TrainState
@@ -32,6 +33,7 @@ def samples_a_second(
 ) -> float:
     """Of all ranks together, each of which sees its share of the batch."""
     torch.set_num_threads(threads)
+    keep_memory()  # as `train` does
     settings = TrainSettings(preset=preset, precision=precision, batch=batch, learning_rate=1e-6)
     rng = np.random.default_rng(0)
     share = batch // world
