@@ -162,3 +162,24 @@ def test_serving_needs_a_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr("flows.serve.has_server", lambda: False)
     assert main(["serve", "--file", str(FILE)]) == 2
     assert "PREFECT_API_URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("server", "told"),
+    [
+        ("http://user:planted@127.0.0.1:1/api", "the Prefect server at http://127.0.0.1:1/api answers 500: its own"),
+        (None, "perhaps as that disk is full: free some space"),
+    ],
+)
+def test_a_server_whose_disk_is_full_is_told_with_what_to_do(
+    server: str | None, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(file: Path, limit: int) -> None:
+        raise httpx.HTTPStatusError("500", request=_ASKED, response=httpx.Response(500, request=_ASKED))
+
+    monkeypatch.setattr("flows.serve.serve", serve)
+    with temporary_settings({PREFECT_API_URL: server}):
+        assert main(["serve"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("msrrn: ")
+    assert told in said
