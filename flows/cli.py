@@ -1,6 +1,7 @@
 """The program `msrrn`: parses a call, runs one command, turns errors into one line and an exit code."""
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -185,6 +186,9 @@ def _explained(error: Exception) -> str:
         return f"there is not enough memory{said}: free some, lower --workers, or raise the limit (ulimit -v)"
     if disk_is_full(error):
         return "disk full, perhaps where temporary files go (TMPDIR): free some space, and run again"
+    if isinstance(error, OSError) and error.errno == errno.EIO:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"the disk failed{where} ({error.strerror}): dmesg says more; nothing half-written was left: run again"
     said = without_secrets(str(error).strip())
     return f"{type(error).__name__}: {said or 'no message'}\nRun the command with --debug for details"
 

@@ -164,6 +164,17 @@ def test_serving_needs_a_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "PREFECT_API_URL" in capsys.readouterr().err
 
 
+def test_a_disk_that_fails_is_told_with_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(file: Path, limit: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "work/state.pt")
+
+    monkeypatch.setattr("flows.serve.serve", serve)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err.startswith("msrrn: the disk failed at work/state.pt (Input/output error): dmesg")
+
+
 @pytest.mark.parametrize(
     ("server", "told"),
     [
