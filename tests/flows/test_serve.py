@@ -124,6 +124,19 @@ def test_a_home_that_cannot_be_written_is_told_at_once(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_home_on_a_full_disk_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(**where: Path) -> None:
+        assert where == {"dir": tmp_path}
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with temporary_settings({PREFECT_HOME: tmp_path, PREFECT_API_URL: None}):
+        assert main(["retrain", "--data", "photos", "--out", "work"]) == 1
+    assert f"{tmp_path} cannot be written (No space left on device), where Prefect" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_told_whatever_was_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
