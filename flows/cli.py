@@ -1,6 +1,7 @@
 """The program `msrrn`: parses a call, runs one command, turns errors into one line and an exit code."""
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -136,6 +137,7 @@ def _quiet(debug: bool) -> None:
     """Servers and libraries speak only when something is wrong, unless one asks by their own variables."""
     defaults = {
         "PREFECT_LOGGING_LEVEL": "INFO" if debug else "CRITICAL",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING" if debug else "CRITICAL",  # of the one that a flow starts
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # As in prefect.yaml: retrainings and people who are asked take hours. One that never answered is not awaited.
@@ -148,7 +150,9 @@ def _quiet(debug: bool) -> None:
     if not debug:
         # Where Prefect is loaded, it would tell each attempt to reach a server, before the one line that says it all.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # likewise, with tracebacks
+        # Likewise, with tracebacks, and with the SQL of figures that a training does without.
+        for name in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _nobody_reads() -> bool:
@@ -165,11 +169,8 @@ def _explained(error: Exception) -> str:
     """One or two lines for a person."""
     if isinstance(error, UserError):
         return str(error)
-    if server := _silent_server(error):
-        return (
-            f"no Prefect server answers at {server}: start it, or correct or unset PREFECT_API_URL, whose address "
-            "ends in /api"
-        )
+    if said := _of_prefect(error):
+        return said
     if type(error).__name__ == "InvalidURL":  # of a password with a / it says a part, which it takes for a port
         return (
             "PREFECT_API_URL, or that of a proxy, is no address of a server: give http://HOST:PORT/api; user and "
@@ -185,22 +186,39 @@ def _explained(error: Exception) -> str:
         return f"there is not enough memory{said}: free some, lower --workers, or raise the limit (ulimit -v)"
     if disk_is_full(error):
         return "disk full, perhaps where temporary files go (TMPDIR): free some space, and run again"
+    if isinstance(error, OSError) and error.errno == errno.EIO:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"the disk failed{where} ({error.strerror}): dmesg says more; nothing half-written was left: run again"
     said = without_secrets(str(error).strip())
     return f"{type(error).__name__}: {said or 'no message'}\nRun the command with --debug for details"
 
 
-def _silent_server(error: Exception) -> str | None:
-    """The address of the Prefect server, without a password, where the error is that it does not answer."""
+def _of_prefect(error: Exception) -> str | None:
+    """What to do where the error is that Prefect's server does not answer, or with one of its own."""
     if "prefect" not in sys.modules:
         return None
     from httpx import HTTPStatusError, TransportError
     from prefect.settings import get_current_settings
 
+    settings = get_current_settings()
+    server = without_secrets(settings.api.url or "")
+    status = error.response.status_code if isinstance(error, HTTPStatusError) else 0
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if server:
+            return f"the Prefect server at {server} answers {status}: its own log says why, as that its disk is full"
+        return (
+            f"what Prefect keeps of this run in {settings.home} could not be written, perhaps as that disk is full: "
+            "free some space, and run again"
+        )
     said = isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API at")
     # Of what it has not, Prefect's API says so in errors of its own.
-    said |= isinstance(error, HTTPStatusError) and error.response.status_code == HTTPStatus.NOT_FOUND
-    server = get_current_settings().api.url if said or isinstance(error, TransportError) else None
-    return without_secrets(server) if server else None
+    said |= isinstance(error, TransportError) or status == HTTPStatus.NOT_FOUND
+    if said and server:
+        return (
+            f"no Prefect server answers at {server}: start it, or correct or unset PREFECT_API_URL, whose address "
+            "ends in /api"
+        )
+    return None
 
 
 def _fail(message: str) -> None:

@@ -4,9 +4,10 @@ Heavy libraries are imported inside the commands, so that `--help` and a wrong c
 """
 
 import argparse
-import os
 import shutil
 import sys
+import tempfile
+from typing import Final
 
 from flows.annotation_commands import add_annotation_commands
 from flows.dataset_commands import add_dataset_commands
@@ -34,6 +35,9 @@ from flows.upkeep_commands import add_upkeep_commands
 from pipelines.errors import UserError
 from pipelines.showable import showable
 
+_HOME_BYTES: Final = 4 << 20
+"""More than a new database of Prefect's takes."""
+
 
 def add_commands(commands: Commands) -> None:
     """Declares every command."""
@@ -57,11 +61,16 @@ def _require_home() -> None:
     settings = get_current_settings()
     own = settings.server.database.connection_url
     in_home = own is not None and own.get_secret_value().endswith(f"{settings.home}/prefect.db")
-    if in_home and not (has_server() or os.access(settings.home, os.W_OK)):
+    if has_server() or not in_home:
+        return
+    try:
+        with tempfile.TemporaryFile(dir=settings.home) as file:
+            file.write(bytes(_HOME_BYTES))
+    except OSError as error:
         raise UserError(
-            f"{settings.home} cannot be written, where Prefect keeps what it knows of runs: set PREFECT_HOME to a "
-            "folder that can be"
-        )
+            f"{settings.home} cannot be written ({error.strerror}), where Prefect keeps what it knows of runs: mend "
+            "that, or set PREFECT_HOME to a folder that can be"
+        ) from None
 
 
 def _demo(commands: Commands) -> None:

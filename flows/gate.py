@@ -16,7 +16,7 @@ from prefect.artifacts import create_image_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.exceptions import CancelledRun, FlowPauseTimeout
+from prefect.exceptions import Abort, CancelledRun, FlowPauseTimeout
 from prefect.input import RunInput, keyset_from_paused_state
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
@@ -126,6 +126,13 @@ def _answer(question: str) -> str:
     return sys.stdin.readline().strip()
 
 
+class HeldRunCancelled(Abort, KeyboardInterrupt):
+    """The flow run that waits for approval was cancelled, which ends all that it was about to do, as Ctrl-C does.
+
+    Prefect leaves the state as it is where this ends a flow: after an error it would be Failed.
+    """
+
+
 class _Answer(Approval):
     """Of a form, which must be answered: who resumes a run without one has not said no."""
 
@@ -150,11 +157,11 @@ def _pause(judgement: Judgement, hours: float) -> Approval:
             continue  # nobody answered: it was only said to be running (`flows.dead_runs`)
         except FlowPauseTimeout:
             ended = f"nobody approved {what} within {hours:g} hours"
+            raise UserError(f"{ended}: nothing changed, and {call} asks again") from None
         except CancelledRun:
             ended = f"the flow run that waited for approval of {what} was cancelled"
-        else:
-            return Approval(approve=answer.approve, note=answer.note, who=answer.who)
-        raise UserError(f"{ended}: nothing changed, and {call} asks again")
+            raise HeldRunCancelled(f"{ended}: nothing changed, and {call} asks again") from None
+        return Approval(approve=answer.approve, note=answer.note, who=answer.who)
 
 
 def _resumed(question: Any, hours: float) -> Any:

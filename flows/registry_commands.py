@@ -100,8 +100,13 @@ def _rollback(commands: Commands) -> None:
         from pipelines.registry.artifacts import lost
         from pipelines.registry.succession import rollback
         from pipelines.registry.turns import whoami
+        from pipelines.registry.versions import ModelVersion
 
-        new, old = rollback(call.name, call.reason, call.who or whoami(), say, lost)
+        def asked(version: ModelVersion) -> str:
+            say(f"{version.uri}: looking for its files")  # where their store hangs, that takes minutes
+            return lost(version)
+
+        new, old = rollback(call.name, call.reason, call.who or whoami(), say, asked)
         if call.json:
             print_json({"name": call.name, "champion": new.version, "previous": old.version if old else None})
         else:

@@ -15,6 +15,7 @@ from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import read_manifest
 from pipelines.engine import in_a_thread, start_ray
 from pipelines.errors import UserError
+from pipelines.outages import OutageError
 from pipelines.settings import TrainSettings
 from pipelines.storage import Store
 from pipelines.training.checkpoints import Checkpoints
@@ -169,10 +170,19 @@ def _worker(config: dict[str, Any]) -> None:
         in_a_thread(listen)
 
     def report(now: TrainState) -> None:
-        if rank == 0:
+        if rank != 0:
+            return
+        try:
             checkpoints.write(now)
-            if now.step == 0:
-                config["reports"].put(tuple(epoch_done(now, settings, val)))
+        except OutageError:
+            raise
+        except UserError as error:
+            # As of a full disk. Ray would start all workers again, several times, to the same end.
+            config["reports"].put(error)
+            wished.set()
+            return
+        if now.step == 0:
+            config["reports"].put(tuple(epoch_done(now, settings, val)))
 
     try:
         train(state, settings, data, val, report, wished.is_set, rank, world, prepare_model)
@@ -186,13 +196,13 @@ def _worker(config: dict[str, Any]) -> None:
 def _followed(progress: OnEpoch) -> Iterator[tuple[Future[None], Any, Any]]:
     """A queue that workers put their epochs into, and one where they find the wish to stop.
 
-    A queue is a process of Ray's, which would import torch to take in what is of this package: it gets plain tuples,
-    and what a `DivergedError` says.
+    A queue is a process of Ray's, which would import torch to take in what else is of this package: it gets plain
+    tuples, a `UserError`, and what a `DivergedError` says.
 
     `progress` is called for each epoch in a thread of this process; its end comes with the queues.
 
     Raises:
-        DivergedError: what a worker put into the queue instead of an epoch; also what `progress` raises.
+        UserError: what a worker put into the queue instead of an epoch; also what `progress` raises.
     """
     import ray
     from ray.util.queue import Queue
@@ -206,6 +216,8 @@ def _followed(progress: OnEpoch) -> Iterator[tuple[Future[None], Any, Any]]:
         while (told := reports.get()) is not None:
             if isinstance(told, str):
                 raise DivergedError(told)
+            if isinstance(told, UserError):
+                raise told
             progress(Epoch(*told))
 
     following = in_a_thread(follow)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import shlex
@@ -54,6 +55,16 @@ def test_commands_outlive_a_prefect_server_that_is_away_as_deployments_do(monkey
     main(["datasets", "nowhere"])
     pool = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text("utf-8"))["definitions"]["pool"]
     assert os.environ[name] == pool["job_variables"]["env"][name]
+
+
+def test_libraries_do_not_tell_a_full_disk_in_their_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "PREFECT_SERVER_LOGGING_LEVEL"
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    main(["datasets", "nowhere"])
+    assert os.environ[name] == "CRITICAL"
+    for each in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
+        assert not logging.getLogger(each).isEnabledFor(logging.ERROR)
 
 
 def test_help_states_the_defaults_that_are_used() -> None:

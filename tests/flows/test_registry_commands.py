@@ -77,7 +77,9 @@ def test_a_champion_goes_back_whatever_its_model_is_called(
     make_versions("Our faces", 2)
     promote_two("Our faces")
     assert main(["rollback", "--name", "Our faces", "--reason", "misses profiles"]) == 0
-    assert capsys.readouterr().out == "Our faces: version 1 is champion again, version 2 is previous\n"
+    out, err = capsys.readouterr()
+    assert out == "Our faces: version 1 is champion again, version 2 is previous\n"
+    assert err == "models:/Our faces/1: looking for its files\n"
 
 
 def test_whoever_waits_for_another_decision_is_told_so(

@@ -124,6 +124,19 @@ def test_a_home_that_cannot_be_written_is_told_at_once(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_home_on_a_full_disk_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(**where: Path) -> None:
+        assert where == {"dir": tmp_path}
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with temporary_settings({PREFECT_HOME: tmp_path, PREFECT_API_URL: None}):
+        assert main(["retrain", "--data", "photos", "--out", "work"]) == 1
+    assert f"{tmp_path} cannot be written (No space left on device), where Prefect" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_told_whatever_was_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,3 +175,35 @@ def test_serving_needs_a_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr("flows.serve.has_server", lambda: False)
     assert main(["serve", "--file", str(FILE)]) == 2
     assert "PREFECT_API_URL" in capsys.readouterr().err
+
+
+def test_a_disk_that_fails_is_told_with_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(file: Path, limit: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "work/state.pt")
+
+    monkeypatch.setattr("flows.serve.serve", serve)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err.startswith("msrrn: the disk failed at work/state.pt (Input/output error): dmesg")
+
+
+@pytest.mark.parametrize(
+    ("server", "told"),
+    [
+        ("http://user:planted@127.0.0.1:1/api", "the Prefect server at http://127.0.0.1:1/api answers 500: its own"),
+        (None, "perhaps as that disk is full: free some space"),
+    ],
+)
+def test_a_server_whose_disk_is_full_is_told_with_what_to_do(
+    server: str | None, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(file: Path, limit: int) -> None:
+        raise httpx.HTTPStatusError("500", request=_ASKED, response=httpx.Response(500, request=_ASKED))
+
+    monkeypatch.setattr("flows.serve.serve", serve)
+    with temporary_settings({PREFECT_API_URL: server}):
+        assert main(["serve"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("msrrn: ")
+    assert told in said

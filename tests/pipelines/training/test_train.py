@@ -555,6 +555,21 @@ def test_a_loss_that_jumps_ends_a_training_on_ray_at_once(dataset: Dataset, tmp_
         train_model(dataset[0].url, str(tmp_path), settings, 1)
 
 
+@pytest.mark.usefixtures("ray_of_two")
+def test_a_checkpoint_that_cannot_be_written_ends_a_training_on_ray_at_once(dataset: Dataset, tmp_path: Path) -> None:
+    """As on a full disk: Ray started the workers again and again, and each trained up to it."""
+
+    def obstruct(epoch: Epoch) -> None:
+        (state,) = tmp_path.glob(f"runs/*/{STATE}")
+        with suppress(OSError):  # of a checkpoint in between: after the next epoch, then
+            state.unlink()
+            state.mkdir()
+
+    settings = SHARED.model_copy(update={"epochs": 1000})
+    with pytest.raises(UserError, match=rf"^{tmp_path}/runs/\w+/{STATE}: Is a directory"):
+        train_model(dataset[0].url, str(tmp_path), settings, 2, telling(obstruct))
+
+
 def _descendants() -> list[Any]:
     found = []
     for process in psutil.Process().children(recursive=True):
