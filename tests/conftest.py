@@ -22,13 +22,15 @@ from pipelines.cache import cache_directory
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare import prepare
+from pipelines.detection import hog
 from pipelines.engine import start_ray
+from pipelines.figures import binned_figure
 from pipelines.models import Model
 from pipelines.storage import Store
 from tests.environment import be_nobodys
 from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w, write_model
 from tests.faulty import FaultyEndpoint, serve_faulty
-from tests.quick import FORKING
+from tests.quick import FORKING, remembered
 from tests.seaweedfs import serve_seaweedfs, weed
 
 be_nobodys(os.environ)  # before Prefect, which reads it once, is imported with the first test that needs it
@@ -99,9 +101,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_sandboxes() -> Iterator[None]:
+def quick() -> Iterator[None]:
+    """Sandboxes are forks, and of the same pictures faces are searched, and of the same faces figures drawn, once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.annotation.sandbox.subprocess", FORKING)
+        patch.setattr("pipelines.detection.hog._search", remembered(hog._search))
+        for page in ("annotation", "dataset", "monitoring"):
+            patch.setattr(f"pipelines.{page}.page.binned_figure", remembered(binned_figure))
         yield
 
 
