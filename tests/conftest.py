@@ -2,12 +2,13 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from msrrn.synthetic import SyntheticPhoto, draw_photo
@@ -22,13 +24,15 @@ from pipelines.cache import cache_directory
 from pipelines.dataset.loader import Loader
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare import prepare
+from pipelines.detection import hog
 from pipelines.engine import start_ray
+from pipelines.figures import binned_figure
 from pipelines.models import Model
 from pipelines.storage import Store
 from tests.environment import be_nobodys
 from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w, write_model
 from tests.faulty import FaultyEndpoint, serve_faulty
-from tests.quick import FORKING
+from tests.quick import FORKING, remembered
 from tests.seaweedfs import serve_seaweedfs, weed
 
 be_nobodys(os.environ)  # before Prefect, which reads it once, is imported with the first test that needs it
@@ -99,9 +103,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_sandboxes() -> Iterator[None]:
+def quick() -> Iterator[None]:
+    """Sandboxes are forks, and of the same pictures faces are searched, and of the same faces figures drawn, once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.annotation.sandbox.subprocess", FORKING)
+        patch.setattr("pipelines.detection.hog._search", remembered(hog._search))
+        for page in ("annotation", "dataset", "monitoring"):
+            patch.setattr(f"pipelines.{page}.page.binned_figure", remembered(binned_figure))
         yield
 
 
@@ -178,11 +186,12 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database in which nothing is yet: creating its tables takes seconds."""
     from pipelines.registry import tracking
 
-    folder = tmp_path_factory.mktemp("empty")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        tracking.client().search_experiments()
-    return folder / "mlflow.db"
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+            tracking.client().search_experiments()
+
+    return _made_once(tmp_path_factory, "empty", make) / "mlflow.db"
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +229,19 @@ def seaweedfs(seaweedfs_endpoint: str, other_connections: None, monkeypatch: pyt
     return _new_bucket()
 
 
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is filled by one of the processes in which tests run side by side, and found by the others."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            making = Path(f"{folder}.part")
+            making.mkdir(exist_ok=True)  # where another failed, this one fails, too
+            make(making)
+            making.rename(folder)
+    return folder
+
+
 def _use_endpoint(url: str, monkeypatch: pytest.MonkeyPatch, **config: object) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -236,18 +258,24 @@ def _new_bucket() -> str:
 
 
 @pytest.fixture(scope="session")
-def photos() -> tuple[list[SyntheticPhoto], list[SyntheticPhoto]]:
+def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[SyntheticPhoto], list[SyntheticPhoto]]:
     """Eight synthetic photographs of one face, and two of two."""
-    single: list[SyntheticPhoto] = []
-    double: list[SyntheticPhoto] = []
-    index = 0
-    while len(single) < 8 or len(double) < 2:
-        photo = draw_photo(0, index)
-        index += 1
-        for kind, faces, wanted in ((single, 1, 8), (double, 2, 2)):
-            if len(photo.shapes) == faces and len(kind) < wanted:
-                kind.append(photo)
-    return single, double
+
+    def make(folder: Path) -> None:
+        single: list[SyntheticPhoto] = []
+        double: list[SyntheticPhoto] = []
+        index = 0
+        while len(single) < 8 or len(double) < 2:
+            photo = draw_photo(0, index)
+            index += 1
+            for kind, faces, wanted in ((single, 1, 8), (double, 2, 2)):
+                if len(photo.shapes) == faces and len(kind) < wanted:
+                    kind.append(photo)
+        (folder / "photos.pickle").write_bytes(pickle.dumps((single, double)))
+
+    made = _made_once(tmp_path_factory, "drawn", make) / "photos.pickle"
+    drawn: tuple[list[SyntheticPhoto], list[SyntheticPhoto]] = pickle.loads(made.read_bytes())  # noqa: S301
+    return drawn
 
 
 @pytest.fixture(scope="session")

@@ -1,25 +1,38 @@
-"""Sandboxes of tests, as forks of a process that has imported what they import: a test would start Python twice for
-each run, a second of a core each time. `tests.pipelines.annotation.test_sandbox`, and whatever tests start as
-processes of their own, start them as users do."""
+"""What tests do without, since it takes a second of a core each time and is always the same.
 
+`tests.pipelines.annotation.test_sandbox` and `tests.pipelines.detection.test_detection`, and whatever tests start as
+processes of their own, have it as users do.
+"""
+
+import hashlib
+import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.forkserver import get_inherited_fds
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pipelines.annotation.sandbox import serve
 from tests.factories import forked
 
+Result = TypeVar("Result")
+
 
 class _Fork:
-    """What `pipelines.annotation.sandbox` asks of a `subprocess.Popen`."""
+    """What `pipelines.annotation.sandbox` asks of a `subprocess.Popen`: a fork of a process that has imported what
+    sandboxes do."""
 
     def __init__(self, command: Sequence[str], **_: object) -> None:
         connection: Connection[Any, Any] = Connection(os.dup(int(command[-1])))
-        self._process = forked(_served, connection)
+        if get_inherited_fds() is None:
+            self._process: Any = forked(_served, connection)
+        else:  # of a run that a test kills, which is such a fork itself
+            fork = multiprocessing.get_context("fork")
+            self._process = fork.Process(target=_served_alone, args=(connection,), daemon=True)
         self._process.start()
         connection.close()
 
@@ -28,9 +41,10 @@ class _Fork:
 
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
-        if self._process.exitcode is None:
+        code: int | None = self._process.exitcode
+        if code is None:
             raise subprocess.TimeoutExpired("fork", timeout or 0)
-        return self._process.exitcode
+        return code
 
 
 FORKING: Final = SimpleNamespace(Popen=_Fork, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired)
@@ -40,3 +54,24 @@ FORKING: Final = SimpleNamespace(Popen=_Fork, DEVNULL=subprocess.DEVNULL, Timeou
 def _served(connection: "Connection[Any, Any]") -> None:
     sys.argv = ["", str(connection.fileno())]
     serve()
+
+
+def _served_alone(connection: "Connection[Any, Any]") -> None:
+    """Without what the run has open: its end of the connection, which tells that it died, and its leases."""
+    ours = connection.fileno()
+    os.closerange(3, ours)
+    os.closerange(ours + 1, os.sysconf("SC_OPEN_MAX"))
+    _served(connection)
+
+
+def remembered(work: Callable[..., Result]) -> Callable[..., Result]:
+    """What `work` gave the last time for the same; for what is never changed afterwards."""
+    known: dict[bytes, Result] = {}
+
+    def quick(*asked: object, **named: object) -> Result:
+        key = hashlib.sha256(pickle.dumps((asked, named))).digest()
+        if key not in known:
+            known[key] = work(*asked, **named)
+        return known[key]
+
+    return quick

@@ -5,7 +5,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from msrrn.prediction import CONFIDENT
 from pipelines.evaluation.results import FaceResult
@@ -26,4 +25,6 @@ def rank_correlation(first: Errors, second: Errors) -> float:
     """Spearman's coefficient of (faces,) each; 0 where one is constant or no number, or there are too few faces."""
     if len(first) < MIN_RANKED or not (np.ptp(first) > 0 and np.ptp(second) > 0):
         return 0.0
+    from scipy.stats import rankdata  # a second to import, which who judges nothing does without
+
     return float(np.corrcoef(rankdata([first, second], axis=-1))[0, 1])

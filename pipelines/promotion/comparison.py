@@ -10,7 +10,6 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.stats import bootstrap
 
 from msrrn.metrics import failed
 from pipelines.errors import UserError
@@ -254,6 +253,8 @@ def _interval(
     vectorized: bool = True,
 ) -> tuple[float, float]:
     """Of a statistic of columns (photos,) each; unless it is `vectorized`, it takes one draw at a time."""
+    from scipy.stats import bootstrap  # a second to import, which who judges nothing does without
+
     found = bootstrap(
         columns,
         statistic,

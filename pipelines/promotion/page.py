@@ -46,18 +46,18 @@ def decision_files(title: str, decision: Decision, pair: Pair | None) -> dict[st
         files[FIGURES] = _csv([shown(row) for row in decision.rows])
     if pair is None:
         return files
-    changed = _changed(pair)
+    changed, scatter = _changed(pair), _scatter(pair)
     files |= {
         FACES: _faces(pair),
-        SCATTER: standing_alone(_scatter(pair)),
-        PAGE: _page(title, decision, pair, changed),
+        SCATTER: standing_alone(scatter),
+        PAGE: _page(title, decision, scatter, changed),
     }
     if changed:
         files[CHANGED] = to_jpeg(contact_sheet([each.tile for each in changed], _SHOWN // 2))
     return files
 
 
-def _page(title: str, decision: Decision, pair: Pair, changed: Sequence[_Changed]) -> bytes:
+def _page(title: str, decision: Decision, scatter: Markup, changed: Sequence[_Changed]) -> bytes:
     page = Page(title, f"{decision.verdict.capitalize()}. {decision.reason}")
     if decision.rows:
         page.section(
@@ -67,7 +67,7 @@ def _page(title: str, decision: Decision, pair: Pair, changed: Sequence[_Changed
         rows = [shown(row) for row in decision.rows]
         page.table([name.capitalize() for name in rows[0]], [list(row.values()) for row in rows])
     page.section("Faces")
-    page.figure(_scatter(pair), "Every face: NRMSE (IP) of both models in %. Above the line the challenger is worse.")
+    page.figure(scatter, "Every face: NRMSE (IP) of both models in %. Above the line the challenger is worse.")
     if changed:
         gallery = [(to_jpeg(each.tile), each.words) for each in changed]
         page.gallery(gallery, f"The faces that changed most ({LEGEND}).")

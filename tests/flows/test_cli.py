@@ -495,10 +495,12 @@ def test_only_one_unfinished_run_is_resumed_and_with_its_own_settings(
 def test_whoever_stops_a_training_stops_it_at_a_checkpoint_and_resume_finishes_it(
     ending: signal.Signals,
     dataset: tuple[Store, Manifest],
+    empty_store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     url, out, settings = dataset[0].url, tmp_path / "work", TrainSettings(epochs=3, batch=8)

@@ -33,9 +33,11 @@ TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(2, 2, 2), 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the server keeps everything."""
-    return tmp_path_factory.mktemp("server")
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "server.db")
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The whole line, with a real Prefect API, a real Ray and a real MLflow store."""
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,10 +34,11 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from prefect.testing.utilities import prefect_test_harness  # seconds to import, for few tests
 
     folder = tmp_path_factory.mktemp("line")
+    shutil.copy(empty_store, folder)
     synthesise(str(folder / "photos"), 16, 3, workers=1)
     synthetic_archive(str(folder), "album.tar", 3, 16, 3)
     with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=120):

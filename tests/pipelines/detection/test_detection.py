@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from msrrn.geometry import Box
 from pipelines.decoding import decode
-from pipelines.detection import BoxMapping, Detection, Detector, HogDetector, expected_box, match, open_detector
+from pipelines.detection import (
+    BoxMapping,
+    Detection,
+    Detector,
+    HogDetector,
+    expected_box,
+    hog,
+    match,
+    open_detector,
+)
 from pipelines.detection.annotated import AnnotatedBoxes
 from pipelines.errors import UserError
 from pipelines.settings import Precision
@@ -22,6 +31,13 @@ from pipelines.sources import AnnotatedPhoto
 from pipelines.sources.pts import parse_pts
 
 Photograph = Callable[[str], NDArray[np.uint8]]
+SEARCH = hog._search
+
+
+@pytest.fixture(autouse=True)
+def _anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here nothing that was found before is remembered (see `tests.quick`)."""
+    monkeypatch.setattr(hog, "_search", SEARCH)
 
 
 @pytest.fixture(scope="module")

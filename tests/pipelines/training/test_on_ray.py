@@ -1,6 +1,7 @@
 """What workers of a training on a cluster agree on before it begins, and how one ends whose Ray is gone."""
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -41,9 +42,10 @@ def test_the_interface_that_an_operator_names_is_kept(monkeypatch: pytest.Monkey
 
 
 def test_a_signal_to_all_processes_of_a_training_ends_it_with_what_to_call_next(
-    dataset: tuple[Store, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: tuple[Store, Manifest], empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of `timeout`, Slurm and systemd: Ray's own end before the workers have heard of it."""
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     out = tmp_path / "work"
