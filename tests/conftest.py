@@ -103,7 +103,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick() -> Iterator[None]:
+def shortcuts() -> Iterator[None]:
     """Sandboxes are forks, and of the same pictures faces are searched, and of the same faces figures drawn, once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.annotation.sandbox.subprocess", FORKING)
