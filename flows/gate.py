@@ -8,6 +8,7 @@ import base64
 import shlex
 import sys
 import time
+from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -46,12 +47,13 @@ enter = task(name="enter challenger", **STATION)(challenge_of)
 
 
 @task(name="judge", **STATION)
-def judge(challenge: Challenge) -> Judgement:
-    """Champion against challenger on the same faces; nothing moves."""
+def judge(challenge: Challenge, held: bool) -> Judgement:
+    """Champion against challenger on the same faces; nothing moves; a promotion that is held is not told as one."""
     judgement = gate.judge(challenge)
     version, decision = judgement.version, judgement.decision
-    title = f"{version.name} {version.version}: {decision.verdict}"
-    say(f"{version.name} version {version.version}: {decision.verdict}. {decision.reason}")
+    verdict = "to be promoted, if approved" if held and decision.promote else decision.verdict
+    title = f"{version.name} {version.version}: {verdict}"
+    say(f"{version.name} version {version.version}: {verdict}. {decision.reason}")
     artifacts.words("promotion", title, decision.reason)
     if decision.rows:
         artifacts.table(
@@ -81,7 +83,7 @@ def carry_out(judgement: Judgement, approval: Approval | None) -> Decision:
 
 def pass_gate(challenge: Challenge, ask: Ask | None) -> tuple[Decision, Judgement]:
     """`pipelines.promotion.gate.pass_gate` in tasks; called by a flow, which is what can be paused."""
-    return gate.pass_gate(challenge, ask, judge, carry_out)
+    return gate.pass_gate(challenge, ask, partial(judge, held=ask is not None), carry_out)
 
 
 def announce(version: ModelVersion) -> None:

@@ -17,6 +17,7 @@ from pipelines.settings import (
     INIT,
     MODEL_NAME,
     NAME,
+    REGISTERED_NAME,
     BoxesBy,
     GateSettings,
     Precision,
@@ -91,9 +92,7 @@ def add_registered_name(parser: argparse.ArgumentParser, default: str | None = N
 
 
 def _registered_name(text: str) -> str:
-    """Any: in MLflow's UI a model may have been given a name that no training takes, and a bad champion there must
-    go. An empty one, as of a variable that is not set, is not all of them."""
-    if not text.strip() or re.search("[/:]", text):
+    if not re.fullmatch(REGISTERED_NAME, text):
         raise argparse.ArgumentTypeError(f"{text!r}: the name of a registered model is not empty, and has no / or :")
     return text
 

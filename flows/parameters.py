@@ -6,10 +6,13 @@ from prefect.utilities import callables
 from pydantic import Field
 
 from pipelines.secrecy import USERINFO
-from pipelines.settings import MODEL_NAME, SourceFormat
+from pipelines.settings import MODEL_NAME, REGISTERED_NAME, SourceFormat
 
 ModelName = Annotated[
     str, Field(pattern=MODEL_NAME, description="a registered model: letters, digits, - and _, at most 100")
+]
+RegisteredName = Annotated[
+    str, Field(pattern=REGISTERED_NAME, description="a registered model: not empty, and without / and :")
 ]
 Workers = Annotated[int, Field(ge=1, le=4096, description="Ray workers")]
 Place = Annotated[

@@ -6,7 +6,7 @@ from prefect import flow
 from pydantic import BaseModel, Field
 
 from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
-from flows.parameters import Format, ModelName, Place, Sources, Workers
+from flows.parameters import Format, Place, RegisteredName, Sources, Workers
 from pipelines.promotion.challenge import Challenge
 from pipelines.promotion.decision import Decision, Verdict
 from pipelines.promotion.gate import Judgement
@@ -41,7 +41,7 @@ class PromoteResult(BaseModel):
 @flow(name="promote")
 def promote(
     model: Annotated[Place, Field(description="an artifact directory, or models:/NAME/VERSION")],
-    name: ModelName = NAME,
+    name: RegisteredName = NAME,
     data: Sources | None = None,
     selection: Selection | None = None,
     settings: GateSettings | None = None,

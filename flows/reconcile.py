@@ -8,7 +8,7 @@ from pydantic import Field
 from flows import artifacts
 from flows.dead_runs import free_dead_runs
 from flows.gate import APPROVAL_HOURS, asking, enter, pass_gate
-from flows.parameters import ModelName, Place, Workers
+from flows.parameters import Place, RegisteredName, Workers
 from flows.progress import say
 from pipelines.promotion.reconcile import Finding
 from pipelines.promotion.reconcile import reconcile as mend
@@ -18,7 +18,7 @@ from pipelines.settings import RECONCILE_MINUTES, GateSettings
 
 @flow(name="reconcile")
 def reconcile(
-    name: ModelName | None = None,
+    name: RegisteredName | None = None,
     places: list[Place] | None = None,
     minutes: Annotated[float, Field(ge=0, le=24 * 60)] = RECONCILE_MINUTES,
     settings: GateSettings | None = None,

@@ -11,7 +11,6 @@ from flows.options import (
     add_gate_options,
     add_json,
     add_model,
-    add_name,
     add_registered_name,
     add_split,
     add_workers,
@@ -89,7 +88,7 @@ def _promote(commands: Commands) -> None:
     )
     add_approve(parser)
     add_gate_options(parser)
-    add_name(parser)
+    add_registered_name(parser, NAME)
     add_workers(parser)
     add_json(parser)
 

@@ -14,6 +14,11 @@ NAME: Final = "msrrn"
 """The registered model, where no other name is given."""
 
 MODEL_NAME: Final = "^[A-Za-z0-9_-]{1,100}$"
+"""Of a model that a training may become a version of."""
+
+REGISTERED_NAME: Final = r"^[^/:]*[^/:\s][^/:]*$"
+"""Of any registered model: in MLflow's UI it may have been given a name that no training takes. An empty one, as of a
+variable that is not set, is not all of them."""
 
 RECONCILE_MINUTES: Final = 15.0
 """What is younger may still be at work: `reconcile` leaves it alone."""

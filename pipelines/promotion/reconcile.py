@@ -141,5 +141,5 @@ def _dead_runs(name: str, minutes: float) -> list[Finding]:
 
 
 def _age(milliseconds: int) -> float:
-    """Minutes."""
-    return (time.time() - milliseconds / 1000) / 60
+    """Minutes; also of what was made in the future, before a clock was set back."""
+    return abs(time.time() - milliseconds / 1000) / 60

@@ -98,8 +98,8 @@ def train_on_ray(
                 if checkpoints.version != before:
                     continue  # Ray counts the failures of the whole training; machines may come and go for days
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-                known = next((line for line in lines if "UserError: " in line), lines[-1])
-                raise UserError(f"training {name} failed: {known.rpartition('UserError: ')[2]}") from error
+                known = next((line for line in lines if "OutageError: " in line), lines[-1])
+                raise UserError(f"training {name} failed: {known.rpartition('OutageError: ')[2]}") from error
     if not checkpoints.restore(state) or state.epoch < settings.epochs:
         # The latter where another took over meanwhile, and is not as far.
         raise UserError(
@@ -142,7 +142,19 @@ def listen_at_the_node() -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """The loop on one Ray worker."""
+    """The loop on one Ray worker; what would end in the same way however often Ray tries it goes into the queue."""
+    if not config["wishes"].empty():  # Ray has started it anew after one before had said why it cannot go on
+        return
+    try:
+        _train_here(config)
+    except OutageError:
+        raise
+    except UserError as error:
+        config["reports"].put(error)
+        raise  # or the others would wait for it
+
+
+def _train_here(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import prepare_model
 
@@ -187,8 +199,7 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         train(state, settings, data, val, report, wished.is_set, rank, world, prepare_model)
     except DivergedError as error:
-        # Ray would try again what ends in the same way.
-        if rank == 0:
+        if rank == 0:  # all of them end so
             config["reports"].put(str(error))
 
 

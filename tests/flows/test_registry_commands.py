@@ -250,14 +250,20 @@ def test_approval_on_the_terminal_from_end_to_end(
 def test_reconcile_asks_before_it_promotes(
     artifacts: dict[str, str], annotated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register_model(artifacts["good"], "overlooked", annotated)
-    monkeypatch.setattr("sys.stdin", Terminal("n\nnot on a Friday\n"))
-    call = ("reconcile", "--name", "overlooked", "--minutes", "0", "--approve", "--workers", "1")
+    name = "over looked"  # as it may have been called in MLflow's UI
+    register_model(artifacts["good"], name, annotated)
+    monkeypatch.setattr("sys.stdin", Terminal("n\nnot on a Friday\ny\nit is Monday\n"))
+    call = ("reconcile", "--name", name, "--minutes", "0", "--approve", "--workers", "1")
     assert main([*call, *LENIENT]) == 0
-    said = capsys.readouterr().out
-    assert "models:/overlooked/1: registered, but never judged: kept." in said
+    said, told = capsys.readouterr()
+    assert f"models:/{name}/1: registered, but never judged: kept." in said
     assert "not on a Friday" in said
-    assert champion("overlooked") is None
+    assert "version 1: to be promoted, if approved. " in told
+    assert "version 1: promoted" not in told
+    assert champion(name) is None
+    promote(capsys, "--model", f"models:/{name}/1", "--name", name, "--approve", "--again")
+    assert "it is Monday" in log(name)[-1].turn.reason
+    assert champion(name) is not None
 
 
 MISTYPED = (

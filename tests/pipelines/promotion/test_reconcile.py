@@ -1,5 +1,7 @@
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,6 +116,14 @@ def test_what_is_young_may_still_be_at_work() -> None:
     known_place("young", 1)
     assert reconcile(judge, "young", minutes=10, patience=0) == []
     assert len(mended("young")) == 1
+
+
+def test_what_was_registered_before_a_clock_was_set_back_is_not_young(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_versions("ahead", 1)
+    known_place("ahead", 1)
+    earlier = time.time() - 3600
+    monkeypatch.setattr("pipelines.promotion.reconcile.time", SimpleNamespace(time=lambda: earlier))
+    assert [each.where for each in reconcile(judge, "ahead", minutes=10, patience=0)] == ["models:/ahead/1"]
 
 
 def test_what_cannot_be_judged_stops_nothing() -> None:

@@ -570,6 +570,20 @@ def test_a_checkpoint_that_cannot_be_written_ends_a_training_on_ray_at_once(data
         train_model(dataset[0].url, str(tmp_path), settings, 2, telling(obstruct))
 
 
+@pytest.mark.usefixtures("ray_of_two")
+def test_a_shard_that_is_gone_ends_a_training_on_ray_at_once(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often Ray would try it again: it is told as it is without Ray."""
+    place = tmp_path / "datasets"
+    shutil.copytree(Path(dataset[0].url).parent, place)
+    shutil.rmtree(place / "shards")
+    monkeypatch.setattr(on_ray, "WORKER_FAILURES", 10**9)
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=rf"^{place}/shards/\S+\.parquet is gone: run the same"):
+            train_model(f"{place}/{dataset[1].name}", str(tmp_path / "out"), SHARED, workers)
+
+
 def _descendants() -> list[Any]:
     found = []
     for process in psutil.Process().children(recursive=True):
