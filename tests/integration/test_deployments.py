@@ -205,8 +205,8 @@ def test_a_promotion_is_held_until_a_person_resumes_the_paused_run(
     assert result.reason.endswith("Approved by ann: seen the faces.")
     assert (known := champion("held")) is not None
     assert known.tags["msrrn.who"] == "ann"
-    keys = {each["key"] for each in post(f"{api}/artifacts/latest/filter", {})}
-    assert "promotion" in keys
+    shown = {each["key"]: each["data"] for each in post(f"{api}/artifacts/latest/filter", {})}
+    assert "held 1: to be promoted, if approved" in shown["promotion"]
 
 
 def test_who_resumes_without_an_answer_has_not_said_no(
