@@ -105,7 +105,7 @@ def test_parameters_are_typed_so_that_nonsense_never_runs(api: str) -> None:
         {"model": "s3://key:secret@bucket/model"},
         {"model": "models:/msrrn/1", "worker": 2},
         {"model": "models:/msrrn/1", "workers": 0},
-        {"model": "models:/msrrn/1", "name": "two words"},
+        {"model": "models:/msrrn/1", "name": "a:b"},
         {"model": "models:/msrrn/1", "selection": "some"},
         {"model": "models:/msrrn/1", "settings": {"confidence": 2}},
     ):
