@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
@@ -48,45 +48,15 @@ def train_on_ray(
     checkpoints.restore(state)  # a damaged one is found here, not by workers that Ray would start again
     start_ray(workers)
     import ray.train
-    from ray.train.torch import TorchTrainer
 
-    config: dict[str, Any] = {"dataset": store.absolute(), "settings": settings, "checkpoints": checkpoints}
-    here = ray.cluster_resources()
-    gpus = int(here.get("GPU", 0))
-    workers = min(workers, settings.batch)
-    # A local Ray never grows: it would wait for more than it has without end. On a cluster, training begins with what
-    # is there, and takes in workers as they come and go, each time from the last checkpoint.
-    elastic = bool(os.environ.get("RAY_ADDRESS"))
-    most = workers if elastic else min(workers, gpus or int(here["CPU"]))
-    scaling = ray.train.ScalingConfig(num_workers=(1, most) if elastic else most, use_gpu=gpus > 0)
-    failing = ray.train.FailureConfig(max_failures=WORKER_FAILURES)
-    run = ray.train.RunConfig(name="ray", storage_path=checkpoints.place.url, failure_config=failing)
     with _followed(progress) as (following, reports, wishes), interruptible() as stopping:
+        config = {"dataset": store.absolute(), "settings": settings, "checkpoints": checkpoints}
         config |= {"reports": reports, "wishes": wishes}
-        asked: Future[None] | None = None
         while True:
-            trainer = TorchTrainer(
-                _worker,
-                train_loop_config=config,
-                torch_config=_across_machines() if elastic else None,
-                scaling_config=scaling,
-                run_config=run,
-            )
             before = checkpoints.version
-            fitting = in_a_thread(trainer.fit)
-            try:
-                while not wait([fitting], POLL_SECONDS).done:
-                    # What `progress` raises ends the training, too, as it does without Ray.
-                    if asked is None and (stopping() or following.done()):
-                        asked = in_a_thread(partial(wishes.put, "stop"))
-                        if not wait([asked], ANSWER_SECONDS).done or asked.exception():
-                            break
-            except KeyboardInterrupt:  # the second one
-                raise
-            except BaseException:  # what cancels a flow: workers would fail, and be started while this process ends
-                in_a_thread(partial(wishes.put, "stop"))
-                wait([fitting], STOP_SECONDS)
-                raise
+            fitting = in_a_thread(_trainer(config, min(workers, settings.batch)).fit)
+            # What `progress` raises ends the training, too, as it does without Ray.
+            _wait_for(fitting, lambda: stopping() or following.done(), wishes)
             if stopping():
                 raise KeyboardInterrupt
             if following.done():
@@ -106,6 +76,47 @@ def train_on_ray(
             f"training {name} left no last checkpoint at {checkpoints.place.url}; run it again with --debug"
         )
     return state
+
+
+def _trainer(config: dict[str, Any], workers: int) -> Any:
+    """A `TorchTrainer` of up to so many workers, which get `config`."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    here = ray.cluster_resources()
+    gpus = int(here.get("GPU", 0))
+    # A local Ray never grows: it would wait for more than it has without end. On a cluster, training begins with what
+    # is there, and takes in workers as they come and go, each time from the last checkpoint.
+    elastic = bool(os.environ.get("RAY_ADDRESS"))
+    most = workers if elastic else min(workers, gpus or int(here["CPU"]))
+    return TorchTrainer(
+        _worker,
+        train_loop_config=config,
+        torch_config=_across_machines() if elastic else None,
+        scaling_config=ray.train.ScalingConfig(num_workers=(1, most) if elastic else most, use_gpu=gpus > 0),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=config["checkpoints"].place.url,
+            failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+        ),
+    )
+
+
+def _wait_for(fitting: Future[Any], stopping: Callable[[], bool], wishes: Any) -> None:
+    """Hands the wish to stop on to the workers; returns when they are done, or nothing of Ray answers any more."""
+    asked: Future[None] | None = None
+    try:
+        while not wait([fitting], POLL_SECONDS).done:
+            if asked is None and stopping():
+                asked = in_a_thread(partial(wishes.put, "stop"))
+                if not wait([asked], ANSWER_SECONDS).done or asked.exception():
+                    return
+    except KeyboardInterrupt:  # the second one
+        raise
+    except BaseException:  # what cancels a flow: workers would fail, and be started while this process ends
+        in_a_thread(partial(wishes.put, "stop"))
+        wait([fitting], STOP_SECONDS)
+        raise
 
 
 def _across_machines() -> Any:
