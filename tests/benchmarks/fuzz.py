@@ -1,6 +1,6 @@
 """Thousands of damaged pictures and archives, every one accounted for: python -m tests.benchmarks.fuzz [--cases 5000]
 
-Real photographs and frames where they are at hand, in every format, damaged by `tests.fuzz` with a fixed seed. A
+Real photographs and frames, in every format, damaged by `tests.fuzz` with a fixed seed. A
 crash, a hang, an error that nobody foresaw, or a missing row ends it with exit code 1.
 """
 
