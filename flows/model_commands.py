@@ -135,7 +135,7 @@ def _benchmark(commands: Commands) -> None:
     def run(call: argparse.Namespace) -> None:
         from flows.progress import progress
         from pipelines.evaluation.benchmark import benchmark
-        from pipelines.evaluation.benchmark_page import PAGE, write_benchmark
+        from pipelines.evaluation.benchmark_page import PAGE, shown, write_benchmark
         from pipelines.evaluation.ert import trained_ert
         from pipelines.opening import open_model
         from pipelines.storage import Store
@@ -152,7 +152,7 @@ def _benchmark(commands: Commands) -> None:
         if call.json:
             print_json({"page": f"{out.url}/{PAGE}", "table1": result.table1(), "table2": result.table2()})
         else:
-            print("\n\n".join(rows_text(rows) for rows in (result.table1(), result.table2())))
+            print("\n\n".join(rows_text(shown(rows)) for rows in (result.table1(), result.table2())))
             print(f"\nall tables, figures and pictures: {out.url}/{PAGE}")
 
     parser = add_command(

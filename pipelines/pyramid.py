@@ -40,19 +40,21 @@ def frame_around(
     return CropFrame.square(centre, box.side * margin * scale, roll, mirrored)
 
 
-def crop(picture: NDArray[np.uint8], frame: CropFrame) -> NDArray[np.uint8]:
+def crop(picture: NDArray[np.uint8], frame: CropFrame, sampled: int = cv2.INTER_LINEAR) -> NDArray[np.uint8]:
     """Grey crop (200, 200) of an upright picture. See `crops`."""
-    return crops(picture, [frame])[0]
+    return crops(picture, [frame], sampled)[0]
 
 
-def crops(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> list[NDArray[np.uint8]]:
+def crops(
+    picture: NDArray[np.uint8], frames: Sequence[CropFrame], sampled: int = cv2.INTER_LINEAR
+) -> list[NDArray[np.uint8]]:
     """Grey crops (200, 200) of an upright picture, for frames of about one size and place.
 
     The picture is RGB (H, W, 3) or grey (H, W), uint8.
 
     Where the picture is finer than twice the crop of the first frame, its part around the frames is
-    reduced to that by area averages, once for all of them. Then each crop is sampled bilinearly. Outside the
-    picture its edge pixels repeat.
+    reduced to that by area averages, once for all of them. Then each crop is `sampled`, by default
+    bilinearly. Outside the picture its edge pixels repeat.
 
     Raises:
         ValueError: another dtype, or no pixels.
@@ -71,7 +73,7 @@ def crops(picture: NDArray[np.uint8], frames: Sequence[CropFrame]) -> list[NDArr
     for frame in frames:
         to_pixels = frame.to_pixels(CROP).after(back)
         matrix = np.hstack([to_pixels.matrix, to_pixels.offset[:, None]])
-        pixels = cv2.warpAffine(grey, matrix, (CROP, CROP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        pixels = cv2.warpAffine(grey, matrix, (CROP, CROP), flags=sampled, borderMode=cv2.BORDER_REPLICATE)
         made.append(np.asarray(pixels, np.uint8))
     return made
 

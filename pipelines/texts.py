@@ -152,8 +152,8 @@ def _duration(hours: float) -> str:
 
 
 def rows_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same columns, as a table; what is None is a dash."""
-    return _rendered(list(rows[0]), [["-" if cell is None else str(cell) for cell in row.values()] for row in rows])
+    """Rows of the same columns, as a table."""
+    return _rendered(list(rows[0]), [[str(cell) for cell in row.values()] for row in rows])
 
 
 def models_text(versions: "Sequence[ModelVersion]") -> str:

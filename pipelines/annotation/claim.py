@@ -10,7 +10,7 @@ from pipelines.opening import PACKAGED
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
 
-RECIPE: Final = 2
+RECIPE: Final = 3
 """Part of every run's record. Raise it with any change of code that changes rows: decoding, detection, crops, the
 network. A run of another recipe, or of before there was one, can be read, but not gone on with."""
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -115,8 +116,12 @@ def _crops(data: bytes, photo: Photo, frames: Sequence[CropFrame]) -> list[NDArr
         sources[finest] = decode_grey(data, photo, finest), photo.to_reduced(finest).inverse()
     made = []
     for frame, reduction in zip(frames, wanted, strict=True):
-        picture, to_full = sources[reduction if reduction == photo.reduction else finest]
-        made.append(crop(picture, CropFrame(frame.to_crop.after(to_full))))
+        source = reduction if reduction == photo.reduction else finest
+        picture, to_full = sources[source]
+        # One that was reduced has few pixels more than the crop: bilinear samples between them would be less sharp
+        # than those of the whole picture, by which training faces are cropped and their sharpness is measured.
+        sampled = cv2.INTER_CUBIC if source > 1 else cv2.INTER_LINEAR
+        made.append(crop(picture, CropFrame(frame.to_crop.after(to_full)), sampled))
     return made
 
 

@@ -13,19 +13,20 @@ from pipelines.archives.names import row_name
 
 _CONTENT: Final = ("size", "packed", "version", "problem")
 """What an input has wherever in its archive it lies."""
+_STATE: Final = (*_CONTENT, "container", "offset")
 
 
 def numbered(known: pa.Table, listed: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Both with `order`, and with `copy`: inputs of one `uri` and `copy` are the same one.
 
-    Where a name is there several times, the first of the same size and time are the same input; what is left of
-    either listing is so in its order.
+    Where a name is there several times, those of the same size and time are the same input: first the ones that lie
+    where they lay, then in their order. What is left of either listing is so in its order.
     """
     known = _with_digits(known)
     copies = np.zeros(known.num_rows, np.int32), np.zeros(listed.num_rows, np.int32)
     for before, now in _of_one_name(known, listed):
         copies[0][before] = np.arange(len(before))
-        copies[1][now] = _matched(_contents(known, before), _contents(listed, now))
+        copies[1][now] = _matched(_states(known, before), _states(listed, now))
     return _numbered(known, copies[0]), _numbered(listed, copies[1])
 
 
@@ -45,18 +46,22 @@ def _of_one_name(*tables: pa.Table) -> Iterator[tuple[list[int], ...]]:
     yield from rows.values()
 
 
-def _contents(table: pa.Table, rows: list[int]) -> list[tuple[object, ...]]:
-    return [tuple(table[name][row].as_py() for name in _CONTENT) for row in rows]
+def _states(table: pa.Table, rows: list[int]) -> list[tuple[object, ...]]:
+    return [tuple(table[name][row].as_py() for name in _STATE) for row in rows]
 
 
 def _matched(before: list[tuple[object, ...]], now: list[tuple[object, ...]]) -> list[int]:
     """For each of now: the place of the same one before, or one behind all of these."""
-    free: defaultdict[tuple[object, ...], deque[int]] = defaultdict(deque)
-    for place, content in enumerate(before):
-        free[content].append(place)
-    same = [free[content].popleft() if free[content] else None for content in now]
-    left = iter(sorted(set(range(max(len(before), len(now)))) - set(same)))
-    return [next(left) if place is None else place for place in same]
+    same: dict[int, int] = {}
+    for known in (len(_STATE), len(_CONTENT)):
+        free: defaultdict[tuple[object, ...], deque[int]] = defaultdict(deque)
+        for place in sorted(set(range(len(before))) - set(same.values())):
+            free[before[place][:known]].append(place)
+        for index, state in enumerate(now):
+            if index not in same and free[state[:known]]:
+                same[index] = free[state[:known]].popleft()
+    left = iter(sorted(set(range(max(len(before), len(now)))) - set(same.values())))
+    return [same[index] if index in same else next(left) for index in range(len(now))]
 
 
 def _with_digits(known: pa.Table) -> pa.Table:

@@ -70,8 +70,8 @@ def plan(
     alike = _alike([*groups, *without_face], base, append_to)
     new = _assigned(groups, assign_splits(alike, settings.val_share), base, forgotten, find, append_to)
     left_out += new.left_out
-    told = set(left_out)
-    left_out += [item for item in base.left_out if item not in told]
+    told = {(item.uri, item.reason) for item in left_out}
+    left_out += [item for item in base.left_out if (item.uri, item.reason) not in told]
     left_out.sort(key=lambda item: (item.uri, item.reason, item.message))
     photos = [*base.photos, *(replace(photo, made_in=made_in.get(photo.key)) for photo in new.photos)]
     photos.sort(key=lambda photo: (photo.seen.uri, photo.seen.sha256))
@@ -178,7 +178,8 @@ def _assigned(
         if same is None:
             made.photos.append(PlannedPhoto(key, split, group.seen, len(group.faces), group, None))
         elif key != same.key:
-            message = f"{append_to} has it with other annotations, or by another name: prepare all sources together"
+            # Without its name, in which each dataset that comes of another would differ from that.
+            message = "the dataset has it with other annotations, or by another name: prepare all sources together"
             made.left_out.extend(group.left_out("known_photo", message))
     return made
 

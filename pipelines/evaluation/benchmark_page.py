@@ -39,6 +39,17 @@ def write_benchmark(result: Benchmark, out: Store) -> None:
     out.publish(PAGE, benchmark_page(result).encode())
 
 
+def shown(rows: Rows) -> list[dict[str, Any]]:
+    """Rows of Table 1 or 2 for people: errors with two digits, shares with one, a dash for what is not known."""
+
+    def cell(title: str, value: Any) -> Any:
+        if isinstance(value, float):
+            return f"{value:.1f}" if title.startswith("under") else f"{value:.2f}"
+        return "-" if value is None else value
+
+    return [{title: cell(title, value) for title, value in row.items()} for row in rows]
+
+
 def _csv(rows: Rows) -> bytes:
     def cell(value: Any) -> Any:  # what a model is called, and what its card says, is other people's
         return no_formula(one_line(value)) if isinstance(value, str) else value
@@ -62,8 +73,7 @@ def benchmark_page(result: Benchmark) -> str:
     )
     _methods(page, result)
     page.section("Stages")
-    stages = [row | {"NRMSE IP %": f"{row['NRMSE IP %']:.2f}"} for row in result.table2()]
-    _table(page, stages, "Table 2. All faces; each stage starts from the one before.")
+    _table(page, shown(result.table2()), "Table 2. All faces; each stage starts from the one before.")
     errors = {name: each.tolist() for name, each in result.errors.items()}
     page.figure(ced_figure(errors, 0.15, "NRMSE IP"), "Cumulative error distribution.")
     _robustness(page, result)
@@ -99,9 +109,8 @@ def _methods(page: Page, result: Benchmark) -> None:
             f"the official sets, {'only show the scale' if published else 'are left out'}."
         )
     page.section("Methods", faces)
-    rows = [{key: _cell(value) for key, value in row.items()} for row in table]
     quoted = " Published rows: boxes of their own, as quoted in the literature." if published else ""
-    _table(page, rows, f"Table 1. NRMSE IP in %.{quoted}")
+    _table(page, shown(table), f"Table 1. NRMSE IP in %.{quoted}")
 
 
 def _robustness(page: Page, result: Benchmark) -> None:
@@ -134,10 +143,6 @@ def _confidence(page: Page, result: Benchmark) -> None:
         curves_figure({"faces": points, "perfect": [(0, 0), (top, top)]}, "expected NRMSE IP, %", "true NRMSE IP, %"),
         "Reliability: tenths of the faces, by what the model expected.",
     )
-
-
-def _cell(value: object) -> object:
-    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else value
 
 
 def _table(page: Page, rows: Rows, caption: str = "") -> None:

@@ -16,7 +16,7 @@ from msrrn.geometry import Box, CropFrame
 from pipelines.annotation.looking import TURNS, Look, View, look, turned_back
 from pipelines.decoding import Undecodable, decode
 from pipelines.detection import Detection, HogDetector
-from pipelines.pyramid import crop
+from pipelines.pyramid import crop, sharpness
 from pipelines.settings import AnnotateSettings
 from tests.factories import picture
 from tests.squares import Squares
@@ -158,6 +158,26 @@ def test_faces_of_a_reduced_picture_are_where_they_are_in_full(orientation: int)
         assert face.frame.side == pytest.approx(MARGIN * mask[2], abs=4)
         # Two grey values: a crop that had less than its resolution, or was a pixel beside, has five and more.
         assert np.abs(face.crop.astype(int) - crop(full, face.frame)).mean() < 2
+
+
+class Told(Squares):
+    """Finds faces of 280 px and more in pictures of 1200, wherever they are."""
+
+    def __call__(self, rgb: NDArray[np.uint8], min_side: float | None = None) -> list[Detection]:
+        sides = [280 + 7.3 * number for number in range(6)]
+        boxes = [Box(80.2 + side, 90.7 + side, 80.2 + 2 * side, 90.7 + 2 * side) for side in sides]
+        return [Detection(box.scaled(rgb.shape[1] / 1200), 1.0) for box in boxes]
+
+
+def test_faces_of_a_reduced_picture_are_as_sharp_as_in_full() -> None:
+    """Else runs would seem to see other faces than datasets of the same photos, which are cropped in full."""
+    grain = np.random.default_rng(0).normal(0, 300, (900, 1200)).astype(np.float32)
+    soft = np.clip(128 + cv2.GaussianBlur(grain, (0, 0), 2), 0, 255).astype(np.uint8)
+    jpeg = picture(np.repeat(soft[..., None], 3, axis=2), "JPEG", quality=97)
+    faces = view(look(jpeg, Told(), AnnotateSettings(), MARGIN)).faces
+    full = decode(jpeg).rgb
+    ratios = [sharpness(face.crop) / sharpness(crop(full, face.frame)) for face in faces]
+    assert ratios == pytest.approx([1.0] * 6, abs=0.15)
 
 
 def _stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -85,6 +85,17 @@ def test_of_two_of_one_name_the_other_stays_what_it_was(tmp_path: Path) -> None:
     assert not plan.gone.any()
 
 
+def test_of_two_of_one_name_one_that_became_as_the_other_is_done_again_once(tmp_path: Path) -> None:
+    first, second = (Input("t.zip/a.jpg", "t.zip", at, 9, 9, str(at)) for at in (0, 50))
+    out, now = Store(str(tmp_path)), [replace(second, offset=0), second]
+    planned(out, [first, second])
+    plan = make_plan(iter(now), out, 2)
+    assert plan.addition is not None
+    assert plan.addition["row"].to_pylist() == [0]
+    plan.publish(out)
+    assert make_plan(iter(now), out, 2).addition is None
+
+
 def test_pandas_is_loaded_with_the_command_and_not_in_the_midst_of_its_work() -> None:
     """An interrupt that comes while it is loaded may be lost; while a command is, it ends that."""
     asked = "import sys; import pipelines.annotation.plan; print('pandas' in sys.modules)"

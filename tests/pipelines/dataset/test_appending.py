@@ -106,6 +106,19 @@ def test_a_photo_keeps_its_name(photos: Photos, tmp_path: Path) -> None:
     assert grown.units == old.units
     assert [(item.uri, item.reason) for item in grown.left_out] == [("week-2/0.pts", "known_photo")]
     assert "by another name" in grown.left_out[0].message
+    assert made([tmp_path / "second"], tmp_path / "out", grown.name) == grown, "the same photo was told of again"
+
+
+def test_what_is_bad_in_other_words_now_is_listed_once(photos: Photos, tmp_path: Path) -> None:
+    for index in range(2):
+        put(tmp_path / "first", f"a/{index}", photos[0][index])
+    bad = tmp_path / "first" / "a" / "1.pts"
+    bad.write_bytes(b"1 1\n")
+    old = made([tmp_path / "first"], tmp_path / "out")
+    bad.write_bytes(b"1 1\n2 2\n")
+    grown = made([tmp_path / "first"], tmp_path / "out", old.name)
+    assert [item.message[9:17] for item in (*old.left_out, *grown.left_out)] == ["1 points", "2 points"]
+    assert grown.counts["faces_in"] == old.counts["faces_in"] == 2
 
 
 def test_a_photo_that_comes_again_stays_what_it_was_declared(photos: Photos, tmp_path: Path) -> None:

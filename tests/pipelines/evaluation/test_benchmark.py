@@ -17,7 +17,7 @@ from pipelines.dataset.manifest import Manifest
 from pipelines.errors import UserError
 from pipelines.evaluation import robustness as station
 from pipelines.evaluation.benchmark import ERT, PUBLISHED, SEEN, Benchmark, Speed, benchmark
-from pipelines.evaluation.benchmark_page import benchmark_page, write_benchmark
+from pipelines.evaluation.benchmark_page import benchmark_page, shown, write_benchmark
 from pipelines.evaluation.ert import Ert, trained_ert
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.results import Evaluation, FaceResult
@@ -107,6 +107,9 @@ def test_columns_are_those_that_the_data_have() -> None:
     no_ibug = result(face("lfpw", 0.02, 0.9), face("other", 0.2, 0.2)).table1()
     assert list(no_ibug[0])[4:] == ["lfpw", "all"]
     assert one.table2()[-1] == {"stage": "stage_3", "NRMSE IP %": 9.5, "under 0.05 %": 50.0, "under 0.10 %": 50.0}
+    assert list(shown(one.table2())[-1].values()) == ["stage_3", "9.50", "50.0", "50.0"]
+    assert list(shown(rows)[-1].values())[4:] == ["2.00", "4.00", "3.00", "12.00", "6.00", "9.50"]
+    assert {row["method"]: row["full"] for row in shown(rows)}["LBF (Ren 2014)"] == "-"
     page = benchmark_page(one)
     assert "nan" not in page
     assert page.count(">9.50</td>") == 2  # in both tables
