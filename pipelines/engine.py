@@ -6,6 +6,7 @@ whose worker died, and a job that was killed runs what is not finished.
 
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
+from pathlib import Path
 from typing import Final, TypeVar
 
 from pipelines.errors import UserError, disk_is_full
@@ -62,6 +64,8 @@ def start_ray(workers: int) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _require_listener(address)
+    elif not _has_home():  # Ray would keep there what its processes know each other by
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     local = {} if address else {"num_cpus": workers, "include_dashboard": False}
     try:
         with _ended_as_before():
@@ -86,6 +90,14 @@ def start_ray(workers: int) -> None:
             "or has no space for temporary files (TMPDIR); call again, or do without Ray "
             "(--workers 1, of a training 0)"
         ) from error
+
+
+def _has_home() -> bool:
+    """Whether this user can write in a home: one of a container that has no account can not."""
+    try:
+        return os.access(Path.home(), os.W_OK)
+    except RuntimeError:
+        return False
 
 
 @contextmanager

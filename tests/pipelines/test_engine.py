@@ -100,6 +100,25 @@ def test_a_full_folder_for_temporary_files_is_told(error: Exception, monkeypatch
         start_ray(2)
 
 
+@pytest.mark.parametrize("home", ["/proc/none", ""])
+def test_ray_starts_for_a_user_without_a_home(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens: list[str | None] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: tokens.append(os.environ.get("RAY_AUTH_TOKEN")))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")  # to be put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    start_ray(2)
+    if home:
+        monkeypatch.setenv("HOME", home)
+    else:
+        monkeypatch.setattr("pathlib.Path.home", Mock(side_effect=RuntimeError("no home directory")))
+    start_ray(2)
+    assert tokens[0] is None
+    assert len(tokens[1] or "") == 64
+
+
 def test_a_call_that_ray_cannot_write_down_is_named() -> None:
     called = "import sys; from pipelines.engine import start_ray; start_ray(1)"
     program = [sys.executable, "-c", called, os.fsdecode(b"caf\xe9")]
