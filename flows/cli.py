@@ -153,6 +153,8 @@ def _quiet(debug: bool) -> None:
         "PREFECT_CLIENT_MAX_RETRIES": "8",
         "DO_NOT_TRACK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Python would import from the folder of the call, where somebody's pictures may lie: Prefect's server, too.
+        "PYTHONSAFEPATH": "1",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

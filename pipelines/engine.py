@@ -66,10 +66,13 @@ def start_ray(workers: int) -> None:
         _require_listener(address)
     elif not _has_home():  # Ray would keep there what its processes know each other by
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    from ray.job_config import JobConfig
+
+    job = JobConfig(_py_driver_sys_path=_OwnCode([str(Path(__file__).parents[1])]))
     local = {} if address else {"num_cpus": workers, "include_dashboard": False}
     try:
         with _ended_as_before():
-            ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+            ray.init(address=address, job_config=job, log_to_driver=False, logging_level="error", **local)
     except UnicodeEncodeError as error:  # it keeps the command line and the working directory, as UTF-8
         encoding = sys.getfilesystemencoding()
         remedy = "rename it" if encoding == "utf-8" else f"names are read as {encoding} here, so set PYTHONUTF8=1"
@@ -90,6 +93,14 @@ def start_ray(workers: int) -> None:
             "or has no space for temporary files (TMPDIR); call again, or do without Ray "
             "(--workers 1, of a training 0)"
         ) from error
+
+
+class _OwnCode(list[str]):
+    """Where workers find this code. Ray adds the folder of the call, before all others: a file of somebody's pictures
+    would be imported there, if it had the name of a module."""
+
+    def extend(self, _: Iterable[str]) -> None:
+        pass
 
 
 def _has_home() -> bool:

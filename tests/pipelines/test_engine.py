@@ -49,6 +49,12 @@ def test_units_run_in_other_processes(ray_of_two: int) -> None:
     assert {shared for _, shared in results.values()} == {"s"}
 
 
+def test_workers_import_nothing_from_the_folder_of_the_call(ray_of_two: int) -> None:
+    seen = list(run_units(lambda shared, unit: (Path.cwd(), sys.path), None, range(2), ray_of_two))
+    assert all(str(called) not in path for called, path in seen)
+    assert Path(__file__).parents[2] not in {called for called, _ in seen}
+
+
 def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with socket.socket() as unused:
