@@ -34,8 +34,29 @@ _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + 
 
 
 def default_workers() -> int:
-    """One worker for each core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One worker for each core that this process may use, or whose time its container, or service, may take."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *map(int, _quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))]))
+
+
+def _quotas(groups: Path, mounted: Path) -> Iterator[float]:
+    """The cores' worth of time that Linux gives each control group that this process is in, where that is limited.
+
+    In a container its own group is what is mounted, whatever it is called outside.
+    """
+    with suppress(OSError):  # it is no Linux
+        for line in groups.read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = mounted / "cpu" if controllers else mounted  # of version 1, or 2
+            files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+            own = Path(name.lstrip("/"))
+            for folder in (top / each for each in (own, *own.parents)):
+                with suppress(OSError, ValueError):  # no such group here, or "max"
+                    quota, period = " ".join((folder / file).read_text() for file in files).split()
+                    if int(quota) > 0:  # -1 is no limit
+                        yield int(quota) / int(period)
 
 
 def start_ray(workers: int) -> None:

@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import pytest
 import ray
 
-from pipelines.engine import default_workers, run_units, start_ray
+from pipelines.engine import _quotas, default_workers, run_units, start_ray
 from pipelines.errors import UserError, disk_is_full
 from pipelines.outages import OutageError
 
@@ -40,6 +40,32 @@ def test_a_single_unit_starts_no_ray() -> None:
 
 def test_there_is_a_worker_for_each_core() -> None:
     assert 1 <= default_workers() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, [2.5]),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, []),
+        ("0::/a.slice/b\n", {"a.slice/cpu.max": "400000 100000", "a.slice/b/cpu.max": "50000 100000"}, [0.5, 4.0]),
+        (
+            "5:memory:/docker/1f\n4:cpu,cpuacct:/docker/1f\n",
+            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            [3.0],
+        ),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+        (None, {}, []),
+    ],
+)
+def test_a_container_has_the_cores_that_it_is_given(
+    groups: str | None, files: dict[str, str], cores: list[float], tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    if groups is not None:
+        (tmp_path / "groups").write_text(groups)
+    assert list(_quotas(tmp_path / "groups", tmp_path)) == cores
 
 
 def test_units_run_in_other_processes(ray_of_two: int) -> None:
