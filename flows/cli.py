@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
     _open_standard_files()
     _say_any_name()
+    _have_home()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     while "--debug" in arguments:
@@ -133,6 +134,14 @@ def _say_any_name() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def _have_home() -> None:
+    """Lets a user without account and HOME have the one that containers give: MLflow and Prefect ask for its name."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
+
+
 def _quiet(debug: bool) -> None:
     """Servers and libraries speak only when something is wrong, unless one asks by their own variables."""
     defaults = {
@@ -144,6 +153,8 @@ def _quiet(debug: bool) -> None:
         "PREFECT_CLIENT_MAX_RETRIES": "8",
         "DO_NOT_TRACK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Python would import from the folder of the call, where somebody's pictures may lie: Prefect's server, too.
+        "PYTHONSAFEPATH": "1",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -153,6 +164,8 @@ def _quiet(debug: bool) -> None:
         # Likewise, with tracebacks, and with the SQL of figures that a training does without.
         for name in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        # It warns that it keeps its list of fonts for this call alone where there is no home.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def _nobody_reads() -> bool:

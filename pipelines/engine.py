@@ -6,6 +6,7 @@ whose worker died, and a job that was killed runs what is not finished.
 
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
+from pathlib import Path
 from typing import Final, TypeVar
 
 from pipelines.errors import UserError, disk_is_full
@@ -32,8 +34,29 @@ _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + 
 
 
 def default_workers() -> int:
-    """One worker for each core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One worker for each core that this process may use, or whose time its container, or service, may take."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *map(int, _quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))]))
+
+
+def _quotas(groups: Path, mounted: Path) -> Iterator[float]:
+    """The cores' worth of time that Linux gives each control group that this process is in, where that is limited.
+
+    In a container its own group is what is mounted, whatever it is called outside.
+    """
+    with suppress(OSError):  # it is no Linux
+        for line in groups.read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = mounted / "cpu" if controllers else mounted  # of version 1, or 2
+            files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+            own = Path(name.lstrip("/"))
+            for folder in (top / each for each in (own, *own.parents)):
+                with suppress(OSError, ValueError):  # no such group here, or "max"
+                    quota, period = " ".join((folder / file).read_text() for file in files).split()
+                    if int(quota) > 0:  # -1 is no limit
+                        yield int(quota) / int(period)
 
 
 def start_ray(workers: int) -> None:
@@ -62,10 +85,15 @@ def start_ray(workers: int) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _require_listener(address)
+    elif not _has_home():  # Ray would keep there what its processes know each other by
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    from ray.job_config import JobConfig
+
+    job = JobConfig(_py_driver_sys_path=_OwnCode([str(Path(__file__).parents[1])]))
     local = {} if address else {"num_cpus": workers, "include_dashboard": False}
     try:
         with _ended_as_before():
-            ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+            ray.init(address=address, job_config=job, log_to_driver=False, logging_level="error", **local)
     except UnicodeEncodeError as error:  # it keeps the command line and the working directory, as UTF-8
         encoding = sys.getfilesystemencoding()
         remedy = "rename it" if encoding == "utf-8" else f"names are read as {encoding} here, so set PYTHONUTF8=1"
@@ -86,6 +114,22 @@ def start_ray(workers: int) -> None:
             "or has no space for temporary files (TMPDIR); call again, or do without Ray "
             "(--workers 1, of a training 0)"
         ) from error
+
+
+class _OwnCode(list[str]):
+    """Where workers find this code. Ray adds the folder of the call, before all others: a file of somebody's pictures
+    would be imported there, if it had the name of a module."""
+
+    def extend(self, _: Iterable[str]) -> None:
+        pass
+
+
+def _has_home() -> bool:
+    """Whether this user can write in a home: one of a container that has no account can not."""
+    try:
+        return os.access(Path.home(), os.W_OK)
+    except RuntimeError:
+        return False
 
 
 @contextmanager

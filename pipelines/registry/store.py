@@ -18,8 +18,17 @@ DEFAULT: Final = "mlflow.db"
 
 
 def tracking_uri() -> str:
-    """The MLflow store: `MLFLOW_TRACKING_URI`, or SQLite in `mlflow.db` of the current directory."""
-    return os.environ.get(STORE) or f"sqlite:///{Path.cwd() / DEFAULT}"
+    """The MLflow store: `MLFLOW_TRACKING_URI`, or SQLite in `mlflow.db` of the current directory.
+
+    Raises:
+        UserError: no address of SQLite can name that directory.
+    """
+    if told := os.environ.get(STORE):
+        return told
+    database = Path.cwd() / DEFAULT
+    if "?" in str(database):  # what follows would be settings of a database that is called as what is before
+        raise UserError(f"{database}: MLflow takes no ? in the name of a folder: call elsewhere, or set {STORE}")
+    return f"sqlite:///{database}"
 
 
 def shown_uri() -> str:

@@ -5,7 +5,6 @@ how many workers share a batch, so a run that resumes from a checkpoint goes on 
 """
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from msrrn.objective import OBJECTIVES, misjudged, misplaced
 from msrrn.perturbation import draw, perturb
 from msrrn.predictor import area_halve
 from pipelines.dataset.loader import Batch, Loader, share_of
+from pipelines.engine import default_workers
 from pipelines.errors import UserError
 from pipelines.memory import keep_memory
 from pipelines.settings import TrainSettings
@@ -39,7 +39,7 @@ may swing from one batch to the next: tenfold where 47 faces of 300-W made six a
 
 HEAT: Final = 0.01
 """Weight of the heat maps' cross entropy beside the objective: more of it costs accuracy."""
-PERTURBERS: Final = min(8, max(1, (os.cpu_count() or 1) // 2))
+PERTURBERS: Final = min(8, max(1, default_workers() // 2))
 """Threads that perturb batches ahead of the one in use; OpenCV lets them work beside each other."""
 
 

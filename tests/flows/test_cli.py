@@ -13,6 +13,7 @@ import sys
 import time
 from argparse import ArgumentParser, RawTextHelpFormatter
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -314,6 +315,13 @@ def test_a_folder_that_was_deleted_is_told(
     assert "was deleted: go to another one" in fails(
         capsys, "annotate", str(tmp_path), "--out", str(tmp_path / "out")
     )
+
+
+def test_a_user_without_a_home_has_that_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError("uid not found")))
+    assert main(["datasets", "/proc/none"]) == 1
+    assert os.environ["HOME"] == "/"
 
 
 def test_names_are_utf_8_where_the_locale_is_ascii(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import pytest
 import ray
 
-from pipelines.engine import default_workers, run_units, start_ray
+from pipelines.engine import _quotas, default_workers, run_units, start_ray
 from pipelines.errors import UserError, disk_is_full
 from pipelines.outages import OutageError
 
@@ -42,11 +42,43 @@ def test_there_is_a_worker_for_each_core() -> None:
     assert 1 <= default_workers() <= (os.cpu_count() or 1)
 
 
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, [2.5]),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, []),
+        ("0::/a.slice/b\n", {"a.slice/cpu.max": "400000 100000", "a.slice/b/cpu.max": "50000 100000"}, [0.5, 4.0]),
+        (
+            "5:memory:/docker/1f\n4:cpu,cpuacct:/docker/1f\n",
+            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            [3.0],
+        ),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+        (None, {}, []),
+    ],
+)
+def test_a_container_has_the_cores_that_it_is_given(
+    groups: str | None, files: dict[str, str], cores: list[float], tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    if groups is not None:
+        (tmp_path / "groups").write_text(groups)
+    assert list(_quotas(tmp_path / "groups", tmp_path)) == cores
+
+
 def test_units_run_in_other_processes(ray_of_two: int) -> None:
     results = dict(run_units(lambda shared, unit: (unit, (os.getpid(), shared)), "s", range(9), ray_of_two))
     assert sorted(results) == list(range(9))
     assert os.getpid() not in {pid for pid, _ in results.values()}
     assert {shared for _, shared in results.values()} == {"s"}
+
+
+def test_workers_import_nothing_from_the_folder_of_the_call(ray_of_two: int) -> None:
+    seen = list(run_units(lambda shared, unit: (Path.cwd(), sys.path), None, range(2), ray_of_two))
+    assert all(str(called) not in path for called, path in seen)
+    assert Path(__file__).parents[2] not in {called for called, _ in seen}
 
 
 def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +130,25 @@ def test_a_full_folder_for_temporary_files_is_told(error: Exception, monkeypatch
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match=r"not be started .*no space for temporary files \(TMPDIR\); .*workers 1"):
         start_ray(2)
+
+
+@pytest.mark.parametrize("home", ["/proc/none", ""])
+def test_ray_starts_for_a_user_without_a_home(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens: list[str | None] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: tokens.append(os.environ.get("RAY_AUTH_TOKEN")))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")  # to be put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    start_ray(2)
+    if home:
+        monkeypatch.setenv("HOME", home)
+    else:
+        monkeypatch.setattr("pathlib.Path.home", Mock(side_effect=RuntimeError("no home directory")))
+    start_ray(2)
+    assert tokens[0] is None
+    assert len(tokens[1] or "") == 64
 
 
 def test_a_call_that_ray_cannot_write_down_is_named() -> None:

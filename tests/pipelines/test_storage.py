@@ -17,7 +17,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.s3 import s3_files
-from pipelines.storage import Store, publish_file
+from pipelines.storage import Store, publish_file, require_writable_file
 from tests.factories import refuse
 from tests.faulty import FAULTS, Fault, FaultyEndpoint
 
@@ -698,3 +698,11 @@ def test_the_same_place_from_anywhere(tmp_path: Path, monkeypatch: pytest.Monkey
     beyond = Path(Store("link/../x").absolute().url)
     assert beyond.resolve() == tmp_path / "far" / "x"
     assert Store("s3://bucket/x").absolute().url == "s3://bucket/x"
+
+
+@pytest.mark.parametrize("name", ["/dev/full", "/dev/stdout", "pipe"])
+def test_no_file_takes_the_place_of_a_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(UserError, match=f"{name} is a device or a pipe"):
+        require_writable_file(name)

@@ -104,6 +104,14 @@ def test_one_that_cannot_be_started_is_said(sandbox: Made, tmp_path: Path, monke
     assert [result[0] for result in sandbox.run(["a"]) if isinstance(result, tuple)] == [">a"]
 
 
+def test_nothing_is_imported_from_the_folder_of_the_call(
+    sandbox: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pickle.py").write_text("raise SystemExit('of an archive that somebody sent')\n")
+    monkeypatch.chdir(tmp_path)
+    assert [result[0] for result in sandbox.run(["a"]) if isinstance(result, tuple)] == [">a"]
+
+
 def test_trouble_with_reading_is_raised_and_the_process_stays(sandbox: Made) -> None:
     with pytest.raises(OutageError, match="does not answer"):
         list(sandbox.run(["a", "outage", "b"]))

@@ -35,6 +35,7 @@ from pipelines.registry import tracking
 from pipelines.registry import versions as registry
 from pipelines.registry.artifacts import artifact_digest, fetch, lost, register
 from pipelines.registry.reaching import reaching_mlflow
+from pipelines.registry.store import store_exists, tracking_uri
 from pipelines.registry.succession import settle
 from pipelines.registry.tracking import RunRecord
 
@@ -518,3 +519,12 @@ def test_looking_makes_no_store(scheme: str, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match=r"there is no MLflow store at .*mlflow\.db"):
         registry.resolve("models:/msrrn@champion")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_no_address_of_sqlite_can_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos?").mkdir()
+    monkeypatch.chdir(tmp_path / "photos?")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert not store_exists()
+    with pytest.raises(UserError, match="in the name of a folder: call elsewhere, or set MLFLOW_TRACKING_URI"):
+        tracking_uri()
