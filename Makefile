@@ -35,7 +35,7 @@ test: $(INSTALLED) ## environment, linter, type checker, tests
 	@$(MAKE) --no-print-directory -j 2 lint tests
 
 tests: $(INSTALLED)
-	$(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 line: $(INSTALLED) ## the whole line on real servers and workers, while they die: some ten minutes
 	$(BIN)/python -m pytest -m line
