@@ -53,8 +53,8 @@ def crops(
     The picture is RGB (H, W, 3) or grey (H, W), uint8.
 
     Where the picture is finer than twice the crop of the first frame, its part around the frames is
-    reduced to that by area averages, once for all of them. Then each crop is `sampled`, by default
-    bilinearly. Outside the picture its edge pixels repeat.
+    reduced to that by area averages, once for all of them. Then each crop is sampled by OpenCV's
+    interpolation `sampled`. Outside the picture its edge pixels repeat.
 
     Raises:
         ValueError: another dtype, or no pixels.
