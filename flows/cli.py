@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from http import HTTPStatus
+from importlib.metadata import version
 from pathlib import Path
 from traceback import walk_stack
 from types import FrameType
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         "msrrn", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    top.add_argument("--version", action="version", version=f"msrrn {version('msrrn')}")
     add_commands(top.add_subparsers(title="commands", metavar="COMMAND", required=True))
     return top
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser, RawTextHelpFormatter
+from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -66,6 +67,12 @@ def test_libraries_do_not_tell_a_full_disk_in_their_own_words(monkeypatch: pytes
     assert os.environ[name] == "CRITICAL"
     for each in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
         assert not logging.getLogger(each).isEnabledFor(logging.ERROR)
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"msrrn {version('msrrn')}\n"
 
 
 def test_help_states_the_defaults_that_are_used() -> None:
