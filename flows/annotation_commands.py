@@ -73,6 +73,7 @@ def _annotate(commands: Commands) -> None:
         "that other tools read, `msrrn review` those that a person should look at.",
         "  msrrn annotate photos --out annotations --dry-run\n"
         "  msrrn annotate photos.zip --out annotations\n"
+        "  msrrn annotate jane.jpg --out jane\n"
         "  msrrn annotate s3://bucket/photos --out s3://bucket/annotations --model models:/msrrn@champion\n"
         "  msrrn annotate scans --out annotations --any-rotation --min-face 40\n"
         "  msrrn annotate photos --out annotations --retry quarantined:timeout --timeout 600",
@@ -80,8 +81,8 @@ def _annotate(commands: Commands) -> None:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="a folder, .tar, .tar.gz, .zip, WebDataset shards, .parquet with an image column, or a .txt of URIs; "
-        "local or s3://",
+        help="a folder, .tar, .tar.gz, .zip, WebDataset shards, .parquet with an image column, a .txt of URIs, or a "
+        "picture; local or s3://",
     )
     parser.add_argument("--out", required=True, metavar="URL", help="where the tables and the page go")
     add_model(parser, required=False)

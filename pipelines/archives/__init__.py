@@ -1,8 +1,8 @@
 """Bare photographs for bulk annotation, from whatever a person has, local or on S3.
 
 A folder (nested; the archives and tables in it are entered like folders), a `.tar`, `.tar.gz` or `.zip`, a table
-(`.parquet`) with a column of pictures, or a list of paths and URIs (`.txt`, `.lst`, `.csv`). Every input is one
-row to come: it gives bytes, or the reason why there are none. Nothing is ever extracted: members are read in
+(`.parquet`) with a column of pictures, a list of paths and URIs (`.txt`, `.lst`, `.csv`), or one picture. Every input
+is one row to come: it gives bytes, or the reason why there are none. Nothing is ever extracted: members are read in
 place. Memory is that of the largest folder's names and of a few pictures, whatever the number of inputs.
 """
 
@@ -16,7 +16,7 @@ from pipelines.archives.files import read_files
 from pipelines.archives.folders import Found, walk
 from pipelines.archives.inputs import PROBLEMS, Input, reason_of, unopened, unusable
 from pipelines.archives.lists import list_entries, place_of
-from pipelines.archives.names import LIST_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, split_url
+from pipelines.archives.names import LIST_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, is_picture, printable, split_url
 from pipelines.archives.patience import Patience, insist, insisted, patience_with, told
 from pipelines.archives.tables import NoPicturesError
 from pipelines.decoding import Limits, Undecodable
@@ -26,7 +26,7 @@ from pipelines.storage import Store
 
 __all__ = ["PROBLEMS", "Input", "Listing", "list_inputs", "read_inputs"]
 
-_KINDS = "give a folder of pictures, a .tar, .tar.gz or .zip, a .parquet with pictures, or a list (.txt, .csv)"
+_KINDS = "give a picture, a folder of them, a .tar, .tar.gz or .zip, a .parquet with pictures, or a list (.txt, .csv)"
 
 
 class Listing:
@@ -113,6 +113,8 @@ def _entries(url: str, apart: Store | None) -> Iterator[Input | None]:
             yield from insisted(partial(list_entries, store, name))
         elif has_suffix(name, UNSUPPORTED_SUFFIXES):
             raise UserError(f"{url} is a kind of archive that is not read: unpack it, or make a .tar or .zip of it")
+        elif is_picture(name):
+            yield _alone(store, name)
         else:
             raise UserError(f"{url} is of no known kind: {_KINDS}")
 
@@ -144,6 +146,13 @@ def _folder(store: Store, apart: Store | None, patience: Patience) -> Iterator[I
 
 def _plain(found: Found, problem: str = "") -> Input:
     return Input(found.key, "", 0, found.size, found.size, found.version, problem or found.problem)
+
+
+def _alone(store: Store, name: str) -> Input:
+    """A picture that is a whole source; how large it is, who reads it finds out."""
+    uri = printable(name)
+    version = insist(partial(store.version, name)) or ""
+    return Input(uri, "", 0, 0, 0, version, "" if uri == name else "unreadable")
 
 
 def _entered(store: Store, found: Found, patience: Patience) -> Iterator[Input | None]:

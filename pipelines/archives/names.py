@@ -10,6 +10,11 @@ UNSUPPORTED_SUFFIXES: Final = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst
 """Archives without random access, or without a library that reads them safely."""
 TABLE_SUFFIXES: Final = (".parquet",)
 LIST_SUFFIXES: Final = (".txt", ".lst", ".csv")
+COMMON_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jp2", ".ppm"}
+)
+"""By which every tool knows a picture."""
+IMAGE_SUFFIXES: Final = COMMON_SUFFIXES | {".jfif", ".jpe", ".hif", ".pgm", ".pnm"}
 
 SIDECARS: Final = frozenset(
     {".pts", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".lst", ".cls", ".xml", ".md", ".html", ".npy"}
@@ -32,6 +37,11 @@ def is_hidden(uri: str) -> bool:
     """Whether a file or a folder above it is hidden, or was added by macOS to an archive."""
     parts = PurePosixPath(uri).parts
     return any((part.startswith(".") and part not in {".", ".."}) or part == "__MACOSX" for part in parts)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a name ends like a picture's."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_ignored(uri: str) -> bool:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from msrrn.geometry import Box
 from pipelines.archives import PROBLEMS
 from pipelines.archives.inputs import TAIL
+from pipelines.archives.names import IMAGE_SUFFIXES
 from pipelines.errors import UserError
 from pipelines.settings import SourceFormat
-from pipelines.sources.files import IMAGE_SUFFIXES, Files, open_files
+from pipelines.sources.files import Files, open_files
 
 DeclaredSplit = Literal["train", "val", "test"]
 

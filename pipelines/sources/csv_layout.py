@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from msrrn.geometry import fit_similarity
 from msrrn.landmarks import NUM_LANDMARKS
 from msrrn.synthetic.anatomy import MEAN
+from pipelines.archives.names import is_picture
 from pipelines.errors import UserError
 from pipelines.sources.annotation import BadAnnotation, number, usable_shape
-from pipelines.sources.files import is_picture
 from pipelines.sources.listed import OtherKind
 
 PICTURE_COLUMNS: Final = (

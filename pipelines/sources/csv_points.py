@@ -27,12 +27,13 @@ from typing import BinaryIO, Final
 
 from msrrn.geometry import Box
 from msrrn.landmarks import NUM_LANDMARKS
+from pipelines.archives.names import IMAGE_SUFFIXES
 from pipelines.archives.rows import in_rows, text_lines
 from pipelines.errors import UserError
 from pipelines.sources import AnnotatedPhoto, Rejected
 from pipelines.sources.annotation import BadAnnotation, pixel_box, usable_shape
 from pipelines.sources.csv_layout import REMEDY, Layout, find_layout
-from pipelines.sources.files import IMAGE_SUFFIXES, Files, open_files
+from pipelines.sources.files import Files, open_files
 from pipelines.sources.listed import Entry, OtherKind, heads, near, scan_listed
 from pipelines.sources.splits import said_split
 

@@ -13,6 +13,7 @@ from pipelines.archives.names import (
     UNSUPPORTED_SUFFIXES,
     has_suffix,
     is_hidden,
+    is_picture,
     is_safe,
     normal,
     printable,
@@ -24,11 +25,6 @@ from pipelines.outages import OutageError
 from pipelines.sources.held import Changed, HeldArchive, held, is_archive, too_large
 from pipelines.storage import Store
 
-COMMON_SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif", ".jp2", ".ppm"}
-)
-"""By which every tool knows a picture."""
-IMAGE_SUFFIXES: Final = COMMON_SUFFIXES | {".jfif", ".jpe", ".hif", ".pgm", ".pnm"}
 _READAHEAD: Final = 1 << 16
 
 
@@ -114,11 +110,6 @@ class Files:
                 if is_archive(url):
                     return held(url), "/".join(parts[index:])
         return None, normal(name)
-
-
-def is_picture(name: str) -> bool:
-    """Whether a name ends like a picture's."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def open_files(url: str) -> Files:

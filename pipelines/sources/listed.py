@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
+from pipelines.archives.names import IMAGE_SUFFIXES, is_picture
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.secrecy import masked
 from pipelines.sources import AnnotatedPhoto, DeclaredSplit, Rejected, rejected_files
 from pipelines.sources.annotation import BadAnnotation, as_unicode, subset_name
 from pipelines.sources.corrections import Reviewed, review_of, subset_of
-from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture
+from pipelines.sources.files import Files
 from pipelines.sources.held import root_parts, without_suffix
 from pipelines.sources.splits import SPLIT_WORD, split_in
 from pipelines.sources.three_hundred_w import SUBSETS, TEST_FOLDERS

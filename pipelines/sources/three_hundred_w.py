@@ -12,11 +12,12 @@ from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 from pipelines.archives.ahead import begun
+from pipelines.archives.names import IMAGE_SUFFIXES, is_picture
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.sources import AnnotatedPhoto, DeclaredSplit, Rejected, rejected_files
 from pipelines.sources.annotation import BadAnnotation
-from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
+from pipelines.sources.files import Files, open_files
 from pipelines.sources.held import root_parts, without_suffix
 from pipelines.sources.pts import parse_pts
 

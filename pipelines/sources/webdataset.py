@@ -26,11 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msrrn.geometry import Box
+from pipelines.archives.names import IMAGE_SUFFIXES, is_picture
 from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.sources import AnnotatedPhoto, DeclaredSplit, Rejected, rejected_files
 from pipelines.sources.annotation import BadAnnotation, box_of, points_of, subset_name, usable_shape
-from pipelines.sources.files import IMAGE_SUFFIXES, Files, is_picture, open_files
+from pipelines.sources.files import Files, open_files
 from pipelines.sources.held import root_parts
 from pipelines.sources.pts import parse_pts
 

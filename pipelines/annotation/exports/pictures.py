@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from msrrn.landmarks import NUM_LANDMARKS
 from pipelines.annotation.tables import Annotations
+from pipelines.archives.names import COMMON_SUFFIXES
 from pipelines.decoding import Undecodable
 from pipelines.progress import Counted
-from pipelines.sources.files import COMMON_SUFFIXES
 
 _SIGNATURES: Final = {
     b"\xff\xd8\xff": ".jpg",

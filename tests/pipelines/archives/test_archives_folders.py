@@ -134,6 +134,18 @@ def test_web_datasets_are_folders_of_tars(tmp_path: Path) -> None:
     assert listing.ignored == 12
 
 
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_picture_is_a_source_by_itself(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder = str(tmp_path / "in") if place == "local" else f"{request.getfixturevalue('s3')}/in"
+    publish(folder, {"a b.JPG": b"one", "beside.jpg": b"x"})
+    url = f"{folder}/a b.JPG"
+    before = list(list_inputs(url))
+    assert read(url, before) == [("a b.JPG", b"one")]
+    assert list(list_inputs(url)) == before
+    publish(folder, {"a b.JPG": b"2nd"})
+    assert next(list_inputs(url)).version != before[0].version
+
+
 def test_nothing_to_annotate_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         list_inputs(str(tmp_path / "absent"))
@@ -143,7 +155,7 @@ def test_nothing_to_annotate_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no pictures"):
         list_inputs(str(tmp_path / "notes.txt"))
     (tmp_path / "model.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match="is of no known kind: give a folder"):
+    with pytest.raises(UserError, match="is of no known kind: give a picture"):
         list_inputs(str(tmp_path / "model.bin"))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="neither a folder nor a file"):
