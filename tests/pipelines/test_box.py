@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import cbook
 
 from msrrn.artifact import WEIGHTS
 from msrrn.config import PRESETS
+from pipelines.decoding import decode
+from pipelines.detection import open_detector
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.opening import BOX, PACKAGED, open_model
+from pipelines.pyramid import crop, frame_around
 from pipelines.registry.tracking import client
 from pipelines.retraining import started_from
 from pipelines.settings import NAME, TrainSettings
@@ -60,6 +64,27 @@ def test_it_finds_the_landmarks_of_real_faces(data_root: Path, tmp_path: Path) -
     errors = np.stack([face.nrmse_ip for face in faces]).mean(axis=0)
     assert errors[-1] < 0.04
     assert errors[-1] < 0.75 * errors[1], "the stages improve on the initial shape"
+
+
+def test_it_finds_the_landmarks_of_a_photo_of_no_dataset() -> None:
+    """Without research data: a portrait in the public domain that comes with Matplotlib. A person looked where eyes,
+    nose, mouth and chin are."""
+    model, photo = open_model("box"), cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    rgb = decode(Path(str(photo)).read_bytes()).rgb
+    (face,) = open_detector("hog")(rgb, 40)
+    frame = frame_around(face.box, model.card.crop_margin)
+    (shape,) = model.predictor.predict(crop(rgb, frame)[None]).shapes
+    found = frame.shape_to_upright(shape)
+    seen = {
+        "one eye": (slice(36, 42), (221, 190)),
+        "the other": (slice(42, 48), (305, 188)),
+        "below the nose": (slice(33, 34), (268, 252)),
+        "one corner of the mouth": (slice(48, 49), (229, 281)),
+        "the other corner": (slice(54, 55), (308, 280)),
+        "the chin": (slice(8, 9), (268, 331)),
+    }
+    away = {what: np.linalg.norm(found[points].mean(axis=0) - place) for what, (points, place) in seen.items()}
+    assert max(away.values()) < 0.1 * (305 - 221), away
 
 
 def test_it_finds_the_landmarks_of_drawn_faces(annotated: Path) -> None:
