@@ -69,6 +69,20 @@ def test_libraries_do_not_tell_a_full_disk_in_their_own_words(monkeypatch: pytes
         assert not logging.getLogger(each).isEnabledFor(logging.ERROR)
 
 
+def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([])
+    assert "start here:" in capsys.readouterr().out
+
+
+def test_of_thousands_of_arguments_too_many_some_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["annotate", "--out", "there", *(f"{number:04d}.jpg" for number in range(5000))])
+    said = capsys.readouterr().err.splitlines()[-1]
+    names = "0001.jpg 0002.jpg 0003.jpg 0004.jpg 0005.jpg"
+    assert said == f"msrrn annotate: error: unrecognized arguments: {names} and 4994 more"
+
+
 def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["--version"])
