@@ -3,19 +3,24 @@
 The file is the one that `prefect deploy` reads, so that a deployment is described once.
 """
 
+import asyncio
 import os
+import signal
+import time
+from collections.abc import Sequence
 from http import HTTPStatus
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, cast
 
-import prefect
+import psutil
 import yaml
 from prefect import Flow
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentTriggerTypes
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.runner import Runner
 from prefect.schedules import Schedule
 from prefect.types.entrypoint import EntrypointType
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -23,6 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from flows.gate import has_server
 from pipelines.errors import UsageError, UserError
 
+WAIT: Final = 30.0
+"""Seconds that runs have after Ctrl-C, as long as Prefect gives those that it cancels."""
 _TRIGGERS: Final[TypeAdapter[list[Any]]] = TypeAdapter(list[DeploymentTriggerTypes])
 
 
@@ -85,7 +92,8 @@ def deployments(file: Path) -> tuple[list[RunnerDeployment], dict[str, str]]:
 
 
 def serve(file: Path, limit: int) -> None:
-    """Deploys to the server of PREFECT_API_URL and runs what is due, at most `limit` runs at once, until Ctrl-C.
+    """Deploys to the server of PREFECT_API_URL and runs what is due, at most `limit` runs at once, until Ctrl-C or
+    SIGTERM.
 
     Raises:
         UsageError: there is no Prefect server.
@@ -99,12 +107,51 @@ def serve(file: Path, limit: int) -> None:
         )
     os.environ.update(environment)  # runs inherit it
     try:
-        prefect.serve(*found, limit=limit)
+        run(found, limit)
     except PrefectHTTPStatusError as error:
         if error.response.status_code != HTTPStatus.CONFLICT:
             raise
         said = error.response.json()["detail"]
         raise UserError(f"the Prefect server refuses what {file} says: {said}") from error
+
+
+def run(found: Sequence[RunnerDeployment], limit: int) -> None:
+    """Registers deployments and runs what is due until a signal ends it."""
+    runner = _Runner(limit=limit)
+    for each in found:
+        runner.add_deployment(each)
+    names = ", ".join(each.name for each in found)
+    print(f"serving {names}; `prefect deployment run NAME/NAME` starts one at once, Ctrl-C ends all", flush=True)
+    asyncio.run(runner.start())
+
+
+class _Runner(Runner):
+    """Lets runs end, trainings at a checkpoint, before it ends itself.
+
+    Prefect's own kills them: a training loses what it did since its last checkpoint, and the server takes the run for
+    one that goes on until somebody looks after it.
+    """
+
+    async def start(self, run_once: bool = False, webserver: bool | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, lambda: self._end(WAIT))
+        await super().start(run_once, webserver)
+
+    def handle_sigterm(self, *_: object, **__: object) -> None:
+        asyncio.get_running_loop().call_soon_threadsafe(self._end, 0.0)
+
+    def _end(self, seconds: float) -> None:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)  # a second Ctrl-C does not wait
+        self._ending = asyncio.create_task(self._ended(seconds))
+
+    async def _ended(self, seconds: float) -> None:
+        """A terminal tells the runs as well, which end at once where they are told twice."""
+        print("stopping: what runs is ended first", flush=True)
+        runs = psutil.Process().children()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and any(run.is_running() for run in runs):
+            await asyncio.sleep(0.2)
+        await self.astop()
 
 
 def _made(described: _Deployment) -> RunnerDeployment:

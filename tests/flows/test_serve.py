@@ -159,11 +159,11 @@ def test_no_part_of_a_password_is_told_as_a_port(capsys: pytest.CaptureFixture[s
 def test_a_parameter_that_the_server_refuses_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(*made: object, limit: int) -> None:
+    def refused(made: object, limit: int) -> None:
         answer = httpx.Response(409, request=_ASKED, json={"detail": "Validation failed for field 'epochs'"})
         raise PrefectHTTPStatusError("409", request=_ASKED, response=answer)
 
-    monkeypatch.setattr("prefect.serve", refused)
+    monkeypatch.setattr("flows.serve.run", refused)
     monkeypatch.setattr("os.environ", dict(os.environ))
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
         assert main(["serve", "--file", str(FILE)]) == 1

@@ -373,3 +373,29 @@ def test_one_machine_serves_the_same_without_a_work_pool(api: str, tmp_path: Pat
     assert run["state"]["type"] == "COMPLETED", (tmp_path / "serve.log").read_text(errors="replace")[-3000:]
     automations = post(f"{api}/automations/filter", {})
     assert sum("promote" in each["name"] for each in automations) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "send"), [(signal.SIGINT, "CRASHED", os.killpg), (signal.SIGTERM, "CANCELLED", os.kill)]
+)
+def test_what_runs_is_ended_and_known_to_be_when_serving_is_stopped(
+    api: str, tmp_path: Path, number: int, state: str, send: Callable[[int, int], None]
+) -> None:
+    """A terminal tells all of its processes; a service manager, a container or a person that of `msrrn serve`."""
+    mark = tmp_path / "mark"
+    with (tmp_path / "log").open("wb") as log:
+        command = [sys.executable, "-m", "tests.integration.lasting", str(mark)]
+        serving = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(lambda: b"serving lasting" in (tmp_path / "log").read_bytes())
+        made = post(f"{api}/deployments/{deployment(api, 'lasting')['id']}/create_flow_run", {})
+        wait_for(mark.exists)
+        send(serving.pid, number)
+        assert serving.wait(120) == 0, (tmp_path / "log").read_text(errors="replace")[-3000:]
+    finally:
+        if serving.poll() is None:
+            os.killpg(serving.pid, signal.SIGKILL)
+            serving.wait()
+    assert mark.read_text("utf-8") == "ended"
+    known = next(run for run in runs_of(api, "lasting") if run["id"] == made["id"])
+    assert known["state"]["type"] == state
