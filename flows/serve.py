@@ -26,6 +26,7 @@ from prefect.types.entrypoint import EntrypointType
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from flows.gate import has_server
+from flows.progress import say
 from pipelines.errors import UsageError, UserError
 
 WAIT: Final = 30.0
@@ -121,7 +122,7 @@ def run(found: Sequence[RunnerDeployment], limit: int) -> None:
     for each in found:
         runner.add_deployment(each)
     names = ", ".join(each.name for each in found)
-    print(f"serving {names}; `prefect deployment run NAME/NAME` starts one at once, Ctrl-C ends all", flush=True)
+    say(f"serving {names}; `prefect deployment run NAME/NAME` starts one at once, Ctrl-C ends all")
     asyncio.run(runner.start())
 
 
@@ -141,12 +142,13 @@ class _Runner(Runner):
         asyncio.get_running_loop().call_soon_threadsafe(self._end, 0.0)
 
     def _end(self, seconds: float) -> None:
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)  # a second Ctrl-C does not wait
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)  # a second one, of either, waits for nothing
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._ending = asyncio.create_task(self._ended(seconds))
 
     async def _ended(self, seconds: float) -> None:
         """A terminal tells the runs as well, which end at once where they are told twice."""
-        print("stopping: what runs is ended first", flush=True)
+        say("stopping: what runs is ended first")
         runs = psutil.Process().children()
         until = time.monotonic() + seconds
         while time.monotonic() < until and any(run.is_running() for run in runs):
