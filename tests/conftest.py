@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,6 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from msrrn.synthetic import SyntheticPhoto, draw_photo
@@ -33,7 +32,7 @@ from pipelines.storage import Store
 from tests.environment import be_nobodys
 from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w, write_model
 from tests.faulty import FaultyEndpoint, serve_faulty
-from tests.quick import FORKING, remembered
+from tests.quick import FORKING, made_once, remembered
 from tests.seaweedfs import serve_seaweedfs, weed
 
 be_nobodys(os.environ)  # before Prefect, which reads it once, is imported with the first test that needs it
@@ -192,7 +191,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
             tracking.client().search_experiments()
 
-    return _made_once(tmp_path_factory, "empty", make) / "mlflow.db"
+    return made_once(tmp_path_factory, "empty", make) / "mlflow.db"
 
 
 @pytest.fixture(scope="module")
@@ -230,19 +229,6 @@ def seaweedfs(seaweedfs_endpoint: str, other_connections: None, monkeypatch: pyt
     return _new_bucket()
 
 
-def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that is filled by one of the processes in which tests run side by side, and found by the others."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            making = Path(f"{folder}.part")
-            making.mkdir(exist_ok=True)  # where another failed, this one fails, too
-            make(making)
-            making.rename(folder)
-    return folder
-
-
 def _use_endpoint(url: str, monkeypatch: pytest.MonkeyPatch, **config: object) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -274,7 +260,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[SyntheticPhot
                     kind.append(photo)
         (folder / "photos.pickle").write_bytes(pickle.dumps((single, double)))
 
-    made = _made_once(tmp_path_factory, "drawn", make) / "photos.pickle"
+    made = made_once(tmp_path_factory, "drawn", make) / "photos.pickle"
     drawn: tuple[list[SyntheticPhoto], list[SyntheticPhoto]] = pickle.loads(made.read_bytes())  # noqa: S301
     return drawn
 
