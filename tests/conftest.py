@@ -27,10 +27,10 @@ from pipelines.dataset.prepare import prepare
 from pipelines.detection import hog
 from pipelines.engine import start_ray
 from pipelines.figures import binned_figure
-from pipelines.models import Model
+from pipelines.models import Model, export_model
 from pipelines.storage import Store
 from tests.environment import be_nobodys
-from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w, write_model
+from tests.factories import ANY_SHAPE, PLANTED, SETTINGS, tiny_model, write_300w, write_model
 from tests.faulty import FaultyEndpoint, serve_faulty
 from tests.quick import FORKING, made_once, remembered
 from tests.seaweedfs import serve_seaweedfs, weed
@@ -293,6 +293,16 @@ def artifacts(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("artifacts")
     tiny_model(folder / "bad", np.full((68, 2), 0.9, np.float32), seed=3)
     return {"good": write_model(folder / "good", model), "bad": str(folder / "bad")}
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an untrained network (`tiny_model` of `ANY_SHAPE`), which takes seconds to make."""
+
+    def make(folder: Path) -> None:
+        (folder / "face.onnx").write_bytes(export_model(tiny_model(folder / "artifact", ANY_SHAPE)))
+
+    return made_once(tmp_path_factory, "exported", make) / "face.onnx"
 
 
 @pytest.fixture(scope="session")
