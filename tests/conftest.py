@@ -104,12 +104,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def shortcuts() -> Iterator[None]:
-    """Sandboxes are forks, and of the same pictures faces are searched, and of the same faces figures drawn, once."""
+    """Sandboxes are forks, and of the same pictures faces are searched, and of the same faces figures drawn, once.
+
+    How long models take, which decides nothing here, is measured on few faces.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.annotation.sandbox.subprocess", FORKING)
         patch.setattr("pipelines.detection.hog._search", remembered(hog._search))
         for page in ("annotation", "dataset", "monitoring"):
             patch.setattr(f"pipelines.{page}.page.binned_figure", remembered(binned_figure))
+        patch.setattr("pipelines.promotion.comparison.TIMED_FACES", 8)
         yield
 
 
