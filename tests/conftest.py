@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,6 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from msrrn.synthetic import SyntheticPhoto, draw_photo
@@ -28,12 +27,12 @@ from pipelines.dataset.prepare import prepare
 from pipelines.detection import hog
 from pipelines.engine import start_ray
 from pipelines.figures import binned_figure
-from pipelines.models import Model
+from pipelines.models import Model, export_model
 from pipelines.storage import Store
 from tests.environment import be_nobodys
-from tests.factories import PLANTED, SETTINGS, tiny_model, write_300w, write_model
+from tests.factories import ANY_SHAPE, PLANTED, SETTINGS, tiny_model, write_300w, write_model
 from tests.faulty import FaultyEndpoint, serve_faulty
-from tests.quick import FORKING, remembered
+from tests.quick import FORKING, made_once, remembered
 from tests.seaweedfs import serve_seaweedfs, weed
 
 be_nobodys(os.environ)  # before Prefect, which reads it once, is imported with the first test that needs it
@@ -105,12 +104,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def shortcuts() -> Iterator[None]:
-    """Sandboxes are forks, and of the same pictures faces are searched, and of the same faces figures drawn, once."""
+    """Sandboxes are forks, and of the same pictures faces are searched, and of the same faces figures drawn, once.
+
+    How long models take, which decides nothing here, is measured on few faces.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.annotation.sandbox.subprocess", FORKING)
         patch.setattr("pipelines.detection.hog._search", remembered(hog._search))
         for page in ("annotation", "dataset", "monitoring"):
             patch.setattr(f"pipelines.{page}.page.binned_figure", remembered(binned_figure))
+        patch.setattr("pipelines.promotion.comparison.TIMED_FACES", 8)
         yield
 
 
@@ -192,7 +195,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
             tracking.client().search_experiments()
 
-    return _made_once(tmp_path_factory, "empty", make) / "mlflow.db"
+    return made_once(tmp_path_factory, "empty", make) / "mlflow.db"
 
 
 @pytest.fixture(scope="module")
@@ -230,19 +233,6 @@ def seaweedfs(seaweedfs_endpoint: str, other_connections: None, monkeypatch: pyt
     return _new_bucket()
 
 
-def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that is filled by one of the processes in which tests run side by side, and found by the others."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            making = Path(f"{folder}.part")
-            making.mkdir(exist_ok=True)  # where another failed, this one fails, too
-            make(making)
-            making.rename(folder)
-    return folder
-
-
 def _use_endpoint(url: str, monkeypatch: pytest.MonkeyPatch, **config: object) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -274,7 +264,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[SyntheticPhot
                     kind.append(photo)
         (folder / "photos.pickle").write_bytes(pickle.dumps((single, double)))
 
-    made = _made_once(tmp_path_factory, "drawn", make) / "photos.pickle"
+    made = made_once(tmp_path_factory, "drawn", make) / "photos.pickle"
     drawn: tuple[list[SyntheticPhoto], list[SyntheticPhoto]] = pickle.loads(made.read_bytes())  # noqa: S301
     return drawn
 
@@ -307,6 +297,16 @@ def artifacts(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("artifacts")
     tiny_model(folder / "bad", np.full((68, 2), 0.9, np.float32), seed=3)
     return {"good": write_model(folder / "good", model), "bad": str(folder / "bad")}
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an untrained network (`tiny_model` of `ANY_SHAPE`), which takes seconds to make."""
+
+    def make(folder: Path) -> None:
+        (folder / "face.onnx").write_bytes(export_model(tiny_model(folder / "artifact", ANY_SHAPE)))
+
+    return made_once(tmp_path_factory, "exported", make) / "face.onnx"
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,9 @@ PLANTED = "planted-Ve7ry5ecret"
 
 TINY = ModelConfig(patch=12, patch_channels=(2, 2), initial_channels=(4, 4, 4), initial_hidden=16, hidden=16)
 
+ANY_SHAPE = np.random.default_rng(0).uniform(0.2, 0.8, (68, 2)).astype(np.float32)
+"""A mean shape that is nobody's."""
+
 SETTINGS = PrepareSettings(augmentation=AugmentationSettings(copies=3), photos_per_shard=2)
 """Several shards from a handful of photos."""
 

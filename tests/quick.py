@@ -13,8 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.forkserver import get_inherited_fds
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar
+
+import pytest
+from filelock import FileLock
 
 from pipelines.annotation.sandbox import serve
 from tests.factories import forked
@@ -75,3 +79,16 @@ def remembered(work: Callable[..., Result]) -> Callable[..., Result]:
         return known[key]
 
     return quick
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is filled by one of the processes in which tests run side by side, and found by the others."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            making = Path(f"{folder}.part")
+            making.mkdir(exist_ok=True)  # where another failed, this one fails, too
+            make(making)
+            making.rename(folder)
+    return folder

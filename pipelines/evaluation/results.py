@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -49,7 +50,7 @@ class FaceResult:
     ert: NDArray[np.float64] | None = None
     """(68, 2), what dlib's ERT says of the same box, where it was asked"""
 
-    @property
+    @cached_property  # a comparison asks for it several times
     def nrmse_ip(self) -> NDArray[np.floating]:
         """(5,), a fraction for each stage."""
         return nrmse_ip(self.stages, self.truth)

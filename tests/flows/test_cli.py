@@ -29,7 +29,7 @@ from pipelines.registry import tracking
 from pipelines.settings import AnnotateSettings, TrainSettings
 from pipelines.storage import Store
 from pipelines.training.train import run_name, train_model
-from tests.factories import SETTINGS, start_msrrn, tree, write_model
+from tests.factories import ANY_SHAPE, SETTINGS, start_msrrn, tiny_model, tree, write_model
 from tests.pipelines.listings import a_face
 from tests.pipelines.runs import run_of
 
@@ -477,9 +477,15 @@ def test_annotations_leave_for_other_tools_and_come_back(
 
 
 def test_an_exported_model_is_used_like_any(
-    artifact: str, annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path,
+    annotated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file = str(tmp_path / "face.onnx")
+    artifact, file = str(tmp_path / "artifact"), str(tmp_path / "face.onnx")
+    tiny_model(Path(artifact), ANY_SHAPE)
+    monkeypatch.setattr("pipelines.models.to_onnx", lambda *_: exported.read_bytes())  # of this one: it takes long
     assert main(["export-model", "--model", artifact, "--out", file, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["file"] == file

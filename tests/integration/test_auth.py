@@ -79,9 +79,11 @@ def apply(api: str, **settings: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_prefect_over_tls_refuses_a_client_without_credentials_and_applies_the_automations_twice(
-    tmp_path: Path,
+    empty_prefect: Path, tmp_path: Path
 ) -> None:
     write_certificate(tmp_path)
+    (tmp_path / ".prefect").mkdir()
+    shutil.copy(empty_prefect, tmp_path / ".prefect")
     (port,) = free_ports(1)
     command, environment = service("prefect-server", tmp_path, port, "compose.yaml", "compose.tls.yaml")
     api = f"https://127.0.0.1:{port}/api"
@@ -119,7 +121,7 @@ def mlflow_client(monkeypatch: pytest.MonkeyPatch, uri: str, user: str = "", pas
 
 
 def test_mlflow_over_tls_refuses_a_client_without_credentials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.server import get_app_client  # seconds to import, for one test
 
@@ -135,6 +137,7 @@ def test_mlflow_over_tls_refuses_a_client_without_credentials(
         "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
     }
+    shutil.copy(empty_store, tmp_path)
     uri = f"https://127.0.0.1:{port}"
     with serving(command, environment, tmp_path, f"{uri}/health"):
         with pytest.raises(MlflowException, match="CERTIFICATE_VERIFY_FAILED"):

@@ -40,7 +40,7 @@ DEPLOYED = ("--name", "retrain", "--name", "annotate", "--name", "monitor")
 
 
 @pytest.fixture(scope="module")
-def server(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(mlflow_store: Path, prefect_home: Path) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_store / 'mlflow.db'}")
         patch.setenv("XDG_CACHE_HOME", str(mlflow_store / "cache"))
@@ -49,7 +49,7 @@ def server(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         patch.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "false")  # a real `reconcile` might come in between
         patch.delenv("RAY_ADDRESS", raising=False)
         with (
-            prefect_server(tmp_path_factory.mktemp("prefect"), *DEPLOYED) as started,
+            prefect_server(prefect_home, *DEPLOYED) as started,
             temporary_settings({PREFECT_API_URL: started.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30}),
         ):
             asyncio.run(apply_automations())

@@ -40,14 +40,13 @@ from tests.servers import wait_for
 
 
 @pytest.fixture(scope="module")
-def api(mlflow_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def api(mlflow_store: Path, prefect_home: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_store / 'mlflow.db'}")
         patch.setenv("XDG_CACHE_HOME", str(mlflow_store / "cache"))
         patch.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED", "false")  # a real `reconcile` would have the place
         patch.delenv("RAY_ADDRESS", raising=False)
-        home = tmp_path_factory.mktemp("prefect")
-        with prefect_server(home) as server, temporary_settings({PREFECT_API_URL: server.url}):
+        with prefect_server(prefect_home) as server, temporary_settings({PREFECT_API_URL: server.url}):
             yield server.url
             # What this process has to tell that server must not be told, for ever, to the next one.
             for worker in (EventsWorker, APILogWorker):

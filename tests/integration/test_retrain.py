@@ -34,19 +34,22 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def place(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    from prefect.testing.utilities import prefect_test_harness  # seconds to import, for few tests
+def place(empty_store: Path, prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    from prefect.testing import utilities  # seconds to import, for few tests
 
     folder = tmp_path_factory.mktemp("line")
     shutil.copy(empty_store, folder)
+    (prefect_home / "prefect.db").rename(prefect_home / "prefect-test.db")  # as the harness calls it
     synthesise(str(folder / "photos"), 16, 3, workers=1)
     synthetic_archive(str(folder), "album.tar", 3, 16, 3)
-    with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=120):
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setenv("MSRRN_METRICS_DIR", str(folder / "metrics"))
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "mkdtemp", lambda: str(prefect_home))
+        with utilities.prefect_test_harness(server_startup_timeout=120):
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+            patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+            patch.setenv("MSRRN_METRICS_DIR", str(folder / "metrics"))
+            patch.delenv("RAY_ADDRESS", raising=False)
+            yield folder
 
 
 def line(place: Path, train: TrainSettings) -> RetrainResult:

@@ -25,30 +25,22 @@ from pipelines.models import GENERATIONS, Model, export_model, initial_weights, 
 from pipelines.opening import open_model
 from pipelines.pyramid import crop, frame_around, padding
 from pipelines.settings import VAL_SHARE
-from tests.factories import tiny_model
+from tests.factories import ANY_SHAPE, tiny_model
 
 README = Path(__file__).parents[2] / "README.md"
-MEAN = np.random.default_rng(0).uniform(0.2, 0.8, (68, 2)).astype(np.float32)
 CROPS = np.random.default_rng(1).integers(0, 256, (3, 200, 200), dtype=np.uint8)
 
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
-    tiny_model(tmp_path / "artifact", MEAN)
+    tiny_model(tmp_path / "artifact", ANY_SHAPE)
     return tmp_path / "artifact"
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The file of that artifact, which takes seconds to make."""
-    return export_model(tiny_model(tmp_path_factory.mktemp("exported"), MEAN))
-
-
 @pytest.fixture
-def file(exported: bytes, tmp_path: Path) -> Path:
-    path = tmp_path / "face.onnx"
-    path.write_bytes(exported)
-    return path
+def file(exported: Path, tmp_path: Path) -> Path:
+    """The file of that artifact."""
+    return Path(shutil.copy(exported, tmp_path))
 
 
 def test_a_model_travels(artifact: Path) -> None:
@@ -75,7 +67,7 @@ def test_the_predictor_is_made_once(artifact: Path, tmp_path: Path) -> None:
     model = read_model(artifact)
     assert model.predictor is model.predictor
     assert pickle.loads(pickle.dumps(model)).predictor is model.predictor  # noqa: S301
-    other = tiny_model(tmp_path / "other", MEAN, seed=1)
+    other = tiny_model(tmp_path / "other", ANY_SHAPE, seed=1)
     assert other.predictor is not model.predictor
     assert other.digest != model.digest
     assert (model.label, other.label) == ("msrrn tiny0", "msrrn tiny1")
@@ -131,7 +123,7 @@ def test_what_openvino_runs_is_kept_for_this_model_precision_and_code(
     monkeypatch.setattr(models, "to_onnx", to_onnx)
     monkeypatch.setenv("MSRRN_CACHE", str(tmp_path / "cache"))
     model = read_model(artifact)
-    other = tiny_model(tmp_path / "other", MEAN, seed=1)
+    other = tiny_model(tmp_path / "other", ANY_SHAPE, seed=1)
     asked = (model, model.in_precision("bfloat16"), other, model)
     assert [each.in_engine("openvino").graph for each in asked] == [b"0", b"1", b"2", b"0"]
     monkeypatch.setattr("msrrn.__file__", str(tmp_path / "__init__.py"))  # another version of the package

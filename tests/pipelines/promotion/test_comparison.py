@@ -23,6 +23,11 @@ def test_figures_are_paired_by_face() -> None:
     assert (row.challenger, row.champion) == pytest.approx((0.049, 0.05))
 
 
+def test_what_a_face_errs_by_is_found_once() -> None:
+    face = judged_face(0.05)
+    assert face.nrmse_ip is face.nrmse_ip
+
+
 def test_an_interval_holds_the_true_change_as_often_as_it_says() -> None:
     held = 0
     for seed in range(200):

@@ -18,7 +18,7 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.results import Evaluation
 from pipelines.models import ONNX_FILE, PHOTO_DIGITS, Model, read_model
 from pipelines.promotion import challenge as station
-from pipelines.promotion import comparison, gate
+from pipelines.promotion import gate
 from pipelines.promotion.challenge import Challenge, challenge_of
 from pipelines.promotion.decision import Decision
 from pipelines.promotion.gate import (
@@ -69,7 +69,6 @@ def _store(mlflow_store: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(station, "evaluate", remembered)
-        patch.setattr(comparison, "TIMED_FACES", 8)  # how long these networks take decides nothing
         yield
 
 

@@ -49,7 +49,7 @@ def test_a_signal_to_all_processes_of_a_training_ends_it_with_what_to_call_next(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     out = tmp_path / "work"
-    call = ("train", "--dataset", dataset[0].url, "--out", str(out), "--workers", "2")
+    call = ("train", "--dataset", dataset[0].url, "--out", str(out), "--workers", "1")
     steps = ("--epochs", "100000", "--batch", "8", "--learning-rate", "1e-6")
     process = start_msrrn(*call, *steps, process_group=0)
     while not list(out.glob("runs/*/state.pt")) and process.poll() is None:

@@ -567,7 +567,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_a_training_on_ray_at_once(data
 
     settings = SHARED.model_copy(update={"epochs": 1000})
     with pytest.raises(UserError, match=rf"^{tmp_path}/runs/\w+/{STATE}: Is a directory"):
-        train_model(dataset[0].url, str(tmp_path), settings, 2, telling(obstruct))
+        train_model(dataset[0].url, str(tmp_path), settings, 1, telling(obstruct))
 
 
 @pytest.mark.usefixtures("ray_of_two")
