@@ -174,6 +174,20 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_gone_since_its_folder_was_listed_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(str(tmp_path), {"a.jpg": b"a", "gone.jpg": b"gone"})
+    (tmp_path / "nowhere.jpg").symlink_to(tmp_path / "no.jpg")
+    scan = os.scandir
+
+    def overtaken(folder: Path) -> Any:
+        entries = scan(folder)
+        (tmp_path / "gone.jpg").unlink(missing_ok=True)
+        return entries
+
+    monkeypatch.setattr(os, "scandir", overtaken)
+    assert read(str(tmp_path)) == [("a.jpg", b"a"), ("nowhere.jpg", "unsafe_member")]
+
+
 def test_what_may_not_be_opened_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(str(tmp_path), {"a.jpg": b"a", "shut/b.jpg": b"b", "gone/c.jpg": b"c"})
     refuse(monkeypatch, shut=errno.EACCES, gone=errno.ENOENT)
