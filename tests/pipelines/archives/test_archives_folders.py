@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from pipelines import storage as storage_module
-from pipelines.archives import PROBLEMS, Input, list_inputs, read_inputs
+from pipelines.archives import PROBLEMS, Input, has_vanished, list_inputs, read_inputs
 from pipelines.archives import containers as containers_module
 from pipelines.archives.tars import Tar
 from pipelines.archives.zips import Zip
@@ -322,6 +322,23 @@ def test_files_that_vanish_after_the_listing(tmp_path: Path) -> None:
     (tmp_path / "e.tar").write_bytes(b"no tar any more")
     outcomes = ["unreadable", "unreadable", b"x", "unreadable", "unsafe_member", "corrupt"]
     assert [data for _, data in read(str(tmp_path), items)] == outcomes
+    reads = read_inputs(str(tmp_path), items)
+    vanished = [
+        item.uri for item, data in reads if isinstance(data, Undecodable) and has_vanished(item, data.message)
+    ]
+    assert vanished == ["a.jpg", "b.jpg", "d.zip/a.jpg"]
+
+
+def test_an_archive_that_is_written_anew_while_it_is_read_counts_as_gone_meanwhile(tmp_path: Path) -> None:
+    publish(str(tmp_path), {"d.zip": packed(".zip", {"a.jpg": b"a"}), "list.txt": b"no.jpg"})
+    items = list(list_inputs(str(tmp_path / "d.zip")))
+    (tmp_path / "d.zip").write_bytes(b"PK")
+    ((item, data),) = read_inputs(str(tmp_path / "d.zip"), items)
+    assert isinstance(data, Undecodable)
+    assert has_vanished(item, data.message)
+    ((item, data),) = read_inputs(str(tmp_path / "list.txt"), list(list_inputs(str(tmp_path / "list.txt"))))
+    assert isinstance(data, Undecodable)
+    assert not has_vanished(item, data.message), "it never was there"
 
 
 def test_reasons_name_no_place(tmp_path: Path) -> None:
