@@ -44,6 +44,7 @@ def add_command(commands: Commands, name: str, run: Runner, text: str, examples:
         description=textwrap.fill(text, 79),
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a script that has them would end, or mean another option, once there is one more
     )
     parser.set_defaults(run=run, refuse=parser.error, loud=False)
     return parser

@@ -124,6 +124,7 @@ def test_sources_may_follow_one_option_or_several() -> None:
         ["export-model", "--out", "face.pt"],
         ["synth", "o", "--photos", "0"],
         ["annotate", "photos", "--out", "o", "--limit", str(10**20)],  # more than Python lists
+        ["annotate", "photos", "--out", "o", "--dry"],  # what it is short for may change
         ["export", "annotations", "--out", "o"],
         ["export", "annotations", "--out", "o", "--format", "csv", "--min-confidence", "2"],
         ["rollback", "--reason", " "],
