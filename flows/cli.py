@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_standard_files()
     _say_any_name()
     _have_home()
+    _reach_this_machine()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     while "--debug" in arguments:
@@ -143,6 +144,14 @@ def _have_home() -> None:
         Path.home()
     except RuntimeError:
         os.environ["HOME"] = "/"
+
+
+def _reach_this_machine() -> None:
+    """Lets no proxy stand before servers of this machine, such as that of Prefect which a flow starts."""
+    asked = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if asked != "*":  # all hosts, where it stands alone
+        hosts = ",".join(dict.fromkeys([*filter(None, asked.split(",")), "127.0.0.1", "localhost"]))
+        os.environ.update(no_proxy=hosts, NO_PROXY=hosts)  # some read the one, some the other
 
 
 def _quiet(debug: bool) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Callable
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
@@ -43,6 +44,7 @@ def add_command(commands: Commands, name: str, run: Runner, text: str, examples:
         description=textwrap.fill(text, 79),
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a script that has them would end, or mean another option, once there is one more
     )
     parser.set_defaults(run=run, refuse=parser.error, loud=False)
     return parser
@@ -50,16 +52,19 @@ def add_command(commands: Commands, name: str, run: Runner, text: str, examples:
 
 def positive(text: str) -> int:
     """1 or more; else raises ArgumentTypeError, as `count`, which is for 0 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    return _from(1, text, "is not 1 or more")
 
 
 def count(text: str) -> int:
+    return _from(0, text, "is less than 0")
+
+
+def _from(least: int, text: str, otherwise: str) -> int:
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text} {otherwise}")
+    if number > sys.maxsize:  # Python counts no further in a listing
+        raise argparse.ArgumentTypeError(f"{text} is more than {sys.maxsize}")
     return number
 
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from pipelines.errors import UserError
+
 TEMP_PREFIX: Final = ".tmp-"
 _WITHOUT_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -34,9 +36,21 @@ def temporary(path: Path, data: bytes) -> Iterator[Path]:
 
 @contextmanager
 def growing(path: Path | None) -> Iterator[BinaryIO]:
-    """An open file beside `path`, or on this machine where that is None; gone afterwards unless it was renamed."""
+    """An open file beside `path`, or on this machine where that is None; gone afterwards unless it was renamed.
+
+    Raises:
+        UserError: its folder would lie behind a link that leads to none.
+    """
     folder = Path(tempfile.gettempdir()) if path is None else path.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        link = Path(error.filename)
+        if not link.is_symlink():
+            raise
+        raise UserError(
+            f"{link} is a link to {link.readlink()}, where no folder is: make that, or mount its disk, and run again"
+        ) from None
     temporary = folder / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
     file = temporary.open("xb")
     try:

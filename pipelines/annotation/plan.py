@@ -169,6 +169,7 @@ def make_plan(
     known, now = numbered(before, listed)
     joined = now.join(known, keys=["uri", "copy"], join_type="left outer", right_suffix="_known").sort_by("order")
     new = _new(joined, int(pc.max(before["unit"]).as_py()) + 1, per_unit)
+    joined = joined.filter(pc.invert(_is_missing(joined)))
     gone[pc.drop_null(joined["order_known"]).to_numpy()] = False
     waiting = 0 if grows else new.num_rows
     new = new.slice(waiting)
@@ -266,6 +267,12 @@ def _listed(inputs: Iterator[Input], progress: Callable[[int], None]) -> pa.Tabl
 def _with_places(table: pa.Table, units: np.ndarray, rows: np.ndarray) -> pa.Table:
     places = [pa.array(units, pa.int32()), pa.array(rows, pa.int32())]
     return pa.table([*places, *table.select(_LISTED.names).columns], schema=_SCHEMA)
+
+
+def _is_missing(joined: pa.Table) -> pa.ChunkedArray:
+    """Whether a list still names it, and where it was no file is any more."""
+    nothing = pc.and_(pc.equal(joined["version"], ""), pc.equal(joined["problem"], ""))
+    return pc.fill_null(pc.and_(nothing, pc.not_equal(joined["version_known"], "")), False)
 
 
 def _changed(joined: pa.Table) -> pa.Table:

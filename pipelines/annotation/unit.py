@@ -20,6 +20,7 @@ from pipelines.annotation.plan import Unit, fingerprint
 from pipelines.annotation.records import RECORDS, UnitRecord, found_record, staged_key
 from pipelines.annotation.sightings import Task
 from pipelines.annotation.tables import TABLES, Annotations, part_key, without
+from pipelines.archives import has_vanished
 from pipelines.asked import Asked
 from pipelines.forgotten import forgotten_of_run
 from pipelines.outages import MissingError
@@ -67,6 +68,8 @@ def annotate_unit(job: Job, pending: Pending) -> tuple[str, UnitRecord]:
     asked = [unit.inputs[row] for row in pending.rows]
     for row, rows in zip(pending.rows, annotated(job.task, job.model, asked), strict=True):
         images[row], faces[row] = rows.image, rows.faces
+        if has_vanished(unit.inputs[row], rows.image["message"]):
+            inputs[row] = ""  # where a listing finds it again, even as it was, it is done
     order = range(len(unit.inputs))
     tables = {
         "images": [images[row] for row in order],

@@ -14,7 +14,7 @@ from itertools import chain, groupby
 from pipelines.archives.containers import SUFFIXES, borrowed, list_container
 from pipelines.archives.files import read_files
 from pipelines.archives.folders import Found, walk
-from pipelines.archives.inputs import PROBLEMS, Input, reason_of, unopened, unusable
+from pipelines.archives.inputs import PROBLEMS, Input, has_vanished, reason_of, unopened, unusable
 from pipelines.archives.lists import list_entries, place_of
 from pipelines.archives.names import LIST_SUFFIXES, UNSUPPORTED_SUFFIXES, has_suffix, is_picture, printable, split_url
 from pipelines.archives.patience import Patience, insist, insisted, patience_with, told
@@ -24,7 +24,7 @@ from pipelines.errors import UserError
 from pipelines.outages import OutageError
 from pipelines.storage import Store
 
-__all__ = ["PROBLEMS", "Input", "Listing", "list_inputs", "read_inputs"]
+__all__ = ["PROBLEMS", "Input", "Listing", "has_vanished", "list_inputs", "read_inputs"]
 
 _KINDS = "give a picture, a folder of them, a .tar, .tar.gz or .zip, a .parquet with pictures, or a list (.txt, .csv)"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
-from pipelines.archives.inputs import Input, unopened, unusable
+from pipelines.archives.inputs import MISSING, Input, unopened, unusable
 from pipelines.archives.patience import Content, Patience
 from pipelines.decoding import Undecodable
 from pipelines.errors import UserError
@@ -16,10 +16,6 @@ AHEAD: Final = 8
 """Files that are on their way while one is looked at: a core looks at some 60 a second, a bucket takes 100 ms."""
 LARGEST: Final = 8 << 20
 """Bytes of a file that is read ahead; a larger one is read when it is wanted, so that few are in memory."""
-
-_MISSING: Final = Undecodable(
-    "unreadable", "no file is there, or no longer; relative paths of a list are seen from its folder"
-)
 
 
 def read_files(
@@ -80,7 +76,7 @@ def _read(store: Store, key: str, expected: int, limit: int) -> Content:
 
 def _without_bytes(store: Store, key: str) -> Content:
     """Of an empty file, or of what is none: on S3 a folder reads as an empty file."""
-    return b"" if store.version(key) is not None else _MISSING
+    return b"" if store.version(key) is not None else MISSING
 
 
 def _explained(read: Callable[[], Content]) -> Content:
@@ -89,6 +85,6 @@ def _explained(read: Callable[[], Content]) -> Content:
     except OutageError:
         raise
     except MissingError:
-        return _MISSING
+        return MISSING
     except UserError as error:
         return unopened(error)

@@ -63,7 +63,9 @@ def _local(root: Path, apart: Path | None, passes: Callable[[str], bool]) -> Ite
         key = prefix + names.pop()
         path = root / key
         if not key.endswith("/"):
-            yield Found(printable(key), ignored=True) if passes(key) else _file(path, key)
+            file = Found(printable(key), ignored=True) if passes(key) else _file(path, key)
+            if file is not None:
+                yield file
             continue
         try:
             if without is not None and _may_be(path, without) and path.resolve() == without:
@@ -95,13 +97,15 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _file(path: Path, key: str) -> Found:
+def _file(path: Path, key: str) -> Found | None:
+    """None where it is gone since its folder was listed."""
     if printable(key) != key:
         return Found(printable(key), problem="unreadable")
     try:
         status = insist(path.stat)
     except OSError as error:
-        return Found(key, problem=problem_of(error) or "unsafe_member")
+        problem = problem_of(error)
+        return Found(key, problem=problem or "unsafe_member") if problem or os.path.lexists(path) else None
     if not stat.S_ISREG(status.st_mode):
         return Found(key, problem="unsafe_member")
     return Found(key, status.st_size, f"{status.st_mtime_ns}")

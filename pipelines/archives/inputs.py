@@ -24,6 +24,11 @@ PROBLEMS: Final = {
     "too_large": "it unpacks to far more than pictures do",
 }
 """Every reason code that a listing may give, with its text for people."""
+MISSING: Final = Undecodable(
+    "unreadable", "no file is there, or no longer; relative paths of a list are seen from its folder"
+)
+"""What is read where a file is not."""
+_LOST: Final = {MISSING.message, PROBLEMS["unreadable"], PROBLEMS["broken_archive"]}
 MAX_NUMBER: Final = (1 << 63) - 1
 """What a hostile header says beyond it is cut to it: tables hold no larger number."""
 TAIL: Final = "(end of archive)"
@@ -70,6 +75,11 @@ def unusable(item: Input, limit: int) -> Undecodable | None:
     if item.size > limit:
         return Undecodable("too_large", f"{item.size} bytes, the limit is {limit}")
     return None
+
+
+def has_vanished(item: Input, message: str | None) -> bool:
+    """Whether what was read of an input tells that it, or its archive, was there to be listed and then was not."""
+    return item.version != "" and not item.problem and message in _LOST
 
 
 def damaged() -> Undecodable:

@@ -32,6 +32,11 @@ def reaching_mlflow() -> Iterator[None]:
                 f"The MLflow server at {shown_uri()} answers 500 again and again: its own log says why, as that its "
                 "disk is full"
             ) from None
+        if "ProxyError" in str(error):
+            raise OutageError(
+                f"The proxy that HTTP_PROXY or HTTPS_PROXY names does not lead to MLflow at {shown_uri()}: correct "
+                "it, or name the server's host in NO_PROXY"
+            ) from None
         if re.search("Max retries exceeded|Connection refused|timed out", str(error)):
             raise OutageError(
                 f"No MLflow server answers at {shown_uri()}: start it, or correct MLFLOW_TRACKING_URI"

@@ -15,6 +15,7 @@ from argparse import ArgumentParser, RawTextHelpFormatter
 from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import Mock
+from urllib.request import proxy_bypass
 
 import pyarrow.parquet as pq
 import pytest
@@ -144,6 +145,8 @@ def test_sources_may_follow_one_option_or_several() -> None:
         ["annotate", "--out", "o"],
         ["export-model", "--out", "face.pt"],
         ["synth", "o", "--photos", "0"],
+        ["annotate", "photos", "--out", "o", "--limit", str(10**20)],  # more than Python lists
+        ["annotate", "photos", "--out", "o", "--dry"],  # what it is short for may change
         ["export", "annotations", "--out", "o"],
         ["export", "annotations", "--out", "o", "--format", "csv", "--min-confidence", "2"],
         ["rollback", "--reason", " "],
@@ -162,6 +165,27 @@ def test_a_wrong_call_exits_with_2(call: list[str], capsys: pytest.CaptureFixtur
         main(call)
     assert ended.value.code == 2
     assert "usage: msrrn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("asked", "by"), [({}, []), ({"NO_PROXY": "mlflow,.lan"}, ["mlflow", "s3.lan"])])
+def test_no_proxy_stands_before_servers_of_this_machine(
+    asked: dict[str, str], by: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in {"http_proxy": "http://proxy:3128", **asked}.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+    hosts = ["127.0.0.1:4200", "localhost", "mlflow", "s3.lan", "elsewhere"]
+    assert [host for host in hosts if proxy_bypass(host)] == [*hosts[:2], *by]
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"]
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert proxy_bypass("elsewhere")
 
 
 def test_an_unknown_option_is_answered_with_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -349,6 +349,17 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
         Store(str(tmp_path / "file")).publish("x", b"1")
 
 
+@pytest.mark.parametrize("below", ["", "deep/er"])
+def test_a_link_that_leads_to_no_folder_is_named(below: str, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("unmounted")
+    store = Store(str(tmp_path / "out" / below))
+    for write in (store.publish, store.create):
+        with pytest.raises(
+            UserError, match=rf"^{tmp_path}/out is a link to unmounted, where no folder is: make that"
+        ):
+            write("a.json", b"{}")
+
+
 def test_a_deleted_file_is_gone_and_may_be_gone_already(store: Store) -> None:
     store.publish("a/b", b"1")
     store.delete("a/b")

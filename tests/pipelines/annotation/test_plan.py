@@ -48,6 +48,21 @@ def test_a_picture_that_was_replaced_is_done_again(change: dict[str, Any], tmp_p
         assert fingerprint(before) != fingerprint(now)
 
 
+def test_what_a_list_names_and_is_gone_keeps_its_row(tmp_path: Path) -> None:
+    out = Store(str(tmp_path))
+    first, second, third = (Input(name, "", 0, 9, 9, "1") for name in "abc")
+    never = Input("d", "", 0, 0, 0, "")
+    planned(out, [first, second, third, never])
+    lost = replace(second, size=0, packed=0, version="")
+    changed = replace(third, version="2")
+    plan = make_plan(iter([first, lost, changed, never]), out, 2)
+    assert plan.gone.tolist() == [False, True, False, False]
+    assert [list(unit.inputs) for unit in plan.units()] == [[first, second], [changed, never]]
+    plan = make_plan(iter([first, second, third, replace(never, size=9, packed=9, version="3")]), out, 2)
+    assert plan.addition is not None
+    assert plan.addition["uri"].to_pylist() == ["d"], "it came"
+
+
 def test_a_plan_of_other_columns_is_of_another_version(tmp_path: Path) -> None:
     out = Store(str(tmp_path))
     planned(out, [row("a", 0)])

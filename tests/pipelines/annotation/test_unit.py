@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from pipelines.annotation import unit as station
 from pipelines.annotation.pictures import Rows
-from pipelines.annotation.plan import Unit
+from pipelines.annotation.plan import Unit, fingerprint
 from pipelines.annotation.tables import Annotations, part_key, unit_of
 from pipelines.annotation.unit import Job, Pending, annotate_unit, write_unit
 from pipelines.archives import Input
+from pipelines.archives.inputs import MISSING
 from pipelines.errors import UserError
 from pipelines.storage import Store
-from tests.pipelines.runs import face, looked_at
+from tests.pipelines.runs import face, looked_at, quarantined
 
 KEY = "000000"
 SHAPE = np.arange(136, dtype=np.float64).reshape(68, 2)
@@ -97,6 +98,18 @@ def test_who_tries_it_again_keeps_the_faces_of_the_other_pictures(
     annotate_unit(job, pending)
     assert Annotations(store).images(KEY).to_pylist() == tables(after)["images"]
     assert written(store)[1] == [row["sha256"] for row in tables(after)["faces"]]
+
+
+def test_what_was_gone_when_it_was_to_be_read_is_done_where_it_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = tuple(Input(uri, "", 0, 1, 1, "1") for uri in "abc")
+    gone = Rows(quarantined("b", MISSING.reason, MISSING.message), [])
+    monkeypatch.setattr(station, "annotated", lambda *_: [BEFORE[0], gone, BEFORE[2]])
+    job = Job(Store(str(tmp_path)), model=None, task=None)  # type: ignore[arg-type]
+    _, record = annotate_unit(job, Pending(Unit(KEY, inputs), (0, 1, 2)))
+    same = [fingerprint(item) == then for item, then in zip(inputs, record.inputs, strict=True)]
+    assert same == [True, False, True]
 
 
 @given(at=st.floats(0, 1, exclude_max=True), noise=st.binary(min_size=1, max_size=40))

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from pipelines import storage as storage_module
-from pipelines.archives import PROBLEMS, Input, list_inputs, read_inputs
+from pipelines.archives import PROBLEMS, Input, has_vanished, list_inputs, read_inputs
 from pipelines.archives import containers as containers_module
 from pipelines.archives.tars import Tar
 from pipelines.archives.zips import Zip
@@ -186,6 +186,20 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_gone_since_its_folder_was_listed_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(str(tmp_path), {"a.jpg": b"a", "gone.jpg": b"gone"})
+    (tmp_path / "nowhere.jpg").symlink_to(tmp_path / "no.jpg")
+    scan = os.scandir
+
+    def overtaken(folder: Path) -> Any:
+        entries = scan(folder)
+        (tmp_path / "gone.jpg").unlink(missing_ok=True)
+        return entries
+
+    monkeypatch.setattr(os, "scandir", overtaken)
+    assert read(str(tmp_path)) == [("a.jpg", b"a"), ("nowhere.jpg", "unsafe_member")]
+
+
 def test_what_may_not_be_opened_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(str(tmp_path), {"a.jpg": b"a", "shut/b.jpg": b"b", "gone/c.jpg": b"c"})
     refuse(monkeypatch, shut=errno.EACCES, gone=errno.ENOENT)
@@ -320,6 +334,23 @@ def test_files_that_vanish_after_the_listing(tmp_path: Path) -> None:
     (tmp_path / "e.tar").write_bytes(b"no tar any more")
     outcomes = ["unreadable", "unreadable", b"x", "unreadable", "unsafe_member", "corrupt"]
     assert [data for _, data in read(str(tmp_path), items)] == outcomes
+    reads = read_inputs(str(tmp_path), items)
+    vanished = [
+        item.uri for item, data in reads if isinstance(data, Undecodable) and has_vanished(item, data.message)
+    ]
+    assert vanished == ["a.jpg", "b.jpg", "d.zip/a.jpg"]
+
+
+def test_an_archive_that_is_written_anew_while_it_is_read_counts_as_gone_meanwhile(tmp_path: Path) -> None:
+    publish(str(tmp_path), {"d.zip": packed(".zip", {"a.jpg": b"a"}), "list.txt": b"no.jpg"})
+    items = list(list_inputs(str(tmp_path / "d.zip")))
+    (tmp_path / "d.zip").write_bytes(b"PK")
+    ((item, data),) = read_inputs(str(tmp_path / "d.zip"), items)
+    assert isinstance(data, Undecodable)
+    assert has_vanished(item, data.message)
+    ((item, data),) = read_inputs(str(tmp_path / "list.txt"), list(list_inputs(str(tmp_path / "list.txt"))))
+    assert isinstance(data, Undecodable)
+    assert not has_vanished(item, data.message), "it never was there"
 
 
 def test_reasons_name_no_place(tmp_path: Path) -> None:

@@ -428,6 +428,15 @@ def test_a_store_whose_disk_is_full_is_told_as_that() -> None:
         raise OperationalError("", {}, Exception(said))
 
 
+def test_a_proxy_that_does_not_lead_there_is_not_put_down_to_the_server() -> None:
+    said = "Max retries exceeded (Caused by ProxyError('Unable to connect to proxy', ... Connection refused))"
+    with (
+        pytest.raises(OutageError, match=r"^The proxy that HTTP_PROXY .* server's host in NO_PROXY$"),
+        reaching_mlflow(),
+    ):
+        raise MlflowException(said)
+
+
 def test_a_database_that_is_only_starting_is_asked_again() -> None:
     """By the tasks of flows, as one that is away: `OutageError`."""
     said = 'connection to server at "db", port 5432 failed: FATAL:  the database system is starting up'
