@@ -3,8 +3,10 @@
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 from prefect import flow
+from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
 from flows.serve import run
@@ -24,7 +26,7 @@ def lasting(mark: str) -> None:
 
 
 if __name__ == "__main__":
-    parameters = {"mark": sys.argv[1]}
-    from tests.integration.lasting import lasting as served
+    from tests.integration.lasting import lasting as known  # by this name runs find it
 
-    run([served.to_deployment("lasting", parameters=parameters, entrypoint_type=EntrypointType.MODULE_PATH)], 1)
+    made = known.to_deployment("lasting", parameters={"mark": sys.argv[1]}, entrypoint_type=EntrypointType.MODULE_PATH)
+    run([cast(RunnerDeployment, made)], 1)
