@@ -28,5 +28,6 @@ def lasting(mark: str) -> None:
 if __name__ == "__main__":
     from tests.integration.lasting import lasting as known  # by this name runs find it
 
-    made = known.to_deployment("lasting", parameters={"mark": sys.argv[1]}, entrypoint_type=EntrypointType.MODULE_PATH)
+    parameters = {"mark": sys.argv[1]}
+    made = known.to_deployment("lasting", parameters=parameters, entrypoint_type=EntrypointType.MODULE_PATH)
     run([cast(RunnerDeployment, made)], 1)
