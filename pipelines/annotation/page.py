@@ -110,16 +110,18 @@ def _faces(page: Page, found: Survey, tiles: Tiles) -> None:
 
 
 def _pictures(page: Page, found: Survey, tiles: Tiles) -> None:
-    page.section("Whole pictures")
-    if several := [key for key in sorted(tiles) if key[0] == "several"]:
-        sheet = contact_sheet([tiles[key] for key in several], COLUMNS // 2)
-        names = ", ".join(found.chosen["several"][place].uri for _, place in several)
-        page.picture(to_jpeg(sheet), f"With several faces: {names}.", "Pictures with several faces")
+    several = [key for key in sorted(tiles) if key[0] == "several"]
     none = [
         (to_jpeg(tiles["none", place]), shown.uri)
         for place, shown in enumerate(found.chosen["none"])
         if ("none", place) in tiles
     ]
+    if several or none:
+        page.section("Whole pictures")
+    if several:
+        sheet = contact_sheet([tiles[key] for key in several], COLUMNS // 2)
+        names = ", ".join(found.chosen["several"][place].uri for _, place in several)
+        page.picture(to_jpeg(sheet), f"With several faces: {names}.", "Pictures with several faces")
     if none:
         page.gallery(none, "In which no face was found.")
 

@@ -58,6 +58,7 @@ def test_the_page_tells_the_counts_and_shows_faces_and_failures(run: tuple[Run, 
     html = annotation_page(*run)
     document = Document(html)
     assert "72 pictures = 10 annotated + 1 without a face + 61 quarantined. 12 faces, by tiny 1." in document.text
+    assert "Whole pictures" in document.words
     assert all(measure.label in document.text for measure in MEASURES.values())
     assert "min_face" in document.words
     assert f"{CHECKS['truncated'].title} (truncated)" in document.words
@@ -208,6 +209,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_a_run_without_a_picture_has_a_page(tmp_path: Path) -> None:
     document = Document(annotation_page(*write_run(tmp_path, [], [])))
     assert "Every picture could be looked at." in document.words
+    assert "Whole pictures" not in document.words, "a heading over nothing"
 
 
 def test_memory_is_bounded_by_a_unit(tmp_path: Path) -> None:
