@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     while "--debug" in arguments:
         arguments.remove("--debug")
     try:
-        call, unknown = parser().parse_known_args(arguments or ["--help"])
+        if not arguments:
+            parser().print_help(sys.stderr)
+            return 2
+        call, unknown = parser().parse_known_args(arguments)
         if unknown:  # a shell may make thousands of a *.jpg
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             call.refuse(f"unrecognized arguments: {' '.join(unknown[:5])}{more}")
