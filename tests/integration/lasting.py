@@ -9,8 +9,6 @@ from prefect import flow
 from prefect.deployments.runner import RunnerDeployment
 from prefect.types.entrypoint import EntrypointType
 
-from flows.serve import run
-
 
 @flow
 def lasting(mark: str) -> None:
@@ -26,6 +24,7 @@ def lasting(mark: str) -> None:
 
 
 if __name__ == "__main__":
+    from flows.serve import run  # seconds to import, which runs do without
     from tests.integration.lasting import lasting as known  # by this name runs find it
 
     parameters = {"mark": sys.argv[1]}
