@@ -135,7 +135,8 @@ class _Runner(Runner):
 
     async def start(self, run_once: bool = False, webserver: bool | None = None) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, lambda: self._end(WAIT))
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a script
+            loop.add_signal_handler(signal.SIGINT, lambda: self._end(WAIT))
         await super().start(run_once, webserver)
 
     def handle_sigterm(self, *_: object, **__: object) -> None:
