@@ -37,7 +37,7 @@ test: $(INSTALLED) ## environment, linter, type checker, tests
 tests: $(INSTALLED)
 	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
-line: $(INSTALLED) ## the whole line on real servers and workers, while they die: some ten minutes
+line: $(INSTALLED) ## the whole line, servers, clusters and trainings on Ray, while they die: some twenty minutes
 	$(BIN)/python -m pytest -m line
 
 search: $(INSTALLED) ## the property tests with more and other examples than `make test`: two minutes

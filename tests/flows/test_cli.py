@@ -550,7 +550,7 @@ def test_only_one_unfinished_run_is_resumed_and_with_its_own_settings(
         assert "leave the others out" in fails(capsys, *call, *other, code=2)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.line)])
 def test_whoever_stops_a_training_stops_it_at_a_checkpoint_and_resume_finishes_it(
     ending: signal.Signals,
     dataset: tuple[Store, Manifest],

@@ -33,6 +33,7 @@ def finished(out: Path, units: int, seconds: float = 600) -> bool:
     return True
 
 
+@pytest.mark.line
 def test_what_is_killed_costs_time_and_nothing_else(
     photos: tuple[list[SyntheticPhoto], list[SyntheticPhoto]],
     model: Model,

@@ -78,6 +78,7 @@ def apply(api: str, **settings: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.line
 def test_prefect_over_tls_refuses_a_client_without_credentials_and_applies_the_automations_twice(
     empty_prefect: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def mlflow_client(monkeypatch: pytest.MonkeyPatch, uri: str, user: str = "", pas
     return MlflowClient(tracking_uri=uri)
 
 
+@pytest.mark.line
 def test_mlflow_over_tls_refuses_a_client_without_credentials(
     empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

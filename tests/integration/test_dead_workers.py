@@ -155,6 +155,7 @@ def worker(place: Path) -> Iterator[Path]:
     kill_tree(process)
 
 
+@pytest.mark.line
 def test_a_run_that_is_about_to_begin_keeps_its_place_while_the_server_is_started_anew(server: Server) -> None:
     with get_client(sync_client=True) as client:  # there is no worker yet that would begin it
         run = UUID(start_run(server, "monitor"))

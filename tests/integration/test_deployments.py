@@ -143,6 +143,7 @@ def events(api: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.line
 def test_drift_starts_a_retraining_and_its_absence_does_not(api: str, tmp_path: Path) -> None:
     for name, brighter in (("alike", 0), ("dark", -40)):
         drawn_run(tmp_path / name / "a", 0)
@@ -160,6 +161,7 @@ def test_drift_starts_a_retraining_and_its_absence_does_not(api: str, tmp_path: 
     post(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}})
 
 
+@pytest.mark.line
 def test_the_event_that_training_emits_starts_promote_on_a_worker(
     api: str, artifact: str, annotated: Path, tmp_path: Path
 ) -> None:
@@ -292,6 +294,7 @@ def person(api: str, run: str, when: Callable[[], Any]) -> Iterator[None]:
     assert asked.is_set()
 
 
+@pytest.mark.line
 def test_a_promotion_that_a_worker_began_is_held_though_its_place_is_given_to_others(
     api: str, artifact: str, annotated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +357,7 @@ def test_table_and_pictures_of_a_comparison_are_artifacts(
     assert found["promotion-faces"]["data"].startswith("data:image/jpeg;base64,")
 
 
+@pytest.mark.line
 def test_one_machine_serves_the_same_without_a_work_pool(api: str, tmp_path: Path) -> None:
     before = {name: deployment(api, name) for name in ("retrain", "promote", "reconcile", "annotate", "monitor")}
     command = [sys.executable, "-c", "from flows.cli import entry; entry()", "serve", "--limit", "1"]
@@ -374,6 +378,7 @@ def test_one_machine_serves_the_same_without_a_work_pool(api: str, tmp_path: Pat
     assert sum("promote" in each["name"] for each in automations) == 1
 
 
+@pytest.mark.line
 @pytest.mark.parametrize(
     ("number", "state", "send"), [(signal.SIGINT, "CRASHED", os.killpg), (signal.SIGTERM, "CANCELLED", os.kill)]
 )

@@ -217,6 +217,7 @@ print(tracking.open_run("training", "key", {"epochs": 2}, {}).run_id)
 """
 
 
+@pytest.mark.line
 def test_processes_that_start_together_share_one_new_store(tmp_path: Path) -> None:
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
     started = [

@@ -41,6 +41,7 @@ def test_the_interface_that_an_operator_names_is_kept(monkeypatch: pytest.Monkey
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
 
 
+@pytest.mark.line
 def test_a_signal_to_all_processes_of_a_training_ends_it_with_what_to_call_next(
     dataset: tuple[Store, Manifest], empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -515,6 +515,7 @@ def _needless() -> Iterator[str]:
                 yield what
 
 
+@pytest.mark.line
 @pytest.mark.usefixtures("ray_of_two")
 def test_a_training_on_ray_that_is_cancelled_ends_at_a_checkpoint(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -548,6 +549,7 @@ def test_a_training_on_ray_that_is_cancelled_ends_at_a_checkpoint(
     assert resumable(str(tmp_path))[1].epochs == 1000
 
 
+@pytest.mark.line
 @pytest.mark.usefixtures("ray_of_two")
 def test_a_loss_that_jumps_ends_a_training_on_ray_at_once(dataset: Dataset, tmp_path: Path) -> None:
     settings = TrainSettings(epochs=2, batch=16, learning_rate=1e6)
@@ -555,6 +557,7 @@ def test_a_loss_that_jumps_ends_a_training_on_ray_at_once(dataset: Dataset, tmp_
         train_model(dataset[0].url, str(tmp_path), settings, 1)
 
 
+@pytest.mark.line
 @pytest.mark.usefixtures("ray_of_two")
 def test_a_checkpoint_that_cannot_be_written_ends_a_training_on_ray_at_once(dataset: Dataset, tmp_path: Path) -> None:
     """As on a full disk: Ray started the workers again and again, and each trained up to it."""
