@@ -17,6 +17,7 @@ def annotate(
     model: Place | None = None,
     settings: AnnotateSettings | None = None,
     workers: Workers = 2,
+    one_look: bool = False,
 ) -> Summary:
     """Annotates an archive of photos with a model.
 
@@ -29,7 +30,8 @@ def annotate(
             where there is one, else the model in the box.
         settings: which faces are found, and in what units the work is done.
         workers: Ray workers.
+        one_look: look at each face once, where the model looks at it again, in the mirror.
     """
-    chosen = load_model(model)
+    chosen = load_model(model, one_look)
     place = out if model else f"{Store(out).url}-{chosen.card.version}-{RECIPE}"
     return annotate_archive(source, place, chosen, settings or AnnotateSettings(), workers)

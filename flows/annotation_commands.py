@@ -8,6 +8,7 @@ from flows.options import (
     add_command,
     add_json,
     add_model,
+    add_one_look,
     add_settings,
     add_workers,
     given,
@@ -54,7 +55,7 @@ def _annotate(commands: Commands) -> None:
             progress("annotating, pictures") as shown,
             metered(call.out, settings.images_per_unit, shown) as update,
         ):
-            model = open_model(call.model)
+            model = open_model(call.model, call.one_look)
             summary = annotate(
                 call.source, call.out, model, settings, call.workers, update, limit=call.limit, again=again
             )
@@ -86,6 +87,7 @@ def _annotate(commands: Commands) -> None:
     )
     parser.add_argument("--out", required=True, metavar="URL", help="where the tables and the page go")
     add_model(parser, required=False)
+    add_one_look(parser)
     add_settings(parser, AnnotateSettings)
     parser.add_argument(
         "--limit",
@@ -118,7 +120,7 @@ def _rehearse(call: argparse.Namespace, settings: AnnotateSettings) -> None:
     from pipelines.texts import rehearsal_text
 
     with progress("listing pictures") as update:
-        model = open_model(call.model)
+        model = open_model(call.model, call.one_look)
         settings = continued(Store(call.out).absolute(), call.source, model, settings)
         rehearsal = rehearse(call.source, model, settings, call.workers, call.limit, update, call.out)
     if call.json:

@@ -14,6 +14,7 @@ from flows.options import (
     add_json,
     add_model,
     add_name,
+    add_one_look,
     add_split,
     add_train_options,
     add_workers,
@@ -95,7 +96,7 @@ def _evaluate(commands: Commands) -> None:
         from pipelines.storage import publish_file, require_writable_file
         from pipelines.texts import evaluation_text
 
-        model = open_model(call.model)
+        model = open_model(call.model, call.one_look)
         if call.json and call.json != "-":
             require_writable_file(call.json)
         with progress("evaluating, photos") as update:
@@ -121,6 +122,7 @@ def _evaluate(commands: Commands) -> None:
         "  msrrn evaluate --model models:/msrrn@champion --data helen/testset --json figures.json",
     )
     add_model(parser, required=True)
+    add_one_look(parser)
     add_data(parser)
     add_format(parser)
     add_split(parser, "held-out")
@@ -141,7 +143,7 @@ def _benchmark(commands: Commands) -> None:
         from pipelines.storage import Store
         from pipelines.texts import rows_text
 
-        model, out = open_model(call.model), Store(call.out)
+        model, out = open_model(call.model, call.one_look), Store(call.out)
         out.require_writable(PAGE)
         ert = None
         if call.ert_dataset:
@@ -168,6 +170,7 @@ def _benchmark(commands: Commands) -> None:
     add_data(parser)
     add_format(parser)
     add_model(parser, required=False)
+    add_one_look(parser)
     parser.add_argument("--out", required=True, metavar="URL", help="where tables and page go")
     add_split(parser, "held-out")
     parser.add_argument("--ert-dataset", metavar="URL", help="train dlib's ERT on this dataset, to compare")
@@ -188,7 +191,7 @@ def add_export_model(commands: Commands) -> None:
         from pipelines.storage import publish_file, require_writable_file
 
         require_writable_file(call.out)
-        model = open_model(call.model)
+        model = open_model(call.model, call.one_look)
         data = export_model(model)
         publish_file(call.out, data)
         if call.json:
@@ -207,6 +210,7 @@ def add_export_model(commands: Commands) -> None:
         "  msrrn annotate photos --model face.onnx --out annotations",
     )
     add_model(parser, required=False)
+    add_one_look(parser)
     parser.add_argument("--out", required=True, metavar="FILE", type=onnx_file, help="a file that ends in .onnx")
     add_json(parser)
 

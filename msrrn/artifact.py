@@ -47,6 +47,9 @@ class Card(BaseModel):
     detector: str = Field(description="whose boxes the model was trained on")
     config: ModelConfig
     calibration: Calibration = Field(Calibration(), description="from the network's doubt to the error to expect")
+    one_look_calibration: Calibration | None = Field(
+        None, description="the same where a network that is `mirrored` looks at a face only once"
+    )
     training: Training = Field(Training(), description="dataset, settings, seed, code version")
     metrics: dict[str, Any] = Field(default_factory=dict, description="validation figures and their protocol")
     licence: str = Field("unknown", description="what the model may be used for")

@@ -26,6 +26,7 @@ path is noisy (it follows single pixels' slopes) and costs half of the training 
 Suffixes: B faces, L landmarks, H cells a side of a map, C channels.
 """
 
+import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, NamedTuple
@@ -249,6 +250,12 @@ class MSRRN(nn.Module):
             shapes.append(shape_BL2)
         log_error = self.doubt(state_BH.detach().float())[:, 0]
         return Stages(torch.stack(shapes, dim=1), log_error, heat.float(), view)
+
+    def looking_once(self) -> "MSRRN":
+        """The same network, of which predictors take one look at each face; both share their weights."""
+        once = copy.copy(self)
+        once.config = self.config.model_copy(update={"mirrored": False})
+        return once
 
     def reduce(self) -> None:
         """From now on it runs in bfloat16 on weights that are rounded once, so it is no more to be trained."""

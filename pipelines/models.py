@@ -38,6 +38,7 @@ def has_bfloat16() -> bool:
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
+ONE_LOOK: Final = "-one-look"
 GENERATIONS: Final = 8
 """How many of the models before it, each of which started from the next, a card tells."""
 
@@ -99,6 +100,35 @@ class Model:
     def saw(self, sha256: str) -> bool:
         """Whether it was trained on the photo of this digest, as far as `photos` goes."""
         return sha256[:PHOTO_DIGITS] in self.photos
+
+    def looking_once(self) -> "Model":
+        """The same weights, asked about a face only once, where this model looks at it again, in the mirror.
+
+        To who keeps what is found it is another model: its version ends with `ONE_LOOK`, and its card has no metrics.
+
+        Raises:
+            UserError: it is an ONNX file, whose looks are fixed, or tells nothing of its error after one look.
+        """
+        if not self.card.config.mirrored:
+            return self
+        if self.onnx:
+            raise UserError(f"{self.label} is an ONNX file of two looks: --one-look needs the artifact")
+        if self.card.one_look_calibration is None:
+            raise UserError(
+                f"{self.label} was not made for --one-look: its card does not say what error to expect after one; "
+                "train it anew, or leave --one-look out"
+            )
+        card = self.card.model_copy(
+            update={
+                "version": self.version + ONE_LOOK,
+                "config": self.card.config.model_copy(update={"mirrored": False}),
+                "calibration": self.card.one_look_calibration,
+                "one_look_calibration": None,
+                "metrics": {},
+            }
+        )
+        weights = dict(self.files)[WEIGHTS]
+        return replace(self, files=((WEIGHTS, weights), (CARD, card.model_dump_json(indent=2).encode())), card=card)
 
     def in_precision(self, precision: PrecisionChoice) -> "Model":
         """The same model, asked in this precision; `auto`: in bfloat16 where this CPU computes in it.

@@ -17,7 +17,17 @@ PACKAGED: Final = {IN_THE_BOX: BOX, "synthetic": BOX / "synthetic"}
 """The models that come with the package; the second has seen synthetic faces alone: training may start from it."""
 
 
-def open_model(model: str | None) -> Model:
+def open_model(model: str | None, one_look: bool = False) -> Model:
+    """Reads M, as it is or looking at each face only once.
+
+    Raises:
+        UserError: there is no such model, it cannot be read, or was not made for one look.
+    """
+    opened = _opened(model)
+    return opened.looking_once() if one_look else opened
+
+
+def _opened(model: str | None) -> Model:
     """Reads M: an artifact directory or an exported `.onnx` (local or `s3://`), a `models:/name@alias` URI, or
     `box` or `synthetic`, the models that come with the package. None: the champion of the registry where there is
     one, else that in the box; one that was lost is not replaced so."""

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from pipelines.annotation.tables import RUN, SCHEMA_VERSION, Annotations
 from pipelines.errors import UserError
-from pipelines.models import Model, read_model
+from pipelines.models import ONE_LOOK, Model, read_model
 from pipelines.opening import PACKAGED
 from pipelines.settings import AnnotateSettings
 from pipelines.storage import Store
@@ -119,10 +119,12 @@ def _of_another_version(place: Store) -> UserError:
 
 def _the_same(begun: dict[str, Any]) -> str:
     """How the model of a run is asked for: without --model it is that of the day."""
+    once = " --one-look" if str(begun.get("model")).endswith(ONE_LOOK) else ""
     for name, folder in PACKAGED.items():
-        if read_model(folder).digest == begun.get("model_sha256"):
-            return f" (--model {name})"
-    return " (--model models:/NAME/VERSION, or its artifact)"
+        packaged = read_model(folder)
+        if begun.get("model_sha256") == packaged.digest or begun.get("model") == packaged.label + ONE_LOOK:
+            return f" (--model {name}{once})"
+    return f" (--model models:/NAME/VERSION{once}, or its artifact)"
 
 
 def _is_same_archive(begun: dict[str, Any], mine: dict[str, Any]) -> bool:

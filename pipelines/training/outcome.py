@@ -63,20 +63,22 @@ def publish_trained(
     data, val = Loader(store, manifest, "train"), Loader(store, manifest, "val")
     model.lean.copy_(lean(model, data))
     metrics = validate(model, val) | _seen(val, settings.init)
-    card = _card(name, model, calibrate(model, val), metrics, manifest, settings, data.photos())
+    once = calibrate(model.looking_once(), val) if model.config.mirrored else None
+    card = _card(name, model, (calibrate(model, val), once), metrics, manifest, settings, data.photos())
     _publish(artifact, model, card, state.history)
 
 
 def _card(
     name: str,
     model: MSRRN,
-    calibration: Calibration,
+    calibrations: tuple[Calibration, Calibration | None],
     metrics: EpochMetrics,
     manifest: Manifest,
     settings: TrainSettings,
     photos: Sequence[str],
 ) -> Card:
     before = set(settings.init.photos) if settings.init else set()
+    calibration, one_look_calibration = calibrations
     weights = b"".join(tensor.contiguous().numpy().tobytes() for tensor in model.state_dict().values())
     return Card(
         version=hashlib.sha256(weights).hexdigest()[:12],
@@ -84,6 +86,7 @@ def _card(
         detector=manifest.settings["detector"],
         config=model.config,
         calibration=calibration,
+        one_look_calibration=one_look_calibration,
         training=Training(
             run=name,
             dataset=manifest.name,

@@ -28,9 +28,9 @@ from pipelines.training.outcome import TrainedModel, publish_trained, read_train
 from pipelines.training.state import TrainState
 from pipelines.training.validation import lean_to_take_off
 
-RECIPE: Final = 13
+RECIPE: Final = 14
 """Part of every run's name. Raise it with any change of code that changes weights: network, objective, loop, order
-of samples, perturbations, the lean that is taken off."""
+of samples, perturbations, the lean that is taken off; or what the card of every new model has to tell."""
 
 Followed = Callable[[], AbstractContextManager[OnEpoch]]
 """Entered by who begins, or goes on with, a training."""

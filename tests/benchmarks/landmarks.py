@@ -38,7 +38,8 @@ ERT: Final = "ERT, 15 cascades"
 def networks(model: Path) -> Iterator[tuple[str, Predictor]]:
     for looks, precision in product((1, 2), ("float32", "bfloat16")):
         network, card = load(model)
-        network.config = network.config.model_copy(update={"mirrored": looks == 2})
+        if looks == 1:
+            network = network.looking_once()
         if precision == "bfloat16":
             network.reduce()
         what = f"{looks} look{'s' * (looks - 1)}, {precision}"

@@ -25,6 +25,7 @@ from flows.cli import main, parser
 from flows.options import add_settings, add_train_options, given, train_settings
 from pipelines.dataset.manifest import Manifest
 from pipelines.dataset.prepare import prepare
+from pipelines.errors import UserError
 from pipelines.models import Model
 from pipelines.registry import tracking
 from pipelines.settings import AnnotateSettings, TrainSettings
@@ -520,6 +521,20 @@ def test_an_exported_model_is_used_like_any(
         rows.append(json.loads(capsys.readouterr().out)["all"])
     assert rows[0]["nrmse_ip"] == pytest.approx(rows[1]["nrmse_ip"], rel=1e-4)
     assert "is an export" in fails(capsys, "promote", "--model", file, "--data", str(annotated))
+
+
+def test_commands_that_ask_a_model_take_one_look_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def opened(model: str, one_look: bool) -> Model:
+        raise UserError(f"asked for {model}, {one_look}")
+
+    monkeypatch.setattr("pipelines.opening.open_model", opened)
+    out = ["--out", str(tmp_path / "out.onnx")]
+    for command in (["evaluate", "--data", "x"], ["benchmark", "--data", "x", *out], ["annotate", "x", *out]):
+        assert "asked for box, False" in fails(capsys, *command, "--model", "box")
+        assert "asked for box, True" in fails(capsys, *command, "--model", "box", "--one-look")
+    assert "asked for box, True" in fails(capsys, "export-model", "--model", "box", "--one-look", *out)
 
 
 def test_models_of_an_empty_registry_and_rollback_without_one(

@@ -66,10 +66,11 @@ def test_it_finds_the_landmarks_of_real_faces(data_root: Path, tmp_path: Path) -
     assert errors[-1] < 0.75 * errors[1], "the stages improve on the initial shape"
 
 
-def test_it_finds_the_landmarks_of_a_photo_of_no_dataset() -> None:
+@pytest.mark.parametrize("one_look", [False, True])
+def test_it_finds_the_landmarks_of_a_photo_of_no_dataset(one_look: bool) -> None:
     """Without research data: a portrait in the public domain that comes with Matplotlib. A person looked where eyes,
     nose, mouth and chin are."""
-    model, photo = open_model("box"), cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    model, photo = open_model("box", one_look), cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     rgb = decode(Path(str(photo)).read_bytes()).rgb
     (face,) = open_detector("hog")(rgb, 40)
     frame = frame_around(face.box, model.card.crop_margin)

@@ -16,12 +16,13 @@ from PIL import Image
 from msrrn.artifact import CARD, WEIGHTS
 from msrrn.geometry import Box
 from msrrn.openvino import OpenVinoPredictor
+from msrrn.prediction import STAGES
 from msrrn.provenance import InitialWeights
 from msrrn.synthetic import SyntheticPhoto
 from pipelines import models
 from pipelines.decoding import decode
 from pipelines.errors import UserError
-from pipelines.models import GENERATIONS, Model, export_model, initial_weights, read_model
+from pipelines.models import GENERATIONS, ONE_LOOK, ONNX_FILE, Model, export_model, initial_weights, read_model
 from pipelines.opening import open_model
 from pipelines.pyramid import crop, frame_around, padding
 from pipelines.settings import VAL_SHARE
@@ -83,6 +84,26 @@ def test_half_the_precision_finds_nearly_the_same(artifact: Path, file: Path) ->
     assert read_model(file).in_precision("float32") == read_model(file)
     with pytest.raises(UserError, match="--precision bfloat16 needs the artifact"):
         read_model(file).in_precision("bfloat16")
+
+
+def test_one_look_is_the_first_of_two_and_another_model_to_who_keeps_what_it_finds(file: Path) -> None:
+    box, once = open_model("box"), open_model("box", one_look=True)
+    twice, found = (each.predictor.predict(CROPS) for each in (box, once))
+    moved = np.abs(found.stages - twice.stages).max(axis=(0, 2, 3))
+    first = 1 + STAGES.index("stage_1")  # those behind are means of both looks; the lean lies as the last one does
+    assert moved[:first].max() < 5e-4
+    assert moved[first:].min() > 1e-3
+    assert (once.label, once.digest != box.digest) == (f"{box.label}{ONE_LOOK}", True)
+    assert not once.card.metrics  # they are of two looks
+    copy: Model = pickle.loads(pickle.dumps(once.in_precision("bfloat16")))  # noqa: S301
+    assert np.abs(copy.predictor.predict(CROPS).shapes - found.shapes).max() < 0.02
+    assert once.looking_once() == once
+    assert read_model(file).looking_once() == read_model(file)  # it never looked twice
+    with pytest.raises(UserError, match="an ONNX file of two looks: --one-look needs the artifact"):
+        replace(box, files=((ONNX_FILE, b"a graph"),)).looking_once()
+    unknown = replace(box, card=box.card.model_copy(update={"one_look_calibration": None}))
+    with pytest.raises(UserError, match=r"was not made for --one-look: .* train it anew"):
+        unknown.looking_once()
 
 
 def test_precision_is_chosen_by_what_the_cpu_computes_in(

@@ -46,7 +46,7 @@ from pipelines.disk import TEMP_PREFIX
 from pipelines.errors import UsageError, UserError
 from pipelines.forgotten import remember
 from pipelines.lease import LEASE, Lease, hold
-from pipelines.models import Model
+from pipelines.models import ONE_LOOK, Model
 from pipelines.opening import open_model
 from pipelines.progress import Progress
 from pipelines.settings import AnnotateSettings
@@ -286,6 +286,8 @@ def test_another_run_into_the_same_place_is_refused(
         ({"schema": "1"}, "holds a run of another version of msrrn, with tables of schema 1, not 2: use that"),
         ({"unheard_of": True}, newer),
         ({"model_sha256": open_model("synthetic").digest}, r"holds .*ask for the same \(--model synthetic\), give"),
+        ({"model": open_model("box", one_look=True).label}, r"ask for the same \(--model box --one-look\), give"),
+        ({"model": model.label + ONE_LOOK}, r"\(--model models:/NAME/VERSION --one-look, or its artifact\), give"),
     ):
         (tmp_path / "foreign" / RUN).write_text(json.dumps(json.loads(before[RUN]) | told))
         with pytest.raises(UserError, match=said):

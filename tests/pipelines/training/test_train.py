@@ -104,6 +104,24 @@ def test_the_confidence_is_calibrated_on_faces_that_were_not_learned(
     of_val, of_train = (calibrate(model, Loader(*dataset, split)).constant for split in ("val", "train"))
     # Weights are stored with fewer digits than they had when it was fitted.
     assert abs(card.calibration.constant - of_val) < 0.1 * abs(of_val - of_train)
+    assert card.one_look_calibration is None  # it looks once as it is
+
+
+@pytest.mark.usefixtures("tiny")
+def test_it_is_calibrated_for_one_look_too_where_a_network_looks_twice(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msrrn.calibration.LEAST_FACES", 2)
+    monkeypatch.setitem(PRESETS, "paper", PRESETS["paper"].model_copy(update={"mirrored": True}))
+    card = train_model(dataset[0].url, str(tmp_path), QUICK, 0).card
+    model = load(tmp_path / "models" / str(card.training.run))[0]
+    val = Loader(*dataset, "val")
+    twice, once = (calibrate(network, val).constant for network in (model, model.looking_once()))
+    assert card.one_look_calibration is not None
+    apart = abs(twice - once)
+    assert apart > 1e-4
+    assert abs(card.calibration.constant - twice) < 0.1 * apart
+    assert abs(card.one_look_calibration.constant - once) < 0.1 * apart
 
 
 @pytest.mark.usefixtures("tiny")
