@@ -79,6 +79,7 @@ def _annotate(commands: Commands) -> None:
         "  msrrn annotate scans --out annotations --any-rotation --min-face 40\n"
         "  msrrn annotate photos --out annotations --retry quarantined:timeout --timeout 600",
     )
+    parser.set_defaults(surplus="; SRC is one place: give the folder of the pictures, or a .txt that lists them")
     parser.add_argument(
         "source",
         metavar="SRC",

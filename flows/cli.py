@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         call, unknown = parser().parse_known_args(arguments)
         if unknown:  # a shell may make thousands of a *.jpg
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-            call.refuse(f"unrecognized arguments: {' '.join(unknown[:5])}{more}")
+            remedy = "" if any(word.startswith("-") for word in unknown) else call.surplus
+            call.refuse(f"unrecognized arguments: {' '.join(unknown[:5])}{more}{remedy}")
         _quiet(debug or call.loud)
         _without_passwords(call)
         _require_folder()

@@ -46,7 +46,7 @@ def add_command(commands: Commands, name: str, run: Runner, text: str, examples:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # a script that has them would end, or mean another option, once there is one more
     )
-    parser.set_defaults(run=run, refuse=parser.error, loud=False)
+    parser.set_defaults(run=run, refuse=parser.error, loud=False, surplus="")
     return parser
 
 
