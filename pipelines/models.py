@@ -39,6 +39,7 @@ def has_bfloat16() -> bool:
 
 
 ONE_LOOK: Final = "-one-look"
+"""Ends the version of a model that looks at a face only once, where it was made to look twice."""
 GENERATIONS: Final = 8
 """How many of the models before it, each of which started from the next, a card tells."""
 

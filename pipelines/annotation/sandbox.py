@@ -165,6 +165,8 @@ class Sandbox(Generic[Shared, Item, Result]):
         if code == -signal.SIGALRM:
             return Died("timeout", f"not done after {self._seconds:g} seconds")
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+        if code == -signal.SIGKILL:  # which is how Linux takes memory back
+            how += " (memory may be short)"
         return Died("crashed", how)
 
 

@@ -98,7 +98,7 @@ def test_one_that_cannot_be_started_is_said(sandbox: Made, tmp_path: Path, monke
     (tmp_path / "python").chmod(0o755)
     with monkeypatch.context() as patch:
         patch.setattr("sys.executable", str(tmp_path / "python"))
-        with pytest.raises(UserError, match="could not be started: killed by SIGKILL, 3 times"):
+        with pytest.raises(UserError, match=r"started: killed by SIGKILL \(memory may be short\), 3 times"):
             list(sandbox.run(["a"]))
     assert (tmp_path / "starts").read_text() == "\n\n\n"
     assert [result[0] for result in sandbox.run(["a"]) if isinstance(result, tuple)] == [">a"]
