@@ -25,14 +25,17 @@ def test_what_may_pass_is_tried_again(error: Exception, again: bool) -> None:
 def test_each_champion_annotates_at_a_place_of_its_own_and_so_does_code_that_makes_other_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    champion = SimpleNamespace(card=SimpleNamespace(version="9c1e"))
+    def opened(model: str | None, one_look: bool) -> SimpleNamespace:
+        return SimpleNamespace(card=SimpleNamespace(version="9c1e-one-look" if one_look else "9c1e"))
+
     places: list[str] = []
     monkeypatch.setattr(station, "RECIPE", 7)
-    monkeypatch.setattr(station, "load_model", lambda model: champion)
+    monkeypatch.setattr(station, "load_model", opened)
     monkeypatch.setattr(station, "annotate_archive", lambda source, out, *_: places.append(out))
     station.annotate.fn("photos", "out/annotations/archive/")
     station.annotate.fn("photos", "out/annotations/mine", model="box")
-    assert places == ["out/annotations/archive-9c1e-7", "out/annotations/mine"]
+    station.annotate.fn("photos", "out/annotations/archive/", one_look=True)
+    assert places == [f"out/annotations/{name}" for name in ("archive-9c1e-7", "mine", "archive-9c1e-one-look-7")]
 
 
 def test_what_is_done_is_not_done_again() -> None:
