@@ -68,7 +68,10 @@ def register(run: RunRecord, name: str, artifact: Path, tags: Mapping[str, str])
     Raises:
         UserError: `artifact` is no model artifact, or MLflow refuses the name or cannot be reached.
     """
-    _check(artifact)
+    try:
+        read_card(artifact)
+    except ArtifactError as error:
+        raise UserError(str(error)) from error
     digest = artifact_digest(artifact)
     with connected() as mlflow_client, store_lock(), default_store():
         for known in reversed(versions_of(mlflow_client, name)):
@@ -119,19 +122,16 @@ def _log_model(mlflow_client: MlflowClient, run: RunRecord, name: str, artifact:
     return str(logged.model_id)
 
 
-def fetch(model: str, cache: Path | None = None) -> Path:
-    """The artifact directory of `model`: a directory itself, `models:/name@alias`, or `models:/name/3`.
+def fetch(uri: str, cache: Path | None = None) -> Path:
+    """The artifact directory of a registered model, `models:/name@alias` or `models:/name/3`.
 
-    A registered model is downloaded once into `cache` (by default `models` in the user's cache), under its
-    digest, which is checked every time.
+    It is downloaded once into `cache` (by default `models` in the user's cache), under its digest, which is checked
+    every time.
 
     Raises:
-        UserError: no such directory, model, version or alias; no artifact in a directory; MLflow cannot be reached.
+        UserError: no such model, version or alias; its files are gone; MLflow cannot be reached.
     """
-    if not model.startswith("models:"):
-        _check(Path(model))
-        return Path(model)
-    found = resolve(model)
+    found = resolve(uri)
     with reaching_mlflow(), default_store():
         return _download(found, cache or cache_directory() / "models")
 
@@ -177,12 +177,3 @@ def _download(model: ModelVersion, cache: Path) -> Path:
             if not target.is_dir():
                 raise
     return target
-
-
-def _check(directory: Path) -> None:
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory; give a model artifact or models:/NAME@ALIAS")
-    try:
-        read_card(directory)
-    except ArtifactError as error:
-        raise UserError(str(error)) from error
