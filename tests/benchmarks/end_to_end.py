@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=4, help="names of every picture")
     parser.add_argument("--detector", default="auto")
     parser.add_argument("--engine", choices=get_args(EngineChoice), default="openvino")
+    parser.add_argument("--one-look", action="store_true", help="look at each face once")
     arguments = parser.parse_args()
     precision = open_model("box").in_precision("auto").precision
     settings = AnnotateSettings(detector=arguments.detector, engine=arguments.engine, precision=precision)
@@ -59,7 +60,7 @@ def main() -> None:
         for workers in (1, 2):
             on = frozenset(cores[:workers])
             jobs[f"alone, {workers}"] = Job(on, partial(_alone, files, workers, settings))
-            jobs[f"whole, {workers}"] = Job(on, partial(_whole, folder, workers, settings))
+            jobs[f"whole, {workers}"] = Job(on, partial(_whole, folder, workers, settings, arguments.one_look))
         seconds = by_turns(jobs)
         alone, whole = ({workers: seconds[f"{what}, {workers}"] for workers in (1, 2)} for what in ("alone", "whole"))
         for workers, spent in whole.items():
@@ -82,9 +83,9 @@ def _alone(files: Sequence[Path], processes: int, settings: AnnotateSettings) ->
     return lambda: pool.map(faces_in, [(file, settings) for file in files], chunksize=16)
 
 
-def _whole(folder: Path, workers: int, settings: AnnotateSettings) -> Prepared:
+def _whole(folder: Path, workers: int, settings: AnnotateSettings, one_look: bool) -> Prepared:
     """Annotation by so many workers; Ray is there where it is needed, its workers are not."""
-    model = open_model("box")
+    model = open_model("box", one_look)
     if workers > 1:
         start_ray(workers)
         time.sleep(RAY_SECONDS)
