@@ -64,18 +64,30 @@ def train_on_ray(
             try:
                 fitting.result()
                 break
-            except ray.train.TrainingFailedError as error:
-                if checkpoints.version != before:
-                    continue  # Ray counts the failures of the whole training; machines may come and go for days
-                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-                known = next((line for line in lines if "OutageError: " in line), lines[-1])
-                raise UserError(f"training {name} failed: {known.rpartition('OutageError: ')[2]}") from error
+            except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+                # Ray counts the failures of the whole training; machines may come and go for days. But where what
+                # watches over the workers died, it keeps their places, for which others would wait without end.
+                if checkpoints.version != before and isinstance(error, ray.train.TrainingFailedError):
+                    continue
+                raise UserError(f"training {name} failed: {why(error)}") from error
     if not checkpoints.restore(state) or state.epoch < settings.epochs:
         # The latter where another took over meanwhile, and is not as far.
         raise UserError(
             f"training {name} left no last checkpoint at {checkpoints.place.url}; run it again with --debug"
         )
     return state
+
+
+def why(error: Exception) -> str:
+    """What a person has to know of what Ray says of a training that failed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("The actor died" in line or "The actor is dead" in line for line in lines):
+        return (
+            "its processes died, perhaps for want of memory; what is finished is kept: run again with fewer workers "
+            "(--workers 0 needs the least)"
+        )
+    known = next((line for line in lines if "OutageError: " in line), lines[-1])
+    return known.rpartition("OutageError: ")[2]
 
 
 def _trainer(config: dict[str, Any], workers: int) -> Any:

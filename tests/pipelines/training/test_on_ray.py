@@ -10,10 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 import ray.util
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, WorkerGroupError
 
 from pipelines.dataset.manifest import Manifest
 from pipelines.storage import Store
-from pipelines.training.on_ray import listen_at_the_node
+from pipelines.training.on_ray import listen_at_the_node, why
 from pipelines.training.train import resumable
 from tests.factories import start_msrrn
 
@@ -39,6 +41,52 @@ def test_the_interface_that_an_operator_names_is_kept(monkeypatch: pytest.Monkey
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     listen_at_the_node()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorDiedError(),
+        ControllerError(ActorDiedError()),
+        WorkerGroupError(f"[Rank 0 Error Snippet]:\nA worker health check failed.\n{ActorDiedError()}\n\n", {}),
+    ],
+)
+def test_that_processes_died_is_told_with_what_to_do(error: Exception) -> None:
+    """As in a container of 2 GB, whose kernel kills any of them; Ray tells it in a page of its own words."""
+    assert why(error).startswith(
+        "its processes died, perhaps for want of memory; what is finished is kept: run again"
+    )
+
+
+def test_what_a_worker_says_last_is_why_a_training_failed() -> None:
+    told = (
+        "Traceback (most recent call last):\n  File ...\npipelines.outages.OutageError: s3://b: no answer\n\nat last"
+    )
+    assert why(WorkerGroupError(told, {})) == "s3://b: no answer"
+    assert why(WorkerGroupError("Traceback:\nValueError: of something else\n", {})) == "ValueError: of something else"
+
+
+@pytest.mark.line
+def test_a_training_ends_whose_controller_died(
+    dataset: tuple[Store, Manifest], empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray starts workers again, not what watches over them."""
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    out = tmp_path / "work"
+    call = ("train", "--dataset", dataset[0].url, "--out", str(out), "--workers", "1")
+    process = start_msrrn(*call, "--epochs", "100000", "--batch", "8", "--learning-rate", "1e-6")
+    while not list(out.glob("runs/*/state.pt")) and process.poll() is None:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+    below = psutil.Process(process.pid).children(recursive=True)
+    (controller,) = (each for each in below if each.name().startswith("ray::TrainCont"))
+    controller.kill()
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 1, errors
+    assert "failed: its processes died, perhaps for want of memory; what is finished is kept: run again" in errors
+    assert resumable(str(out))[1].epochs == 100000
 
 
 @pytest.mark.line
