@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -66,34 +67,11 @@ def test_what_a_worker_says_last_is_why_a_training_failed() -> None:
     assert why(WorkerGroupError("Traceback:\nValueError: of something else\n", {})) == "ValueError: of something else"
 
 
-@pytest.mark.line
-def test_a_training_ends_whose_controller_died(
+@pytest.fixture
+def training(
     dataset: tuple[Store, Manifest], empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray starts workers again, not what watches over them."""
-    shutil.copy(empty_store, tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    out = tmp_path / "work"
-    call = ("train", "--dataset", dataset[0].url, "--out", str(out), "--workers", "1")
-    process = start_msrrn(*call, "--epochs", "100000", "--batch", "8", "--learning-rate", "1e-6")
-    while not list(out.glob("runs/*/state.pt")) and process.poll() is None:
-        time.sleep(0.01)
-    assert process.poll() is None, process.communicate()
-    below = psutil.Process(process.pid).children(recursive=True)
-    (controller,) = (each for each in below if each.name().startswith("ray::TrainCont"))
-    controller.kill()
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 1, errors
-    assert "failed: its processes died, perhaps for want of memory; what is finished is kept: run again" in errors
-    assert resumable(str(out))[1].epochs == 100000
-
-
-@pytest.mark.line
-def test_a_signal_to_all_processes_of_a_training_ends_it_with_what_to_call_next(
-    dataset: tuple[Store, Manifest], empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As of `timeout`, Slurm and systemd: Ray's own end before the workers have heard of it."""
+) -> subprocess.Popen[str]:
+    """A long one on Ray, into `tmp_path/work`, with its first checkpoint; its processes are a group."""
     shutil.copy(empty_store, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -103,8 +81,28 @@ def test_a_signal_to_all_processes_of_a_training_ends_it_with_what_to_call_next(
     process = start_msrrn(*call, *steps, process_group=0)
     while not list(out.glob("runs/*/state.pt")) and process.poll() is None:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 130, errors
+    return process
+
+
+@pytest.mark.line
+def test_a_training_ends_whose_controller_died(training: subprocess.Popen[str], tmp_path: Path) -> None:
+    """Ray starts workers again, not what watches over them."""
+    below = psutil.Process(training.pid).children(recursive=True)
+    (controller,) = (each for each in below if each.name().startswith("ray::TrainCont"))
+    controller.kill()
+    _, errors = training.communicate(timeout=600)
+    assert training.returncode == 1, errors
+    assert "failed: its processes died, perhaps for want of memory; what is finished is kept: run again" in errors
+    assert resumable(str(tmp_path / "work"))[1].epochs == 100000
+
+
+@pytest.mark.line
+def test_a_signal_to_all_processes_of_a_training_ends_it_with_what_to_call_next(
+    training: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """As of `timeout`, Slurm and systemd: Ray's own end before the workers have heard of it."""
+    os.killpg(training.pid, signal.SIGTERM)
+    _, errors = training.communicate(timeout=600)
+    assert training.returncode == 130, errors
     assert "training stopped; the same command goes on from its last checkpoint, and so does" in errors
-    assert resumable(str(out))[1].epochs == 100000
+    assert resumable(str(tmp_path / "work"))[1].epochs == 100000
