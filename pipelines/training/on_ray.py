@@ -81,13 +81,14 @@ def train_on_ray(
 def why(error: Exception) -> str:
     """What a person has to know of what Ray says of a training that failed."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if outage := next((line for line in lines if "OutageError: " in line), None):
+        return outage.rpartition("OutageError: ")[2]
     if any("The actor died" in line or "The actor is dead" in line for line in lines):
         return (
             "its processes died, perhaps for want of memory; what is finished is kept: run again with fewer workers "
             "(--workers 0 needs the least)"
         )
-    known = next((line for line in lines if "OutageError: " in line), lines[-1])
-    return known.rpartition("OutageError: ")[2]
+    return lines[-1]
 
 
 def _trainer(config: dict[str, Any], workers: int) -> Any:
