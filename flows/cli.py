@@ -37,7 +37,7 @@ places:
   folder), PREFECT_API_URL, RAY_ADDRESS and AWS_* switch from this machine to servers.
 
 every COMMAND --help ends with examples.
-exit codes: 0 done, 1 the job failed, 2 the call is wrong, 130 interrupted, 141 whoever read stdout has gone.
+exit codes: 0 done, 1 the job failed, 2 an option is wrong, 130 interrupted, 141 whoever read stdout has gone.
 --debug, anywhere, shows tracebacks."""
 
 _WITHOUT_MEMORY: Final = re.compile("can't start new thread|could not create a primitive|can't allocate memory")
