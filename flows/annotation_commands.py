@@ -63,6 +63,7 @@ def _annotate(commands: Commands) -> None:
             print_json({"out": call.out, **summary.model_dump()})
         else:
             print(annotation_text(call.out, summary))
+        _tell_of_faster(settings, summary.settings["detector"])
 
     parser = add_command(
         commands,
@@ -122,12 +123,22 @@ def _rehearse(call: argparse.Namespace, settings: AnnotateSettings) -> None:
 
     with progress("listing pictures") as update:
         model = open_model(call.model, call.one_look)
-        settings = continued(Store(call.out).absolute(), call.source, model, settings)
-        rehearsal = rehearse(call.source, model, settings, call.workers, call.limit, update, call.out)
+        chosen = continued(Store(call.out).absolute(), call.source, model, settings)
+        rehearsal = rehearse(call.source, model, chosen, call.workers, call.limit, update, call.out)
     if call.json:
         print_json(rehearsal.model_dump())
     else:
         print(rehearsal_text(rehearsal, model.label, call.workers))
+    _tell_of_faster(chosen, rehearsal.detector)
+
+
+def _tell_of_faster(settings: AnnotateSettings, found: str) -> None:
+    """Where HOG finds the faces since nobody asked for a detector, says what is faster."""
+    from flows.progress import say
+    from pipelines.detection import FASTER, default_detector
+
+    if settings.detector == "auto" and found == default_detector() == "hog":
+        say(FASTER)
 
 
 def _export(commands: Commands) -> None:

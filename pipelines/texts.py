@@ -138,7 +138,8 @@ def rehearsal_text(rehearsal: "Rehearsal", model: str, workers: int) -> str:
         *([f"{rehearsal.to_do} of them are left to be done"] if rehearsal.begun else []),
         f"unusable as listed: {listed(rehearsal.unusable)}",
         f"of {rehearsal.looked_at} drawn at random: {listed(rehearsal.statuses)}; {counted(rehearsal.faces, 'face')} "
-        f"by {model}" + (f"; quarantined as {listed(rehearsal.reasons)}" if rehearsal.reasons else ""),
+        f"found by {rehearsal.detector}, landmarks by {model}"
+        + (f"; quarantined as {listed(rehearsal.reasons)}" if rehearsal.reasons else ""),
         f"{rehearsal.seconds_per_picture:g} s a picture; with {counted(workers, 'worker')} like this one it would "
         f"take some {_duration(rehearsal.hours)}, beside their start. Nothing was written",
     ]

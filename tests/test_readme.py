@@ -2,6 +2,7 @@
 
 import re
 from argparse import _SubParsersAction
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ import pytest
 
 from flows.cli import main, parser
 from msrrn.metrics import nrmse_ip
-from pipelines.annotation.tables import FACES, IMAGES
+from pipelines.annotation.tables import FACES, IMAGES, REASONS
 from pipelines.settings import BoxesBy, ExportFormat, SourceFormat
 from pipelines.sources.pts import parse_pts
 
@@ -41,11 +42,16 @@ def test_its_columns_are_those_of_the_tables() -> None:
 
 @pytest.mark.parametrize(
     ("title", "names"),
-    [("--format", SourceFormat), ("F", ExportFormat), ("--detector", BoxesBy)],
+    [
+        ("--format", get_args(SourceFormat)),
+        ("F", get_args(ExportFormat)),
+        ("--detector", get_args(BoxesBy)),
+        ("reason", REASONS),
+    ],
 )
-def test_its_names_are_those_that_there_are(title: str, names: Any) -> None:
+def test_its_names_are_those_that_there_are(title: str, names: Collection[str]) -> None:
     table = README.partition(f"| `{title}` |")[2].partition("\n\n")[0].splitlines()[2:]
-    assert {name for row in table for name in re.findall(r"`([^`]+)`", row.split("|")[1])} == {*get_args(names)}
+    assert {name for row in table for name in re.findall(r"`([^`]+)`", row.split("|")[1])} == {*names}
 
 
 def test_its_code_finds_a_face(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

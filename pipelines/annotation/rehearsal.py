@@ -46,6 +46,7 @@ class Rehearsal(BaseModel):
     suffixes: dict[str, int]
     unusable: dict[str, int]
     """by reason, as the listing already tells"""
+    detector: str
     looked_at: int
     statuses: dict[str, int]
     reasons: dict[str, int]
@@ -97,6 +98,7 @@ def rehearse(
         ignored=listing.ignored,
         suffixes=dict(census.suffixes.most_common(12)),
         unusable=dict(census.unusable.most_common()),
+        detector=detector.name,
         looked_at=len(seen),
         statuses=dict(Counter(rows.image["status"] for rows in seen).most_common()),
         reasons=dict(Counter(rows.image["reason"] for rows in seen if rows.image["reason"]).most_common()),

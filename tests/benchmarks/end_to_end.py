@@ -52,7 +52,11 @@ def main() -> None:
         rounds = zip(*mix(arguments.data, arguments.each).values(), strict=True)
         pictures = [picture.data for round_ in rounds for picture in round_]
         for index in range(arguments.names * len(pictures)):
-            (folder / "in" / f"{index:05d}.jpg").write_bytes(pictures[index % len(pictures)])
+            file, first = (folder / "in" / f"{each:05d}.jpg" for each in (index, index % len(pictures)))
+            if file == first:
+                file.write_bytes(pictures[index])
+            else:  # no more than the machine's memory keeps at hand
+                file.hardlink_to(first)
         files = sorted((folder / "in").iterdir())
         print(f"{len(files)} pictures, detector {open_detector(settings.detector).name}")
         cores = sorted(os.sched_getaffinity(0))

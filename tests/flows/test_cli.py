@@ -436,6 +436,23 @@ def test_prepare_prints_json_for_machines(
     assert (Path(made["dataset"]) / "manifest.json").is_file()
 
 
+@pytest.mark.parametrize(("detector", "told"), [("auto", True), ("hog", False)])
+def test_annotate_tells_of_a_faster_detector_whoever_asked_for_none(
+    annotated: Path,
+    artifact: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    detector: str,
+    told: bool,
+) -> None:
+    monkeypatch.setenv("MSRRN_CACHE", str(tmp_path / "cache"))  # nobody fetched a model file
+    call = ["annotate", str(annotated), "--out", str(tmp_path / "out"), "--model", artifact, "--workers", "1"]
+    for more in (["--dry-run"], []):
+        assert main([*call, "--detector", detector, "--limit", "2", *more]) == 0
+        assert ("msrrn fetch-detector blazeface" in capsys.readouterr().err) == told
+
+
 def test_evaluate_writes_the_figures_and_prints_a_table(
     annotated: Path, artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def test_what_a_run_would_take_is_said_in_plain_words(hours: float, said: str) -
     found = {
         "suffixes": {},
         "unusable": {},
+        "detector": "hog",
         "statuses": {},
         "reasons": {},
         "seconds_per_picture": 0.1,
