@@ -39,7 +39,8 @@ class Again:
             )
         if reason and reason not in REASONS:
             close = get_close_matches(reason, REASONS, 1)
-            raise ValueError(f"{text!r}: there is no such reason{f'; is it {close[0]}?' if close else ''}")
+            there = f"is it {close[0]}?" if close else f"there are {', '.join(sorted(REASONS))}"
+            raise ValueError(f"{text!r}: there is no such reason; {there}")
         return cls(status, reason or None)
 
     def counts_in(self, record: UnitRecord) -> bool:

@@ -762,6 +762,8 @@ def test_what_cannot_be_retried_is_said(text: str) -> None:
 def test_a_reason_that_is_none_is_not_waited_for() -> None:
     with pytest.raises(ValueError, match=r"there is no such reason; is it timeout\?"):
         Again.parse("quarantined:timeot")
+    with pytest.raises(ValueError, match=r"there is no such reason; there are broken_archive, .*, truncated, "):
+        Again.parse("quarantined:nonsense")
 
 
 def test_bad_pictures_are_quarantined_and_odd_ones_are_not(face: bytes, model: Model, tmp_path: Path) -> None:
