@@ -24,8 +24,6 @@ from pipelines.archives import Input
 from pipelines.errors import UserError
 from pipelines.storage import Store
 
-pa.array([])  # with its first array pyarrow loads pandas, where a Ctrl-C may be lost: so while a command is loaded
-
 PLACE: Final = "plan"
 _TABLE: Final = re.compile(rf"{PLACE}/\d{{5,}}\.parquet")
 _LISTED_AT_ONCE: Final = 10_000

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Final
 
+import pyarrow as pa
+
 from msrrn.openvino import has_openvino
 from pipelines.archives import Input
 from pipelines.detection import Detector, open_detector
@@ -11,6 +13,8 @@ from pipelines.errors import UsageError
 from pipelines.models import Model
 from pipelines.progress import Progress
 from pipelines.settings import MANY_PICTURES, AnnotateSettings
+
+pa.array([])  # with its first array pyarrow loads pandas, where a Ctrl-C may be lost: so while a command is loaded
 
 TOLD: Final = 10_000
 

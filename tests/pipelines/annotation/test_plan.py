@@ -111,7 +111,12 @@ def test_of_two_of_one_name_one_that_became_as_the_other_is_done_again_once(tmp_
     assert make_plan(iter(now), out, 2).addition is None
 
 
-def test_pandas_is_loaded_with_the_command_and_not_in_the_midst_of_its_work() -> None:
+@pytest.mark.parametrize(
+    ("module", "loaded"), [("run", "True"), ("rehearsal", "True"), ("sightings", "False"), ("tiles", "False")]
+)
+def test_pandas_is_loaded_with_a_command_and_not_in_the_midst_of_its_work_nor_in_a_sandbox(
+    module: str, loaded: str
+) -> None:
     """An interrupt that comes while it is loaded may be lost; while a command is, it ends that."""
-    asked = "import sys; import pipelines.annotation.plan; print('pandas' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout == "True\n"
+    asked = f"import sys; import pipelines.annotation.{module}; print('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout == f"{loaded}\n"
