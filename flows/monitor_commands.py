@@ -76,8 +76,8 @@ def _serve(commands: Commands) -> None:
         run,
         "Runs the deployments of prefect.yaml on this machine. They retrain, reconcile and look for drift on their "
         "schedules, judge a model when it is registered, and annotate on demand. It does what `prefect deploy` with "
-        "a work pool and a worker does, without them. Ctrl-C or SIGTERM ends what runs, a training at a checkpoint, "
-        "and pauses the schedules.",
+        "a work pool and a worker does, without them. Ctrl-C, SIGTERM or the end of the terminal ends what runs, a "
+        "training at a checkpoint, and pauses the schedules.",
         "  prefect server start & export PREFECT_API_URL=http://127.0.0.1:4200/api\n"
         "  msrrn serve\n  msrrn serve --file my/prefect.yaml --limit 4",
     )

@@ -6,6 +6,7 @@ The file is the one that `prefect deploy` reads, so that a deployment is describ
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -93,8 +94,8 @@ def deployments(file: Path) -> tuple[list[RunnerDeployment], dict[str, str]]:
 
 
 def serve(file: Path, limit: int) -> None:
-    """Deploys to the server of PREFECT_API_URL and runs what is due, at most `limit` runs at once, until Ctrl-C or
-    SIGTERM.
+    """Deploys to the server of PREFECT_API_URL and runs what is due, at most `limit` runs at once, until Ctrl-C,
+    SIGTERM, or the end of its terminal.
 
     Raises:
         UsageError: there is no Prefect server.
@@ -136,7 +137,13 @@ class _Runner(Runner):
     async def start(self, run_once: bool = False, webserver: bool | None = None) -> None:
         loop = asyncio.get_running_loop()
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in the background of a script
-            loop.add_signal_handler(signal.SIGINT, lambda: self._end(WAIT))
+            loop.add_signal_handler(signal.SIGINT, self._end, WAIT)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as by `nohup`
+            loop.add_signal_handler(signal.SIGHUP, self._end, 0.0)
+            # A terminal that is closed tells all of its processes, and would end the runs at once. They inherit what
+            # this thread does not hear.
+            threading.Thread(target=threading.Event().wait, name="hears-hangup", daemon=True).start()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         await super().start(run_once, webserver)
 
     def handle_sigterm(self, *_: object, **__: object) -> None:

@@ -380,7 +380,12 @@ def test_one_machine_serves_the_same_without_a_work_pool(api: str, tmp_path: Pat
 
 @pytest.mark.line
 @pytest.mark.parametrize(
-    ("number", "state", "send"), [(signal.SIGINT, "CRASHED", os.killpg), (signal.SIGTERM, "CANCELLED", os.kill)]
+    ("number", "state", "send"),
+    [
+        (signal.SIGINT, "CRASHED", os.killpg),
+        (signal.SIGTERM, "CANCELLED", os.kill),
+        (signal.SIGHUP, "CANCELLED", os.killpg),
+    ],
 )
 def test_what_runs_is_ended_and_known_to_be_when_serving_is_stopped(
     api: str, tmp_path: Path, number: int, state: str, send: Callable[[int, int], None]
