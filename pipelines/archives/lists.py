@@ -3,7 +3,7 @@
 It is UTF-8, or UTF-16 with its mark. Relative paths are seen from the list's folder; `file://` and `s3://` are
 followed wherever they lead. Blank lines, and what begins with `#`, are passed over. A table whose first column has a
 heading may have semicolons or tabs between its columns; one of numbers without a heading may precede it, as pandas
-writes it. Nothing is asked of S3 while listing.
+writes it, and a line that says what separates columns, as spreadsheets want it. Nothing is asked of S3 while listing.
 """
 
 import csv
@@ -38,6 +38,8 @@ _HEADINGS: Final = frozenset(
      "img", "imgpath", "picture", "photo", "key", "name"}
 )  # fmt: skip
 """Without case, blanks, `_` and `-`."""
+_SEPARATED_BY: Final = re.compile(r"sep=[,;\t]?", re.IGNORECASE)
+"""A tab at the end of a line is gone by then."""
 _URI: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/")
 """Java writes the URI of a file with one slash."""
 
@@ -65,7 +67,7 @@ def _said(lines: Iterable[str]) -> Iterator[str]:
 
 def _first_cells(lines: Iterator[str]) -> Iterator[str]:
     """Of a table without its heading; empty ones are left out."""
-    first = next(_said(lines), "")
+    first = next((line for line in _said(lines) if not _SEPARATED_BY.fullmatch(line)), "")
     place = 1 if first.startswith((",", ";")) else 0
     headed = (mark for mark in ",;\t" if re.sub(r"[ _-]", "", _cell(first, mark, place).lower()) in _HEADINGS)
     separator = next(headed, "")

@@ -46,6 +46,13 @@ def test_the_heading_of_a_table_is_no_picture(heading: str, tmp_path: Path) -> N
     assert read(str(tmp_path / "x.csv")) == [("a.jpg", b"a")]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_what_a_table_says_of_its_separator_is_no_picture(separator: str, tmp_path: Path) -> None:
+    publish(str(tmp_path), {"a.jpg": b"a"})
+    (tmp_path / "x.csv").write_text(f"sep={separator}\r\npath{separator}label\r\na.jpg{separator}1\r\n")
+    assert read(str(tmp_path / "x.csv")) == [("a.jpg", b"a")]
+
+
 @pytest.mark.parametrize("separator", [",", ";"])
 def test_the_numbers_that_pandas_writes_before_a_table_are_no_pictures(separator: str, tmp_path: Path) -> None:
     publish(str(tmp_path), {"a.jpg": b"a", "0": b"no"})
